@@ -1,0 +1,5 @@
+//! The image: RAFS v6 as it lies on disk, read, built, checked, unpacked and mounted.
+
+mod source;
+
+pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
