@@ -1,0 +1,233 @@
+//! `shoal image`: build, check, unpack and push, with no daemon.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use shoal_proto::Algorithm;
+use shoal_rafs::{
+    BuildOptions, Builder, Compressor,
+    oci::{Reference, Registry, RegistryOptions, push},
+};
+
+use super::{Failure, human_bytes, print_json, runtime};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Image {
+    /// Build a bootstrap and a data blob from a directory.
+    Build(Build),
+    /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
+    Check(Check),
+    /// Write the tree of an image as a tar.
+    Unpack(Unpack),
+    /// Push an image to a registry or into an OCI layout.
+    Push(Push),
+}
+
+impl Image {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Build(verb) => verb.run(),
+            Self::Check(verb) => verb.run(),
+            Self::Unpack(verb) => verb.run(),
+            Self::Push(verb) => verb.run(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressorName {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl From<CompressorName> for Compressor {
+    fn from(name: CompressorName) -> Self {
+        match name {
+            CompressorName::None => Self::None,
+            CompressorName::Lz4 => Self::Lz4,
+            CompressorName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DigesterName {
+    Blake3,
+    Sha256,
+}
+
+impl From<DigesterName> for Algorithm {
+    fn from(name: DigesterName) -> Self {
+        match name {
+            DigesterName::Blake3 => Self::Blake3,
+            DigesterName::Sha256 => Self::Sha256,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Build {
+    /// Directory whose tree becomes the image.
+    #[arg(long)]
+    source: PathBuf,
+    /// Bootstrap file to write.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory to write the blob to, named by its sha256.
+    #[arg(long)]
+    blob_dir: PathBuf,
+    /// How chunks are compressed; a chunk that does not shrink is stored as it is.
+    #[arg(long, value_enum, default_value = "zstd")]
+    compressor: CompressorName,
+    /// What names a chunk.
+    #[arg(long, value_enum, default_value = "blake3")]
+    digester: DigesterName,
+    /// Bytes of a chunk: a power of two from 4096 to 16777216.
+    #[arg(long, default_value_t = 1 << 20)]
+    chunk_size: u32,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Build {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let options = BuildOptions {
+            compressor: self.compressor.into(),
+            algorithm: self.digester.into(),
+            chunk_size: self.chunk_size,
+        };
+        let report = Builder::new(options)?.build(&self.source, &self.bootstrap, &self.blob_dir)?;
+        if self.json {
+            print_json(&report)?;
+        } else {
+            println!(
+                "{} files, {} in {} chunks ({} unique), encoded {}",
+                report.files,
+                human_bytes(report.decoded_bytes),
+                report.chunks,
+                report.unique_chunks,
+                human_bytes(report.encoded_bytes)
+            );
+            if let Some(blob) = report.blob {
+                println!("blob {blob}");
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// Bootstrap file.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory with the image's blobs; with it every chunk is decoded and verified.
+    #[arg(long)]
+    blob_dir: Option<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let report = shoal_rafs::check(&self.bootstrap, self.blob_dir.as_deref())?;
+        if self.json {
+            print_json(&report)?;
+        } else {
+            print!("{report}");
+        }
+        Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Unpack {
+    /// Bootstrap file.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory with the image's blobs.
+    #[arg(long)]
+    blob_dir: PathBuf,
+    /// Tar to write; `-` is standard output.
+    #[arg(long)]
+    output: PathBuf,
+}
+
+impl Unpack {
+    fn run(self) -> Result<ExitCode, Failure> {
+        if self.output.as_os_str() == "-" {
+            let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
+            shoal_rafs::unpack(&self.bootstrap, &self.blob_dir, &mut out)?;
+            out.flush()?;
+        } else {
+            let mut out = BufWriter::with_capacity(1 << 20, File::create(&self.output)?);
+            shoal_rafs::unpack(&self.bootstrap, &self.blob_dir, &mut out)?;
+            out.flush()?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Push {
+    /// Bootstrap file.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory with the image's blobs.
+    #[arg(long)]
+    blob_dir: PathBuf,
+    /// `host[:port]/repo:tag`, or `oci:DIR:tag` for an OCI layout directory.
+    reference: Reference,
+    /// Speak plain HTTP to the registry. Loopback hosts are always spoken to so.
+    #[arg(long)]
+    plain_http: bool,
+    /// A docker config.json with credentials.
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// A PEM file with certificate authorities to trust besides the built-in ones.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Vec<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Push {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let registry = Registry::new(RegistryOptions {
+            plain_http: if self.plain_http { vec![self.reference.registry().to_owned()] } else { Vec::new() },
+            ca_files: self.ca_file,
+            authfile: self.authfile,
+            ..RegistryOptions::default()
+        })?;
+        let bar = ProgressBar::no_length()
+            .with_style(ProgressStyle::with_template("push {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+        let report = runtime()?.block_on(push(
+            &registry,
+            &self.bootstrap,
+            &self.blob_dir,
+            &self.reference,
+            |done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            },
+        ))?;
+        bar.finish_and_clear();
+        if self.json {
+            print_json(&report)?;
+        } else {
+            println!("{} manifest sha256:{}", self.reference, report.manifest);
+            println!("sent {} of {}", human_bytes(report.sent_bytes), human_bytes(report.encoded_bytes));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,254 @@
+//! What this node answers to others: pieces and objects that are here, and, as a home, those that it first has to get.
+//!
+//! A piece is named by its fingerprint, so what is sent is what the asker's image means by it, whichever image brought
+//! it here. Only a seed peer reads the registry for others, only registries that its configuration lists, and only with
+//! its own credentials; everybody else says that it cannot.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream::FuturesUnordered};
+use shoal_proto::{Asked, BlobId, Fingerprint, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request};
+use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
+
+use crate::{
+    data::{AnswerSender, PeerContext, Service},
+    driver::DriverHandle,
+    fetch::MAX_OBJECT,
+    images::{ImageBlob, Images},
+};
+
+/// What an asker is told to expect of a registry read; the next word comes with the data.
+const REGISTRY_ETA: Duration = Duration::from_secs(5);
+
+/// Whether, and for which registries, this node is a home.
+#[derive(Debug, Clone)]
+pub(crate) enum HomeDuty {
+    /// Not a seed peer.
+    None,
+    /// A seed peer: registries it reads for others; `*` is any.
+    Registries(Vec<String>),
+}
+
+impl HomeDuty {
+    fn allows(&self, source: &ImageSource) -> Result<(), &'static str> {
+        match self {
+            Self::None => Err("not a seed peer"),
+            // A layout is a folder of this host: whoever names one would choose what this node reads.
+            Self::Registries(_) if source.registry.starts_with("oci:") => Err("a folder is not a registry"),
+            Self::Registries(list) if list.iter().any(|one| one == "*" || *one == source.registry) => Ok(()),
+            Self::Registries(_) => Err("this seed peer does not read that registry for others"),
+        }
+    }
+}
+
+/// The data plane's service.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    pub me: PeerId,
+    pub images: Images,
+    pub driver: DriverHandle,
+    pub duty: HomeDuty,
+    pub runtime: tokio::runtime::Handle,
+}
+
+impl Service for Server {
+    fn handle(&self, peer: PeerContext, request: Request, answers: AnswerSender) {
+        let server = self.clone();
+        self.runtime.spawn(async move {
+            tracing::trace!(peer = %peer.peer, ?request, "asked");
+            // An asker that has gone, or cancelled, ends the answer: there is nobody to tell.
+            let _ = server.answer(request, Arc::new(answers)).await;
+        });
+    }
+}
+
+/// The asker is gone.
+struct Gone;
+
+impl<E: std::error::Error> From<E> for Gone {
+    fn from(_: E) -> Self {
+        Self
+    }
+}
+
+impl Server {
+    async fn answer(&self, request: Request, answers: Arc<AnswerSender>) -> Result<(), Gone> {
+        let wish = Wish {
+            image: request.image,
+            priority: request.priority,
+            source: request.source,
+            deadline: request.deadline,
+        };
+        match request.what {
+            Asked::Object { id, kind } => self.object(&wish, id, kind, &answers).await?,
+            Asked::Pieces { bootstrap, blob, first, fingerprints } => {
+                self.pieces(&wish, bootstrap, blob, first, &fingerprints, &answers).await?;
+            }
+        }
+        Ok(answers.end().await?)
+    }
+
+    async fn object(
+        &self,
+        wish: &Wish,
+        id: ObjectId,
+        kind: ObjectKind,
+        answers: &AnswerSender,
+    ) -> Result<(), Gone> {
+        if let Some(bytes) = self.images.stored(id).await {
+            return Ok(answers.send_data(0, bytes).await?);
+        }
+        if !wish.source {
+            return Ok(answers.not_have(0).await?);
+        }
+        if !self.may_source(wish, Item { blob: id.into(), piece: 0 }, answers).await? {
+            return Ok(());
+        }
+        let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
+        match tokio::time::timeout(wish.deadline, fetched).await {
+            Ok(Ok(bytes)) => Ok(answers.send_data(0, bytes).await?),
+            Ok(Err(error)) => Ok(answers.cannot_source(error.to_string()).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn pieces(
+        &self,
+        wish: &Wish,
+        layer: ObjectId,
+        blob: BlobId,
+        first: u32,
+        fingerprints: &[Fingerprint],
+        answers: &AnswerSender,
+    ) -> Result<(), Gone> {
+        let numbered = || (first..).zip(fingerprints);
+        let mut missing = Vec::new();
+        for (piece, fingerprint) in numbered() {
+            match self.stored(blob, piece, fingerprint).await {
+                Some(bytes) => answers.send_data(piece, bytes).await?,
+                None => missing.push((piece, *fingerprint)),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if !wish.source {
+            for (piece, _) in missing {
+                answers.not_have(piece).await?;
+            }
+            return Ok(());
+        }
+        self.source(wish, layer, blob, missing, answers).await
+    }
+
+    /// As the home: gets what is missing, and passes each piece on as soon as it has verified.
+    async fn source(
+        &self,
+        wish: &Wish,
+        layer: ObjectId,
+        blob: BlobId,
+        missing: Vec<(u32, Fingerprint)>,
+        answers: &AnswerSender,
+    ) -> Result<(), Gone> {
+        let Some(&(first, _)) = missing.first() else { return Ok(()) };
+        // Homes depend on the blob's id and the place in it, which a blob that is not loaded has yet to show; then the
+        // asker's word is taken for it.
+        let known = Item { blob: BlobKey::from(blob), piece: first };
+        if !self.may_source(wish, known, answers).await? {
+            return Ok(());
+        }
+        let image = match self.images.by_layer(&wish.image, layer).await {
+            Ok(image) => image,
+            Err(error) => return Ok(answers.cannot_source(crate::chain(&error)).await?),
+        };
+        let loaded = image.blobs.iter().find(|loaded| loaded.table.blob() == blob);
+        let mut wanted = FuturesUnordered::new();
+        for (piece, fingerprint) in missing {
+            match loaded {
+                Some(loaded) if loaded.agrees(piece, &fingerprint) => {
+                    wanted.push(self.get(wish, loaded.clone(), piece));
+                }
+                _ => answers.not_have(piece).await?,
+            }
+        }
+        while let Some((piece, got)) = wanted.next().await {
+            match got {
+                Ok(Some(bytes)) => answers.send_data(piece, bytes).await?,
+                Ok(None) => answers.not_have(piece).await?,
+                Err(reason) => return Ok(answers.cannot_source(reason).await?),
+            }
+        }
+        Ok(())
+    }
+
+    async fn get(&self, wish: &Wish, blob: ImageBlob, piece: u32) -> (u32, Result<Option<Bytes>, String>) {
+        let item = Item { blob: blob.key, piece };
+        let got = self.driver.want(item, wish.priority, wish.deadline, WantOrigin::ForPeer).await;
+        match got {
+            Ok(_) => (piece, Ok(read(blob, piece).await)),
+            Err(error) => (piece, Err(error.to_string())),
+        }
+    }
+
+    /// Tells the asker to wait, or why it will not get it here.
+    async fn may_source(&self, wish: &Wish, item: Item, answers: &AnswerSender) -> Result<bool, Gone> {
+        if let Err(why) = self.duty.allows(&wish.image) {
+            answers.cannot_source(why.into()).await?;
+            return Ok(false);
+        }
+        if let Some(home) = self.driver.home_of(item).await
+            && home != self.me
+        {
+            answers.not_my_home(vec![home]).await?;
+            return Ok(false);
+        }
+        answers.pending(REGISTRY_ETA).await?;
+        Ok(true)
+    }
+
+    async fn stored(&self, blob: BlobId, piece: u32, fingerprint: &Fingerprint) -> Option<Bytes> {
+        let blob = self.images.blob_agreeing(blob, piece, fingerprint)?;
+        read(blob, piece).await
+    }
+}
+
+/// What a request says beside what it asks for.
+struct Wish {
+    image: ImageSource,
+    priority: Priority,
+    source: bool,
+    deadline: Duration,
+}
+
+/// The encoded bytes of a piece that is here.
+async fn read(blob: ImageBlob, piece: u32) -> Option<Bytes> {
+    if !blob.handle.is_present(piece) {
+        return None;
+    }
+    match tokio::task::spawn_blocking(move || blob.handle.read(piece)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => {
+            tracing::warn!("cannot read piece {piece} from the store: {}", crate::chain(&error));
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_reads_listed_registries_and_never_a_folder() {
+        let source = |registry: &str| ImageSource { registry: registry.into(), repository: "app".into() };
+        let listed = HomeDuty::Registries(vec!["r.example:5000".into()]);
+        let any = HomeDuty::Registries(vec!["*".into()]);
+        assert!(listed.allows(&source("r.example:5000")).is_ok());
+        assert!(listed.allows(&source("r.example")).is_err());
+        assert!(any.allows(&source("other")).is_ok());
+        assert!(any.allows(&source("oci:/etc")).is_err());
+        assert!(HomeDuty::None.allows(&source("r.example:5000")).is_err());
+    }
+}
