@@ -1,5 +1,48 @@
-//! The wire contract of Shoal: identities, messages, frames of bounded size, bitfields. A leaf crate without a runtime.
+//! The wire contract of Shoal: identities, messages, frames of bounded size, bitfields. A leaf crate without a
+//! runtime.
+//!
+//! # The data plane on one page
+//!
+//! Two peers keep one connection, mutually authenticated. Its first stream, opened by who dialled, carries [`Hello`]
+//! both ways and then notices both ways; nothing else is looked at before the other side's hello was accepted. Every
+//! request is a stream of its own (or, over TCP, frames that interleave; each names its request).
+//!
+//! ```text
+//! who asks                                   who serves
+//!   Request{id, image, what, priority, ..} ->
+//!                                          <- Pending{eta}                       any number of times, patience
+//!                                          <- Data{piece, total, offset, length} + raw bytes, a piece's parts in order
+//!                                          <- NotHave{piece}                     instead of that piece's data
+//!                                          <- End{status}                        every piece was answered, or not
+//!                                     or   <- Busy | NotMyHome | CannotSource    and that is the end
+//!   Cancel{id} ->                          <- End{Cancelled}
+//!
+//! notices: Interest{blob} -> Have{blob, full} at once, then deltas in batches; Peers{blob, contacts} at any time
+//! ```
+//!
+//! - Pieces are named by number and by [`Fingerprint`]; who holds something else under the number answers `NotHave`.
+//!   Objects are named by their sha256 and answered as piece 0.
+//! - `source: true` asks the receiver *as the home*: it reads the registry once for everyone. Only a home answers
+//!   `Pending`, `NotMyHome` or `CannotSource`; without `source` a peer answers from what it has.
+//! - **Limits.** A header has at most 64 KiB, a payload 256 KiB ([`MAX_HEADER`], [`MAX_PAYLOAD`]); every list and
+//!   text has a limit named in this crate and checked in `convert.rs` on both ways. Breaking one ends the connection.
+//! - **Versions.** A hello names the newest and oldest version spoken; the newest common one is used ([`VERSION`],
+//!   [`MIN_VERSION`]). Unknown fields and feature bits are ignored; unknown messages end the connection, so a new one
+//!   needs a feature bit.
 
+mod bitfield;
+mod codec;
+mod convert;
+mod generated;
 mod id;
+mod message;
 
+pub use bitfield::{Bitfield, BitfieldError, MAX_WIRE_PIECES};
+pub use codec::{CodecError, MAX_HEADER, MAX_PAYLOAD, PREFIX, decode_body, decode_header, encode_header, header_len};
+pub use convert::ConvertError;
 pub use id::{Algorithm, BlobId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
+pub use message::{
+    Asked, Contact, Data, Have, Hello, ImageSource, MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS, MAX_LABELS,
+    MAX_MEMBERSHIP, MAX_NAME, MAX_REASON, MAX_RUN, MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message, ObjectKind, Request,
+    Status, VERSION,
+};
