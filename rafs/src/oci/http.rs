@@ -55,6 +55,7 @@ pub(super) struct Request<'a> {
 }
 
 /// What goes with a request.
+#[derive(Clone)]
 pub(super) enum Body<'a> {
     None,
     Bytes(Bytes),
@@ -69,21 +70,11 @@ impl Http {
 
     pub(super) async fn resolve(&self, reference: &Reference) -> Result<(ObjectId, u64), RegistryError> {
         let path = format!("manifests/{}", reference.object());
-        let head = self.retrying(async || {
-            let request = self.request(Method::HEAD, reference.source(), &path)?.header(header::ACCEPT, ACCEPT);
-            self.send(&request).await
-        });
-        match head.await {
+        let head = self.request(Method::HEAD, reference.source(), &path)?.header(header::ACCEPT, ACCEPT);
+        match self.send_retrying(&head).await {
             Ok(response) => {
                 if let Some((id, size)) = announced(&response) {
-                    return match reference.digest().filter(|expected| *expected != id) {
-                        None => Ok((id, size)),
-                        Some(expected) => Err(RegistryError::WrongDigest {
-                            what: describe(response.url()),
-                            expected,
-                            found: format!("sha256:{id}"),
-                        }),
-                    };
+                    return pinned(reference, id, size);
                 }
             }
             // Some proxies know no HEAD.
@@ -91,58 +82,44 @@ impl Http {
             Err(error) => return Err(error),
         }
         let bytes = self.document(reference.source(), &path).await?;
-        let id = super::registry::sha256(&bytes);
-        match reference.digest().filter(|expected| *expected != id) {
-            None => Ok((id, bytes.len() as u64)),
-            Some(expected) => Err(RegistryError::WrongDigest {
-                what: reference.to_string(),
-                expected,
-                found: format!("sha256:{id}"),
-            }),
-        }
+        pinned(reference, super::registry::sha256(&bytes), bytes.len() as u64)
     }
 
     pub(super) async fn manifest(&self, source: &Source, id: ObjectId) -> Result<Bytes, RegistryError> {
-        let path = format!("manifests/sha256:{id}");
-        let bytes = self.document(source, &path).await?;
-        let found = super::registry::sha256(&bytes);
-        if found == id {
-            return Ok(bytes);
-        }
-        let what = format!("{source}@sha256:{id}");
-        Err(RegistryError::WrongDigest { what, expected: id, found: format!("sha256:{found}") })
+        let bytes = self.document(source, &format!("manifests/sha256:{id}")).await?;
+        verified(source, id, bytes)
     }
 
     /// A manifest or index, unverified.
     async fn document(&self, source: &Source, path: &str) -> Result<Bytes, RegistryError> {
-        self.retrying(async || {
-            let request = self.request(Method::GET, source, path)?.header(header::ACCEPT, ACCEPT);
-            let response = self.send(&request).await?;
-            self.collect(response, MAX_MANIFEST).await
-        })
-        .await
+        let request = self.request(Method::GET, source, path)?.header(header::ACCEPT, ACCEPT);
+        self.whole(&request, MAX_MANIFEST).await
     }
 
     pub(super) async fn blob(&self, source: &Source, id: ObjectId, limit: u64) -> Result<Bytes, RegistryError> {
-        let path = format!("blobs/sha256:{id}");
-        let bytes = self
-            .retrying(async || {
-                let response = self.send(&self.request(Method::GET, source, &path)?).await?;
-                self.collect(response, limit).await
-            })
-            .await?;
-        let found = super::registry::sha256(&bytes);
-        if found == id {
-            return Ok(bytes);
+        let request = self.request(Method::GET, source, &format!("blobs/sha256:{id}"))?;
+        let bytes = self.whole(&request, limit).await?;
+        verified(source, id, bytes)
+    }
+
+    /// A whole body in memory, tried again also when it breaks on the way.
+    async fn whole(&self, request: &Request<'_>, limit: u64) -> Result<Bytes, RegistryError> {
+        let mut tries = self.tries();
+        loop {
+            let collected = match self.send(request).await {
+                Ok(response) => self.collect(response, limit).await,
+                Err(error) => Err(error),
+            };
+            match collected {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => tries.wait(error).await?,
+            }
         }
-        let what = format!("{source}@sha256:{id}");
-        Err(RegistryError::WrongDigest { what, expected: id, found: format!("sha256:{found}") })
     }
 
     pub(super) async fn blob_size(&self, source: &Source, id: ObjectId) -> Result<Option<u64>, RegistryError> {
-        let path = format!("blobs/sha256:{id}");
-        let head = self.retrying(async || self.send(&self.request(Method::HEAD, source, &path)?).await).await;
-        match head {
+        let head = self.request(Method::HEAD, source, &format!("blobs/sha256:{id}"))?;
+        match self.send_retrying(&head).await {
             Ok(response) => Ok(Some(header_number(&response, &header::CONTENT_LENGTH).unwrap_or(0))),
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -160,17 +137,14 @@ impl Http {
             return Ok(BlobStream::empty(path));
         }
         let asked = format!("bytes={}-{}", range.start, range.end - 1);
-        self.retrying(async || {
-            let request = self.request(Method::GET, source, &path)?.header(header::RANGE, &asked);
-            match self.send(&request).await {
-                Ok(response) => self.ranged(response, range.clone()),
-                Err(RegistryError::Registry { what, status: 416, .. }) => {
-                    Err(RegistryError::WrongRange { what, asked: range.clone(), found: "status 416".to_owned() })
-                }
-                Err(error) => Err(error),
+        let request = self.request(Method::GET, source, &path)?.header(header::RANGE, &asked);
+        match self.send_retrying(&request).await {
+            Ok(response) => self.ranged(response, range),
+            Err(RegistryError::Registry { what, status: 416, .. }) => {
+                Err(RegistryError::WrongRange { what, asked: range, found: "status 416".to_owned() })
             }
-        })
-        .await
+            Err(error) => Err(error),
+        }
     }
 
     /// The stream behind an answer to a ranged read, when it is the range that was asked for.
@@ -215,6 +189,17 @@ impl Http {
             reason: format!("this makes no URL: {error}"),
         })?;
         Ok(Request { method, url, source, push: false, headers: HeaderMap::new(), body: Body::None })
+    }
+
+    /// Makes a request as often as it takes to get the head of a successful answer.
+    pub(super) async fn send_retrying(&self, request: &Request<'_>) -> Result<Response, RegistryError> {
+        let mut tries = self.tries();
+        loop {
+            match self.send(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => tries.wait(error).await?,
+            }
+        }
     }
 
     /// Makes a request once, with the token it takes, and gives the answer if it is a success.
@@ -306,27 +291,33 @@ impl Http {
         Ok(bytes.into())
     }
 
-    /// Repeats what may pass, waiting longer each time and as long as the registry asks for, within bounds.
-    pub(super) async fn retrying<T>(
-        &self,
-        operation: impl AsyncFn() -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
-        let mut tries = 0;
-        loop {
-            let error = match operation().await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            let wait = error.retry_after().unwrap_or_else(|| jittered(BACKOFF * 2u32.saturating_pow(tries.min(8))));
-            let too_long = error.retry_after().is_some_and(|wait| wait > self.options.max_wait);
-            if tries >= self.options.retries || !error.is_transient() || too_long {
-                return Err(error);
-            }
-            tries += 1;
-            let wait = wait.min(self.options.max_wait);
-            tracing::debug!(%error, ?wait, tries, "will ask the registry again");
-            tokio::time::sleep(wait).await;
+    /// For one operation that may be tried several times.
+    pub(super) fn tries(&self) -> Tries {
+        Tries { made: 0, most: self.options.retries, max_wait: self.options.max_wait }
+    }
+}
+
+/// Counts the tries of one operation and waits between them.
+pub(super) struct Tries {
+    made: u32,
+    most: u32,
+    max_wait: Duration,
+}
+
+impl Tries {
+    /// Waits before the next try, longer each time and as long as the registry asked for. Gives the error back when it
+    /// will not pass, when the tries are used up, or when the registry asks for more than the longest wait.
+    pub(super) async fn wait(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        let asked = error.retry_after();
+        let wait =
+            asked.unwrap_or_else(|| jittered(BACKOFF * 2u32.saturating_pow(self.made.min(8))).min(self.max_wait));
+        if self.made >= self.most || !error.is_transient() || wait > self.max_wait {
+            return Err(error);
         }
+        self.made += 1;
+        tracing::debug!(%error, ?wait, tries = self.made, "will ask the registry again");
+        tokio::time::sleep(wait).await;
+        Ok(())
     }
 }
 
@@ -338,6 +329,25 @@ impl Request<'_> {
         }
         self
     }
+}
+
+fn verified(source: &Source, id: ObjectId, bytes: Bytes) -> Result<Bytes, RegistryError> {
+    match super::registry::sha256(&bytes) {
+        found if found == id => Ok(bytes),
+        found => Err(wrong_digest(format!("{source}@sha256:{id}"), id, found)),
+    }
+}
+
+/// What a reference was resolved to must be the digest that it has, if it has one.
+fn pinned(reference: &Reference, id: ObjectId, size: u64) -> Result<(ObjectId, u64), RegistryError> {
+    match reference.digest().filter(|expected| *expected != id) {
+        None => Ok((id, size)),
+        Some(expected) => Err(wrong_digest(reference.to_string(), expected, id)),
+    }
+}
+
+fn wrong_digest(what: String, expected: ObjectId, found: ObjectId) -> RegistryError {
+    RegistryError::WrongDigest { what, expected, found: format!("sha256:{found}") }
 }
 
 /// Half to all of it, so that many nodes that failed together do not come back together.

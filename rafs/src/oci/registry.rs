@@ -3,15 +3,15 @@
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use futures::StreamExt;
-
 use super::{
     Authfile, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Platform, Reference,
-    RegistryError, Source, http::Http,
+    RegistryError, Source,
+    http::{Body, Http},
 };
 
 /// Largest manifest or index, as the distribution specification recommends.
@@ -200,7 +200,10 @@ impl Registry {
         }
         match layout(source) {
             Some(layout) => layout.put_blob_file(descriptor.id, file).await?,
-            None => self.http.upload_file(source, descriptor, file).await?,
+            None => {
+                let body = Body::File { path: file, size: descriptor.size };
+                self.http.upload(source, descriptor.id, body).await?
+            }
         }
         Ok(false)
     }
@@ -213,7 +216,7 @@ impl Registry {
         }
         match layout(source) {
             Some(layout) => layout.put_blob(&bytes).map(drop)?,
-            None => self.http.upload_bytes(source, id, bytes).await?,
+            None => self.http.upload(source, id, Body::Bytes(bytes)).await?,
         }
         Ok((id, false))
     }

@@ -3,35 +3,25 @@
 //! A broken upload starts again from the beginning, with a new session; chunked uploads are not used because
 //! registries disagree about them.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use reqwest::{Method, Url, header};
 use shoal_proto::ObjectId;
 
 use super::{
-    Descriptor, Reference, RegistryError, Source,
+    Reference, RegistryError, Source,
     http::{Body, Http, Request, describe},
 };
 
 impl Http {
-    pub(super) async fn upload_file(
-        &self,
-        source: &Source,
-        descriptor: &Descriptor,
-        path: &Path,
-    ) -> Result<(), RegistryError> {
-        let size = descriptor.size;
-        self.retrying(async || self.upload_once(source, descriptor.id, Body::File { path, size }).await).await
-    }
-
-    pub(super) async fn upload_bytes(
-        &self,
-        source: &Source,
-        id: ObjectId,
-        bytes: Bytes,
-    ) -> Result<(), RegistryError> {
-        self.retrying(async || self.upload_once(source, id, Body::Bytes(bytes.clone())).await).await
+    /// Uploads a blob; `body` must have this digest.
+    pub(super) async fn upload(&self, source: &Source, id: ObjectId, body: Body<'_>) -> Result<(), RegistryError> {
+        let mut tries = self.tries();
+        loop {
+            match self.upload_once(source, id, body.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.wait(error).await?,
+            }
+        }
     }
 
     async fn upload_once(&self, source: &Source, id: ObjectId, body: Body<'_>) -> Result<(), RegistryError> {
@@ -50,26 +40,21 @@ impl Http {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<ObjectId, RegistryError> {
-        let id = super::registry::sha256(&bytes);
+        let expected = super::registry::sha256(&bytes);
         let path = match reference.tag() {
             Some(tag) => format!("manifests/{tag}"),
-            None => format!("manifests/sha256:{id}"),
+            None => format!("manifests/sha256:{expected}"),
         };
-        self.retrying(async || {
-            let put = self.request(Method::PUT, reference.source(), &path)?;
-            let put = put.header(header::CONTENT_TYPE, media_type);
-            let answer = self.send(&Request { push: true, body: Body::Bytes(bytes.clone()), ..put }).await?;
-            let said = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-            match said.and_then(|said| said.strip_prefix("sha256:")) {
-                Some(said) if said != id.to_string() => Err(RegistryError::WrongDigest {
-                    what: describe(answer.url()),
-                    expected: id,
-                    found: format!("sha256:{said}"),
-                }),
-                _ => Ok(id),
+        let put = self.request(Method::PUT, reference.source(), &path)?.header(header::CONTENT_TYPE, media_type);
+        let answer = self.send_retrying(&Request { push: true, body: Body::Bytes(bytes), ..put }).await?;
+        let said = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        match said.filter(|said| *said != format!("sha256:{expected}")) {
+            Some(found) if found.starts_with("sha256:") => {
+                let found = found.chars().take(80).collect();
+                Err(RegistryError::WrongDigest { what: describe(answer.url()), expected, found })
             }
-        })
-        .await
+            _ => Ok(expected),
+        }
     }
 }
 
