@@ -30,7 +30,7 @@ use crate::{
     fetch::Fetcher,
     identity::{Identity, IdentityError},
     images::Images,
-    membership::{Membership, MembershipError, Policy},
+    membership::{Membership, MembershipError, Policy, unix_now},
     metrics::{MetricsServer, Vitals},
     mounts::{Mounts, MountsError},
     node::Node,
@@ -52,12 +52,6 @@ pub enum StartError {
     /// The certificate of membership or the cluster's key.
     #[error(transparent)]
     Membership(#[from] MembershipError),
-    /// An open cluster on an address that others reach.
-    #[error(
-        "{0} is not a loopback address, and the cluster has no key: anybody could join; set cluster.public_key, or \
-         cluster.insecure_open = true to allow it"
-    )]
-    Open(String),
     /// The registry client's options.
     #[error("cannot set up the registry client")]
     Registry(#[from] RegistryError),
@@ -157,7 +151,7 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let core = Core::open(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
-        let (policy, membership) = admission(&config)?;
+        let (policy, membership) = admission(&config, identity.peer())?;
         let contacts = core.contacts.clone();
         let role = Role::from(config.role);
 
@@ -411,19 +405,15 @@ fn mount_options(config: &Config) -> MountOptions {
 }
 
 /// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.
-fn admission(config: &Config) -> Result<(Policy, Membership), StartError> {
+fn admission(config: &Config, me: PeerId) -> Result<(Policy, Membership), StartError> {
     let cluster = &config.cluster;
-    if cluster.public_key.is_empty() {
-        let outside = config.control.listen.iter().find(|address| !crate::control::is_loopback(address));
-        let outside = outside.cloned().or_else(|| {
-            (!config.data.listen.ip().is_loopback()).then(|| config.data.listen.to_string())
-        });
-        return match outside {
-            Some(address) if !cluster.insecure_open => Err(StartError::Open(address)),
-            _ => Ok((Policy::Open, Membership::none())),
-        };
-    }
-    Ok((Policy::parse_key(&cluster.public_key)?, Membership::load(&cluster.membership)?))
+    let policy = Policy::parse(&cluster.public_key)?;
+    policy.permits(config.data.listen.ip(), cluster.insecure_open)?;
+    let membership = match policy {
+        Policy::Open => Membership::open(me, config.role.into(), &config.zone)?,
+        Policy::Key(_) => Membership::load(&policy, &cluster.membership, &me, unix_now())?,
+    };
+    Ok((policy, membership))
 }
 
 async fn close(store: Store) {

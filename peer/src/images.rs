@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    io::Read,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, Fingerprint, ImageSource, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, BootstrapError, PieceTable,
-    oci::{ImageManifest, ManifestError, Reference, RegistryError, read_bootstrap_layer},
+    oci::{LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, read_bootstrap_layer},
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
@@ -61,6 +60,12 @@ pub enum ImageError {
         #[source]
         source: Arc<ManifestError>,
     },
+    /// An index that names another index.
+    #[error("index sha256:{manifest} names an index where an image should be")]
+    NestedIndex {
+        /// The outer index.
+        manifest: ObjectId,
+    },
     /// The bootstrap layer is not a tar with a bootstrap.
     #[error("bootstrap layer sha256:{layer}")]
     Layer {
@@ -68,7 +73,7 @@ pub enum ImageError {
         layer: ObjectId,
         /// What is wrong with it.
         #[source]
-        source: Arc<ManifestError>,
+        source: Arc<LayerError>,
     },
     /// The bootstrap is damaged or hostile.
     #[error("bootstrap in layer sha256:{layer}")]
@@ -169,12 +174,12 @@ impl Images {
         for _ in 0..2 {
             let bytes = self.object(source, id, ObjectKind::Manifest, MAX_MANIFEST).await?;
             let failed = |e| ImageError::Manifest { manifest: id, source: Arc::new(e) };
-            match ImageManifest::parse(&bytes).map_err(failed)? {
-                ImageManifest::Index { lazy } => id = lazy,
-                ImageManifest::Image(image) => return self.by_layer(source, image.bootstrap.id).await,
+            match Manifest::parse(&bytes).map_err(failed)? {
+                Manifest::Index(index) => id = index.select(&Platform::here()).map_err(failed)?.id,
+                Manifest::Image(image) => return self.by_layer(source, image.bootstrap.id).await,
             }
         }
-        Err(ImageError::Manifest { manifest, source: Arc::new(ManifestError::NestedIndex) })
+        Err(ImageError::NestedIndex { manifest })
     }
 
     /// The image whose bootstrap layer is `layer`.
@@ -292,16 +297,16 @@ impl Images {
 
 /// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
 fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<ImageBlob>), ImageError> {
-    let reader: &mut dyn Read = &mut &bytes[..];
-    let unpacked =
-        read_bootstrap_layer(reader).map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
+    let unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
+        .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
     let bootstrap = Bootstrap::parse(unpacked.bootstrap)
         .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
     let blobs = (0..bootstrap.blobs().len() as u32).map(|index| {
         let table = bootstrap.piece_table(index);
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
-        let (id, variant) = handle.key();
-        Ok(ImageBlob { key: BlobKey { id: *id.as_bytes(), variant }, table, handle })
+        let stored = handle.key();
+        let key = BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant };
+        Ok(ImageBlob { key, table, handle })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
     Ok((bootstrap, blobs))
