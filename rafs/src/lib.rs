@@ -20,13 +20,13 @@
 //! Features: `mount` adds the FUSE file system over a [`ChunkSource`], `oci` the registry client. Without them the crate
 //! is synchronous and has no runtime.
 
-#[cfg(feature = "oci")]
-pub mod oci;
 mod bootstrap;
 mod chunk_cache;
 mod codec;
 mod extent;
 mod layout;
+#[cfg(feature = "oci")]
+pub mod oci;
 mod piece;
 mod source;
 
