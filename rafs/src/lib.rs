@@ -20,8 +20,10 @@
 //! Features: `mount` adds the FUSE file system over a [`ChunkSource`], `oci` the registry client. Without them the crate
 //! is synchronous and has no runtime.
 
+mod blob;
 mod bootstrap;
 mod chunk_cache;
+mod builder;
 mod codec;
 mod extent;
 mod layout;
@@ -30,8 +32,10 @@ pub mod oci;
 mod piece;
 mod source;
 
+pub use blob::{ChunkInfo, ChunkTable, ChunkTableError, chunk_table_file};
 pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
 pub use chunk_cache::ChunkCache;
+pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use extent::{Extent, extents};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
