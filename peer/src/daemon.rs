@@ -34,7 +34,7 @@ use crate::{
     metrics::{MetricsServer, Vitals},
     mounts::{Mounts, MountsError},
     node::Node,
-    origin::Registries,
+    origin::{Origin, OriginOptions},
     serve::{HomeDuty, Server},
     store::{Store, StoreError, StoreOptions},
     traffic::Traffic,
@@ -331,7 +331,7 @@ struct Core {
     node: Arc<Node>,
     clock: Clock,
     contacts: Contacts,
-    registries: Registries,
+    origin: Origin,
     commands: tokio::sync::mpsc::Receiver<driver::Command>,
     sender: tokio::sync::mpsc::WeakSender<driver::Command>,
 }
@@ -342,13 +342,14 @@ impl Core {
         let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, StoreOptions::default())).await;
         let store = store.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let registry = Registry::new(registry_options(config))?;
-        let registries = Registries::new(registry, config.registry.concurrency);
+        let concurrency = config.registry.concurrency as usize;
+        let origin = Origin::new(registry, OriginOptions { concurrency, ..OriginOptions::default() });
         let clock = Clock::start();
         let (handle, commands) = driver::channel(clock);
         let traffic = Arc::new(Traffic::default());
         let images = Images::new(
             store.clone(),
-            registries.clone(),
+            origin.clone(),
             handle.clone(),
             traffic.clone(),
             config.read.deadline,
@@ -362,7 +363,7 @@ impl Core {
             traffic,
             deadline: config.read.deadline,
         };
-        Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), registries, commands, sender })
+        Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, commands, sender })
     }
 
     /// Starts the scheduler's loop.
@@ -370,7 +371,7 @@ impl Core {
         let fetcher = Fetcher {
             commands: self.sender,
             data,
-            registries: self.registries,
+            origin: self.origin,
             store: self.node.store.clone(),
             contacts: self.contacts,
             traffic: self.node.traffic.clone(),

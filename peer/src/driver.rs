@@ -24,7 +24,7 @@ use tokio_util::task::JoinMap;
 
 use crate::{
     fetch::{Fetch, Fetcher, Target},
-    traffic::Origin,
+    traffic::Provenance,
 };
 
 /// Wants and outcomes that may wait for the loop; senders wait when it is full.
@@ -38,14 +38,14 @@ pub enum Fetched {
         /// Its chunks.
         piece: Arc<DecodedPiece>,
         /// Where it came from.
-        origin: Origin,
+        from: Provenance,
     },
     /// A whole object.
     Object {
         /// Its bytes.
         bytes: Bytes,
         /// Where it came from.
-        origin: Origin,
+        from: Provenance,
     },
     /// It is in the store, and was when the want was looked at.
     Present,

@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt;
 use shoal_proto::{Asked, BlobId, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request};
-use shoal_rafs::{Piece, PieceTable};
+use shoal_rafs::{Piece, PieceTable, oci::Source};
 use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
 use tokio::sync::mpsc;
 
@@ -16,9 +16,9 @@ use crate::{
     contacts::Contacts,
     data::{Answer, AnswerStream, DataPlane},
     driver::{Command, Fetched},
-    origin::Registries,
+    origin::{self, OriginError},
     store::{BlobHandle, Store},
-    traffic::{Origin, Traffic},
+    traffic::{Provenance, Traffic},
 };
 
 /// Most bytes of an object: a bootstrap layer of a few million files is below it.
@@ -37,7 +37,7 @@ pub(crate) enum Target {
 #[derive(Debug)]
 pub(crate) struct BlobTarget {
     /// Where a registry has it.
-    pub source: ImageSource,
+    pub source: Source,
     /// The bootstrap layer that names the pieces.
     pub bootstrap: ObjectId,
     /// The pieces.
@@ -53,7 +53,7 @@ pub(crate) struct BlobTarget {
 #[derive(Debug)]
 pub(crate) struct ObjectTarget {
     /// Where a registry has it.
-    pub source: ImageSource,
+    pub source: Source,
     /// Its digest.
     pub id: ObjectId,
     /// Which of the registry's two stores holds it.
@@ -120,7 +120,7 @@ pub(crate) enum Fetch {
 pub(crate) struct Fetcher {
     pub commands: mpsc::WeakSender<Command>,
     pub data: Option<DataPlane>,
-    pub registries: Registries,
+    pub origin: origin::Origin,
     pub store: Store,
     pub contacts: Contacts,
     pub traffic: Arc<Traffic>,
@@ -211,7 +211,7 @@ impl Running {
         let blob = match &self.target {
             Target::Object(object) => {
                 let asked = Asked::Object { id: object.id, kind: object.kind };
-                return vec![(asked, object.source.clone(), vec![object.limit])];
+                return vec![(asked, on_the_wire(&object.source), vec![object.limit])];
             }
             Target::Blob(blob) => blob,
         };
@@ -232,7 +232,7 @@ impl Running {
                     first: number,
                     fingerprints: vec![piece.fingerprint()],
                 };
-                questions.push((asked, named.source.clone(), vec![length]));
+                questions.push((asked, on_the_wire(&named.source), vec![length]));
             }
         }
         questions
@@ -240,11 +240,11 @@ impl Running {
 
     async fn take_answers(&self, peer: PeerId, mut answers: AnswerStream) {
         let request = self.request;
-        let origin = Origin::from(self.fetcher.contacts.role(peer));
+        let from = Provenance::from(self.fetcher.contacts.role(peer));
         while let Some(answer) = answers.next().await {
             let event = match answer {
                 Ok(Answer::Data { piece, bytes }) => {
-                    if self.take(piece, bytes, origin).await {
+                    if self.take(piece, bytes, from).await {
                         continue;
                     }
                     // The rest of what a liar says is not worth hearing.
@@ -274,9 +274,10 @@ impl Running {
     async fn from_registry(&self, pieces: &[u32]) {
         match &self.target {
             Target::Object(object) => {
-                let read = self.fetcher.registries.object(&object.source, object.id, object.kind, object.limit);
+                let (id, kind, limit) = (object.id, object.kind, object.limit);
+                let read = self.fetcher.origin.object(&object.source, id, kind.into(), limit, self.priority);
                 match read.await {
-                    Ok(bytes) => drop(self.take(0, bytes, Origin::Registry).await),
+                    Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry).await),
                     Err(error) => self.registry_failed(&object.source, &error).await,
                 }
             }
@@ -292,12 +293,12 @@ impl Running {
     }
 
     async fn run_from_registry(&self, blob: &BlobTarget, pieces: &[u32]) {
-        let read = self.fetcher.registries.pieces(&blob.source, &blob.table, pieces, self.priority);
+        let read = self.fetcher.origin.pieces(&blob.source, &blob.table, pieces, self.priority);
         let mut read = std::pin::pin!(read);
         while let Some(next) = read.next().await {
             match next {
                 Ok((piece, bytes)) => {
-                    if !self.take(piece, bytes, Origin::Registry).await {
+                    if !self.take(piece, bytes, Provenance::Registry).await {
                         self.failed(Failure::WrongBytes).await;
                     }
                 }
@@ -306,26 +307,29 @@ impl Running {
         }
     }
 
-    async fn registry_failed(&self, source: &ImageSource, error: &shoal_rafs::oci::RegistryError) {
-        tracing::warn!("{}/{}: {}", source.registry, source.repository, crate::chain(error));
-        let (retry_after, permanent) = (error.retry_after(), error.is_permanent());
+    async fn registry_failed(&self, source: &Source, error: &OriginError) {
+        tracing::warn!("{source}: {}", crate::chain(error));
+        let (retry_after, permanent) = match error {
+            OriginError::Registry(error) => (error.retry_after(), !error.is_transient()),
+            OriginError::Unnamed { .. } => (None, true),
+        };
         self.failed(Failure::Registry { retry_after, permanent }).await;
     }
 
     /// Verifies, stores and reports one piece or object; false when it is wrong.
-    async fn take(&self, piece: u32, bytes: Bytes, origin: Origin) -> bool {
+    async fn take(&self, piece: u32, bytes: Bytes, from: Provenance) -> bool {
         let (length, item) = (bytes.len() as u64, self.item(piece));
-        match self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, origin).await {
+        match self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await {
             Ok((fetched, chunks)) => {
                 match fetched {
-                    Fetched::Object { .. } => self.fetcher.traffic.object(origin, length),
-                    _ => self.fetcher.traffic.piece(origin, length, chunks),
+                    Fetched::Object { .. } => self.fetcher.traffic.object(from, length),
+                    _ => self.fetcher.traffic.piece(from, length, chunks),
                 }
                 self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
                 true
             }
             Err(rejected) => {
-                tracing::warn!(blob = %BlobId::new(self.blob.id), piece, ?origin, "rejected: {rejected}");
+                tracing::warn!(blob = %BlobId::new(self.blob.id), piece, ?from, "rejected: {rejected}");
                 self.fetcher.traffic.rejected(length, rejected.chunks);
                 false
             }
@@ -355,16 +359,16 @@ impl Running {
 impl Target {
     /// The one gate into the store: verifies `bytes`, keeps them, and gives the decoded piece (or the object) with the
     /// number of chunks in it. A full disk does not fail it: what is verified is handed on without being kept.
-    async fn accept(self, store: Store, piece: u32, bytes: Bytes, origin: Origin) -> Result<(Fetched, u64), Rejected> {
+    async fn accept(self, store: Store, piece: u32, bytes: Bytes, from: Provenance) -> Result<(Fetched, u64), Rejected> {
         let checked = tokio::task::spawn_blocking(move || match self {
-            Self::Blob(blob) => accept_piece(&blob, piece, &bytes, origin),
-            Self::Object(object) => accept_object(&object, &store, bytes, origin),
+            Self::Blob(blob) => accept_piece(&blob, piece, &bytes, from),
+            Self::Object(object) => accept_object(&object, &store, bytes, from),
         });
         checked.await.unwrap_or_else(|panic| Err(Rejected { chunks: 0, why: panic.to_string() }))
     }
 }
 
-fn accept_piece(blob: &BlobTarget, piece: u32, bytes: &[u8], origin: Origin) -> Result<(Fetched, u64), Rejected> {
+fn accept_piece(blob: &BlobTarget, piece: u32, bytes: &[u8], from: Provenance) -> Result<(Fetched, u64), Rejected> {
     let Some((named, layout)) = blob.naming(piece) else {
         return Err(Rejected { chunks: 0, why: "no image names this piece".into() });
     };
@@ -374,14 +378,14 @@ fn accept_piece(blob: &BlobTarget, piece: u32, bytes: &[u8], origin: Origin) -> 
         metrics::counter!("shoal_not_kept_total").increment(1);
         tracing::warn!("piece {piece} of blob {} is used but not kept: {error}", named.table.blob());
     }
-    Ok((Fetched::Piece { piece: Arc::new(decoded), origin }, chunks))
+    Ok((Fetched::Piece { piece: Arc::new(decoded), from }, chunks))
 }
 
 fn accept_object(
     object: &ObjectTarget,
     store: &Store,
     bytes: Bytes,
-    origin: Origin,
+    from: Provenance,
 ) -> Result<(Fetched, u64), Rejected> {
     use sha2::Digest;
     if sha2::Sha256::digest(&bytes)[..] != object.id.as_bytes()[..] {
@@ -391,5 +395,10 @@ fn accept_object(
         metrics::counter!("shoal_not_kept_total").increment(1);
         tracing::warn!("object {} is used but not kept: {error}", object.id);
     }
-    Ok((Fetched::Object { bytes, origin }, 0))
+    Ok((Fetched::Object { bytes, from }, 0))
+}
+
+/// What a peer is told of where an image's bytes come from.
+fn on_the_wire(source: &Source) -> ImageSource {
+    ImageSource { registry: source.registry().to_owned(), repository: source.repository().to_owned() }
 }

@@ -9,10 +9,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_proto::{BlobId, Fingerprint, ImageSource, ObjectId, ObjectKind, Priority};
+use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, BootstrapError, PieceTable,
-    oci::{LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, read_bootstrap_layer},
+    oci::{
+        LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source, read_bootstrap_layer,
+    },
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
@@ -20,9 +22,9 @@ use tokio::sync::OnceCell;
 use crate::{
     driver::{DriverHandle, Fetched, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
-    origin::Registries,
+    origin::Origin,
     store::{BlobHandle, Store, StoreError},
-    traffic::{Origin, Traffic},
+    traffic::{Provenance, Traffic},
 };
 
 /// Most bytes of a manifest or an index, as registries limit them.
@@ -93,7 +95,7 @@ pub enum ImageError {
 #[derive(Debug)]
 pub struct Image {
     /// Where it comes from.
-    pub source: ImageSource,
+    pub source: Source,
     /// The digest of its bootstrap layer: what distinguishes it from all other images.
     pub layer: ObjectId,
     /// Its tree.
@@ -131,7 +133,7 @@ type Slot = Arc<OnceCell<Arc<Image>>>;
 #[derive(Debug, Clone)]
 pub struct Images {
     store: Store,
-    registries: Registries,
+    origin: Origin,
     driver: DriverHandle,
     traffic: Arc<Traffic>,
     patience: std::time::Duration,
@@ -142,12 +144,12 @@ pub struct Images {
 impl Images {
     pub(crate) fn new(
         store: Store,
-        registries: Registries,
+        origin: Origin,
         driver: DriverHandle,
         traffic: Arc<Traffic>,
         patience: std::time::Duration,
     ) -> Self {
-        Self { store, registries, driver, traffic, patience, loaded: Arc::default() }
+        Self { store, origin, driver, traffic, patience, loaded: Arc::default() }
     }
 
     /// Asks the registry what `reference` names at present. A reference with a digest is not asked about.
@@ -158,7 +160,7 @@ impl Images {
         if let Some(digest) = reference.digest() {
             return Ok(digest);
         }
-        self.registries.resolve(reference).await.map_err(|source| ImageError::Resolve {
+        self.origin.registry().resolve(reference).await.map(|(id, _)| id).map_err(|source| ImageError::Resolve {
             reference: reference.to_string(),
             source: Arc::new(source),
         })
@@ -168,7 +170,7 @@ impl Images {
     ///
     /// # Errors
     /// Any [`ImageError`] but `Resolve`.
-    pub async fn by_manifest(&self, source: &ImageSource, manifest: ObjectId) -> Result<Arc<Image>, ImageError> {
+    pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<Arc<Image>, ImageError> {
         let mut id = manifest;
         // An index names a manifest; a manifest names the layer. Deeper nesting is nobody's.
         for _ in 0..2 {
@@ -186,7 +188,7 @@ impl Images {
     ///
     /// # Errors
     /// Any [`ImageError`] but `Resolve` and `Manifest`.
-    pub async fn by_layer(&self, source: &ImageSource, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
+    pub async fn by_layer(&self, source: &Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
         let slot = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             forget_idle(&mut loaded);
@@ -222,13 +224,13 @@ impl Images {
     /// [`ImageError::Object`].
     pub async fn object(
         &self,
-        source: &ImageSource,
+        source: &Source,
         id: ObjectId,
         kind: ObjectKind,
         limit: u64,
     ) -> Result<Bytes, ImageError> {
         if let Some(bytes) = self.stored(id).await {
-            self.traffic.object(Origin::Local, bytes.len() as u64);
+            self.traffic.object(Provenance::Local, bytes.len() as u64);
             return Ok(bytes);
         }
         self.fetch_object(source, id, kind, limit, WantOrigin::Local)
@@ -252,7 +254,7 @@ impl Images {
     /// The object, from the swarm or the registry.
     pub(crate) async fn fetch_object(
         &self,
-        source: &ImageSource,
+        source: &Source,
         id: ObjectId,
         kind: ObjectKind,
         limit: u64,
@@ -275,7 +277,7 @@ impl Images {
         }
     }
 
-    async fn load(&self, source: ImageSource, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
+    async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
         let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
         let store = self.store.clone();
         let opened = tokio::task::spawn_blocking(move || open(&store, &bytes, layer)).await;

@@ -182,7 +182,7 @@ impl Mounts {
 
     async fn remount(&self, record: &MountRecord, claim: &Claim) -> Result<(), MountsError> {
         let reference: Reference = record.reference.parse()?;
-        let image = self.node.images.by_manifest(&reference.source(), record.manifest).await?;
+        let image = self.node.images.by_manifest(reference.source(), record.manifest).await?;
         let mounted = self.session(&reference, record.manifest, image, &record.mountpoint).await?;
         claim.fill(mounted);
         Ok(())

@@ -37,6 +37,6 @@ impl Node {
     /// See [`ImageError`].
     pub async fn image(&self, reference: &Reference) -> Result<(ObjectId, Arc<Image>), ImageError> {
         let manifest = self.images.resolve(reference).await?;
-        Ok((manifest, self.images.by_manifest(&reference.source(), manifest).await?))
+        Ok((manifest, self.images.by_manifest(reference.source(), manifest).await?))
     }
 }

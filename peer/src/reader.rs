@@ -17,7 +17,7 @@ use crate::{
     driver::Fetched,
     images::{Image, ImageBlob},
     node::Node,
-    traffic::{Origin, Traffic},
+    traffic::{Provenance, Traffic},
 };
 
 /// What the memory of decoded chunks is keyed by: a variant of a blob, and a chunk of it.
@@ -84,15 +84,15 @@ impl ChunkSource for Reader {
 impl Inner {
     async fn chunk(&self, blob: &ImageBlob, piece: u32, index: u32, priority: Priority) -> Result<Bytes, ChunkError> {
         let fail = |reason: &str| ChunkError { blob: blob.table.blob(), index, reason: reason.into() };
-        let (decoded, origin) = match self.stored(blob, piece).await {
-            Some(decoded) => (decoded, Origin::Local),
+        let (decoded, from) = match self.stored(blob, piece).await {
+            Some(decoded) => (decoded, Provenance::Local),
             None => self.fetched(blob, piece, priority).await.map_err(|reason| fail(&reason))?,
         };
         let layout = blob.table.piece(piece).ok_or_else(|| fail("the image does not name it"))?;
         let (bytes, chunks) = (layout.encoded().end - layout.encoded().start, layout.chunks().len() as u64);
-        self.traffic.piece(origin, bytes, chunks);
-        if origin == Origin::Local {
-            self.node.traffic.piece(origin, bytes, chunks);
+        self.traffic.piece(from, bytes, chunks);
+        if from == Provenance::Local {
+            self.node.traffic.piece(from, bytes, chunks);
         }
         decoded.chunk(index).ok_or_else(|| fail("the piece does not hold it"))
     }
@@ -102,15 +102,15 @@ impl Inner {
         blob: &ImageBlob,
         piece: u32,
         priority: Priority,
-    ) -> Result<(Arc<DecodedPiece>, Origin), String> {
+    ) -> Result<(Arc<DecodedPiece>, Provenance), String> {
         let item = Item { blob: blob.key, piece };
-        let want = self.node.driver.want(item, priority, self.node.deadline, WantOrigin::Local);
+        let want = self.node.driver.want(item, priority, self.node.deadline, WantProvenance::Local);
         match want.await.map_err(|error| error.to_string())? {
-            Fetched::Piece { piece, origin } => Ok((piece, origin)),
+            Fetched::Piece { piece, from } => Ok((piece, from)),
             // It came, for somebody else, between the look into the store and the want.
             Fetched::Present | Fetched::Object { .. } => {
                 let stored = self.stored(blob, piece).await;
-                stored.map(|decoded| (decoded, Origin::Local)).ok_or_else(|| "present, but not to be read".into())
+                stored.map(|decoded| (decoded, Provenance::Local)).ok_or_else(|| "present, but not to be read".into())
             }
         }
     }

@@ -8,7 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
-use shoal_proto::{Asked, BlobId, Fingerprint, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request};
+use shoal_proto::{Asked, BlobId, Fingerprint, ObjectId, ObjectKind, PeerId, Priority, Request};
+use shoal_rafs::oci::Source;
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 
 use crate::{
@@ -31,12 +32,12 @@ pub(crate) enum HomeDuty {
 }
 
 impl HomeDuty {
-    fn allows(&self, source: &ImageSource) -> Result<(), &'static str> {
+    fn allows(&self, source: &Source) -> Result<(), &'static str> {
         match self {
             Self::None => Err("not a seed peer"),
             // A layout is a folder of this host: whoever names one would choose what this node reads.
-            Self::Registries(_) if source.registry.starts_with("oci:") => Err("a folder is not a registry"),
-            Self::Registries(list) if list.iter().any(|one| one == "*" || *one == source.registry) => Ok(()),
+            Self::Registries(_) if source.is_layout() => Err("a folder is not a registry"),
+            Self::Registries(list) if list.iter().any(|one| one == "*" || one == source.registry()) => Ok(()),
             Self::Registries(_) => Err("this seed peer does not read that registry for others"),
         }
     }
@@ -74,8 +75,12 @@ impl<E: std::error::Error> From<E> for Gone {
 
 impl Server {
     async fn answer(&self, request: Request, answers: Arc<AnswerSender>) -> Result<(), Gone> {
+        let image = match Source::new(&request.image.registry, &request.image.repository) {
+            Ok(image) => image,
+            Err(error) => return Ok(answers.cannot_source(crate::chain(&error)).await?),
+        };
         let wish = Wish {
-            image: request.image,
+            image,
             priority: request.priority,
             source: request.source,
             deadline: request.deadline,
@@ -215,7 +220,7 @@ impl Server {
 
 /// What a request says beside what it asks for.
 struct Wish {
-    image: ImageSource,
+    image: Source,
     priority: Priority,
     source: bool,
     deadline: Duration,
@@ -242,13 +247,13 @@ mod tests {
 
     #[test]
     fn a_home_reads_listed_registries_and_never_a_folder() {
-        let source = |registry: &str| ImageSource { registry: registry.into(), repository: "app".into() };
+        let source = |registry: &str| Source::new(registry, "app").unwrap();
         let listed = HomeDuty::Registries(vec!["r.example:5000".into()]);
         let any = HomeDuty::Registries(vec!["*".into()]);
         assert!(listed.allows(&source("r.example:5000")).is_ok());
         assert!(listed.allows(&source("r.example")).is_err());
         assert!(any.allows(&source("other")).is_ok());
-        assert!(any.allows(&source("oci:/etc")).is_err());
+        assert!(any.allows(&Source::layout(std::path::Path::new("/etc")).unwrap()).is_err());
         assert!(HomeDuty::None.allows(&source("r.example:5000")).is_err());
     }
 }

@@ -8,7 +8,7 @@ use shoal_proto::control;
 
 /// Where a piece or an object came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum Provenance {
     /// This node's own store.
     Local,
     /// A node that is not a seed peer.
@@ -19,7 +19,7 @@ pub enum Origin {
     Registry,
 }
 
-impl Origin {
+impl Provenance {
     const ALL: [Self; 4] = [Self::Local, Self::Peer, Self::Seed, Self::Registry];
 
     fn label(self) -> &'static str {
@@ -32,7 +32,7 @@ impl Origin {
     }
 }
 
-impl From<shoal_proto::Role> for Origin {
+impl From<shoal_proto::Role> for Provenance {
     fn from(role: shoal_proto::Role) -> Self {
         match role {
             shoal_proto::Role::Node => Self::Peer,
@@ -42,20 +42,20 @@ impl From<shoal_proto::Role> for Origin {
 }
 
 #[derive(Debug, Default)]
-struct PerOrigin([AtomicU64; Origin::ALL.len()]);
+struct PerOrigin([AtomicU64; Provenance::ALL.len()]);
 
 impl PerOrigin {
-    fn add(&self, origin: Origin, n: u64) {
+    fn add(&self, from: Provenance, n: u64) {
         self.0[origin as usize].fetch_add(n, Relaxed);
     }
 
     fn snapshot(&self) -> control::BySource {
-        let of = |origin: Origin| self.0[origin as usize].load(Relaxed);
+        let of = |from: Provenance| self.0[origin as usize].load(Relaxed);
         control::BySource {
-            local: of(Origin::Local),
-            peer: of(Origin::Peer),
-            seed: of(Origin::Seed),
-            registry: of(Origin::Registry),
+            local: of(Provenance::Local),
+            peer: of(Provenance::Peer),
+            seed: of(Provenance::Seed),
+            registry: of(Provenance::Registry),
         }
     }
 }
@@ -72,14 +72,14 @@ pub struct Traffic {
 
 impl Traffic {
     /// A piece of `bytes` encoded bytes with `chunks` chunks in it was accepted.
-    pub fn piece(&self, origin: Origin, bytes: u64, chunks: u64) {
-        self.bytes.add(origin, bytes);
-        self.chunks.add(origin, chunks);
+    pub fn piece(&self, from: Provenance, bytes: u64, chunks: u64) {
+        self.bytes.add(from, bytes);
+        self.chunks.add(from, chunks);
     }
 
     /// An object of `bytes` bytes was accepted.
-    pub fn object(&self, origin: Origin, bytes: u64) {
-        self.objects.add(origin, bytes);
+    pub fn object(&self, from: Provenance, bytes: u64) {
+        self.objects.add(from, bytes);
     }
 
     /// A piece of `bytes` encoded bytes with `chunks` chunks in it did not match and was thrown away.
@@ -101,7 +101,7 @@ impl Traffic {
 
     /// Sets the node's metrics to these figures.
     pub fn export(&self) {
-        for origin in Origin::ALL {
+        for origin in Provenance::ALL {
             let of = |counters: &PerOrigin| counters.0[origin as usize].load(Relaxed);
             let label = origin.label();
             metrics::counter!("shoal_piece_bytes_total", "origin" => label).absolute(of(&self.bytes));
@@ -120,10 +120,10 @@ mod tests {
     #[test]
     fn each_origin_counts_for_itself() {
         let traffic = Traffic::default();
-        traffic.piece(Origin::Seed, 100, 1);
-        traffic.piece(Origin::Peer, 10, 2);
-        traffic.piece(Origin::Peer, 5, 1);
-        traffic.object(Origin::Registry, 7);
+        traffic.piece(Provenance::Seed, 100, 1);
+        traffic.piece(Provenance::Peer, 10, 2);
+        traffic.piece(Provenance::Peer, 5, 1);
+        traffic.object(Provenance::Registry, 7);
         traffic.rejected(3, 1);
         let now = traffic.snapshot();
         assert_eq!(now.bytes, Some(control::BySource { local: 0, peer: 15, seed: 100, registry: 0 }));

@@ -30,11 +30,10 @@ impl ServeLayout {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
             let server = LayoutServer::start(&self.dir, self.listen).await?;
-            println!("listening on {}", server.address());
+            println!("listening on {}", server.addr());
             stop_signal().await?;
-            let stats = server.stats();
-            server.stop().await;
-            let figures = RegistryFigures { requests: stats.requests(), bytes_sent: stats.sent_bytes() };
+            let stats = server.stop().await;
+            let figures = RegistryFigures { requests: stats.requests, bytes_sent: stats.sent_bytes };
             println!("{}", serde_json::to_string(&figures)?);
             Ok(ExitCode::SUCCESS)
         })

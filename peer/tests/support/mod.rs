@@ -109,13 +109,13 @@ impl Registry {
 
     pub fn switch_on(&mut self) {
         let server = self.runtime.block_on(LayoutServer::start(&self.layout(), self.address)).expect("a registry");
-        self.address = server.address();
+        self.address = server.addr();
         self.server = Some(server);
     }
 
     pub fn switch_off(&mut self) {
         if let Some(server) = self.server.take() {
-            self.runtime.block_on(server.stop());
+            let _ = self.runtime.block_on(server.stop());
         }
     }
 
@@ -125,7 +125,7 @@ impl Registry {
 
     /// Bytes sent since it was switched on.
     pub fn sent_bytes(&self) -> u64 {
-        self.server.as_ref().map_or(0, |server| server.stats().sent_bytes())
+        self.server.as_ref().map_or(0, |server| server.stats().sent_bytes)
     }
 }
 
