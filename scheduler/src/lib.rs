@@ -9,14 +9,23 @@
 //! 2. [`poll_action`](Scheduler::poll_action) until there is nothing left, and carry the actions out.
 //! 3. Wait for the next event, or for [`poll_timeout`](Scheduler::poll_timeout), asked again after step 2.
 
+mod answers;
+mod blobs;
 mod config;
 mod event;
+mod flights;
+mod homes;
+mod peers;
+mod requests;
 mod scheduler;
+mod source;
+mod swarm;
 mod time;
+mod timer;
 
 pub use config::Config;
 pub use event::{
     Action, BanReason, BlobKey, Event, Failure, Item, Origin, RequestId, Source, WantError, WantFailure, WantId, Why,
 };
-pub use scheduler::Scheduler;
+pub use scheduler::{Scheduler, Stats};
 pub use time::Time;
