@@ -16,7 +16,7 @@ use shoal_proto::{
     PeerId, Role,
     control::{PeerStatus, StatusReply, StoreStatus},
 };
-use shoal_rafs::{ChunkCache, Mount, MountOptions, oci::{Reference, Registry, RegistryError, RegistryOptions}};
+use shoal_rafs::{ChunkCache, Mount, MountOptions, oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions}};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -55,6 +55,9 @@ pub enum StartError {
     /// The registry client's options.
     #[error("cannot set up the registry client")]
     Registry(#[from] RegistryError),
+    /// The file with registry credentials.
+    #[error(transparent)]
+    Authfile(#[from] AuthfileError),
     /// The control plane.
     #[error("cannot start the control plane")]
     Control(#[from] ControlError),
@@ -341,7 +344,7 @@ impl Core {
         let data_dir = config.data_dir.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, StoreOptions::default())).await;
         let store = store.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        let registry = Registry::new(registry_options(config))?;
+        let registry = Registry::new(registry_options(config)?)?;
         let concurrency = config.registry.concurrency as usize;
         let origin = Origin::new(registry, OriginOptions { concurrency, ..OriginOptions::default() });
         let clock = Clock::start();
@@ -385,16 +388,18 @@ impl Core {
     }
 }
 
-fn registry_options(config: &Config) -> RegistryOptions {
+fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
     let authfile = &config.registry.authfile;
-    RegistryOptions {
+    Ok(RegistryOptions {
         plain_http: config.registry.plain_http.clone(),
         ca_files: config.registry.ca_files.clone(),
-        authfile: (!authfile.as_os_str().is_empty()).then(|| authfile.clone()),
+        auth: if authfile.as_os_str().is_empty() { Authfile::default() } else { Authfile::load(authfile)? },
+        // The scheduler tries again, with everybody else in view; the client only spares it the hiccups.
+        retries: 1,
         read_timeout: config.registry.timeout,
         connect_timeout: config.registry.timeout.min(Duration::from_secs(10)),
         ..RegistryOptions::default()
-    }
+    })
 }
 
 fn mount_options(config: &Config) -> MountOptions {

@@ -128,7 +128,7 @@ async fn prepare(source: &Path, folder: &Path) -> Result<(ImageFigures, PathBuf)
     let started = Instant::now();
     let built = tokio::task::spawn_blocking({
         let (source, bootstrap, blobs) = (source.to_owned(), bootstrap.clone(), blobs.clone());
-        move || Builder::new(BuildOptions::default())?.build(&source, &bootstrap, &blobs)
+        move || Builder::new(BuildOptions::default()).build(&source, &bootstrap, &blobs)
     })
     .await??;
     eprintln!(

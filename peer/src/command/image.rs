@@ -3,16 +3,17 @@
 use std::{
     fs::File,
     io::{BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use bytes::Bytes;
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
 use shoal_rafs::{
-    BuildOptions, Builder, Compressor,
-    oci::{Reference, Registry, RegistryOptions, push},
+    BlobDirReader, Bootstrap, BuildOptions, Builder, CheckReport, Compressor, Problem,
+    oci::{Authfile, Reference, Registry, RegistryOptions, push},
 };
 
 use super::{Failure, human_bytes, print_json, runtime};
@@ -104,10 +105,11 @@ impl Build {
             algorithm: self.digester.into(),
             chunk_size: self.chunk_size,
         };
-        let report = Builder::new(options)?.build(&self.source, &self.bootstrap, &self.blob_dir)?;
+        let report = Builder::new(options).build(&self.source, &self.bootstrap, &self.blob_dir)?;
         if self.json {
             print_json(&report)?;
         } else {
+            report.notes.iter().for_each(|note| eprintln!("note: {note}"));
             println!(
                 "{} files, {} in {} chunks ({} unique), encoded {}",
                 report.files,
@@ -139,13 +141,9 @@ pub(super) struct Check {
 
 impl Check {
     fn run(self) -> Result<ExitCode, Failure> {
-        let report = shoal_rafs::check(&self.bootstrap, self.blob_dir.as_deref())?;
-        if self.json {
-            print_json(&report)?;
-        } else {
-            print!("{report}");
-        }
-        Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let report = shoal_rafs::check(read_bootstrap(&self.bootstrap)?, self.blob_dir.as_deref());
+        if self.json { print_json(&report)? } else { print_check(&report) }
+        Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -164,17 +162,52 @@ pub(super) struct Unpack {
 
 impl Unpack {
     fn run(self) -> Result<ExitCode, Failure> {
-        if self.output.as_os_str() == "-" {
-            let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
-            shoal_rafs::unpack(&self.bootstrap, &self.blob_dir, &mut out)?;
-            out.flush()?;
+        let bootstrap = Bootstrap::parse(read_bootstrap(&self.bootstrap)?)
+            .map_err(|e| format!("{}: {}", self.bootstrap.display(), crate::chain(&e)))?;
+        let reader = BlobDirReader::open(&bootstrap, &self.blob_dir)?;
+        let out: Box<dyn Write> = if self.output.as_os_str() == "-" {
+            Box::new(std::io::stdout().lock())
         } else {
-            let mut out = BufWriter::with_capacity(1 << 20, File::create(&self.output)?);
-            shoal_rafs::unpack(&self.bootstrap, &self.blob_dir, &mut out)?;
-            out.flush()?;
-        }
+            let create = File::create(&self.output);
+            Box::new(create.map_err(|e| format!("cannot write {}: {e}", self.output.display()))?)
+        };
+        let mut out = BufWriter::with_capacity(1 << 20, out);
+        let report = shoal_rafs::unpack(&bootstrap, &reader, &mut out)?;
+        out.flush()?;
+        report.notes.iter().for_each(|note| eprintln!("note: {note}"));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn read_bootstrap(path: &Path) -> Result<Bytes, Failure> {
+    Ok(std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?.into())
+}
+
+fn print_check(report: &CheckReport) {
+    println!(
+        "bootstrap {}, chunks of {}, {} names, {} xattrs, files of {}",
+        human_bytes(report.bootstrap_bytes),
+        human_bytes(report.chunk_size.into()),
+        report.names,
+        report.xattrs,
+        human_bytes(report.decoded_bytes)
+    );
+    for blob in &report.blobs {
+        println!(
+            "blob {} {}: {} of {} named chunks verified",
+            blob.id,
+            human_bytes(blob.encoded_size),
+            blob.verified_chunks,
+            blob.named_chunks
+        );
+    }
+    for Problem { place, problem } in &report.problems {
+        println!("{place}: {problem}");
+    }
+    if report.problems_left_out > 0 {
+        println!("and {} more problems", report.problems_left_out);
+    }
+    println!("{}", if report.ok { "sound" } else { "NOT SOUND" });
 }
 
 #[derive(Debug, clap::Args)]
@@ -204,9 +237,9 @@ pub(super) struct Push {
 impl Push {
     fn run(self) -> Result<ExitCode, Failure> {
         let registry = Registry::new(RegistryOptions {
-            plain_http: if self.plain_http { vec![self.reference.registry().to_owned()] } else { Vec::new() },
+            plain_http: if self.plain_http { vec![self.reference.source().registry().to_owned()] } else { Vec::new() },
             ca_files: self.ca_file,
-            authfile: self.authfile,
+            auth: self.authfile.as_deref().map(Authfile::load).transpose()?.unwrap_or_default(),
             ..RegistryOptions::default()
         })?;
         let bar = ProgressBar::no_length()
