@@ -100,11 +100,11 @@ impl Control for Api {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        Ok(Response::new(self.parts.status().await))
+        Ok(Response::new(self.parts.status()))
     }
 
     async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {
-        Ok(Response::new(PeersReply { peers: self.parts.peers().await }))
+        Ok(Response::new(PeersReply { peers: self.parts.peers() }))
     }
 
     type PrefetchStream = Pin<Box<dyn Stream<Item = Result<PrefetchProgress, Status>> + Send>>;

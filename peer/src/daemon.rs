@@ -12,25 +12,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use libp2p::{Multiaddr, multiaddr::Protocol};
 use shoal_proto::{
-    PeerId, Role,
+    Hello, MIN_VERSION, PeerId, Role, VERSION,
     control::{PeerStatus, StatusReply, StoreStatus},
 };
 use shoal_rafs::{ChunkCache, Mount, MountOptions, oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions}};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     api::ApiServer,
     config::{Config, OnStop},
     contacts::Contacts,
-    control::{Control, ControlError, ControlHandle, ControlOptions},
-    data::{DataError, DataOptions, DataPlane},
+    control::{Control, ControlError, ControlOptions},
+    data::{DataError, DataOptions, DataPlane, Limits},
     driver::{self, Clock, Driver},
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
-    identity::{Identity, IdentityError},
+    identity::{self, Identity, IdentityError},
     images::Images,
-    membership::{Membership, MembershipError, Policy, unix_now},
+    membership::{self, Membership, MembershipError, Policy, unix_now},
     metrics::{MetricsServer, Vitals},
     mounts::{Mounts, MountsError},
     node::Node,
@@ -61,6 +62,14 @@ pub enum StartError {
     /// The control plane.
     #[error("cannot start the control plane")]
     Control(#[from] ControlError),
+    /// An address that is no multiaddress.
+    #[error("{key}: {text:?} is not a multiaddress such as /ip4/192.0.2.1/tcp/4801")]
+    Address {
+        /// The option.
+        key: &'static str,
+        /// Its value.
+        text: String,
+    },
     /// The data plane.
     #[error("cannot start the data plane")]
     Data(#[from] DataError),
@@ -136,7 +145,8 @@ pub struct Daemon {
 pub(crate) struct Parts {
     pub(crate) node: Arc<Node>,
     pub(crate) mounts: Mounts,
-    control: ControlHandle,
+    control: Control,
+    listening: watch::Receiver<Vec<Multiaddr>>,
     data: DataPlane,
     contacts: Contacts,
     identity: Identity,
@@ -168,45 +178,34 @@ impl Daemon {
             },
             runtime: tokio::runtime::Handle::current(),
         };
-        let (data, peer_events) = DataPlane::start(
-            DataOptions {
-                keypair: identity.keypair().clone(),
-                listen: config.data.listen,
-                role,
-                zone: config.zone.clone(),
-                labels: config.labels.clone(),
-                membership: membership.clone(),
-                policy: policy.clone(),
-            },
-            Arc::new(server),
-        )
-        .await?;
-        let (control, control_events) = Control::start(ControlOptions {
+        let admit_by = policy.clone();
+        let data_options = DataOptions {
+            keypair: identity.keypair().clone(),
+            listen: config.data.listen,
+            hello: hello(&config, &membership),
+            admit: Arc::new(move |peer: &PeerId, shown: &[u8]| {
+                membership::verify(&admit_by, shown, peer, unix_now()).map_err(|refusal| refusal.to_string())
+            }),
+            limits: Limits::default(),
+        };
+        let (data, peer_events) = DataPlane::start(data_options, Arc::new(server))?;
+        let control_options = ControlOptions {
             identity: identity.clone(),
             membership,
             policy,
-            listen: config.control.listen.clone(),
-            bootstrap_peers: config.control.bootstrap_peers.clone(),
+            insecure_open: config.cluster.insecure_open,
+            listen: multiaddresses("control.listen", &config.control.listen)?,
+            bootstrap_peers: multiaddresses("control.bootstrap_peers", &config.control.bootstrap_peers)?,
             mdns: config.control.mdns,
-            role,
-            zone: config.zone.clone(),
             capacity: config.capacity,
             lease: config.control.lease,
             data_address: data.local_address(),
-        })
-        .await?;
+        };
+        let (control, control_events) = Control::start(control_options).await?;
 
         let (node, clock) = (core.node.clone(), core.clock);
         let driver = core.drive(&config, identity.peer(), Some(data.clone()));
-        if role == Role::Seed {
-            let lease = shoal_scheduler::Event::Lease {
-                peer: identity.peer(),
-                zone: config.zone.clone(),
-                capacity: config.capacity.into(),
-                until: shoal_scheduler::Time::MAX,
-            };
-            node.driver.event(lease).await;
-        }
+        let (listening, heard_listening) = watch::channel(Vec::new());
         let exchange = Exchange::new(ExchangeParts {
             me: identity.peer(),
             role,
@@ -214,6 +213,7 @@ impl Daemon {
             clock,
             data: data.clone(),
             control: control.clone(),
+            listening,
             driver: node.driver.clone(),
             images: node.images.clone(),
             contacts: contacts.clone(),
@@ -224,6 +224,7 @@ impl Daemon {
             node,
             mounts,
             control,
+            listening: heard_listening,
             data,
             contacts,
             identity,
@@ -237,7 +238,7 @@ impl Daemon {
         let api = ApiServer::start(&config.socket, parts.clone())
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
-        tracing::info!(peer = %parts.identity.text(), %role, zone = config.zone, "started");
+        tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         Ok(Self { parts, api, http, tasks: vec![driver, exchanging], on_stop: config.mounts.on_stop })
     }
 
@@ -270,14 +271,15 @@ impl Parts {
         Ok(Some(server))
     }
 
-    pub(crate) async fn status(&self) -> StatusReply {
-        let listening = self.control.addresses().await;
+    pub(crate) fn status(&self) -> StatusReply {
+        let id = self.identity_text();
+        let listening = self.listening.borrow().clone();
         StatusReply {
             version: env!("CARGO_PKG_VERSION").into(),
-            peer: self.identity.text(),
+            peer: id.clone(),
             role: self.role.to_string(),
             zone: self.zone.clone(),
-            control_addresses: listening.iter().map(ToString::to_string).collect(),
+            control_addresses: listening.iter().map(|address| with_id(address, &id)).collect(),
             data_address: self.data.local_address().to_string(),
             http_address: self.http.get().map(ToString::to_string).unwrap_or_default(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -287,13 +289,17 @@ impl Parts {
         }
     }
 
-    pub(crate) async fn peers(&self) -> Vec<PeerStatus> {
+    fn identity_text(&self) -> String {
+        peer_text(self.identity.peer())
+    }
+
+    pub(crate) fn peers(&self) -> Vec<PeerStatus> {
         let connections = self.data.connections();
         let connection = |peer: PeerId| connections.iter().find(|connection| connection.peer == peer);
         let all = self.contacts.all().into_iter().map(|(peer, known)| {
             let open = connection(peer);
             PeerStatus {
-                peer: crate::identity::text(peer),
+                peer: peer_text(peer),
                 role: known.role.to_string(),
                 zone: known.zone.clone(),
                 connected: open.is_some(),
@@ -321,7 +327,6 @@ impl Vitals for Parts {
         metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
         metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
         metrics::gauge!("shoal_connections").set(self.data.connections().len() as f64);
-        metrics::counter!("shoal_served_bytes_total").absolute(self.data.served_bytes());
     }
 
     fn ready(&self) -> bool {
@@ -420,6 +425,38 @@ fn admission(config: &Config, me: PeerId) -> Result<(Policy, Membership), StartE
         Policy::Key(_) => Membership::load(&policy, &cluster.membership, &me, unix_now())?,
     };
     Ok((policy, membership))
+}
+
+/// What this node says of itself on the data plane.
+fn hello(config: &Config, membership: &Membership) -> Hello {
+    Hello {
+        version: VERSION,
+        min_version: MIN_VERSION,
+        features: 0,
+        membership: membership.shown().clone(),
+        role: config.role.into(),
+        zone: config.zone.clone(),
+        labels: config.labels.clone(),
+        // An unspecified address is none; then the others hear the right one from the control plane.
+        data_addresses: Some(config.data.listen).filter(|address| !address.ip().is_unspecified()).into_iter().collect(),
+        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+fn multiaddresses(key: &'static str, texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
+    let parse = |text: &String| text.parse().map_err(|_| StartError::Address { key, text: text.clone() });
+    texts.iter().map(parse).collect()
+}
+
+/// The address for others to join through.
+fn with_id(address: &Multiaddr, id: &str) -> String {
+    let named = address.iter().any(|part| matches!(part, Protocol::P2p(_)));
+    if named { address.to_string() } else { format!("{address}/p2p/{id}") }
+}
+
+/// A peer id as libp2p's tools print it.
+fn peer_text(peer: PeerId) -> String {
+    identity::to_libp2p(&peer).map_or_else(|_| peer.to_string(), |id| id.to_string())
 }
 
 async fn close(store: Store) {

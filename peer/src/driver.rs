@@ -72,9 +72,14 @@ impl Clock {
         Self(Instant::now())
     }
 
+    /// A moment of the system's monotonic clock, in the scheduler's time; the start for what was before it.
+    pub fn at(&self, moment: Instant) -> Time {
+        Time::ZERO + moment.saturating_duration_since(self.0)
+    }
+
     /// The scheduler's present.
     pub fn now(&self) -> Time {
-        Time::from_nanos(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        self.at(Instant::now())
     }
 }
 

@@ -11,13 +11,14 @@ use std::{
     time::Duration,
 };
 
+use libp2p::Multiaddr;
 use shoal_proto::{Bitfield, BlobId, Contact, Have, MAX_CONTACTS, MAX_WIRE_PIECES, Message, ObjectId, PeerId, Role};
 use shoal_scheduler::Event;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     contacts::Contacts,
-    control::{ControlEvent, ControlHandle},
+    control::{Control, ControlEvent},
     data::{DataPlane, PeerEvent},
     driver::{Clock, DriverHandle},
     images::{Image, ImageBlob, Images},
@@ -39,19 +40,20 @@ type Topic = (ObjectId, BlobId);
 /// The exchange with the neighbours. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Exchange {
-    parts: ExchangeParts,
+    parts: Arc<ExchangeParts>,
     state: Arc<Mutex<State>>,
 }
 
 /// What the exchange works with.
-#[derive(Clone)]
 pub(crate) struct ExchangeParts {
     pub me: PeerId,
     pub role: Role,
     pub zone: String,
     pub clock: Clock,
     pub data: DataPlane,
-    pub control: ControlHandle,
+    pub control: Control,
+    /// Where the control plane listens, for people.
+    pub listening: watch::Sender<Vec<Multiaddr>>,
     pub driver: DriverHandle,
     pub images: Images,
     pub contacts: Contacts,
@@ -71,7 +73,7 @@ struct State {
 
 impl Exchange {
     pub(crate) fn new(parts: ExchangeParts) -> Self {
-        Self { parts, state: Arc::default() }
+        Self { parts: Arc::new(parts), state: Arc::default() }
     }
 
     /// Runs until both planes have ended.
@@ -100,10 +102,12 @@ impl Exchange {
         let (exchange, image) = (self.clone(), image.clone());
         tokio::spawn(async move {
             for connection in exchange.parts.data.connections() {
-                exchange.show_interest(connection.peer, &image).await;
+                exchange.show_interest(connection.peer, &image);
             }
             for blob in &image.blobs {
-                exchange.parts.control.find_providers(blob.table.blob()).await;
+                if let Err(error) = exchange.parts.control.find_providers(blob.table.blob()).await {
+                    tracing::debug!("no look-up: {error}");
+                }
             }
         });
     }
@@ -116,11 +120,11 @@ impl Exchange {
                 self.parts.driver.event(up).await;
                 let mine = self.lock().mine.clone();
                 for image in mine.into_iter().filter_map(|layer| self.parts.images.loaded(layer)) {
-                    self.show_interest(peer, &image).await;
+                    self.show_interest(peer, &image);
                 }
             }
-            PeerEvent::Down { peer, reason } => {
-                tracing::debug!(%peer, "disconnected: {reason}");
+            PeerEvent::Down { peer, why } => {
+                tracing::debug!(%peer, "disconnected: {why}");
                 self.lock().interested.values_mut().for_each(|peers| drop(peers.remove(&peer)));
                 self.parts.driver.event(Event::PeerDown { peer }).await;
             }
@@ -130,7 +134,7 @@ impl Exchange {
                     self.parts.driver.event(Event::PeerHave { peer, blob: blob.key, first, have: pieces, full }).await;
                 }
             }
-            PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)).await,
+            PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)),
             PeerEvent::Peers { contacts, .. } => {
                 for contact in contacts {
                     let peer = contact.peer;
@@ -147,12 +151,12 @@ impl Exchange {
                 self.parts.contacts.seen(peer, role, &zone, &data_addresses);
                 self.approach(peer, FEW_NEIGHBOURS);
             }
-            ControlEvent::Lease { peer, zone, capacity, data_addresses, ttl } => {
+            ControlEvent::Lease { peer, zone, capacity, data_addresses, until } => {
                 self.parts.contacts.seen(peer, Role::Seed, &zone, &data_addresses);
                 if zone == self.parts.zone {
                     self.approach(peer, usize::MAX);
                 }
-                let until = self.parts.clock.now() + ttl;
+                let until = self.parts.clock.at(until);
                 self.parts.driver.event(Event::Lease { peer, zone, capacity: capacity.into(), until }).await;
             }
             ControlEvent::LeaseEnded { peer } => self.parts.driver.event(Event::LeaseEnded { peer }).await,
@@ -161,6 +165,7 @@ impl Exchange {
             }
             ControlEvent::Listening(addresses) => {
                 addresses.iter().for_each(|address| tracing::info!("control plane listens on {address}"));
+                self.parts.listening.send_replace(addresses);
             }
             ControlEvent::PeerLost { peer } => tracing::debug!(%peer, "gone from the control plane"),
         }
@@ -175,14 +180,14 @@ impl Exchange {
         parts.data.connect(peer, &parts.contacts.addresses(peer));
     }
 
-    async fn show_interest(&self, peer: PeerId, image: &Image) {
+    fn show_interest(&self, peer: PeerId, image: &Image) {
         for blob in &image.blobs {
             let interest = Message::Interest { bootstrap: image.layer, blob: blob.table.blob() };
-            self.notify(peer, interest).await;
+            self.notify(peer, interest);
         }
     }
 
-    async fn heard_interest(&self, peer: PeerId, topic: Topic) {
+    fn heard_interest(&self, peer: PeerId, topic: Topic) {
         let others = {
             let mut state = self.lock();
             if state.interested.len() >= MAX_TOPICS && !state.interested.contains_key(&topic) {
@@ -202,14 +207,14 @@ impl Exchange {
         if let Some(blob) = self.blob(topic) {
             let present = blob.handle.present();
             for have in windows(topic, &present, true) {
-                self.notify(peer, Message::Have(have)).await;
+                self.notify(peer, Message::Have(have));
             }
             self.lock().told.entry(topic).or_insert(present);
         }
         let contacts = others.into_iter().map(|peer| Contact { peer, addresses: self.parts.contacts.addresses(peer) });
         let contacts: Vec<_> = contacts.filter(|contact| !contact.addresses.is_empty()).collect();
         if !contacts.is_empty() {
-            self.notify(peer, Message::Peers { blob: topic.1, contacts }).await;
+            self.notify(peer, Message::Peers { blob: topic.1, contacts });
         }
     }
 
@@ -233,7 +238,7 @@ impl Exchange {
             }
             for have in windows(topic, &news, false) {
                 for &peer in &peers {
-                    self.notify(peer, Message::Have(have.clone())).await;
+                    self.notify(peer, Message::Have(have.clone()));
                 }
             }
             self.announce(&blob).await;
@@ -244,8 +249,11 @@ impl Exchange {
     async fn announce(&self, blob: &ImageBlob) {
         let id = blob.table.blob();
         let half = blob.handle.present().count() * 2 >= blob.table.len();
-        if (self.parts.role == Role::Seed || half) && self.lock().announced.insert(id) {
-            self.parts.control.announce(id).await;
+        if (self.parts.role == Role::Seed || half)
+            && self.lock().announced.insert(id)
+            && let Err(error) = self.parts.control.announce(id).await
+        {
+            tracing::debug!("not announced: {error}");
         }
     }
 
@@ -254,8 +262,8 @@ impl Exchange {
         image.blobs.iter().find(|blob| blob.table.blob() == id).cloned()
     }
 
-    async fn notify(&self, peer: PeerId, message: Message) {
-        if let Err(error) = self.parts.data.notify(peer, message).await {
+    fn notify(&self, peer: PeerId, message: Message) {
+        if let Err(error) = self.parts.data.notify(peer, message) {
             tracing::trace!(%peer, "not told: {error}");
         }
     }

@@ -121,6 +121,12 @@ impl ImageBlob {
         self.table.piece(piece).is_some_and(|piece| piece.fingerprint() == *fingerprint)
     }
 
+    /// Encoded bytes of `piece`; 0 when the image does not name it.
+    pub fn encoded_len(&self, piece: u32) -> usize {
+        let range = self.table.piece(piece).map(|piece| piece.encoded()).unwrap_or_default();
+        (range.end - range.start) as usize
+    }
+
     /// The numbers of the pieces that the image names.
     pub fn pieces(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.table.len()).filter(|&piece| self.table.piece(piece).is_some())

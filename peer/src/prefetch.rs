@@ -29,7 +29,7 @@ pub(crate) async fn run(
     let mut missing = Vec::new();
     for blob in &image.blobs {
         for number in blob.pieces() {
-            let bytes = blob.table.piece(number).map_or(0, |piece| piece.encoded().end - piece.encoded().start);
+            let bytes = blob.encoded_len(number) as u64;
             now.pieces += 1;
             now.bytes += bytes;
             if blob.handle.is_present(number) {

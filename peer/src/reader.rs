@@ -89,7 +89,7 @@ impl Inner {
             None => self.fetched(blob, piece, priority).await.map_err(|reason| fail(&reason))?,
         };
         let layout = blob.table.piece(piece).ok_or_else(|| fail("the image does not name it"))?;
-        let (bytes, chunks) = (layout.encoded().end - layout.encoded().start, layout.chunks().len() as u64);
+        let (bytes, chunks) = (blob.encoded_len(piece) as u64, layout.chunks().len() as u64);
         self.traffic.piece(from, bytes, chunks);
         if from == Provenance::Local {
             self.node.traffic.piece(from, bytes, chunks);

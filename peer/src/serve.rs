@@ -4,16 +4,16 @@
 //! it here. Only a seed peer reads the registry for others, only registries that its configuration lists, and only with
 //! its own credentials; everybody else says that it cannot.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use shoal_proto::{Asked, BlobId, Fingerprint, ObjectId, ObjectKind, PeerId, Priority, Request};
 use shoal_rafs::oci::Source;
-use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
+use shoal_scheduler::{Item, Origin as WantOrigin};
 
 use crate::{
-    data::{AnswerSender, PeerContext, Service},
+    data::{AnswerSender, PeerContext, SendError, Service},
     driver::DriverHandle,
     fetch::MAX_OBJECT,
     images::{ImageBlob, Images},
@@ -59,7 +59,7 @@ impl Service for Server {
         self.runtime.spawn(async move {
             tracing::trace!(peer = %peer.peer, ?request, "asked");
             // An asker that has gone, or cancelled, ends the answer: there is nobody to tell.
-            let _ = server.answer(request, Arc::new(answers)).await;
+            let _ = server.answer(request, answers).await;
         });
     }
 }
@@ -67,31 +67,31 @@ impl Service for Server {
 /// The asker is gone.
 struct Gone;
 
-impl<E: std::error::Error> From<E> for Gone {
-    fn from(_: E) -> Self {
+impl From<SendError> for Gone {
+    fn from(_: SendError) -> Self {
         Self
     }
 }
 
 impl Server {
-    async fn answer(&self, request: Request, answers: Arc<AnswerSender>) -> Result<(), Gone> {
+    async fn answer(&self, request: Request, mut answers: AnswerSender) -> Result<(), Gone> {
         let image = match Source::new(&request.image.registry, &request.image.repository) {
             Ok(image) => image,
             Err(error) => return Ok(answers.cannot_source(crate::chain(&error)).await?),
         };
-        let wish = Wish {
-            image,
-            priority: request.priority,
-            source: request.source,
-            deadline: request.deadline,
-        };
-        match request.what {
-            Asked::Object { id, kind } => self.object(&wish, id, kind, &answers).await?,
+        let wish = Wish { image, priority: request.priority, source: request.source, deadline: request.deadline };
+        let answered = match request.what {
+            Asked::Object { id, kind } => self.object(&wish, id, kind, &mut answers).await,
             Asked::Pieces { bootstrap, blob, first, fingerprints } => {
-                self.pieces(&wish, bootstrap, blob, first, &fingerprints, &answers).await?;
+                self.pieces(&wish, bootstrap, blob, first, &fingerprints, &mut answers).await
             }
+        };
+        match answered {
+            Ok(()) => Ok(answers.end().await?),
+            Err(Stop::Gone) => Err(Gone),
+            Err(Stop::NotMyHome(home)) => Ok(answers.not_my_home(vec![home]).await?),
+            Err(Stop::CannotSource(reason)) => Ok(answers.cannot_source(reason).await?),
         }
-        Ok(answers.end().await?)
     }
 
     async fn object(
@@ -99,23 +99,22 @@ impl Server {
         wish: &Wish,
         id: ObjectId,
         kind: ObjectKind,
-        answers: &AnswerSender,
-    ) -> Result<(), Gone> {
-        if let Some(bytes) = self.images.stored(id).await {
-            return Ok(answers.send_data(0, bytes).await?);
-        }
-        if !wish.source {
-            return Ok(answers.not_have(0).await?);
-        }
-        if !self.may_source(wish, Item { blob: id.into(), piece: 0 }, answers).await? {
-            return Ok(());
-        }
-        let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
-        match tokio::time::timeout(wish.deadline, fetched).await {
-            Ok(Ok(bytes)) => Ok(answers.send_data(0, bytes).await?),
-            Ok(Err(error)) => Ok(answers.cannot_source(error.to_string()).await?),
-            Err(_) => Ok(()),
-        }
+        answers: &mut AnswerSender,
+    ) -> Result<(), Stop> {
+        let bytes = match self.images.stored(id).await {
+            Some(bytes) => bytes,
+            None if !wish.source => return Ok(answers.not_have(0).await?),
+            None => {
+                self.may_source(wish, Item { blob: id.into(), piece: 0 }).await?;
+                answers.pending(REGISTRY_ETA).await?;
+                let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
+                let fetched = tokio::time::timeout(wish.deadline, fetched).await;
+                fetched
+                    .map_err(|_| Stop::CannotSource("the deadline passed".into()))?
+                    .map_err(|error| Stop::CannotSource(error.to_string()))?
+            }
+        };
+        send(answers, 0, bytes).await
     }
 
     async fn pieces(
@@ -125,26 +124,29 @@ impl Server {
         blob: BlobId,
         first: u32,
         fingerprints: &[Fingerprint],
-        answers: &AnswerSender,
-    ) -> Result<(), Gone> {
-        let numbered = || (first..).zip(fingerprints);
+        answers: &mut AnswerSender,
+    ) -> Result<(), Stop> {
         let mut missing = Vec::new();
-        for (piece, fingerprint) in numbered() {
-            match self.stored(blob, piece, fingerprint).await {
-                Some(bytes) => answers.send_data(piece, bytes).await?,
-                None => missing.push((piece, *fingerprint)),
+        for (piece, fingerprint) in (first..).zip(fingerprints) {
+            match self.images.blob_agreeing(blob, piece, fingerprint) {
+                Some(here) if here.handle.is_present(piece) => {
+                    // Room first, then the bytes: what waits for a slow network waits on the disk.
+                    answers.reserve(here.encoded_len(piece)).await?;
+                    match read(here, piece).await {
+                        Some(bytes) => send(answers, piece, bytes).await?,
+                        None => missing.push((piece, *fingerprint)),
+                    }
+                }
+                _ => missing.push((piece, *fingerprint)),
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        if wish.source && !missing.is_empty() {
+            return self.source(wish, layer, blob, missing, answers).await;
         }
-        if !wish.source {
-            for (piece, _) in missing {
-                answers.not_have(piece).await?;
-            }
-            return Ok(());
+        for (piece, _) in missing {
+            answers.not_have(piece).await?;
         }
-        self.source(wish, layer, blob, missing, answers).await
+        Ok(())
     }
 
     /// As the home: gets what is missing, and passes each piece on as soon as it has verified.
@@ -154,34 +156,27 @@ impl Server {
         layer: ObjectId,
         blob: BlobId,
         missing: Vec<(u32, Fingerprint)>,
-        answers: &AnswerSender,
-    ) -> Result<(), Gone> {
-        let Some(&(first, _)) = missing.first() else { return Ok(()) };
-        // Homes depend on the blob's id and the place in it, which a blob that is not loaded has yet to show; then the
-        // asker's word is taken for it.
-        let known = Item { blob: BlobKey::from(blob), piece: first };
-        if !self.may_source(wish, known, answers).await? {
-            return Ok(());
-        }
-        let image = match self.images.by_layer(&wish.image, layer).await {
-            Ok(image) => image,
-            Err(error) => return Ok(answers.cannot_source(crate::chain(&error)).await?),
-        };
+        answers: &mut AnswerSender,
+    ) -> Result<(), Stop> {
+        self.duty.allows(&wish.image).map_err(|why| Stop::CannotSource(why.into()))?;
+        answers.pending(REGISTRY_ETA).await?;
+        let image = self.images.by_layer(&wish.image, layer).await;
+        let image = image.map_err(|error| Stop::CannotSource(crate::chain(&error)))?;
         let loaded = image.blobs.iter().find(|loaded| loaded.table.blob() == blob);
         let mut wanted = FuturesUnordered::new();
         for (piece, fingerprint) in missing {
             match loaded {
                 Some(loaded) if loaded.agrees(piece, &fingerprint) => {
+                    self.may_source(wish, Item { blob: loaded.key, piece }).await?;
                     wanted.push(self.get(wish, loaded.clone(), piece));
                 }
                 _ => answers.not_have(piece).await?,
             }
         }
         while let Some((piece, got)) = wanted.next().await {
-            match got {
-                Ok(Some(bytes)) => answers.send_data(piece, bytes).await?,
-                Ok(None) => answers.not_have(piece).await?,
-                Err(reason) => return Ok(answers.cannot_source(reason).await?),
+            match got.map_err(Stop::CannotSource)? {
+                Some(bytes) => send(answers, piece, bytes).await?,
+                None => answers.not_have(piece).await?,
             }
         }
         Ok(())
@@ -196,26 +191,37 @@ impl Server {
         }
     }
 
-    /// Tells the asker to wait, or why it will not get it here.
-    async fn may_source(&self, wish: &Wish, item: Item, answers: &AnswerSender) -> Result<bool, Gone> {
-        if let Err(why) = self.duty.allows(&wish.image) {
-            answers.cannot_source(why.into()).await?;
-            return Ok(false);
+    /// Whether this node is to read the registry for the item.
+    async fn may_source(&self, wish: &Wish, item: Item) -> Result<(), Stop> {
+        self.duty.allows(&wish.image).map_err(|why| Stop::CannotSource(why.into()))?;
+        match self.driver.home_of(item).await {
+            Some(home) if home != self.me => Err(Stop::NotMyHome(home)),
+            _ => Ok(()),
         }
-        if let Some(home) = self.driver.home_of(item).await
-            && home != self.me
-        {
-            answers.not_my_home(vec![home]).await?;
-            return Ok(false);
-        }
-        answers.pending(REGISTRY_ETA).await?;
-        Ok(true)
     }
+}
 
-    async fn stored(&self, blob: BlobId, piece: u32, fingerprint: &Fingerprint) -> Option<Bytes> {
-        let blob = self.images.blob_agreeing(blob, piece, fingerprint)?;
-        read(blob, piece).await
+/// Why an answer ends before all that was asked for is answered.
+enum Stop {
+    /// The asker is gone.
+    Gone,
+    /// Somebody else is home.
+    NotMyHome(PeerId),
+    /// The registry cannot or may not be read.
+    CannotSource(String),
+}
+
+impl From<SendError> for Stop {
+    fn from(_: SendError) -> Self {
+        Self::Gone
     }
+}
+
+async fn send(answers: &mut AnswerSender, piece: u32, bytes: Bytes) -> Result<(), Stop> {
+    let length = bytes.len() as u64;
+    answers.send_data(piece, bytes).await?;
+    metrics::counter!("shoal_served_bytes_total").increment(length);
+    Ok(())
 }
 
 /// What a request says beside what it asks for.

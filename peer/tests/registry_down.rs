@@ -5,7 +5,7 @@ mod support;
 
 use std::{fs, time::Duration};
 
-use support::{Daemon, Registry, can_mount, files, tree, wait};
+use support::{Daemon, Registry, can_mount, drop_caches, files, tree, wait};
 
 #[test]
 fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
@@ -28,7 +28,7 @@ fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
 
     registry.switch_off();
     // What the kernel and the daemon hold in memory does not count as the store.
-    fs::write("/proc/sys/vm/drop_caches", "3").expect("root drops caches");
+    drop_caches();
     assert!(read(seen[0]).expect("its chunk is here") == content(seen[0]));
     let started = std::time::Instant::now();
     let error = read(unseen[0]).expect_err("its chunk is nowhere");

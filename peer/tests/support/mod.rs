@@ -58,16 +58,50 @@ pub fn tree(seed: u64, files: usize, len: usize) -> TempDir {
 
 /// An image of `source` in the OCI layout `layout` under `tag`; gives the encoded bytes (blobs and bootstrap layer).
 pub fn publish(source: &Path, layout: &Path, tag: &str) -> u64 {
-    let scratch = tempfile::tempdir().expect("a temporary folder");
-    let (bootstrap, blobs) = (scratch.path().join("bootstrap"), scratch.path().join("blobs"));
-    let arguments = ["image", "build", "--source"];
-    shoal(&arguments, &[source, Path::new("--bootstrap"), &bootstrap, Path::new("--blob-dir"), &blobs]);
-    let reference = format!("oci:{}:{tag}", layout.display());
-    let pushed = shoal(
-        &["image", "push", "--json", "--bootstrap"],
-        &[&bootstrap, Path::new("--blob-dir"), &blobs, Path::new(&reference)],
-    );
-    json(&pushed)["encoded_bytes"].as_u64().expect("encoded_bytes")
+    let built = Built::new(source, "zstd");
+    built.push(layout, tag)
+}
+
+/// An image on disk.
+pub struct Built {
+    folder: TempDir,
+}
+
+impl Built {
+    pub fn new(source: &Path, compressor: &str) -> Self {
+        let built = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        let arguments = ["image", "build", "--compressor", compressor, "--source"];
+        let (bootstrap, blobs) = (built.bootstrap(), built.blobs());
+        shoal(&arguments, &[source, Path::new("--bootstrap"), &bootstrap, Path::new("--blob-dir"), &blobs]);
+        built
+    }
+
+    pub fn bootstrap(&self) -> PathBuf {
+        self.folder.path().join("bootstrap")
+    }
+
+    pub fn blobs(&self) -> PathBuf {
+        self.folder.path().join("blobs")
+    }
+
+    /// The name, which is the id, of the only blob.
+    pub fn blob(&self) -> String {
+        let names = fs::read_dir(self.blobs()).expect("the blobs");
+        let names: Vec<_> = names.map(|entry| entry.expect("a blob").file_name()).collect();
+        assert_eq!(names.len(), 1);
+        names[0].to_str().expect("a hexadecimal name").to_owned()
+    }
+
+    /// Pushes it into a layout; gives the encoded bytes.
+    pub fn push(&self, layout: &Path, tag: &str) -> u64 {
+        let reference = format!("oci:{}:{tag}", layout.display());
+        let (bootstrap, blobs) = (self.bootstrap(), self.blobs());
+        let pushed = shoal(
+            &["image", "push", "--json", "--bootstrap"],
+            &[&bootstrap, Path::new("--blob-dir"), &blobs, Path::new(&reference)],
+        );
+        json(&pushed)["encoded_bytes"].as_u64().expect("encoded_bytes")
+    }
 }
 
 /// Runs `shoal` and expects success.
@@ -213,7 +247,10 @@ impl Daemon {
     }
 
     pub fn mount(&self, reference: &str) {
-        let mountpoint = self.mountpoint();
+        self.mount_at(reference, &self.mountpoint());
+    }
+
+    pub fn mount_at(&self, reference: &str, mountpoint: &Path) {
         self.ctl(&["mount", reference, mountpoint.to_str().expect("UTF-8")]);
     }
 
@@ -253,6 +290,11 @@ impl Drop for Daemon {
         let _ = self.child.wait();
         let _ = rustix::mount::unmount(self.mountpoint(), rustix::mount::UnmountFlags::DETACH);
     }
+}
+
+/// Empties the kernel's caches, so that the next reads reach the daemon.
+pub fn drop_caches() {
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("root drops caches");
 }
 
 /// Waits until `holds`, for at most half a minute.
