@@ -210,6 +210,3 @@ impl Bootstrap {
         &self.inner.prefetch
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -319,6 +319,3 @@ impl Bootstrap {
         checked.map(|record| (id(record.blob.get(), record.index.get()), record.crc32.get())).collect()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,7 +3,8 @@
 //! Depth first, names in byte order, directories before what they hold, the first name of a file with its content and
 //! the others as hard links to it. PAX records carry what the plain header cannot: long names and targets, xattrs
 //! (`SCHILY.xattr.*`, as GNU tar and libarchive read them), nanoseconds and times before 1970. Sockets have no place in
-//! a tar and are noted in the report.
+//! a tar and are noted in the report. ACLs are xattrs like any other: restore with `--xattrs --xattrs-include='*'`, without
+//! `--acls`.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -137,6 +138,3 @@ impl<W: Write> Unpacker<'_, W> {
         Ok(self.output.write_all(&[0; 512][..padding as usize])?)
     }
 }
-
-#[cfg(test)]
-mod tests;

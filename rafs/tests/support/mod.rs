@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use filetime::FileTime;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
+pub mod image;
+
 pub const CHUNK: usize = 0x1000;
 
 /// Whether devices, owners and trusted xattrs can be made.
@@ -272,8 +274,15 @@ fn fact(path: &Path, metadata: &fs::Metadata) -> Facts {
 
 /// Fails with the first difference only: whole trees are no help on a screen.
 pub fn assert_same(expected: &BTreeMap<PathBuf, Facts>, found: &BTreeMap<PathBuf, Facts>) {
+    let text = |facts: &Facts| {
+        let xattrs: Vec<_> =
+            facts.xattrs.iter().map(|(name, value)| (OsStr::from_bytes(name), value.len())).collect();
+        format!("{:?} xattrs {xattrs:?}", Facts { xattrs: BTreeMap::new(), ..facts.clone() })
+    };
     for (path, facts) in expected {
-        assert_eq!(Some(facts), found.get(path), "{}", path.display());
+        let found = found.get(path);
+        let (expected, other) = (text(facts), found.map_or("nothing".into(), text));
+        assert!(found == Some(facts), "{}:\nexpected {expected}\nfound    {other}", path.display());
     }
     let extra: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
     assert!(extra.is_empty(), "not in the source: {extra:?}");
