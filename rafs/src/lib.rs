@@ -26,7 +26,11 @@ mod chunk_cache;
 mod builder;
 mod codec;
 mod extent;
+#[cfg(feature = "mount")]
+mod fs;
 mod layout;
+#[cfg(feature = "mount")]
+mod mount;
 #[cfg(feature = "oci")]
 pub mod oci;
 mod piece;
@@ -38,5 +42,7 @@ pub use chunk_cache::ChunkCache;
 pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use extent::{Extent, extents};
+#[cfg(feature = "mount")]
+pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
