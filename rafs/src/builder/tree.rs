@@ -15,6 +15,9 @@ use crate::layout;
 /// Position of a node in [`Tree::nodes`]; the root is 0.
 pub(super) type NodeIndex = usize;
 
+/// Full name and value of an extended attribute.
+pub(super) type Xattr = (Vec<u8>, Vec<u8>);
+
 /// One name in the tree.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -30,7 +33,7 @@ pub(super) struct Node {
     pub(super) rdev: u32,
     pub(super) mtime: (i64, u32),
     /// Sorted by name.
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: Vec<Xattr>,
     pub(super) target: Vec<u8>,
     /// Another name, earlier in the list, of the same file.
     pub(super) first_name: Option<NodeIndex>,
@@ -187,7 +190,7 @@ impl Tree {
     }
 
     /// Attributes that the format can hold, sorted; the others are noted.
-    fn xattrs(&mut self, path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, BuildError> {
+    fn xattrs(&mut self, path: &Path) -> Result<Vec<Xattr>, BuildError> {
         let names = match xattr::list(path) {
             Ok(names) => names,
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {
@@ -254,7 +257,7 @@ pub(super) fn xattr_len(name: &[u8], value: &[u8]) -> u64 {
 }
 
 /// The inode's `xattr_icount`: 0 for none, else 1 plus the attributes' bytes / 4.
-pub(super) fn xattr_count(xattrs: &[(Vec<u8>, Vec<u8>)]) -> u64 {
+pub(super) fn xattr_count(xattrs: &[Xattr]) -> u64 {
     if xattrs.is_empty() {
         return 0;
     }
