@@ -29,7 +29,11 @@ mod chunk_cache;
 mod codec;
 mod expand;
 mod extent;
+#[cfg(feature = "mount")]
+mod fs;
 mod layout;
+#[cfg(feature = "mount")]
+mod mount;
 #[cfg(feature = "oci")]
 pub mod oci;
 mod piece;
@@ -45,6 +49,8 @@ pub use chunk_cache::ChunkCache;
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use expand::{ExpandError, expand_blob};
 pub use extent::{Extent, extents};
+#[cfg(feature = "mount")]
+pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
 pub use unpack::{UnpackError, UnpackReport, unpack};
