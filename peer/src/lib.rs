@@ -1,1 +1,4 @@
 //! shoal
+
+pub mod layout_server;
+pub mod origin;
