@@ -22,6 +22,7 @@ mod source;
 mod swarm;
 mod time;
 mod timer;
+mod tracker;
 
 pub use config::Config;
 pub use event::{
@@ -29,3 +30,4 @@ pub use event::{
 };
 pub use scheduler::{Scheduler, Stats};
 pub use time::Time;
+pub use tracker::{Admission, Tracker, TrackerConfig};
