@@ -15,6 +15,7 @@ mod config;
 mod event;
 mod flights;
 mod homes;
+mod inflow;
 mod peers;
 mod requests;
 mod scheduler;

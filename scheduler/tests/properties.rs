@@ -250,7 +250,7 @@ impl Shell {
                 let (want, origin) = (WantId(self.next_want), if for_peer { Origin::ForPeer } else { Origin::Local });
                 self.next_want += 1;
                 self.wants.insert(want, (item, deadline));
-                if for_peer {
+                if for_peer && seconds > 0 {
                     self.duty.insert(item);
                 }
                 let priority = if on_demand { Priority::OnDemand } else { Priority::Prefetch };

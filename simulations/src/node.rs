@@ -1,5 +1,5 @@
-//! One node: the shell around a scheduler, twin of the daemon's driver. It reads like the daemon would if sending were a
-//! function call: what it wants to tell others it leaves in `outbox` for the world to deliver.
+//! One node: the shell around a scheduler, twin of the daemon's driver. It reads like the daemon would if sending
+//! were a function call: what it wants to tell others it leaves in `outbox` for the world to deliver.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -316,7 +316,7 @@ impl Node {
         if self.services.contains_key(&ticket) {
             let bytes = self.piece_bytes[piece as usize];
             let item = Item { blob: self.blob, piece };
-            self.uplink.push(priority, bytes, Parcel { ticket, item, bytes });
+            self.uplink.push(priority, ticket, bytes, Parcel { ticket, item, bytes });
             self.outbox.push(Errand::Uplink);
         }
     }
@@ -409,7 +409,7 @@ impl Node {
     fn stop_serving(&mut self, ticket: Ticket) {
         if let Some(service) = self.services.remove(&ticket) {
             self.tracker.ended(service.admitted);
-            self.uplink.retain(|parcel| parcel.ticket != ticket);
+            self.uplink.cancel(ticket);
         }
     }
 }

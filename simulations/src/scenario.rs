@@ -1,5 +1,5 @@
-//! Scenario files: a swarm, an image, a workload and what goes wrong. The keys are those of the design's scenario page;
-//! unknown keys are refused, so that a typing error does not silently simulate something else.
+//! Scenario files: a swarm, an image, a workload and what goes wrong. The keys are those of the design's scenario
+//! page; unknown keys are refused, so that a typing error does not silently simulate something else.
 
 use std::collections::BTreeMap;
 

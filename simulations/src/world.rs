@@ -73,7 +73,7 @@ impl Ord for Entry {
     }
 }
 
-/// A piece on its way from the registry; `charged` includes what is read and thrown away.
+/// A piece on its way from the registry.
 struct RegistryParcel {
     to: Index,
     request: RequestId,
@@ -318,7 +318,7 @@ impl<'a> World<'a> {
                 self.after(delay, Happening::RegistryRead { to: at, request, pieces, bytes, priority });
             }
             Errand::CancelRegistry { request } => {
-                self.registry.retain(|parcel| (parcel.to, parcel.request) != (at, request));
+                self.registry.cancel((at, request));
             }
             Errand::Uplink => self.start_uplink(at),
             Errand::Remind(ticket) => self.after(REMIND, Happening::Remind(at, ticket)),
@@ -393,11 +393,12 @@ impl<'a> World<'a> {
         priority: shoal_proto::Priority,
     ) {
         self.registry_requests += 1;
-        *self.registry_bytes.entry(self.nodes[to].zone.clone()).or_default() += bytes;
+        let thrown_away = bytes - pieces.iter().map(|&piece| self.pieces[piece as usize]).sum::<u64>();
+        *self.registry_bytes.entry(self.nodes[to].zone.clone()).or_default() += thrown_away;
         for &piece in pieces {
             let bytes = self.pieces[piece as usize];
             let item = Item { blob: BLOB, piece };
-            self.registry.push(priority, bytes, RegistryParcel { to, request, item, bytes });
+            self.registry.push(priority, (to, request), bytes, RegistryParcel { to, request, item, bytes });
         }
         self.start_registry();
     }
@@ -410,6 +411,7 @@ impl<'a> World<'a> {
 
     fn registry_free(&mut self) {
         if let Some(RegistryParcel { to, request, item, bytes }) = self.registry.sent() {
+            *self.registry_bytes.entry(self.nodes[to].zone.clone()).or_default() += bytes;
             self.carry(to, request, item, bytes, Duration::from_millis(1));
         }
         self.start_registry();
@@ -458,8 +460,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// No schedule is faster: the registry sends the image once to each zone, the slowest node takes it in, and all that
-    /// is received is sent by somebody.
+    /// No schedule is faster: the registry sends the image once to each zone, the slowest node takes it in, and all
+    /// that is received is sent by somebody.
     fn bound_s(&self) -> f64 {
         let bytes = self.scenario.encoded_bytes() as f64;
         let groups = || self.scenario.nodes.iter().filter(|group| group.count > 0);
