@@ -22,6 +22,8 @@ impl Scheduler {
         let asked = self.requests.at(id).filter(|request| request.blob == item.blob);
         if let Some(peer) = asked.map(Request::peer) {
             let owed = self.requests.take(id, item.piece);
+            self.inflow.delivered(now, bytes);
+            self.inflow.unload(if owed { size } else { 0 });
             if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
                 self.peers.modify(now, &self.config, slot, |peer| {
                     peer.unload(u32::from(owed), if owed { size } else { 0 });
@@ -71,7 +73,7 @@ impl Scheduler {
             Some(peer) => self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(&self.config)),
             None => self.config.registry_progress,
         };
-        self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience);
+        self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience + self.inflow.drain());
     }
 
     pub(crate) fn not_have(&mut self, now: Time, id: RequestId, item: Item) {
@@ -81,11 +83,12 @@ impl Scheduler {
         if !self.requests.take(id, item.piece) {
             return;
         }
+        let size = self.bytes(item.blob, &[item.piece]);
+        self.inflow.unload(size);
         if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
-            let size = self.blobs.get_mut(&item.blob).map_or(0, |blob| {
+            if let Some(blob) = self.blobs.get_mut(&item.blob) {
                 blob.unlearn(slot, item.piece);
-                blob.size(item.piece)
-            });
+            }
             self.peers.modify(now, &self.config, slot, |peer| {
                 peer.deny(item);
                 peer.unload(1, size);
@@ -254,19 +257,19 @@ impl Scheduler {
         }
         let (peer, blob) = (request.peer(), request.blob);
         self.requests.take(id, piece);
-        self.unload(now, peer, 1, self.blobs.get(&blob).map_or(0, |blob| blob.size(piece)));
+        self.unload(now, peer, 1, self.bytes(blob, &[piece]));
     }
 
     fn close(&mut self, now: Time, id: RequestId) -> Option<Request> {
         let request = self.requests.close(id)?;
         self.timers.cancel(Timer::Request(id));
-        let size = |&piece: &u32| self.blobs.get(&request.blob).map_or(0, |blob| blob.size(piece));
-        let bytes = request.pieces.iter().map(size).sum();
+        let bytes = self.bytes(request.blob, &request.pieces);
         self.unload(now, request.peer(), request.pieces.len() as u32, bytes);
         Some(request)
     }
 
     fn unload(&mut self, now: Time, peer: Option<PeerId>, pieces: u32, bytes: u64) {
+        self.inflow.unload(bytes);
         let Some((id, slot)) = peer.and_then(|peer| Some((peer, self.peers.slot(peer)?))) else { return };
         let given_up = self.peers.modify(now, &self.config, slot, |peer| {
             peer.unload(pieces, bytes);

@@ -23,6 +23,11 @@ pub struct Config {
     /// Pieces in one request to a peer, at most 64: long enough to save requests, short enough to spread a file over
     /// neighbours. Default 4.
     pub peer_run: u32,
+    /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate; twice
+    /// as much for on-demand. Default 500 ms.
+    pub window_time: Duration,
+    /// As much may always be on its way, bytes. Default 4 MiB.
+    pub min_window: u64,
     /// Requests under way at the registry. Default 8.
     pub registry_slots: u32,
     /// Of these, kept for on-demand. Default 2.
@@ -75,6 +80,8 @@ impl Config {
             peer_window: 16,
             peer_reserve: 4,
             peer_run: 4,
+            window_time: Duration::from_millis(500),
+            min_window: 4 << 20,
             registry_slots: 8,
             registry_reserve: 2,
             max_join: 8 << 20,

@@ -15,6 +15,7 @@ mod config;
 mod event;
 mod flights;
 mod homes;
+mod inflow;
 mod peers;
 mod requests;
 mod scheduler;
@@ -22,6 +23,7 @@ mod source;
 mod swarm;
 mod time;
 mod timer;
+mod tracker;
 
 pub use config::Config;
 pub use event::{
@@ -29,3 +31,4 @@ pub use event::{
 };
 pub use scheduler::{Scheduler, Stats};
 pub use time::Time;
+pub use tracker::{Admission, Tracker, TrackerConfig};

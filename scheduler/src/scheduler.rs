@@ -19,6 +19,7 @@ use crate::{
     blobs::Blob,
     flights::{Flight, Gate, MAX_REQUESTS, Queues, Rank},
     homes::{self, Homes},
+    inflow::Inflow,
     peers::{Peers, Slot},
     requests::Requests,
     swarm::Dials,
@@ -42,6 +43,9 @@ pub struct Scheduler {
     pub(crate) peers: Peers,
     /// Peers that may have room for something that waits.
     pub(crate) dirty: BTreeSet<Slot>,
+    /// Peers that had room when this node had not.
+    pub(crate) hungry: BTreeSet<Slot>,
+    pub(crate) inflow: Inflow,
     pub(crate) banned: BTreeMap<PeerId, Time>,
     pub(crate) dials: Dials,
     pub(crate) homes: Homes,
@@ -91,6 +95,8 @@ impl Scheduler {
             queues: Queues::default(),
             peers: Peers::default(),
             dirty: BTreeSet::new(),
+            hungry: BTreeSet::new(),
+            inflow: Inflow::default(),
             banned: BTreeMap::new(),
             dials: Dials::default(),
             homes: Homes::new(config.max_leases),

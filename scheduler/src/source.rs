@@ -25,9 +25,14 @@ const MAX_LOOK: u32 = 256;
 impl Scheduler {
     /// Finds sources for everything that can have one now.
     pub(crate) fn pump(&mut self, now: Time) {
-        while let Some((rank, item)) = self.queues.first(Gate::Fresh) {
+        while let Some((rank, item)) = self.queues.first(Gate::Fresh)
+            && self.inflow.room(rank.priority(), &self.config)
+        {
             self.queues.remove(Gate::Fresh, rank, item);
             self.place(now, item);
+        }
+        if self.inflow.room(Priority::Prefetch, &self.config) {
+            self.dirty.append(&mut self.hungry);
         }
         while let Some(slot) = self.dirty.pop_first() {
             self.fill(now, slot);
@@ -142,6 +147,10 @@ impl Scheduler {
             while let Some(peer) = self.peers.at(slot)
                 && peer.room(now, priority, &self.config) > 0
             {
+                if !self.inflow.room(priority, &self.config) {
+                    self.hungry.insert(slot);
+                    break;
+                }
                 let gate = Gate::Home(peer.id);
                 if let Some(item) = self.waiting_for(slot, priority) {
                     self.ask(now, slot, item, false);
@@ -191,12 +200,8 @@ impl Scheduler {
             .collect();
         let bytes = self.bytes(item.blob, &pieces);
         let source = if source { Source::Home(id) } else { Source::Peer(id) };
-        let patience = self.peers.modify(now, &self.config, slot, |peer| {
-            peer.load(now, pieces.len() as u32, bytes);
-            peer.patience(&self.config)
-        });
-        let (request, deadline) = self.open(item.blob, &pieces, source, priority);
-        self.timers.set(Timer::Request(request), now + patience.unwrap_or(self.config.progress));
+        self.peers.modify(now, &self.config, slot, |peer| peer.load(now, pieces.len() as u32, bytes));
+        let (request, deadline) = self.open(now, item.blob, &pieces, source, priority);
         let source = matches!(source, Source::Home(_));
         let blob = item.blob;
         self.actions.push_back(Action::Request { request, peer: id, blob, pieces, priority, source, deadline });
@@ -208,15 +213,24 @@ impl Scheduler {
         there && blob.waiting(priority).contains(item.piece) && !self.is_asking(flight, slot)
     }
 
-    fn bytes(&self, blob: BlobKey, pieces: &[u32]) -> u64 {
+    pub(crate) fn bytes(&self, blob: BlobKey, pieces: &[u32]) -> u64 {
         self.blobs.get(&blob).map_or(0, |blob| pieces.iter().map(|&piece| blob.size(piece)).sum())
     }
 
     /// Enters a request in the books; returns its id and when its last waiter gives up.
-    fn open(&mut self, blob: BlobKey, pieces: &[u32], source: Source, priority: Priority) -> (RequestId, Time) {
+    fn open(
+        &mut self,
+        now: Time,
+        blob: BlobKey,
+        pieces: &[u32],
+        source: Source,
+        priority: Priority,
+    ) -> (RequestId, Time) {
         let pending_until = Time::ZERO;
         let id =
             self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
+        self.inflow.load(now, self.bytes(blob, pieces));
+        self.expect_progress(now, id);
         let mut deadline = Time::ZERO;
         for &piece in pieces {
             let item = Item { blob, piece };
@@ -234,6 +248,7 @@ impl Scheduler {
         while self.registry_closed_until <= now
             && let Some((rank, item)) = self.queues.first(Gate::Registry)
             && self.requests.registry_room(rank.priority(), &self.config)
+            && self.inflow.room(rank.priority(), &self.config)
         {
             self.read_registry(now, item, rank.priority());
         }
@@ -241,8 +256,7 @@ impl Scheduler {
 
     fn read_registry(&mut self, now: Time, item: Item, priority: Priority) {
         let Some((pieces, range)) = self.join_read(item, priority) else { return self.settle(item) };
-        let (request, deadline) = self.open(item.blob, &pieces, Source::Registry, priority);
-        self.timers.set(Timer::Request(request), now + self.config.registry_progress);
+        let (request, deadline) = self.open(now, item.blob, &pieces, Source::Registry, priority);
         self.actions.push_back(Action::BackToSource { request, blob: item.blob, pieces, range, priority, deadline });
     }
 

@@ -71,6 +71,7 @@ impl Scheduler {
         }
         self.peers.remove(peer);
         self.dirty.remove(&slot);
+        self.hungry.remove(&slot);
         self.timers.cancel(Timer::Peer(peer));
         if self.banned.contains_key(&peer) {
             self.timers.set(Timer::Peer(peer), self.banned[&peer]);
