@@ -1,1 +1,4 @@
 //! shoal
+
+pub mod index;
+pub mod store;
