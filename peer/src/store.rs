@@ -36,13 +36,14 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, Digest, ObjectId};
 use shoal_rafs::PieceTable;
 
-use crate::index::{BlobKey, ChunkPlace, IndexError, RocksIndex};
+use crate::index::{IndexError, RocksIndex};
 use blobs::Blobs;
 use disk::DataDir;
 use flusher::Flusher;
 use lock::DirLock;
 use objects::Objects;
 
+pub use crate::index::{BlobKey, ChunkPlace};
 pub use blobs::BlobHandle;
 pub use mounts::MountRecord;
 

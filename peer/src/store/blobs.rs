@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_proto::{Bitfield, BlobId, Digest, Fingerprint};
+use shoal_proto::{Bitfield, Digest, Fingerprint};
 use shoal_rafs::PieceTable;
 
 use super::{StoreError, disk::Disk, variant::Variant};
@@ -124,8 +124,7 @@ impl Blobs {
         let reachable = |piece| variant.readable(piece).is_some_and(|encoded| encoded.end <= len.unwrap_or(0));
         let lost: Vec<u32> = variant.present().iter().filter(|&piece| !reachable(piece)).collect();
         if !lost.is_empty() {
-            let (blob, variant, pieces) = (key.blob, key.variant, lost.len());
-            tracing::warn!(%blob, variant, pieces, "bytes are gone from the disk");
+            tracing::warn!(blob = %key.blob, variant = key.variant, pieces = lost.len(), "bytes are gone from disk");
             let changes = lost.iter().filter_map(|&piece| Some(Change::Piece(key, piece, variant.forget(piece)?)));
             self.records.commit(&changes.collect::<Vec<_>>(), Sync::Disk)?;
         }

@@ -88,7 +88,7 @@ proptest! {
                 Op::Write { image, piece } => {
                     let Some(_) = handles[image].table().piece(piece) else {
                         let refused = handles[image].write(piece, &[0; PIECE as usize]);
-                        prop_assert!(matches!(refused, Err(StoreError::UnknownPiece { .. })));
+                        prop_assert!(matches!(refused, Err(StoreError::UnknownPiece { .. })), "{refused:?}");
                         continue;
                     };
                     let kept = handles[image].write(piece, &bytes_of(handles[image].table(), piece)).unwrap();
@@ -107,7 +107,8 @@ proptest! {
                 Op::Drop | Op::Close => {
                     if let Op::Close = op {
                         store.close().unwrap();
-                        prop_assert!(matches!(handles[0].write(0, &[]), Err(StoreError::Closed)));
+                        let refused = handles[0].write(0, &[]);
+                        prop_assert!(matches!(refused, Err(StoreError::Closed)), "{refused:?}");
                         model.values_mut().for_each(|stage| *stage = Stage::Durable);
                     }
                     model.retain(|_, stage| *stage == Stage::Durable);
@@ -128,10 +129,9 @@ fn threads_that_write_the_same_pieces_keep_each_once() {
     let pieces: Vec<_> = (0..200).map(|piece| (piece, 5)).collect();
     let handle = store.open_blob(&table(1, 200, &pieces)).unwrap();
     let contents: Vec<_> = (0..200).map(|piece| bytes_of(handle.table(), piece)).collect();
+    let keep_all = || (0..200).filter(|&piece| handle.write(piece, &contents[piece as usize]).unwrap()).count();
     let kept: usize = std::thread::scope(|scope| {
-        let write =
-            || contents.iter().enumerate().filter(|(piece, bytes)| handle.write(*piece as u32, bytes).unwrap());
-        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| write().count())).collect();
+        let threads = [(); 4].map(|()| scope.spawn(keep_all));
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(kept, 200);
