@@ -5,21 +5,22 @@
 //! ```text
 //! meta     "schema"                              -> version u32
 //! blobs    blob 32 | variant 4                   -> pieces u32 | last use u64, seconds since 1970
-//! pieces   blob 32 | variant 4 | piece 4         -> durable u8 | fingerprint 32 | encoded start u64 | encoded end u64
+//! pieces   blob 32 | variant 4 | piece 4         -> durable u8 | fingerprint 32 | encoded start u64 | end u64
 //! digests  algorithm 1 | digest 32               -> blob 32 | variant 4 | piece 4 | chunk 4 | fingerprint 32
 //! mounts   mountpoint, the bytes of its path     -> JSON
 //! ```
 //!
 //! A *variant* is one reading of a blob: images that describe a blob's pieces alike share one, images that disagree
-//! about a piece have their records and bytes apart. A piece record exists as soon as an image has declared the piece;
-//! `durable` says that its bytes were synced to the variant's file before the record was written. The fingerprint in a
-//! digest record ties it to the piece that it was written for: once the variant is reused for another, it leads nowhere.
+//! about a piece have their records and bytes apart. A piece record exists as soon as an image has declared the
+//! piece; `durable` says that its bytes were synced to the variant's file before the record was written. The
+//! fingerprint in a digest record ties it to the piece that it was written for: once the variant is reused for
+//! another, it leads nowhere.
 //!
-//! Changes are committed in atomic batches, in order: after a crash a prefix of them is there, and at least everything
-//! up to the last batch that was committed with [`Sync::Disk`].
+//! Changes are committed in atomic batches, in order: after a crash a prefix of them is there, and at least
+//! everything up to the last batch that was committed with [`Sync::Disk`].
 //!
-//! An index that is damaged is not repaired: it is put aside and an empty one begun. The store is a cache, and what the
-//! lost records vouched for is fetched again. An index of a newer program is refused and left alone.
+//! An index that is damaged is not repaired: it is put aside and an empty one begun. The store is a cache, and what
+//! the lost records vouched for is fetched again. An index of a newer program is refused and left alone.
 //!
 //! This module knows records, not their meaning: what may be declared or is durable is the [`store`](crate::store)'s.
 

@@ -8,19 +8,19 @@
 //! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
 //! ```
 //!
-//! **Present and durable.** A piece is *present* once [`BlobHandle::write`] returns: in the page cache, to be read and
-//! served. A thread makes present pieces *durable* about once a second: it syncs the files, then marks the pieces in one
-//! synced batch of the index. No read or write waits for that. Whoever opens the store trusts what is durable and nothing
-//! else, so a crash at any point loses at most the last seconds and never makes something false.
+//! **Present and durable.** A piece is *present* once [`BlobHandle::write`] returns: in the page cache, to be read
+//! and served. A thread makes present pieces *durable* about once a second: it syncs the files, then marks the pieces
+//! in one synced batch of the index. No read or write waits for that. Whoever opens the store trusts what is durable
+//! and nothing else, so a crash at any point loses at most the last seconds and never makes something false.
 //!
-//! **Variants.** Whoever may push one image may write anything about a blob into its bootstrap. Images that agree about
-//! a blob, piece for piece, share its file; one that disagrees gets a file of its own, so neither can poison the other.
-//! What an image says is recorded when it is opened, before any byte is there.
+//! **Variants.** Whoever may push one image may write anything about a blob into its bootstrap. Images that agree
+//! about a blob, piece for piece, share its file; one that disagrees gets a file of its own, so neither can poison
+//! the other. What an image says is recorded when it is opened, before any byte is there.
 //!
 //! **What is not done here.** No decoding and no digests of chunks: only bytes that
-//! [`PieceTable::decode`](shoal_rafs::PieceTable::decode) has accepted may be written, and whoever reads them decodes, and
-//! thereby verifies, them again: a disk may lie. No fetching, no policy. All calls are synchronous and touch the disk:
-//! asynchronous code calls them from a blocking thread. Threads may call anything at the same time.
+//! [`PieceTable::decode`](shoal_rafs::PieceTable::decode) has accepted may be written, and whoever reads them
+//! decodes, and thereby verifies, them again: a disk may lie. No fetching, no policy. All calls are synchronous and
+//! touch the disk: asynchronous code calls them from a blocking thread. Threads may call anything at the same time.
 
 mod blobs;
 mod disk;
@@ -36,13 +36,14 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, Digest, ObjectId};
 use shoal_rafs::PieceTable;
 
-use crate::index::{BlobKey, ChunkPlace, IndexError, RocksIndex};
+use crate::index::{IndexError, RocksIndex};
 use blobs::Blobs;
 use disk::DataDir;
 use flusher::Flusher;
 use lock::DirLock;
 use objects::Objects;
 
+pub use crate::index::{BlobKey, ChunkPlace};
 pub use blobs::BlobHandle;
 pub use mounts::MountRecord;
 
@@ -162,8 +163,8 @@ impl Default for StoreOptions {
     }
 }
 
-/// A data directory, owned by this process. Cheap to clone; the directory is free for another owner when the last clone
-/// and the last [`BlobHandle`] are gone.
+/// A data directory, owned by this process. Cheap to clone; the directory is free for another owner when the last
+/// clone and the last [`BlobHandle`] are gone.
 #[derive(Clone)]
 pub struct Store {
     // First, so that the thread has ended when the rest goes.
@@ -175,8 +176,8 @@ pub struct Store {
 impl Store {
     /// Opens a data directory, making it if need be, and takes ownership of it.
     ///
-    /// A damaged index is put aside and an empty one begun; what it vouched for is removed. Dropping the store without
-    /// [`close`](Self::close) is like a crash: present pieces that are not durable are forgotten.
+    /// A damaged index is put aside and an empty one begun; what it vouched for is removed. Dropping the store
+    /// without [`close`](Self::close) is like a crash: present pieces that are not durable are forgotten.
     pub fn open(data_dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         let lock = DirLock::acquire(data_dir)?;
         let objects = Arc::new(Objects::open(data_dir)?);
@@ -187,8 +188,8 @@ impl Store {
         Ok(Self { flusher, blobs, objects })
     }
 
-    /// The bytes of a blob as one image describes it: the first variant that agrees with `table` about every piece that
-    /// both name, or a new one. Images that agree share the variant, and each learns what the others wrote.
+    /// The bytes of a blob as one image describes it: the first variant that agrees with `table` about every piece
+    /// that both name, or a new one. Images that agree share the variant, and each learns what the others wrote.
     ///
     /// Fails with [`StoreError::Full`] when the disk has no room to record it, and with
     /// [`StoreError::TooManyVariants`].
@@ -196,8 +197,8 @@ impl Store {
         self.blobs.open_blob(table)
     }
 
-    /// Where a chunk with this digest is durable, in whatever blob. The bytes are as trusted as any others in the store:
-    /// verify them when decoding.
+    /// Where a chunk with this digest is durable, in whatever blob. The bytes are as trusted as any others in the
+    /// store: verify them when decoding.
     pub fn find_digest(&self, digest: &Digest) -> Result<Option<ChunkPlace>, StoreError> {
         self.blobs.find_digest(digest)
     }
@@ -227,8 +228,8 @@ impl Store {
         mounts::remove(self.blobs.records(), mountpoint)
     }
 
-    /// All recorded mounts, by path. Records that a program of another version wrote and this one cannot read are left
-    /// out, and logged.
+    /// All recorded mounts, by path. Records that a program of another version wrote and this one cannot read are
+    /// left out, and logged.
     pub fn mounts(&self) -> Result<Vec<MountRecord>, StoreError> {
         mounts::list(self.blobs.records())
     }

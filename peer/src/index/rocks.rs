@@ -33,6 +33,9 @@ const BLOCK_CACHE_BYTES: usize = 4 << 20;
 const WAL_BYTES: u64 = 8 << 20;
 const OPEN_FILES: i32 = 64;
 
+/// A file of this name in the index's folder says that reading it found damage. RocksDB takes no notice of it.
+const DAMAGED: &str = "DAMAGED";
+
 /// The index of a data directory.
 pub struct RocksIndex {
     db: DB,
@@ -41,16 +44,17 @@ pub struct RocksIndex {
 impl RocksIndex {
     /// Opens the index in a folder, or begins one.
     ///
-    /// A damaged one is renamed to `<folder>.damaged` (in place of an earlier one) and an empty one begun. An index with
+    /// A damaged one is renamed to `<folder>.damaged` (in place of an earlier one) and an empty one begun. Not all
+    /// damage shows on opening: what is found later fails that call, and the next opening begins anew. An index with
     /// a newer schema, and a disk that cannot be read or written, are errors.
     pub fn open(path: &Path) -> Result<Self, IndexError> {
-        let opening = |source| IndexError::Database { action: "opening", source };
+        let opening = |source| failed("opening", source);
         let damage = match families_of(path) {
             Ok(Some(families)) => match Self::open_families(path, families) {
                 Err(source) if is_damage(&source) => source.into_string(),
                 outcome => return outcome.map_err(opening)?.check_schema(),
             },
-            Ok(None) => "it has files but names no version of itself".to_owned(),
+            Ok(None) => "found when it was last read, or it has lost the file that names its version".to_owned(),
             Err(source) if is_damage(&source) => source.into_string(),
             Err(source) => return Err(opening(source)),
         };
@@ -69,7 +73,7 @@ impl RocksIndex {
     fn check_schema(self) -> Result<Self, IndexError> {
         let Some(value) = self.get(META, SCHEMA)? else {
             let written = self.db.put_cf(self.family(META), SCHEMA, SCHEMA_VERSION.to_be_bytes());
-            return written.map(|()| self).map_err(|source| IndexError::Database { action: "writing to", source });
+            return written.map(|()| self).map_err(|source| failed("writing to", source));
         };
         let found = <[u8; 4]>::try_from(&value[..]).map_err(|_| malformed(META, SCHEMA))?;
         match u32::from_be_bytes(found) {
@@ -83,8 +87,7 @@ impl RocksIndex {
     }
 
     fn get(&self, family: &'static str, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
-        let read = self.db.get_cf(self.family(family), key);
-        read.map_err(|source| IndexError::Database { action: "reading", source })
+        self.db.get_cf(self.family(family), key).map_err(|source| self.unreadable(source))
     }
 
     /// Calls `each` for every record whose key starts with `prefix`, in order. `None` from it means malformed.
@@ -97,10 +100,20 @@ impl RocksIndex {
         let mut options = ReadOptions::default();
         options.set_iterate_range(PrefixRange(prefix));
         for record in self.db.iterator_cf_opt(self.family(family), options, IteratorMode::Start) {
-            let (key, value) = record.map_err(|source| IndexError::Database { action: "reading", source })?;
+            let (key, value) = record.map_err(|source| self.unreadable(source))?;
             each(&key, &value).ok_or_else(|| malformed(family, &key))?;
         }
         Ok(())
+    }
+
+    /// Leaves word for the next opening when the files are damaged.
+    fn unreadable(&self, source: rocksdb::Error) -> IndexError {
+        if is_damage(&source) {
+            let marked = fs::write(self.db.path().join(DAMAGED), source.as_ref());
+            let marked = marked.is_ok();
+            tracing::error!(error = %source, marked, "the index is damaged; a restart begins an empty one");
+        }
+        failed("reading", source)
     }
 
     fn add(&self, batch: &mut WriteBatch, change: &Change) {
@@ -184,9 +197,12 @@ impl Records for RocksIndex {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync == Sync::Disk);
-        let written = self.db.write_opt(batch, &options);
-        written.map_err(|source| IndexError::Database { action: "writing to", source })
+        self.db.write_opt(batch, &options).map_err(|source| failed("writing to", source))
     }
+}
+
+fn failed(action: &'static str, source: rocksdb::Error) -> IndexError {
+    IndexError::Database { action, source }
 }
 
 fn malformed(family: &'static str, key: &[u8]) -> IndexError {
@@ -194,9 +210,12 @@ fn malformed(family: &'static str, key: &[u8]) -> IndexError {
 }
 
 /// The column families in a folder, also those of a newer program, without which RocksDB would not open it; none when
-/// there is no index yet. `None`: there are files, and not the one that every index has. RocksDB would take such a folder
-/// for a new index and replay whatever log it finds in it.
+/// there is no index yet. `None` for a damaged one: it is marked, or has files and not the one that every index has;
+/// RocksDB would take that for a new index and replay whatever log it finds in it.
 fn families_of(path: &Path) -> Result<Option<BTreeSet<String>>, rocksdb::Error> {
+    if path.join(DAMAGED).exists() {
+        return Ok(None);
+    }
     if path.join("CURRENT").exists() {
         return Ok(Some(DB::list_cf(&database_options(), path)?.into_iter().collect()));
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_proto::{Bitfield, BlobId, Digest, Fingerprint};
+use shoal_proto::{Bitfield, Digest, Fingerprint};
 use shoal_rafs::PieceTable;
 
 use super::{StoreError, disk::Disk, variant::Variant};
@@ -124,7 +124,7 @@ impl Blobs {
         let reachable = |piece| variant.readable(piece).is_some_and(|encoded| encoded.end <= len.unwrap_or(0));
         let lost: Vec<u32> = variant.present().iter().filter(|&piece| !reachable(piece)).collect();
         if !lost.is_empty() {
-            tracing::warn!(blob = %key.blob, variant = key.variant, pieces = lost.len(), "bytes are gone from the disk");
+            tracing::warn!(blob = %key.blob, variant = key.variant, pieces = lost.len(), "bytes are gone from disk");
             let changes = lost.iter().filter_map(|&piece| Some(Change::Piece(key, piece, variant.forget(piece)?)));
             self.records.commit(&changes.collect::<Vec<_>>(), Sync::Disk)?;
         }
@@ -311,17 +311,18 @@ impl BlobHandle {
         self.variant.durable()
     }
 
-    /// Keeps a piece. The caller has verified it: [`PieceTable::decode`] of *this handle's* table has accepted these very
-    /// bytes. Present on return; does not wait for a sync.
+    /// Keeps a piece. The caller has verified it: [`PieceTable::decode`] of *this handle's* table has accepted these
+    /// very bytes. Present on return; does not wait for a sync.
     ///
-    /// Returns whether this call made it present: not when it already was, or when another thread is writing it now, or
-    /// when the disk failed to sync the blob meanwhile. [`StoreError::Full`] when there is no room: go on without.
+    /// Returns whether this call made it present: not when it already was, or when another thread is writing it now,
+    /// or when the disk failed to sync the blob meanwhile. [`StoreError::Full`] when there is no room: go on without.
     pub fn write(&self, piece: u32, encoded: &[u8]) -> Result<bool, StoreError> {
         self.blobs.write(self, piece, encoded)
     }
 
-    /// The encoded bytes of a piece, or `None` when it is not present. A piece that the disk has lost is forgotten and is
-    /// `None`. A disk may also lie: decode, that is verify, what comes, and [`forget`](Self::forget) it when that fails.
+    /// The encoded bytes of a piece, or `None` when it is not present. A piece that the disk has lost is forgotten
+    /// and is `None`. A disk may also lie: decode, that is verify, what comes, and [`forget`](Self::forget) it when
+    /// that fails.
     pub fn read(&self, piece: u32) -> Result<Option<Bytes>, StoreError> {
         self.blobs.read(&self.variant, piece)
     }

@@ -18,7 +18,8 @@ use crate::index::BlobKey;
 
 /// One sparse file per variant. A data directory in the daemon; in tests a double that loses what was not synced.
 pub(super) trait Disk: Send + Sync {
-    /// Makes an empty file, in place of whatever is there, and makes the file (not what is written to it later) durable.
+    /// Makes an empty file, in place of whatever is there, and makes the file (not what is written to it later)
+    /// durable.
     fn create(&self, key: BlobKey) -> io::Result<()>;
 
     /// Removes the file, if it is there.

@@ -6,8 +6,8 @@
 //!     +------- it failed ------+--------- lost: the sync failed ---------------+------- forget ---------+
 //! ```
 //!
-//! *Present* are fresh, being synced and durable. The declared pieces of a variant never overlap in the stored blob, and
-//! lie in the order of their numbers: so writing one can never touch the bytes of another. No IO here.
+//! *Present* are fresh, being synced and durable. The declared pieces of a variant never overlap in the stored blob,
+//! and lie in the order of their numbers: so writing one can never touch the bytes of another. No IO here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,8 +63,8 @@ impl Variant {
         self.key
     }
 
-    /// Whether an image may share this variant: same number of pieces, same fingerprint for each piece that both name,
-    /// and no piece of one where another piece of the other lies.
+    /// Whether an image may share this variant: same number of pieces, same fingerprint for each piece that both
+    /// name, and no piece of one where another piece of the other lies.
     pub(super) fn agrees(&self, table: &PieceTable) -> bool {
         let state = self.state();
         state.present.len() == table.len() && table.pieces().all(|(number, piece)| state.agrees_on(number, piece))
@@ -126,8 +126,8 @@ impl Variant {
         Ok(Some(Ticket { piece, epoch: state.epoch, encoded }))
     }
 
-    /// Ends a write. With a table it succeeded, and the piece is present unless a sync failed meanwhile: returns whether
-    /// it is.
+    /// Ends a write. With a table it succeeded, and the piece is present unless a sync failed meanwhile: returns
+    /// whether it is.
     pub(super) fn end_write(&self, ticket: Ticket, written: Option<Arc<PieceTable>>) -> bool {
         let mut state = self.state();
         state.writing.remove(&ticket.piece);
@@ -173,7 +173,8 @@ impl Variant {
         }
     }
 
-    /// A piece that turned out to be damaged is declared and nothing more. Returns the record to write if it was durable.
+    /// A piece that turned out to be damaged is declared and nothing more. Returns the record to write if it was
+    /// durable.
     pub(super) fn forget(&self, piece: u32) -> Option<PieceRecord> {
         let mut state = self.state();
         state.present.remove(piece);
