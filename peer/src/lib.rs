@@ -1,4 +1,5 @@
 //! shoal
 
+pub mod control;
 pub mod identity;
 pub mod membership;
