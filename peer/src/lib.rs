@@ -1,1 +1,4 @@
 //! shoal
+
+pub mod identity;
+pub mod membership;
