@@ -18,7 +18,7 @@ use std::{
 use shoal_proto::control::{MountRequest, PeersRequest, StatusRequest};
 use shoal_rafs::{
     BuildOptions, Builder,
-    oci::{Reference, Registry, RegistryOptions, push},
+    oci::{PushOptions, Reference, Registry, RegistryOptions, push},
 };
 
 use self::{
@@ -138,8 +138,8 @@ async fn prepare(source: &Path, folder: &Path) -> Result<(ImageFigures, PathBuf)
         started.elapsed().as_secs_f64()
     );
     let reference: Reference = format!("oci:{}:1", layout.display()).parse()?;
-    let pushed =
-        push(&Registry::new(RegistryOptions::default())?, &bootstrap, &blobs, &reference, |_, _| {}).await?;
+    let registry = Registry::new(RegistryOptions::default())?;
+    let pushed = push(&registry, &bootstrap, &blobs, &reference, PushOptions::default(), |_| {}).await?;
     std::fs::remove_dir_all(&blobs)?;
     let image = ImageFigures {
         files: built.files,

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
 use shoal_rafs::{
     BlobDirReader, Bootstrap, BuildOptions, Builder, CheckReport, Compressor, Problem,
-    oci::{Authfile, Reference, Registry, RegistryOptions, push},
+    oci::{Authfile, Reference, Registry, PushOptions, RegistryOptions, push},
 };
 
 use super::{Failure, human_bytes, print_json, runtime};
@@ -242,24 +242,29 @@ impl Push {
             auth: self.authfile.as_deref().map(Authfile::load).transpose()?.unwrap_or_default(),
             ..RegistryOptions::default()
         })?;
-        let bar = ProgressBar::no_length()
-            .with_style(ProgressStyle::with_template("push {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+        let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {bytes} {msg}")?);
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
         let report = runtime()?.block_on(push(
             &registry,
             &self.bootstrap,
             &self.blob_dir,
             &self.reference,
-            |done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
+            PushOptions::default(),
+            |layer| {
+                bar.inc(layer.size);
+                bar.set_message(format!("sha256:{}", layer.id));
             },
         ))?;
         bar.finish_and_clear();
         if self.json {
             print_json(&report)?;
         } else {
-            println!("{} manifest sha256:{}", self.reference, report.manifest);
-            println!("sent {} of {}", human_bytes(report.sent_bytes), human_bytes(report.encoded_bytes));
+            println!("{}", report.reference);
+            println!(
+                "{}, {} of it was there already",
+                human_bytes(report.encoded_bytes),
+                human_bytes(report.existing_bytes)
+            );
         }
         Ok(ExitCode::SUCCESS)
     }
