@@ -34,8 +34,8 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 const GENERATION: Generation = Generation(0);
 /// Largest read request: what kernels allow by default. It bounds what one request holds in memory.
 const MAX_READ: u32 = 1 << 20;
-/// Reads ahead that the kernel may have under way. Over a network it takes many to keep it busy.
-const MAX_BACKGROUND: u16 = 64;
+/// Reads of pages that the kernel may have under way at a time, for all readers together: each waits for the network.
+const MAX_BACKGROUND: u16 = 256;
 
 /// What the image offers the kernel, each if the kernel knows it.
 const CAPABILITIES: [InitFlags; 12] = [

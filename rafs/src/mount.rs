@@ -1,9 +1,10 @@
 //! Mounting an image, and taking the mount away again.
 //!
 //! Threads of the session take requests from the kernel, each over its own descriptor, and hand reads to the
-//! [`ChunkSource`]; answers come from the source's threads. As root this is mount(2) alone; without root, fusermount3 has
-//! to be installed. Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the
-//! overlayfs above.
+//! [`ChunkSource`]; answers come from the source's threads. mount(2) does it all, which takes root, or at least
+//! CAP_SYS_ADMIN in a user namespace that owns the mount namespace; no setuid helper is started. fuser is given the open
+//! device and never mounts or unmounts: when a session ends, its version 0.18 unmounts whatever it finds at the path.
+//! Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the overlayfs above.
 //!
 //! What happens to readers when the mount or the daemon stops:
 //!
@@ -16,17 +17,24 @@
 //!   ENOTCONN, as does everything later that the kernel has not kept; touching a mapped page that is not in memory is a
 //!   SIGBUS. The mountpoint stays, dead, until [`Mount::new`] is called for it (it detaches dead mounts first) or
 //!   somebody calls `umount`.
+//!
+//! A process should not read its own mounts: until it has answered, the reading thread cannot be killed, so neither can
+//! the process.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Config, Session, SessionACL};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{getegid, geteuid};
 
 use crate::bootstrap::Bootstrap;
 use crate::fs::{Counters, ImageFs};
@@ -46,10 +54,9 @@ pub struct MountOptions {
     /// there are cores help little.
     pub threads: usize,
     /// How far the kernel reads ahead, and with it the size of its requests. Default: 1024 KiB, the most that fits one
-    /// request; without root the kernel's own 128 KiB stay.
+    /// request. The kernel's own 128 KiB stay where sysfs cannot be written.
     pub read_ahead_kib: u32,
-    /// Whether other users may look inside, as far as modes and owners in the image permit. Default: only for root,
-    /// since others must be allowed to by /etc/fuse.conf.
+    /// Whether other users may look inside, as far as modes and owners in the image permit. Default: only for root.
     pub allow_other: bool,
     /// The source column of the mount table, and the image's name in log lines. Default: `shoal`.
     pub fs_name: String,
@@ -57,8 +64,7 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        let allow_other = rustix::process::geteuid().is_root();
-        Self { threads: 4, read_ahead_kib: 1024, allow_other, fs_name: "shoal".into() }
+        Self { threads: 4, read_ahead_kib: 1024, allow_other: geteuid().is_root(), fs_name: "shoal".into() }
     }
 }
 
@@ -93,12 +99,12 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// The kernel or fusermount3 refused.
+    /// The kernel refused.
     #[error("cannot mount at {}", path.display())]
     Mount {
         /// The mountpoint.
         path: PathBuf,
-        /// What was said.
+        /// What the system said; EPERM without root.
         #[source]
         source: io::Error,
     },
@@ -140,8 +146,6 @@ pub struct Mount {
     device: String,
     counters: Arc<Counters>,
     end: Arc<End>,
-    /// For users who are not root; locked while fusermount3 runs.
-    helper: Mutex<SessionUnmounter>,
 }
 
 impl Mount {
@@ -154,27 +158,41 @@ impl Mount {
         options: MountOptions,
     ) -> Result<Self, MountError> {
         let mountpoint = prepare(mountpoint)?;
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.map_err(|source| MountError::NoFuse { source })?;
         let failed = |source| MountError::Mount { path: mountpoint.clone(), source };
-        std::fs::metadata("/dev/fuse").map_err(|source| MountError::NoFuse { source })?;
+        mount(&device, &mountpoint, &options).map_err(failed)?;
+        let started = Self::start(bootstrap, source, device, &mountpoint, &options);
+        started.map_err(|error| {
+            let _ = detach(&mountpoint);
+            failed(error)
+        })
+    }
+
+    fn start(
+        bootstrap: Bootstrap,
+        source: Arc<dyn ChunkSource>,
+        device: File,
+        mountpoint: &Path,
+        options: &MountOptions,
+    ) -> io::Result<Self> {
+        let entry = table::top(mountpoint)?.ok_or_else(|| io::Error::other("the mount went away at once"))?;
         let counters = Arc::new(Counters::default());
         let name = Arc::from(options.fs_name.as_str());
         let fs = ImageFs::new(bootstrap, source, name, Arc::clone(&counters), options.allow_other);
-        let mut session = Session::new(fs, &mountpoint, &config(&options)).map_err(failed)?;
-        let helper = Mutex::new(session.unmount_callable());
-        let missing = || io::Error::other("the mount went away at once");
-        let entry = table::top(&mountpoint).and_then(|entry| entry.ok_or_else(missing)).map_err(failed)?;
+        let config = config(options);
+        let session = Session::from_fd(fs, device.into(), config.acl, config)?;
         let end = Arc::new(End::default());
-        let ended = Arc::clone(&end);
-        let path = mountpoint.clone();
+        let (ended, path) = (Arc::clone(&end), mountpoint.to_owned());
         let run = move || {
             if let Err(error) = session.run() {
                 tracing::error!(mountpoint = %path.display(), "session ended: {error}");
             }
             ended.set();
         };
-        thread::Builder::new().name("shoal-mount".into()).spawn(run).map_err(failed)?;
+        thread::Builder::new().name("shoal-mount".into()).spawn(run)?;
         set_read_ahead(&entry.device, options.read_ahead_kib);
-        Ok(Self { mountpoint, device: entry.device, counters, end, helper })
+        Ok(Self { mountpoint: mountpoint.to_owned(), device: entry.device, counters, end })
     }
 
     /// Where it is mounted: absolute, without links.
@@ -206,10 +224,6 @@ impl Mount {
                 detach(&self.mountpoint).map_err(failed)?;
                 !self.end.is_set()
             }
-            Err(Errno::PERM) => {
-                self.helper.lock().unwrap_or_else(PoisonError::into_inner).unmount().map_err(failed)?;
-                !self.end.wait_for(END_GRACE)
-            }
             Err(errno) => return Err(failed(errno.into())),
         };
         if !detached {
@@ -236,7 +250,10 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(error) = self.unmount() {
-            tracing::error!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), |e| e.to_string()));
+            tracing::error!(
+                "{error}: {}",
+                std::error::Error::source(&error).map_or(String::new(), |e| e.to_string())
+            );
         }
     }
 }
@@ -277,16 +294,22 @@ impl End {
 fn config(options: &MountOptions) -> Config {
     let threads = options.threads.max(1);
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::RO,
-        MountOption::NoAtime,
-        MountOption::DefaultPermissions,
-        MountOption::FSName(options.fs_name.clone()),
-    ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(threads);
     config.clone_fd = threads > 1;
     config
+}
+
+/// Connects an open /dev/fuse with a new mount.
+fn mount(device: &File, mountpoint: &Path, options: &MountOptions) -> io::Result<()> {
+    let (fd, user, group) = (device.as_raw_fd(), geteuid(), getegid());
+    let mut data = format!("fd={fd},rootmode=40000,user_id={user},group_id={group},default_permissions");
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    let data = CString::new(data)?;
+    Ok(rustix::mount::mount(options.fs_name.as_str(), mountpoint, "fuse.shoal", flags, data.as_c_str())?)
 }
 
 /// The mountpoint as an absolute path without links, free of dead mounts.

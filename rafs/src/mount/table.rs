@@ -45,7 +45,8 @@ fn parse(line: &[u8]) -> Option<Entry> {
 fn unescape(mut field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     while let Some((byte, rest)) = field.split_first() {
-        let digits = rest.get(..3).filter(|digits| *byte == b'\\' && digits.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let digits =
+            rest.get(..3).filter(|digits| *byte == b'\\' && digits.iter().all(|c| (b'0'..=b'7').contains(c)));
         match digits {
             Some(digits) => {
                 bytes.push(digits.iter().fold(0u8, |value, digit| value.wrapping_shl(3) | (digit - b'0')));
