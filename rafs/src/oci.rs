@@ -16,6 +16,7 @@ mod error;
 mod http;
 mod layout;
 mod manifest;
+mod push;
 mod reference;
 mod registry;
 mod stream;
@@ -27,6 +28,10 @@ pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
 pub use error::RegistryError;
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
+pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry, RegistryOptions};
 pub use stream::BlobStream;
+
+#[cfg(test)]
+mod tests;

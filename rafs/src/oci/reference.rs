@@ -46,9 +46,9 @@ pub enum ReferenceError {
         /// The rule it breaks.
         rule: &'static str,
     },
-    /// The operation needs a tag, and the reference has none.
-    #[error("{reference} must have a tag")]
-    NoTag {
+    /// The operation makes a new image, whose digest is not known before.
+    #[error("{reference} has a digest: push to a tag")]
+    Pinned {
         /// The reference.
         reference: String,
     },
