@@ -29,7 +29,7 @@ impl Scheduler {
                     peer.unload(u32::from(owed), if owed { size } else { 0 });
                     peer.delivered(now, bytes);
                 });
-                self.dirty.insert(slot);
+                self.peers.mark(slot);
             }
             if let Some(flight) = self.flights.get_mut(&item) {
                 flight.requests.retain(|&request| request != id);
@@ -61,7 +61,7 @@ impl Scheduler {
             let suspect = self.peers.at(slot).is_some_and(|peer| peer.is_suspect());
             self.peers.modify(now, &self.config, slot, |peer| peer.sign(now));
             if suspect {
-                self.dirty.insert(slot);
+                self.peers.mark(slot);
             }
         }
     }
@@ -93,7 +93,7 @@ impl Scheduler {
                 peer.deny(item);
                 peer.unload(1, size);
             });
-            self.dirty.insert(slot);
+            self.peers.mark(slot);
         }
         if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
             self.requests.close(id);
@@ -275,7 +275,7 @@ impl Scheduler {
             peer.unload(pieces, bytes);
             peer.in_flight == 0 && peer.is_suspect()
         });
-        self.dirty.insert(slot);
+        self.peers.mark(slot);
         if given_up == Some(true) {
             // Nothing is left that could clear it of suspicion.
             self.fail_peer(now, id);
