@@ -25,8 +25,8 @@ pub struct Config {
     /// Encoded bytes of one request to a peer, unless a single piece has more: enough to save requests for small
     /// pieces, little enough to spread a file over the neighbours. Default 512 KiB.
     pub run_bytes: u64,
-    /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate; twice
-    /// as much for on-demand. Default 500 ms.
+    /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate.
+    /// On-demand counts only itself. Default 500 ms.
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,

@@ -222,7 +222,7 @@ impl Scheduler {
         let pending_until = Time::ZERO;
         let id =
             self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
-        self.inflow.load(now, self.bytes(blob, pieces));
+        self.inflow.load(now, priority, self.bytes(blob, pieces));
         self.expect_progress(now, id);
         let mut deadline = Time::ZERO;
         for &piece in pieces {
