@@ -20,16 +20,16 @@ impl Scheduler {
     pub(crate) fn delivered(&mut self, now: Time, id: RequestId, item: Item, bytes: u64) {
         let size = self.blobs.get(&item.blob).map_or(0, |blob| blob.size(item.piece));
         let asked = self.requests.at(id).filter(|request| request.blob == item.blob);
-        if let Some(peer) = asked.map(Request::peer) {
+        if let Some((peer, priority)) = asked.map(|request| (request.peer(), request.priority)) {
             let owed = self.requests.take(id, item.piece);
             self.inflow.delivered(now, bytes);
-            self.inflow.unload(if owed { size } else { 0 });
+            self.inflow.unload(priority, if owed { size } else { 0 });
             if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
                 self.peers.modify(now, &self.config, slot, |peer| {
                     peer.unload(u32::from(owed), if owed { size } else { 0 });
                     peer.delivered(now, bytes);
                 });
-                self.dirty.insert(slot);
+                self.peers.mark(slot);
             }
             if let Some(flight) = self.flights.get_mut(&item) {
                 flight.requests.retain(|&request| request != id);
@@ -61,7 +61,7 @@ impl Scheduler {
             let suspect = self.peers.at(slot).is_some_and(|peer| peer.is_suspect());
             self.peers.modify(now, &self.config, slot, |peer| peer.sign(now));
             if suspect {
-                self.dirty.insert(slot);
+                self.peers.mark(slot);
             }
         }
     }
@@ -78,13 +78,13 @@ impl Scheduler {
 
     pub(crate) fn not_have(&mut self, now: Time, id: RequestId, item: Item) {
         let Some(request) = self.requests.at(id).filter(|request| request.blob == item.blob) else { return };
-        let (source, peer) = (request.source, request.peer());
+        let (source, peer, priority) = (request.source, request.peer(), request.priority);
         self.sign(now, id);
         if !self.requests.take(id, item.piece) {
             return;
         }
         let size = self.bytes(item.blob, &[item.piece]);
-        self.inflow.unload(size);
+        self.inflow.unload(priority, size);
         if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
             if let Some(blob) = self.blobs.get_mut(&item.blob) {
                 blob.unlearn(slot, item.piece);
@@ -93,7 +93,7 @@ impl Scheduler {
                 peer.deny(item);
                 peer.unload(1, size);
             });
-            self.dirty.insert(slot);
+            self.peers.mark(slot);
         }
         if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
             self.requests.close(id);
@@ -255,27 +255,28 @@ impl Scheduler {
         if request.pieces.len() == 1 {
             return self.cancel(now, id);
         }
-        let (peer, blob) = (request.peer(), request.blob);
+        let (peer, priority, bytes) = (request.peer(), request.priority, self.bytes(request.blob, &[piece]));
         self.requests.take(id, piece);
-        self.unload(now, peer, 1, self.bytes(blob, &[piece]));
+        self.inflow.unload(priority, bytes);
+        self.unload(now, peer, 1, bytes);
     }
 
     fn close(&mut self, now: Time, id: RequestId) -> Option<Request> {
         let request = self.requests.close(id)?;
         self.timers.cancel(Timer::Request(id));
         let bytes = self.bytes(request.blob, &request.pieces);
+        self.inflow.unload(request.priority, bytes);
         self.unload(now, request.peer(), request.pieces.len() as u32, bytes);
         Some(request)
     }
 
     fn unload(&mut self, now: Time, peer: Option<PeerId>, pieces: u32, bytes: u64) {
-        self.inflow.unload(bytes);
         let Some((id, slot)) = peer.and_then(|peer| Some((peer, self.peers.slot(peer)?))) else { return };
         let given_up = self.peers.modify(now, &self.config, slot, |peer| {
             peer.unload(pieces, bytes);
             peer.in_flight == 0 && peer.is_suspect()
         });
-        self.dirty.insert(slot);
+        self.peers.mark(slot);
         if given_up == Some(true) {
             // Nothing is left that could clear it of suspicion.
             self.fail_peer(now, id);

@@ -20,11 +20,13 @@ pub struct Config {
     pub peer_window: u32,
     /// Of these, kept for on-demand. Default 4.
     pub peer_reserve: u32,
-    /// Pieces in one request to a peer, at most 64: long enough to save requests, short enough to spread a file over
-    /// neighbours. Default 4.
+    /// Consecutive pieces in one request to a peer, at most 64. Default 16.
     pub peer_run: u32,
-    /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate; twice
-    /// as much for on-demand. Default 500 ms.
+    /// Encoded bytes of one request to a peer, unless a single piece has more: enough to save requests for small
+    /// pieces, little enough to spread a file over the neighbours. Default 512 KiB.
+    pub run_bytes: u64,
+    /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate.
+    /// On-demand counts only itself. Default 500 ms.
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,
@@ -79,7 +81,8 @@ impl Config {
             near_labels: vec!["host".into(), "rack".into()],
             peer_window: 16,
             peer_reserve: 4,
-            peer_run: 4,
+            peer_run: 16,
+            run_bytes: 512 << 10,
             window_time: Duration::from_millis(500),
             min_window: 4 << 20,
             registry_slots: 8,

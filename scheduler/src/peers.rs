@@ -44,6 +44,8 @@ pub(crate) struct Peer {
     suspect: bool,
     denied: BTreeSet<Item>,
     cannot_source: BTreeMap<BlobKey, Time>,
+    /// Whether something may wait for it, prefetch and on-demand.
+    marked: [bool; 2],
 }
 
 impl Peer {
@@ -162,6 +164,8 @@ pub(crate) struct Peers {
     free: BTreeSet<Slot>,
     /// Those with room for a prefetch, and for an on-demand piece.
     ready: [BTreeSet<Place>; 2],
+    /// Those of them for which something may wait.
+    marked: [BTreeSet<Place>; 2],
     places: Vec<Place>,
 }
 
@@ -217,6 +221,7 @@ impl Peers {
             suspect: false,
             denied: BTreeSet::new(),
             cannot_source: BTreeMap::new(),
+            marked: [false; 2],
         });
         self.index.insert(id, slot);
         self.modify(now, config, slot, |_| ());
@@ -249,20 +254,47 @@ impl Peers {
         let peer = self.slots.get_mut(slot as usize)?.as_mut()?;
         let result = change(peer);
         let place = (peer.tier, peer.cost(), peer.salt, slot);
+        let marked = peer.marked;
         let room = [Priority::Prefetch, Priority::OnDemand].map(|priority| peer.room(now, priority, config) > 0);
         self.unplace(slot);
         self.places[slot as usize] = place;
-        for (ready, room) in self.ready.iter_mut().zip(room) {
-            if room {
-                ready.insert(place);
+        for class in [0, 1].into_iter().filter(|&class| room[class]) {
+            self.ready[class].insert(place);
+            if marked[class] {
+                self.marked[class].insert(place);
             }
         }
         Some(result)
     }
 
+    /// Something may wait for this peer: it comes up in [`next_marked`](Self::next_marked) once it has room.
+    pub(crate) fn mark(&mut self, slot: Slot) {
+        let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+        peer.marked = [true; 2];
+        let place = self.places[slot as usize];
+        for (ready, marked) in self.ready.iter().zip(&mut self.marked) {
+            if ready.contains(&place) {
+                marked.insert(place);
+            }
+        }
+    }
+
+    /// Nothing of this priority waits for this peer.
+    pub(crate) fn unmark(&mut self, slot: Slot, priority: Priority) {
+        if let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+            peer.marked[priority as usize] = false;
+            self.marked[priority as usize].remove(&self.places[slot as usize]);
+        }
+    }
+
+    /// Of the peers with room for which something may wait, the one to ask first.
+    pub(crate) fn next_marked(&self, priority: Priority) -> Option<Slot> {
+        self.marked[priority as usize].first().map(|&(.., slot)| slot)
+    }
+
     fn unplace(&mut self, slot: Slot) {
         let place = self.places[slot as usize];
-        self.ready.iter_mut().for_each(|ready| _ = ready.remove(&place));
+        self.ready.iter_mut().chain(&mut self.marked).for_each(|places| _ = places.remove(&place));
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     flights::{Flight, Gate, MAX_REQUESTS, Queues, Rank},
     homes::{self, Homes},
     inflow::Inflow,
-    peers::{Peers, Slot},
+    peers::Peers,
     requests::Requests,
     swarm::Dials,
     timer::{Timer, Timers},
@@ -41,10 +41,6 @@ pub struct Scheduler {
     pub(crate) flights: BTreeMap<Item, Flight>,
     pub(crate) queues: Queues,
     pub(crate) peers: Peers,
-    /// Peers that may have room for something that waits.
-    pub(crate) dirty: BTreeSet<Slot>,
-    /// Peers that had room when this node had not.
-    pub(crate) hungry: BTreeSet<Slot>,
     pub(crate) inflow: Inflow,
     pub(crate) banned: BTreeMap<PeerId, Time>,
     pub(crate) dials: Dials,
@@ -94,8 +90,6 @@ impl Scheduler {
             flights: BTreeMap::new(),
             queues: Queues::default(),
             peers: Peers::default(),
-            dirty: BTreeSet::new(),
-            hungry: BTreeSet::new(),
             inflow: Inflow::default(),
             banned: BTreeMap::new(),
             dials: Dials::default(),

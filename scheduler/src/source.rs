@@ -31,11 +31,12 @@ impl Scheduler {
             self.queues.remove(Gate::Fresh, rank, item);
             self.place(now, item);
         }
-        if self.inflow.room(Priority::Prefetch, &self.config) {
-            self.dirty.append(&mut self.hungry);
-        }
-        while let Some(slot) = self.dirty.pop_first() {
-            self.fill(now, slot);
+        for priority in [Priority::OnDemand, Priority::Prefetch] {
+            while self.inflow.room(priority, &self.config)
+                && let Some(slot) = self.peers.next_marked(priority)
+            {
+                self.fill(now, slot, priority);
+            }
         }
         self.fill_registry(now);
     }
@@ -50,7 +51,7 @@ impl Scheduler {
             return self.fail_without_source(now, item);
         };
         if let Gate::Home(peer) = gate {
-            self.dirty.extend(self.peers.slot(peer));
+            self.peers.slot(peer).into_iter().for_each(|slot| self.peers.mark(slot));
         }
         if let Some(flight) = self.flights.get_mut(&item) {
             flight.gate = Some(gate);
@@ -141,27 +142,15 @@ impl Scheduler {
         }
     }
 
-    /// Gives a peer what it has room for: what it has, then what it is home to; on-demand first.
-    fn fill(&mut self, now: Time, slot: Slot) {
-        for priority in [Priority::OnDemand, Priority::Prefetch] {
-            while let Some(peer) = self.peers.at(slot)
-                && peer.room(now, priority, &self.config) > 0
-            {
-                if !self.inflow.room(priority, &self.config) {
-                    self.hungry.insert(slot);
-                    break;
-                }
-                let gate = Gate::Home(peer.id);
-                if let Some(item) = self.waiting_for(slot, priority) {
-                    self.ask(now, slot, item, false);
-                } else if let Some((_, item)) =
-                    self.queues.first(gate).filter(|(rank, _)| rank.priority() == priority)
-                {
-                    self.ask(now, slot, item, true);
-                } else {
-                    break;
-                }
-            }
+    /// Gives a peer one request for what it has, or else for what it is home to.
+    fn fill(&mut self, now: Time, slot: Slot, priority: Priority) {
+        let Some(gate) = self.peers.at(slot).map(|peer| Gate::Home(peer.id)) else { return };
+        if let Some(item) = self.waiting_for(slot, priority) {
+            self.ask(now, slot, item, false);
+        } else if let Some((_, item)) = self.queues.first(gate).filter(|(rank, _)| rank.priority() == priority) {
+            self.ask(now, slot, item, true);
+        } else {
+            self.peers.unmark(slot, priority);
         }
     }
 
@@ -192,13 +181,17 @@ impl Scheduler {
         let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.get(&item)) else { return };
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
-        let pieces: Vec<u32> = (item.piece..)
-            .take(room as usize)
-            .take_while(|&piece| {
-                piece == item.piece || self.joins(slot, id, Item { piece, ..item }, priority, source)
-            })
-            .collect();
-        let bytes = self.bytes(item.blob, &pieces);
+        let mut pieces = vec![item.piece];
+        let mut bytes = self.bytes(item.blob, &pieces);
+        for piece in (item.piece + 1..).take(room as usize - 1) {
+            let longer = bytes + self.bytes(item.blob, &[piece]);
+            let joins = self.joins(slot, id, Item { piece, ..item }, priority, source);
+            if !joins || longer > self.config.run_bytes {
+                break;
+            }
+            pieces.push(piece);
+            bytes = longer;
+        }
         let source = if source { Source::Home(id) } else { Source::Peer(id) };
         self.peers.modify(now, &self.config, slot, |peer| peer.load(now, pieces.len() as u32, bytes));
         let (request, deadline) = self.open(now, item.blob, &pieces, source, priority);
@@ -229,7 +222,7 @@ impl Scheduler {
         let pending_until = Time::ZERO;
         let id =
             self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
-        self.inflow.load(now, self.bytes(blob, pieces));
+        self.inflow.load(now, priority, self.bytes(blob, pieces));
         self.expect_progress(now, id);
         let mut deadline = Time::ZERO;
         for &piece in pieces {

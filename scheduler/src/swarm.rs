@@ -56,7 +56,7 @@ impl Scheduler {
         self.timers.cancel(Timer::Dial(peer));
         let dial = self.dials.0.remove(&peer).unwrap_or_default();
         dial.rumours.into_iter().for_each(|item| self.rumour(now, peer, item));
-        self.dirty.insert(slot);
+        self.peers.mark(slot);
     }
 
     pub(crate) fn peer_down(&mut self, now: Time, peer: PeerId) {
@@ -70,8 +70,6 @@ impl Scheduler {
             blob.forget(slot);
         }
         self.peers.remove(peer);
-        self.dirty.remove(&slot);
-        self.hungry.remove(&slot);
         self.timers.cancel(Timer::Peer(peer));
         if self.banned.contains_key(&peer) {
             self.timers.set(Timer::Peer(peer), self.banned[&peer]);
@@ -93,7 +91,7 @@ impl Scheduler {
             self.peers.announced(slot, Item { blob: key, piece });
         }
         if blob.is_waiting() {
-            self.dirty.insert(slot);
+            self.peers.mark(slot);
         }
         self.nodes_changed(first_word);
     }
@@ -107,7 +105,7 @@ impl Scheduler {
             let denies = self.peers.at(slot).is_some_and(|peer| peer.denies(item));
             if let Some(blob) = self.blobs.get_mut(&item.blob).filter(|_| !denies) {
                 blob.learn(slot, item.piece, &Bitfield::full(1), false);
-                self.dirty.insert(slot);
+                self.peers.mark(slot);
             }
         } else if self.dial(now, peer)
             && let Some(dial) = self.dials.0.get_mut(&peer)
@@ -247,7 +245,7 @@ impl Scheduler {
         }
         if let Some(slot) = self.peers.slot(peer) {
             self.peers.modify(now, &self.config, slot, |_| ());
-            self.dirty.insert(slot);
+            self.peers.mark(slot);
         }
     }
 }

@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn an_idle_peer_serves_and_a_busy_one_names_who_received_the_piece() {
         let mut tracker = tracker();
-        let mut admit = |tracker: &mut Tracker, n| tracker.admit(Time::ZERO, peer(n), BLOB, &[7], Priority::Prefetch);
+        let admit = |tracker: &mut Tracker, n| tracker.admit(Time::ZERO, peer(n), BLOB, &[7], Priority::Prefetch);
         tracker.sent(Time::ZERO, peer(1), Item { blob: BLOB, piece: 7 });
         tracker.sent(Time::ZERO, peer(2), Item { blob: BLOB, piece: 7 });
         assert_eq!(admit(&mut tracker, 3), Admission::Serve);
