@@ -2,10 +2,10 @@
 //! right.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use shoal_proto::{Algorithm, BlobId, Digest};
 use shoal_rafs::{Chunk, Compressor, Piece, PieceTable};
 
 const DATA_DIR: &str = "SHOAL_TEST_DATA_DIR";
-const PIECES: u32 = 3000;
+const PIECES: u32 = 500;
 const PIECE: u32 = 20_000;
 
 fn content(piece: u32) -> Vec<u8> {
@@ -42,8 +42,8 @@ fn open(dir: &Path) -> (Store, BlobHandle) {
 
 fn start_writer(dir: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "writer", "--ignored"]).env(DATA_DIR, dir);
-    command.stdout(Stdio::null()).spawn().unwrap()
+    command.args(["--exact", "writer", "--ignored", "--nocapture"]).env(DATA_DIR, dir);
+    command.stdout(Stdio::piped()).spawn().unwrap()
 }
 
 #[test]
@@ -54,6 +54,7 @@ fn writer() {
     // Here and there, as the reads of a mount come.
     for piece in (0..PIECES).map(|turn| turn * 1009 % PIECES) {
         handle.write(piece, &content(piece)).unwrap();
+        println!("{piece}");
     }
     store.close().unwrap();
     assert!(handle.durable().is_full());
@@ -65,7 +66,8 @@ fn what_a_killed_process_leaves_is_right_and_is_kept() {
     let mut before = open(dir.path()).1.present();
     for round in 0..10 {
         let mut writer = start_writer(dir.path());
-        thread::sleep(Duration::from_millis(20 + 7 * round));
+        let lines = BufReader::new(writer.stdout.take().unwrap()).lines();
+        assert_eq!(lines.take(10 + 40 * round).map_while(Result::ok).count(), 10 + 40 * round);
         writer.kill().unwrap();
         writer.wait().unwrap();
 
@@ -80,6 +82,6 @@ fn what_a_killed_process_leaves_is_right_and_is_kept() {
         }
         before = after;
     }
-    assert!(start_writer(dir.path()).wait().unwrap().success());
+    assert!(start_writer(dir.path()).wait_with_output().unwrap().status.success());
     assert!(open(dir.path()).1.present().is_full());
 }
