@@ -204,3 +204,46 @@ impl State {
 fn declaration(piece: &Piece) -> PieceRecord {
     PieceRecord { fingerprint: piece.fingerprint(), encoded: piece.encoded(), durable: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::{Algorithm, BlobId, Digest};
+    use shoal_rafs::{Chunk, Compressor};
+
+    use super::*;
+
+    fn variant() -> (Variant, Arc<PieceTable>) {
+        let digest = Digest { algorithm: Algorithm::Blake3, bytes: [1; 32] };
+        let chunk = Chunk { index: 0, digest, decoded_offset: 0, decoded_len: 4, compressed: false };
+        let piece = Piece::plain(chunk, 0, 4, Compressor::None);
+        let blob = BlobId::new([1; 32]);
+        let table = Arc::new(PieceTable::new(blob, 4, 1, vec![piece]).unwrap());
+        let variant = Variant::new(BlobKey { blob, variant: 0 }, 1, BTreeMap::new());
+        variant.declare(variant.undeclared(&table));
+        (variant, table)
+    }
+
+    #[test]
+    fn one_writes_at_a_time_and_a_failed_write_may_be_repeated() {
+        let (variant, table) = variant();
+        let first = variant.begin_write(0, 4).unwrap().unwrap();
+        assert!(variant.begin_write(0, 4).unwrap().is_none());
+        assert!(!variant.end_write(first, None));
+        assert!(!variant.is_present(0));
+        let second = variant.begin_write(0, 4).unwrap().unwrap();
+        assert!(variant.end_write(second, Some(table)));
+        assert!(variant.begin_write(0, 4).unwrap().is_none());
+        assert_eq!(variant.readable(0), Some(0..4));
+    }
+
+    #[test]
+    fn a_write_during_a_failed_sync_does_not_count() {
+        let (variant, table) = variant();
+        let ticket = variant.begin_write(0, 4).unwrap().unwrap();
+        variant.lose(variant.take_fresh());
+        assert!(!variant.end_write(ticket, Some(table.clone())));
+        assert!(!variant.is_present(0) && variant.take_fresh().is_empty());
+        let ticket = variant.begin_write(0, 4).unwrap().unwrap();
+        assert!(variant.end_write(ticket, Some(table)));
+    }
+}

@@ -76,7 +76,7 @@ fn assert_equals(handles: &[BlobHandle], model: &BTreeMap<(usize, u32), Stage>) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_ends_as_in_plain_maps(ops in prop::collection::vec(op(), 1..30)) {

@@ -71,6 +71,7 @@ proptest! {
         let machine = Machine::default();
         let (mut blobs, mut handles) = open(&machine);
         let mut promised = durable(&handles);
+        let mut forgotten = BTreeSet::new();
         let mut cut = None;
         for op in ops.into_iter().chain([Op::LosePower { after: 0, seed: last }]) {
             match op {
@@ -79,11 +80,14 @@ proptest! {
                     // May fail for want of power or by a failure that was asked for.
                     if handles[image].write(piece, &bytes).is_ok_and(|kept| kept) {
                         prop_assert!(handles[image].is_present(piece));
+                        forgotten.remove(&(handles[image].key(), piece));
                     }
                 }
                 Op::Write { .. } => {}
                 Op::Forget { image, piece } => {
-                    let _ = handles[image].forget(piece);
+                    if handles[image].forget(piece).is_ok() {
+                        forgotten.insert((handles[image].key(), piece));
+                    }
                     promised.remove(&(handles[image].key(), piece));
                     prop_assert!(!handles[image].is_present(piece));
                 }
@@ -105,6 +109,7 @@ proptest! {
                 cut = None;
                 let there = present(&handles);
                 prop_assert!(promised.is_subset(&there), "{promised:?} of {there:?}");
+                prop_assert!(forgotten.is_disjoint(&there), "{forgotten:?} and {there:?}");
                 prop_assert_eq!(&there, &durable(&handles));
                 promised = there;
             }
