@@ -213,5 +213,6 @@ impl Plane {
         self.backlog.push_back(ControlEvent::Listening(listening));
         let connected: Vec<_> = self.swarm.connected_peers().copied().collect();
         self.swarm.behaviour_mut().identify.push(connected);
+        self.renew_soon(Instant::now());
     }
 }
