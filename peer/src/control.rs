@@ -15,8 +15,8 @@
 //! cluster idle connections of this plane are closed, and a seed peer is current for as long as its lease, not its
 //! connection.
 //!
-//! Everything is bounded: commands and events by their channels (the swarm is not polled while the node is behind with
-//! its events, but commands are, so the two cannot wait for each other), tables by the constants next to them.
+//! Everything is bounded: commands and events by their channels (the swarm is not polled while the node is behind
+//! with its events, but commands are, so the two cannot wait for each other), tables by the constants next to them.
 
 mod addresses;
 mod admission;
@@ -244,8 +244,8 @@ impl Control {
         self.commands.send(Command::Withdraw(blob)).await.map_err(|_| ControlError::Stopped)
     }
 
-    /// Looks up who has `blob`. The answer is a [`ControlEvent::Providers`], after 20 s at the latest; questions about
-    /// a blob that is being looked up share its answer.
+    /// Looks up who has `blob`. The answer is a [`ControlEvent::Providers`], after 20 s at the latest; questions
+    /// about a blob that is being looked up share its answer.
     ///
     /// # Errors
     /// Too many look-ups are under way, or the plane has stopped.

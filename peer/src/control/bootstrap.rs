@@ -1,9 +1,9 @@
 //! The way into the cluster: which `bootstrap_peers` to dial, and when again.
 //!
-//! A target is dialed until it answers, with a growing pause after each failure, and again when the connection to it is
-//! lost. A node with [`ENOUGH`] connections does so only every [`REST`], which mends a cluster that fell apart, without
-//! ten thousand nodes holding on to three addresses. A target that is a name may lead to several peers, and one that
-//! turns out to be this node is given up. Pure: addresses are dialed and names resolved by the loop.
+//! A target is dialed until it answers, with a growing pause after each failure, and again when the connection to it
+//! is lost. A node with [`ENOUGH`] connections does so only every [`REST`], which mends a cluster that fell apart,
+//! without ten thousand nodes holding on to three addresses. A target that is a name may lead to several peers, and
+//! one that turns out to be this node is given up. Pure: addresses are dialed and names resolved by the loop.
 
 use std::{
     collections::{BTreeSet, HashMap},

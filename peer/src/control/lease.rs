@@ -1,9 +1,10 @@
 //! Leases of seed peers: what a seed says of itself over gossip, and which leases are current.
 //!
 //! A seed publishes its lease three times in its length; it ends when it is not renewed, or at once with a length of
-//! zero. The message carries the seed's membership, since most of its readers have no connection to it: gossip proves
-//! who wrote it, the certificate proves that the writer is a seed, and of which zone. The sequence (milliseconds since
-//! 1970 at the seed, so that it survives a restart) only has to grow; no reader compares it with its own clock.
+//! zero. The message carries the seed's membership, since most of its readers have no connection to it: gossip
+//! proves who wrote it, the certificate proves that the writer is a seed, and of which zone. The sequence
+//! (milliseconds since 1970 at the seed, so that it survives a restart) only has to grow; no reader compares it with
+//! its own clock.
 
 use std::{
     collections::BTreeMap,
@@ -130,8 +131,8 @@ pub(super) enum Change {
     Full,
 }
 
-/// The seeds whose lease is current. A seed that is gone stays remembered while there is room, so that an old lease of
-/// it, sent again by somebody, does not bring it back.
+/// The seeds whose lease is current. A seed that is gone stays remembered while there is room, so that an old lease
+/// of it, sent again by somebody, does not bring it back.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     seeds: BTreeMap<PeerId, Seed>,

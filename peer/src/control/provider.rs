@@ -1,8 +1,8 @@
 //! Provider records: under which key the DHT keeps who has a blob, and the look-ups under way.
 //!
-//! The key holds the zone as well, since a provider far away is no help, and every blob has as many places in the DHT
-//! as it has zones. A record lives for [`RECORD_TTL`] unless it is announced again, which Kademlia does on its own; it
-//! knows no way to take one back, so who withdraws is found for that long still and has to say `not_have`.
+//! The key holds the zone as well, since a provider far away is no help, and every blob has as many places in the
+//! DHT as it has zones. A record lives for [`RECORD_TTL`] unless it is announced again, which Kademlia does on its
+//! own; it knows no way to take one back, so who withdraws is found for that long still and has to say `not_have`.
 
 use std::{
     collections::{BTreeSet, HashMap},

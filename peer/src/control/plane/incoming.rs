@@ -33,7 +33,7 @@ impl Plane {
         match event {
             SwarmEvent::Behaviour(event) => self.handle_protocol(now, event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
-                self.handle_established(peer_id, connection_id, endpoint.get_remote_address());
+                self.handle_established(now, peer_id, connection_id, endpoint.get_remote_address());
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
                 self.backlog.extend(self.peers.closed(&peer_id, connection_id));
@@ -92,10 +92,17 @@ impl Plane {
         }
     }
 
-    fn handle_established(&mut self, peer: libp2p::PeerId, connection: ConnectionId, remote: &Multiaddr) {
+    fn handle_established(
+        &mut self,
+        now: Instant,
+        peer: libp2p::PeerId,
+        connection: ConnectionId,
+        remote: &Multiaddr,
+    ) {
         let Some(admitted) = self.gate.admitted(&peer) else {
             // Crowded out between the upgrade and here by a thousand others; it may come again.
             self.swarm.close_connection(connection);
+            self.bootstrap.failed(connection, now);
             return;
         };
         self.peers.connected(peer, admitted, connection, addresses::ip(remote));
@@ -128,7 +135,7 @@ impl Plane {
     fn handle_kad(&mut self, event: kad::Event) {
         match event {
             kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(mut record) } } => {
-                record.addresses.retain(|address| addresses::is_control(address));
+                record.addresses.retain(addresses::is_control);
                 record.addresses.truncate(MAX_ADDRESSES);
                 if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
                     tracing::debug!(%error, "a provider record is not kept");
@@ -206,5 +213,6 @@ impl Plane {
         self.backlog.push_back(ControlEvent::Listening(listening));
         let connected: Vec<_> = self.swarm.connected_peers().copied().collect();
         self.swarm.behaviour_mut().identify.push(connected);
+        self.renew_soon(Instant::now());
     }
 }
