@@ -1,4 +1,5 @@
 //! shoal
 
+pub mod data;
 pub mod identity;
 pub mod membership;
