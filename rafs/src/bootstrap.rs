@@ -17,8 +17,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use shoal_proto::{Algorithm, BlobId};
+use zerocopy::FromBytes;
 
 use crate::codec::Compressor;
+use crate::layout::ChunkRecord;
 use crate::piece::PieceTable;
 
 mod directory;
@@ -95,6 +97,7 @@ struct Inner {
     compressor: Compressor,
     prefetch: Vec<Nid>,
     declared_names: u64,
+    chunk_table: std::ops::Range<u64>,
     walked: walk::Walked,
 }
 
@@ -119,6 +122,7 @@ impl Bootstrap {
                 algorithm: header.algorithm,
                 compressor: header.compressor,
                 declared_names: header.declared_names,
+                chunk_table: header.chunk_table,
                 image,
                 prefetch,
                 walked,
@@ -186,6 +190,13 @@ impl Bootstrap {
         self.inner.declared_names
     }
 
+    /// The chunk table as it lies in the file.
+    pub(crate) fn records(&self) -> impl Iterator<Item = &ChunkRecord> {
+        let range = self.inner.chunk_table.start as usize..self.inner.chunk_table.end as usize;
+        let table = self.inner.image.bytes.get(range).unwrap_or(&[]);
+        table.chunks_exact(size_of::<ChunkRecord>()).filter_map(|record| ChunkRecord::ref_from_bytes(record).ok())
+    }
+
     /// Decodes an inode. Only inodes of the tree exist: any other nid is [`BootstrapError::UnknownInode`].
     pub fn inode(&self, nid: Nid) -> Result<Inode<'_>, BootstrapError> {
         if !self.inner.walked.reached(nid) {
@@ -199,6 +210,3 @@ impl Bootstrap {
         &self.inner.prefetch
     }
 }
-
-#[cfg(test)]
-mod tests;

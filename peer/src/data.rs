@@ -1,0 +1,463 @@
+//! The data plane: pieces and objects between nodes, over QUIC (quinn) with mutual TLS bound to the node's identity.
+//!
+//! A [`DataPlane`] keeps one connection per peer. Its first stream carries hellos and then notices; each request is a
+//! stream of its own, so that an answer that somebody waits for never queues behind a bulk one. The protocol is on one
+//! page in `shoal_proto`.
+//!
+//! ```text
+//! DataPlane::request -> client: AnswerStream <- frames <- peer's server: AnswerSender <- peer's Service
+//! PeerEvent          <- connection: hello, notices          DataPlane::notify -> notices
+//! table: who is connected, being dialled, backed off from, banned     slots: what the server spends at most
+//! ```
+//!
+//! - **Trust.** A peer is who its certificate says. Before anything else it shows its membership; until that is
+//!   accepted it has one stream and five seconds. Bytes are handed on unverified: the caller checks them.
+//! - **Bounds.** Connections, handshakes, dials, requests (per peer and in all), bytes of answers in memory, and queued
+//!   notices are bounded; prefetch leaves room for on-demand everywhere. Who breaks the protocol loses its connection.
+//! - **Events** of a peer come in order: up, what it says, down. Whoever does not receive them slows the peers down.
+//!
+//! Not here: which peer to ask for what (scheduler), verification and storage, back-to-source.
+
+mod client;
+mod closing;
+mod connection;
+mod dial;
+mod endpoint;
+mod frames;
+mod ledger;
+mod link;
+mod server;
+mod slots;
+mod table;
+mod tls;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use libp2p::identity::Keypair;
+use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request, Role};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+
+pub use client::{Answer, AnswerError, AnswerStream, RequestError};
+pub use closing::{Closing, Gone};
+pub use ledger::Violation;
+pub use server::{AnswerSender, PeerContext, SendError, Service};
+pub use tls::TlsError;
+
+use self::{
+    connection::HandshakeError,
+    link::Link,
+    slots::{Budget, Slots},
+    table::{Entry, Table},
+};
+use crate::membership::Admitted;
+
+/// Events that may wait for the receiver.
+const EVENTS: usize = 1024;
+/// How long stopping may take to tell the peers.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Decides whether a peer, whose identity is proved, may join with the membership that it shows; otherwise says why
+/// not, for both sides' logs.
+pub type Admit = Arc<dyn Fn(&PeerId, &[u8]) -> Result<Admitted, String> + Send + Sync>;
+
+/// What a data plane starts from.
+pub struct DataOptions {
+    /// The node's identity.
+    pub keypair: Keypair,
+    /// Where to listen; port 0 takes any.
+    pub listen: SocketAddr,
+    /// What this node says of itself. Addresses with port 0 get the port that is listened on.
+    pub hello: Hello,
+    /// Who may join.
+    pub admit: Admit,
+    /// What it may spend.
+    pub limits: Limits,
+}
+
+/// What a data plane may spend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections. Default 4096.
+    pub connections: usize,
+    /// Incoming connections whose hello is not accepted yet. Default 64.
+    pub strangers: usize,
+    /// Dials at a time. Default 64.
+    pub dials: usize,
+    /// Requests being answered at a time, a quarter of them kept for on-demand; others hear `Busy`. Default 1024.
+    pub requests: usize,
+    /// The same for each peer. Default 64.
+    pub requests_per_peer: usize,
+    /// Bytes of answers in memory, read from the store and not acknowledged; a quarter is kept for on-demand.
+    /// Default 64 MiB.
+    pub answer_bytes: u32,
+    /// How long a connection stays open that carries neither requests nor notices. Default 2 minutes.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            strangers: 64,
+            dials: 64,
+            requests: 1024,
+            requests_per_peer: 64,
+            answer_bytes: 64 << 20,
+            idle: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Limits {
+    /// Streams that a peer may have open: some more than places, so that it hears `Busy` rather than nothing.
+    fn streams_per_peer(&self) -> u32 {
+        u32::try_from(self.requests_per_peer.saturating_mul(2)).map_or(1024, |streams| streams.clamp(4, 1024))
+    }
+}
+
+/// Why a data plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on UDP {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Identities other than ed25519 are not used.
+    #[error("the identity is not an ed25519 key")]
+    Identity,
+}
+
+/// Why a notice was not queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotifyError {
+    /// There is no connection to the peer.
+    #[error("not connected")]
+    NotConnected,
+    /// The peer reads too slowly; what it should know has to be sent whole at a better time.
+    #[error("too many notices wait for the peer")]
+    Full,
+    /// Only `Have`, `Interest` and `Peers` are notices.
+    #[error("not a notice")]
+    NotANotice,
+}
+
+/// What peers do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// A connection is up, whoever dialled. Nothing is known of what was said on an earlier one.
+    Up {
+        /// Who.
+        peer: PeerId,
+        /// What it says of itself; role and zone are those of its membership.
+        hello: Hello,
+    },
+    /// The connection is gone, and with it every request on it.
+    Down {
+        /// Who.
+        peer: PeerId,
+        /// Why.
+        why: Gone,
+    },
+    /// A peer can serve these pieces.
+    Have {
+        /// Who.
+        peer: PeerId,
+        /// What.
+        have: Have,
+    },
+    /// A peer wants to hear what this node can serve of a blob.
+    Interest {
+        /// Who.
+        peer: PeerId,
+        /// The bootstrap layer whose fingerprints name the pieces.
+        bootstrap: ObjectId,
+        /// The blob.
+        blob: BlobId,
+    },
+    /// A peer names others that hold pieces of a blob.
+    Peers {
+        /// Who.
+        peer: PeerId,
+        /// The blob.
+        blob: BlobId,
+        /// The others.
+        contacts: Vec<Contact>,
+    },
+}
+
+/// A connection, for people to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionStatus {
+    /// Who is at the other end.
+    pub peer: PeerId,
+    /// Its role, as its membership has it.
+    pub role: Role,
+    /// Its zone, as its membership has it.
+    pub zone: String,
+    /// Its name in logs.
+    pub name: String,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether this node dialled.
+    pub dialled: bool,
+    /// How long it has been up.
+    pub age: Duration,
+    /// Round trip time.
+    pub rtt: Duration,
+    /// Piece and object bytes received.
+    pub received_bytes: u64,
+    /// Piece and object bytes sent.
+    pub sent_bytes: u64,
+    /// Requests under way, both ways.
+    pub requests: usize,
+}
+
+/// A running data plane. Cheap to clone; when the last clone is dropped it stops.
+#[derive(Clone)]
+pub struct DataPlane(Arc<Handle>);
+
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.endpoint.close(Closing::Stopping.code(), b"");
+    }
+}
+
+/// What all tasks share.
+struct Shared {
+    endpoint: quinn::Endpoint,
+    client: quinn::ClientConfig,
+    address: SocketAddr,
+    hello: Hello,
+    admit: Admit,
+    limits: Limits,
+    service: Arc<dyn Service>,
+    /// Held for a look-up or a change, never across a wait.
+    table: Mutex<Table<Arc<Link>>>,
+    /// Held while the table changes and the change is told, so that events come in the order of the changes.
+    events: tokio::sync::Mutex<mpsc::Sender<PeerEvent>>,
+    slots: Arc<Slots>,
+    budget: Budget,
+    strangers: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl DataPlane {
+    /// Listens, and answers peers through `service`. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`DataError`] if the address cannot be bound or the identity not be used.
+    pub fn start(
+        options: DataOptions,
+        service: Arc<dyn Service>,
+    ) -> Result<(Self, mpsc::Receiver<PeerEvent>), DataError> {
+        let DataOptions { keypair, listen, mut hello, admit, limits } = options;
+        let key = keypair.public().try_into_ed25519().map_err(|_| DataError::Identity)?;
+        let me = PeerId::new(key.to_bytes());
+        let not_bound = |source| DataError::Listen { address: listen, source };
+        let (endpoint, client) = endpoint::bind(listen, tls::configure(&keypair)?).map_err(not_bound)?;
+        let address = endpoint.local_addr().map_err(not_bound)?;
+        for shown in hello.data_addresses.iter_mut().filter(|shown| shown.port() == 0) {
+            shown.set_port(address.port());
+        }
+        let (events, received) = mpsc::channel(EVENTS);
+        let shared = Arc::new(Shared {
+            endpoint,
+            client,
+            address,
+            hello,
+            admit,
+            service,
+            table: Mutex::new(Table::new(me, limits.connections)),
+            events: tokio::sync::Mutex::new(events),
+            slots: Slots::new(limits.requests),
+            budget: Budget::new(limits.answer_bytes),
+            strangers: Arc::new(Semaphore::new(limits.strangers)),
+            tasks: TaskTracker::new(),
+            limits,
+        });
+        shared.tasks.spawn(dial::accept(shared.clone()));
+        Ok((Self(Arc::new(Handle(shared))), received))
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> SocketAddr {
+        self.shared().address
+    }
+
+    /// Sees to it that there is a connection to `peer`: dials `addresses`, the best first, unless it is connected,
+    /// being dialled, banned, or failed a moment ago. Success is a [`PeerEvent::Up`].
+    pub fn connect(&self, peer: PeerId, addresses: &[SocketAddr]) {
+        let shared = self.shared();
+        if shared.table().dial(peer, shared.limits.dials, Instant::now()) {
+            let addresses = addresses.iter().copied().take(shoal_proto::MAX_ADDRESSES).collect();
+            shared.tasks.spawn(dial::dial(shared.clone(), peer, addresses));
+        }
+    }
+
+    /// Closes the connection to `peer`, if there is one.
+    pub fn disconnect(&self, peer: PeerId) {
+        if let Some(link) = self.shared().link(&peer) {
+            link.close(Closing::Disconnected, "");
+        }
+    }
+
+    /// Closes the connection to `peer` and refuses it for `time`.
+    pub fn ban(&self, peer: PeerId, time: Duration) {
+        let link = self.shared().table().ban(peer, time, Instant::now());
+        if let Some(link) = link {
+            link.close(Closing::Banned, "");
+        }
+    }
+
+    /// Queues a notice: `Have`, `Interest` or `Peers`.
+    ///
+    /// # Errors
+    /// [`NotifyError`]; nothing is queued then.
+    pub fn notify(&self, peer: PeerId, notice: Message) -> Result<(), NotifyError> {
+        if !matches!(notice, Message::Have(_) | Message::Interest { .. } | Message::Peers { .. }) {
+            return Err(NotifyError::NotANotice);
+        }
+        let link = self.shared().link(&peer).ok_or(NotifyError::NotConnected)?;
+        if link.notify(notice) { Ok(()) } else { Err(NotifyError::Full) }
+    }
+
+    /// Asks `peer`. The request's id is chosen here. `limits` has for each piece asked for, in order, the greatest
+    /// length that its answer may have; for an object it has one. Dropping the stream cancels the request.
+    ///
+    /// # Errors
+    /// [`RequestError`] if the request cannot be sent.
+    pub async fn request(
+        &self,
+        peer: PeerId,
+        request: Request,
+        limits: Vec<u64>,
+    ) -> Result<AnswerStream, RequestError> {
+        let link = self.shared().link(&peer).ok_or(RequestError::NotConnected(peer))?;
+        client::ask(link, request, limits).await
+    }
+
+    /// Whether there is a connection to `peer`.
+    pub fn is_connected(&self, peer: PeerId) -> bool {
+        self.shared().link(&peer).is_some()
+    }
+
+    /// All connections, in the order of the peers' ids.
+    pub fn connections(&self) -> Vec<ConnectionStatus> {
+        let mut all: Vec<_> = self.shared().table().links().map(|(_, entry)| status(entry)).collect();
+        all.sort_by_key(|status| status.peer);
+        all
+    }
+
+    /// Closes every connection and waits, not for long, until the peers are told. Nothing works afterwards.
+    pub async fn stop(&self) {
+        let shared = self.shared();
+        shared.endpoint.close(Closing::Stopping.code(), b"");
+        shared.tasks.close();
+        // Who does not acknowledge in time finds out by itself.
+        let _ = tokio::time::timeout(STOP_TIMEOUT, async {
+            shared.endpoint.wait_idle().await;
+            shared.tasks.wait().await;
+        })
+        .await;
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
+    }
+}
+
+impl fmt::Debug for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataPlane").field("address", &self.shared().address).finish_non_exhaustive()
+    }
+}
+
+fn status(entry: &Entry<Arc<Link>>) -> ConnectionStatus {
+    let link = &entry.link;
+    let (received_bytes, sent_bytes) = link.traffic();
+    ConnectionStatus {
+        peer: link.peer(),
+        role: link.admitted().role,
+        zone: link.admitted().zone.clone(),
+        name: link.hello().name.clone(),
+        address: link.connection().remote_address(),
+        dialled: entry.dialled,
+        age: entry.since.elapsed(),
+        rtt: link.connection().rtt(),
+        received_bytes,
+        sent_bytes,
+        requests: link.uses(),
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table<Arc<Link>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self, peer: &PeerId) -> Option<Arc<Link>> {
+        self.table().link(peer).cloned()
+    }
+
+    /// Makes a connection known, or closes it.
+    async fn enter(&self, link: &Arc<Link>, dialled: bool) -> Result<(), HandshakeError> {
+        let peer = link.peer();
+        let events = self.events.lock().await;
+        let entry = Entry { dialled, since: Instant::now(), link: link.clone() };
+        let replaced = self.table().enter(peer, entry).map_err(|why| {
+            link.close(why, "");
+            HandshakeError::refused(why, "")
+        })?;
+        if let Some(replaced) = replaced {
+            let (why, detail) = (Closing::Duplicate, "replaced by another connection".to_owned());
+            replaced.close(why, &detail);
+            send(&events, PeerEvent::Down { peer, why: Gone::Ours { why, detail } }).await;
+        }
+        send(&events, PeerEvent::Up { peer, hello: link.hello().clone() }).await;
+        Ok(())
+    }
+
+    /// Takes a connection out that has ended.
+    async fn leave(&self, link: &Arc<Link>, why: Gone) {
+        let peer = link.peer();
+        let events = self.events.lock().await;
+        let current = self.table().leave(&peer, link);
+        if let Gone::Ours { why: Closing::Violation, detail } = &why {
+            tracing::warn!(%peer, "disconnected for breaking the protocol: {detail}");
+            self.table().avoid(peer, Instant::now());
+        }
+        if current {
+            send(&events, PeerEvent::Down { peer, why }).await;
+        }
+    }
+
+    /// Tells what a peer said, unless its connection has been replaced.
+    async fn tell(&self, link: &Arc<Link>, event: PeerEvent) {
+        let events = self.events.lock().await;
+        let current = self.table().link(&link.peer()) == Some(link);
+        if current {
+            send(&events, event).await;
+        }
+    }
+}
+
+async fn send(events: &mpsc::Sender<PeerEvent>, event: PeerEvent) {
+    // Without a receiver nobody wants to know.
+    let _ = events.send(event).await;
+}

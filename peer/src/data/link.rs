@@ -1,0 +1,178 @@
+//! One connection to an admitted peer, as all its tasks share it.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use shoal_proto::{Hello, Message, PeerId};
+use tokio::sync::mpsc;
+
+use super::{
+    Closing, Gone,
+    slots::{Budget, Slot, Slots},
+};
+use crate::membership::Admitted;
+
+/// Notices that may wait for the network.
+const NOTICES: usize = 256;
+/// Bytes of answers that may wait for one peer, read and not acknowledged.
+const BUDGET: u32 = 4 << 20;
+/// Longest reason sent along with a close, in bytes.
+const MAX_DETAIL: usize = 200;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Link {
+    connection: quinn::Connection,
+    admitted: Admitted,
+    hello: Hello,
+    notices: mpsc::Sender<Message>,
+    slots: Arc<Slots>,
+    budget: Budget,
+    next_request: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    uses: AtomicUsize,
+    /// Held for a store and a load only.
+    last_used: Mutex<Instant>,
+    /// Why this side closed it; the first reason counts.
+    closing: OnceLock<(Closing, String)>,
+}
+
+impl PartialEq for Link {
+    fn eq(&self, other: &Self) -> bool {
+        self.connection.stable_id() == other.connection.stable_id()
+    }
+}
+
+impl Link {
+    /// The link and the notices that are to be sent over it. It serves at most `requests` requests at a time.
+    pub(super) fn new(
+        connection: quinn::Connection,
+        admitted: Admitted,
+        hello: Hello,
+        requests: usize,
+    ) -> (Arc<Self>, mpsc::Receiver<Message>) {
+        let (notices, outgoing) = mpsc::channel(NOTICES);
+        let link = Self {
+            connection,
+            admitted,
+            hello,
+            notices,
+            slots: Slots::new(requests),
+            budget: Budget::new(BUDGET),
+            next_request: AtomicU64::new(1),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            uses: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+            closing: OnceLock::new(),
+        };
+        (Arc::new(link), outgoing)
+    }
+
+    pub(super) fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
+    pub(super) fn peer(&self) -> PeerId {
+        self.admitted.peer
+    }
+
+    pub(super) fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    pub(super) fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    pub(super) fn next_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Relaxed)
+    }
+
+    /// A place among the requests of this peer.
+    pub(super) fn slot(&self, priority: shoal_proto::Priority) -> Option<Slot> {
+        self.slots.take(priority)
+    }
+
+    /// This peer's allowance of the server's memory.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Queues a notice; false if the queue is full or the connection gone.
+    pub(super) fn notify(&self, notice: Message) -> bool {
+        self.notices.try_send(notice).is_ok()
+    }
+
+    pub(super) fn count_received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn count_sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// Payload bytes received and sent.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        (self.received.load(Relaxed), self.sent.load(Relaxed))
+    }
+
+    /// Requests under way, in both directions.
+    pub(super) fn uses(&self) -> usize {
+        self.uses.load(Relaxed)
+    }
+
+    /// Keeps the connection from counting as idle while it lives.
+    pub(super) fn using(self: &Arc<Self>) -> Using {
+        self.uses.fetch_add(1, Relaxed);
+        Using(self.clone())
+    }
+
+    /// Notes that something went over the connection.
+    pub(super) fn touch(&self) {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long nothing has used it.
+    pub(super) fn idle(&self) -> Duration {
+        if self.uses() > 0 {
+            return Duration::ZERO;
+        }
+        self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Closes the connection, which ends everything on it at both ends. Again: nothing.
+    pub(super) fn close(&self, why: Closing, detail: &str) {
+        let detail = &detail[..detail.floor_char_boundary(MAX_DETAIL)];
+        if self.closing.set((why, detail.to_owned())).is_ok() {
+            self.connection.close(why.code(), detail.as_bytes());
+        }
+    }
+
+    /// How the connection ended, when it has.
+    pub(super) fn gone(&self, error: quinn::ConnectionError) -> Gone {
+        match (error, self.closing.get()) {
+            (quinn::ConnectionError::LocallyClosed, Some((why, detail))) => {
+                Gone::Ours { why: *why, detail: detail.clone() }
+            }
+            (error, _) => error.into(),
+        }
+    }
+}
+
+/// See [`Link::using`].
+#[derive(Debug)]
+pub(super) struct Using(Arc<Link>);
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.uses.fetch_sub(1, Relaxed);
+    }
+}

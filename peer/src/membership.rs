@@ -1,0 +1,354 @@
+//! Who may join: certificates of membership, signed by the cluster key, which both planes ask for before anything else.
+//!
+//! A certificate says that a node identity is a member with a role, in a zone, until a time. The node shows it at the
+//! start of every connection, over a channel that already proved the identity, so that a certificate alone is of no
+//! use to whoever copies it. What is shown is at most [`MAX_BYTES`] long and looks like this (prost):
+//!
+//! ```text
+//! Shown { body: Body { peer, role, zone, expires }, signature: ed25519("shoal membership 1\0" | body) }
+//! ```
+//!
+//! A cluster without a key is *open*: its nodes show the same statement without a signature, and everybody who
+//! reaches the port is a member. That is allowed on loopback only, unless the operator says otherwise in so many words
+//! ([`Policy::permits`]).
+//!
+//! Not here: how certificates are handed out, renewed and revoked, and what a member may read.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use libp2p::identity::{Keypair, ed25519};
+use prost::Message;
+use shoal_proto::{PeerId, Role};
+
+/// Longest statement of membership that is looked at. A real one has about 200 bytes; the lease of a seed peer has to
+/// carry it in one small gossip message.
+pub const MAX_BYTES: usize = 1024;
+
+/// Longest name of a zone, in bytes.
+pub const MAX_ZONE_BYTES: usize = 64;
+
+/// Signed in front of the body, so that a signature made for something else with the same key is none here.
+const DOMAIN: &[u8] = b"shoal membership 1\0";
+
+/// What a certificate of membership says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The node's identity.
+    pub peer: PeerId,
+    /// What it may do for the others.
+    pub role: Role,
+    /// Where it is.
+    pub zone: String,
+    /// Seconds since 1970 from which on it is void.
+    pub expires: u64,
+}
+
+impl Certificate {
+    /// The bytes that the node shows: this certificate, signed with the cluster's key.
+    ///
+    /// # Errors
+    /// The zone is not a valid name, or the key cannot sign.
+    pub fn sign(&self, cluster_key: &Keypair) -> Result<Bytes, MembershipError> {
+        let body = self.encode()?;
+        let signature = cluster_key.sign(&signed_text(&body)).map_err(|_| MembershipError::Signing)?;
+        Ok(Shown { body, signature }.encode_to_vec().into())
+    }
+
+    fn encode(&self) -> Result<Vec<u8>, MembershipError> {
+        if !valid_zone(&self.zone) {
+            return Err(MembershipError::Zone { zone: self.zone.clone() });
+        }
+        let role = match self.role {
+            Role::Node => RoleCode::Node,
+            Role::Seed => RoleCode::Seed,
+        };
+        let body = Body {
+            peer: self.peer.as_bytes().to_vec(),
+            role: role.into(),
+            zone: self.zone.clone(),
+            expires: self.expires,
+        };
+        Ok(body.encode_to_vec())
+    }
+}
+
+/// Whose statements a node believes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Policy {
+    /// Everybody's.
+    Open,
+    /// Those signed by the key of the cluster.
+    Key(ed25519::PublicKey),
+}
+
+impl Policy {
+    /// From the configured public key, 64 hexadecimal digits; an empty text is an open cluster.
+    ///
+    /// # Errors
+    /// [`MembershipError::Key`] if the text is not an ed25519 public key.
+    pub fn parse(public_key: &str) -> Result<Self, MembershipError> {
+        if public_key.is_empty() {
+            return Ok(Self::Open);
+        }
+        let bytes = hex::decode(public_key).map_err(|_| MembershipError::Key)?;
+        ed25519::PublicKey::try_from_bytes(&bytes).map(Self::Key).map_err(|_| MembershipError::Key)
+    }
+
+    /// Whether the planes may listen on `address`, or dial it: always with a key; without one on loopback only,
+    /// unless `insecure_open`.
+    ///
+    /// # Errors
+    /// [`MembershipError::OpenCluster`] if not.
+    pub fn permits(&self, address: IpAddr, insecure_open: bool) -> Result<(), MembershipError> {
+        match self {
+            Self::Open if !insecure_open && !address.to_canonical().is_loopback() => {
+                Err(MembershipError::OpenCluster { address })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A node's own membership: what it shows to others, and what that says.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    shown: Bytes,
+    admitted: Admitted,
+}
+
+impl Membership {
+    /// The unsigned statement of a node in an open cluster.
+    ///
+    /// # Errors
+    /// The zone is not a valid name.
+    pub fn open(peer: PeerId, role: Role, zone: &str) -> Result<Self, MembershipError> {
+        let certificate = Certificate { peer, role, zone: zone.to_owned(), expires: u64::MAX };
+        let shown = Shown { body: certificate.encode()?, signature: Vec::new() }.encode_to_vec();
+        Ok(Self { shown: shown.into(), admitted: Admitted { peer, role, zone: zone.to_owned() } })
+    }
+
+    /// The certificate of `peer`, checked as the others will check it.
+    ///
+    /// # Errors
+    /// The [`Refusal`] that the node would meet with.
+    pub fn certified(policy: &Policy, shown: Bytes, peer: &PeerId, now_unix: u64) -> Result<Self, Refusal> {
+        let admitted = verify(policy, &shown, peer, now_unix)?;
+        Ok(Self { shown, admitted })
+    }
+
+    /// Reads the certificate of `peer` from `file` and checks it as the others will.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the certificate would be refused.
+    pub fn load(policy: &Policy, file: &Path, peer: &PeerId, now_unix: u64) -> Result<Self, MembershipError> {
+        let path = || file.to_owned();
+        let shown = std::fs::read(file).map_err(|source| MembershipError::File { path: path(), source })?;
+        Self::certified(policy, shown.into(), peer, now_unix)
+            .map_err(|refusal| MembershipError::Certificate { path: path(), refusal })
+    }
+
+    /// The bytes to show at the start of a connection.
+    pub fn shown(&self) -> &Bytes {
+        &self.shown
+    }
+
+    /// The node itself.
+    pub fn peer(&self) -> PeerId {
+        self.admitted.peer
+    }
+
+    /// Its certified role.
+    pub fn role(&self) -> Role {
+        self.admitted.role
+    }
+
+    /// Its certified zone.
+    pub fn zone(&self) -> &str {
+        &self.admitted.zone
+    }
+}
+
+/// A peer that may join, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// Who it is.
+    pub peer: PeerId,
+    /// What it may do for the others.
+    pub role: Role,
+    /// Where it is.
+    pub zone: String,
+}
+
+/// Why a statement of membership is refused. The codes are what the refused side is told on the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[repr(u8)]
+pub enum Refusal {
+    /// Nothing was shown, or a statement without a signature where the cluster has a key.
+    #[error("no certificate of membership was shown")]
+    Missing = 1,
+    /// More than [`MAX_BYTES`].
+    #[error("the certificate of membership is longer than {MAX_BYTES} bytes")]
+    TooLong = 2,
+    /// Not the canonical encoding of a certificate with valid fields.
+    #[error("the certificate of membership is malformed")]
+    Malformed = 3,
+    /// It names another peer than the one that shows it.
+    #[error("the certificate of membership is somebody else's")]
+    WrongPeer = 4,
+    /// The cluster's key did not sign it.
+    #[error("the certificate of membership is not signed by the cluster's key")]
+    BadSignature = 5,
+    /// It was good once.
+    #[error("the certificate of membership has expired")]
+    Expired = 6,
+}
+
+impl Refusal {
+    /// The refusal with this code on the wire; `None` for codes of a later version.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Missing, Self::TooLong, Self::Malformed, Self::WrongPeer, Self::BadSignature, Self::Expired]
+            .into_iter()
+            .find(|refusal| *refusal as u8 == code)
+    }
+}
+
+/// Why a node's own membership or the policy cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// The file with the certificate could not be read.
+    #[error("cannot read the certificate of membership {path}")]
+    File {
+        /// Path of the file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Others would refuse the certificate.
+    #[error("the certificate of membership {path} cannot be used")]
+    Certificate {
+        /// Path of the file.
+        path: PathBuf,
+        /// Why they would.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The configured key of the cluster is not one.
+    #[error("the cluster's public key must be 64 hexadecimal digits that are an ed25519 key")]
+    Key,
+    /// The key could not sign.
+    #[error("the cluster's key cannot sign")]
+    Signing,
+    /// Not a name for a zone.
+    #[error("zone {zone:?} is not 1 to {MAX_ZONE_BYTES} letters, digits, '-', '_' or '.'")]
+    Zone {
+        /// What was given.
+        zone: String,
+    },
+    /// An open cluster would be open to others than this machine.
+    #[error("a cluster without a key runs on loopback only, and {address} is not; set a key, or insecure_open")]
+    OpenCluster {
+        /// The address to listen on or to dial.
+        address: IpAddr,
+    },
+}
+
+/// Checks what `claimed` shows, whose identity the channel has proved, at `now_unix` seconds since 1970.
+///
+/// # Errors
+/// A [`Refusal`]; the caller tells the peer and closes the connection.
+pub fn verify(policy: &Policy, shown: &[u8], claimed: &PeerId, now_unix: u64) -> Result<Admitted, Refusal> {
+    if shown.is_empty() {
+        return Err(Refusal::Missing);
+    }
+    if shown.len() > MAX_BYTES {
+        return Err(Refusal::TooLong);
+    }
+    let envelope: Shown = decode_canonical(shown)?;
+    let certificate = decode_body(&envelope.body)?;
+    if certificate.peer != *claimed {
+        return Err(Refusal::WrongPeer);
+    }
+    if let Policy::Key(key) = policy {
+        if envelope.signature.is_empty() {
+            return Err(Refusal::Missing);
+        }
+        if !key.verify(&signed_text(&envelope.body), &envelope.signature) {
+            return Err(Refusal::BadSignature);
+        }
+        if now_unix >= certificate.expires {
+            return Err(Refusal::Expired);
+        }
+    }
+    Ok(Admitted { peer: certificate.peer, role: certificate.role, zone: certificate.zone })
+}
+
+/// The wall clock, in seconds since 1970. A clock before 1970 counts as 1970.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Shown {
+    #[prost(bytes = "vec", tag = "1")]
+    body: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    signature: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Body {
+    #[prost(bytes = "vec", tag = "1")]
+    peer: Vec<u8>,
+    #[prost(enumeration = "RoleCode", tag = "2")]
+    role: i32,
+    #[prost(string, tag = "3")]
+    zone: String,
+    #[prost(uint64, tag = "4")]
+    expires: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+enum RoleCode {
+    Unknown = 0,
+    Node = 1,
+    Seed = 2,
+}
+
+fn signed_text(body: &[u8]) -> Vec<u8> {
+    [DOMAIN, body].concat()
+}
+
+/// One text per certificate: nothing may be added that decoders skip.
+fn decode_canonical<M: Message + Default>(bytes: &[u8]) -> Result<M, Refusal> {
+    let message = M::decode(bytes).map_err(|_| Refusal::Malformed)?;
+    if message.encode_to_vec() == bytes { Ok(message) } else { Err(Refusal::Malformed) }
+}
+
+fn decode_body(bytes: &[u8]) -> Result<Certificate, Refusal> {
+    let body: Body = decode_canonical(bytes)?;
+    let role = match RoleCode::try_from(body.role) {
+        Ok(RoleCode::Node) => Role::Node,
+        Ok(RoleCode::Seed) => Role::Seed,
+        Ok(RoleCode::Unknown) | Err(_) => return Err(Refusal::Malformed),
+    };
+    if !valid_zone(&body.zone) {
+        return Err(Refusal::Malformed);
+    }
+    let peer = PeerId::try_from(body.peer.as_slice()).map_err(|_| Refusal::Malformed)?;
+    Ok(Certificate { peer, role, zone: body.zone, expires: body.expires })
+}
+
+fn valid_zone(zone: &str) -> bool {
+    (1..=MAX_ZONE_BYTES).contains(&zone.len())
+        && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+#[cfg(test)]
+mod tests;
