@@ -17,7 +17,7 @@
 //! another, it leads nowhere.
 //!
 //! Changes are committed in atomic batches, in order: after a crash a prefix of them is there, and at least
-//! everything up to the last batch that was committed with [`Sync::Disk`].
+//! everything up to the last batch that was committed with [`Survives::PowerCut`].
 //!
 //! An index that is damaged is not repaired: it is put aside and an empty one begun. The store is a cache, and what
 //! the lost records vouched for is fetched again. An index of a newer program is refused and left alone.
@@ -138,17 +138,17 @@ pub enum Change {
     DropMount(Vec<u8>),
 }
 
-/// How far a commit must have come before it returns.
+/// What a commit must survive once it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sync {
-    /// It survives the end of this process.
-    Process,
-    /// It, and everything before it, survives a loss of power.
-    Disk,
+pub enum Survives {
+    /// The end of this process.
+    Kill,
+    /// A loss of power too, together with everything committed before.
+    PowerCut,
 }
 
 /// The records, as the store uses them. RocksDB in the daemon; in tests a double that crashes.
-pub trait Records: Send + std::marker::Sync {
+pub trait Records: Send + Sync {
     /// All variants of a blob, by number.
     fn variants(&self, blob: &BlobId) -> Result<BTreeMap<u32, VariantRecord>, IndexError>;
 
@@ -164,11 +164,11 @@ pub trait Records: Send + std::marker::Sync {
     /// Where a chunk was last recorded. The place may have changed since: compare the fingerprint.
     fn place(&self, digest: &Digest) -> Result<Option<ChunkPlace>, IndexError>;
 
-    /// All mounts: path and record.
-    fn mounts(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, IndexError>;
+    /// All mounts: path to record.
+    fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError>;
 
     /// Applies all changes or none, in order.
-    fn commit(&self, changes: &[Change], sync: Sync) -> Result<(), IndexError>;
+    fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError>;
 }
 
 #[cfg(test)]

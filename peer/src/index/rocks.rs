@@ -12,7 +12,7 @@ use rocksdb::{
 };
 use shoal_proto::{BlobId, Digest};
 
-use super::{BlobKey, Change, ChunkPlace, IndexError, PieceRecord, Records, Sync, VariantRecord, keys};
+use super::{BlobKey, Change, ChunkPlace, IndexError, PieceRecord, Records, Survives, VariantRecord, keys};
 
 /// The layout that this program writes, and the latest that it reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -181,22 +181,22 @@ impl Records for RocksIndex {
         value.map(|value| keys::parse_place(&value).ok_or_else(|| malformed(DIGESTS, &key))).transpose()
     }
 
-    fn mounts(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, IndexError> {
-        let mut mounts = Vec::new();
+    fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
+        let mut mounts = BTreeMap::new();
         self.scan(MOUNTS, &[], |key, value| {
-            mounts.push((key.to_vec(), value.to_vec()));
+            mounts.insert(key.to_vec(), value.to_vec());
             Some(())
         })?;
         Ok(mounts)
     }
 
-    fn commit(&self, changes: &[Change], sync: Sync) -> Result<(), IndexError> {
+    fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError> {
         let mut batch = WriteBatch::default();
         for change in changes {
             self.add(&mut batch, change);
         }
         let mut options = WriteOptions::default();
-        options.set_sync(sync == Sync::Disk);
+        options.set_sync(survives == Survives::PowerCut);
         self.db.write_opt(batch, &options).map_err(|source| failed("writing to", source))
     }
 }

@@ -63,7 +63,7 @@ impl Model {
         for digest in (0..4).map(digest) {
             assert_eq!(index.place(&digest).unwrap().as_ref(), self.places.get(&digest));
         }
-        assert_eq!(index.mounts().unwrap(), self.mounts.clone().into_iter().collect::<Vec<_>>());
+        assert_eq!(index.mounts().unwrap(), self.mounts);
     }
 }
 
@@ -98,7 +98,7 @@ proptest! {
         let mut index = RocksIndex::open(dir.path()).unwrap();
         let mut model = Model::default();
         for (changes, reopen) in &batches {
-            index.commit(changes, Sync::Process).unwrap();
+            index.commit(changes, Survives::Kill).unwrap();
             changes.iter().for_each(|change| model.apply(change));
             if *reopen {
                 drop(index);
@@ -133,7 +133,7 @@ fn a_newer_schema_is_refused_and_left_alone() {
 fn filled(path: &std::path::Path) {
     let index = RocksIndex::open(path).unwrap();
     for number in 0..200 {
-        index.commit(&[Change::Piece(key(1, 0), number, piece(number as u8, true))], Sync::Disk).unwrap();
+        index.commit(&[Change::Piece(key(1, 0), number, piece(number as u8, true))], Survives::PowerCut).unwrap();
     }
 }
 
@@ -155,7 +155,7 @@ fn assert_usable_and_nothing_invented(path: &std::path::Path, what: &str) {
     for (number, record) in pieces {
         assert_eq!(record, piece(number as u8, true), "{what}");
     }
-    index.commit(&[Change::Piece(key(2, 0), 1, piece(9, true))], Sync::Disk).unwrap();
+    index.commit(&[Change::Piece(key(2, 0), 1, piece(9, true))], Survives::PowerCut).unwrap();
     assert_eq!(index.piece(key(2, 0), 1).unwrap(), Some(piece(9, true)), "{what}");
 }
 

@@ -18,7 +18,7 @@ use shoal_proto::{Bitfield, Digest, Fingerprint};
 use shoal_rafs::PieceTable;
 
 use super::{StoreError, disk::Disk, variant::Variant};
-use crate::index::{BlobKey, Change, ChunkPlace, Records, Sync, VariantRecord};
+use crate::index::{BlobKey, Change, ChunkPlace, Records, Survives, VariantRecord};
 
 /// Most pieces that become durable in one batch of the index, which is held in memory.
 const PIECES_PER_BATCH: usize = 8192;
@@ -88,7 +88,7 @@ impl Blobs {
         let record = VariantRecord { pieces: table.len(), last_use: unix_seconds() };
         let mut changes = vec![Change::Variant(variant.key(), record)];
         changes.extend(new.iter().map(|(piece, record)| Change::Piece(variant.key(), *piece, record.clone())));
-        self.records.commit(&changes, Sync::Process)?;
+        self.records.commit(&changes, Survives::Kill)?;
         variant.declare(new);
         open.insert(variant.key(), Arc::downgrade(&variant));
         Ok(BlobHandle { blobs: self.clone(), variant, table: table.clone() })
@@ -126,7 +126,7 @@ impl Blobs {
         if !lost.is_empty() {
             tracing::warn!(blob = %key.blob, variant = key.variant, pieces = lost.len(), "bytes are gone from disk");
             let changes = lost.iter().filter_map(|&piece| Some(Change::Piece(key, piece, variant.forget(piece)?)));
-            self.records.commit(&changes.collect::<Vec<_>>(), Sync::Disk)?;
+            self.records.commit(&changes.collect::<Vec<_>>(), Survives::PowerCut)?;
         }
         match len {
             Some(_) => Ok(()),
@@ -149,7 +149,7 @@ impl Blobs {
                 let oldest = closed.min_by_key(|(_, record)| record.last_use).map(|(&number, _)| number);
                 let limit = self.variants_per_blob;
                 let oldest = oldest.ok_or(StoreError::TooManyVariants { blob: table.blob(), limit })?;
-                self.records.commit(&[Change::DropVariant(key(oldest))], Sync::Disk)?;
+                self.records.commit(&[Change::DropVariant(key(oldest))], Survives::PowerCut)?;
                 oldest
             }
         };
@@ -211,7 +211,7 @@ impl Blobs {
             }
             changes.push(Change::Piece(variant.key(), *piece, record));
         }
-        self.records.commit(&changes, Sync::Disk)?;
+        self.records.commit(&changes, Survives::PowerCut)?;
         for Synced { variant, piece, .. } in batch {
             variant.mark_durable(*piece);
         }
@@ -263,7 +263,9 @@ impl Blobs {
     fn forget(&self, variant: &Variant, piece: u32) -> Result<(), StoreError> {
         let _flushing = lock(&self.flushing);
         match variant.forget(piece) {
-            Some(record) => Ok(self.records.commit(&[Change::Piece(variant.key(), piece, record)], Sync::Disk)?),
+            Some(record) => {
+                Ok(self.records.commit(&[Change::Piece(variant.key(), piece, record)], Survives::PowerCut)?)
+            }
             None => Ok(()),
         }
     }

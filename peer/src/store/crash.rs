@@ -10,7 +10,7 @@ use std::{
 use shoal_proto::{BlobId, Digest};
 
 use super::disk::Disk;
-use crate::index::{BlobKey, Change, ChunkPlace, IndexError, PieceRecord, Records, Sync, VariantRecord};
+use crate::index::{BlobKey, Change, ChunkPlace, IndexError, PieceRecord, Records, Survives, VariantRecord};
 
 /// Bytes that reach the disk whole or not at all.
 const SECTOR: usize = 8;
@@ -212,11 +212,11 @@ impl Records for Machine {
         Ok(self.state().records.places.get(digest).copied())
     }
 
-    fn mounts(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, IndexError> {
-        Ok(Vec::new())
+    fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
+        Ok(BTreeMap::new())
     }
 
-    fn commit(&self, changes: &[Change], sync: Sync) -> Result<(), IndexError> {
+    fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError> {
         let mut state = self.step().map_err(|source| IndexError::Damaged { path: PathBuf::new(), source })?;
         let before = state.records.clone();
         state.unsynced.push(before);
@@ -233,7 +233,7 @@ impl Records for Machine {
                 Change::Mount(..) | Change::DropMount(..) => panic!("no mounts on this machine"),
             }
         }
-        if sync == Sync::Disk {
+        if survives == Survives::PowerCut {
             state.unsynced.clear();
         }
         Ok(())

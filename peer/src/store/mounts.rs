@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_proto::ObjectId;
 
 use super::StoreError;
-use crate::index::{Change, Records, Sync};
+use crate::index::{Change, Records, Survives};
 
 /// A mount that shall be there again after a restart. One per mountpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,11 +31,11 @@ pub struct MountRecord {
 pub(super) fn put(records: &dyn Records, record: &MountRecord) -> Result<(), StoreError> {
     let value = serde_json::to_vec(record)
         .map_err(|source| StoreError::MountRecord { mountpoint: record.mountpoint.clone(), source })?;
-    Ok(records.commit(&[Change::Mount(key(&record.mountpoint), value)], Sync::Disk)?)
+    Ok(records.commit(&[Change::Mount(key(&record.mountpoint), value)], Survives::PowerCut)?)
 }
 
 pub(super) fn remove(records: &dyn Records, mountpoint: &Path) -> Result<(), StoreError> {
-    Ok(records.commit(&[Change::DropMount(key(mountpoint))], Sync::Disk)?)
+    Ok(records.commit(&[Change::DropMount(key(mountpoint))], Survives::PowerCut)?)
 }
 
 pub(super) fn list(records: &dyn Records) -> Result<Vec<MountRecord>, StoreError> {

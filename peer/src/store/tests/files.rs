@@ -122,7 +122,10 @@ fn bytes_gone_from_the_disk_are_not_present() {
     let fill = || {
         let store = opened(&dir);
         let handle = store.open_blob(&image).unwrap();
-        (0..4).for_each(|piece| drop(handle.write(piece, &content(piece, 1)).unwrap()));
+        for piece in 0..4 {
+            let missing = !handle.is_present(piece);
+            assert_eq!(handle.write(piece, &content(piece, 1)).unwrap(), missing);
+        }
         store.close().unwrap();
     };
     // (bytes left, pieces left)
