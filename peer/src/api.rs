@@ -7,23 +7,35 @@ mod generated {
     include!("generated/shoal.control.v1.rs");
 }
 
-use std::{os::unix::fs::PermissionsExt, path::{Path, PathBuf}, pin::Pin, sync::Arc};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
 use shoal_proto::control::{
-    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, StatusReply, StatusRequest,
-    UnmountReply, UnmountRequest,
+    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, StatusReply,
+    StatusRequest, UnmountReply, UnmountRequest,
 };
-use tokio::{net::UnixListener, sync::{mpsc, oneshot}, task::JoinHandle};
-use tokio_stream::{Stream, wrappers::{ReceiverStream, UnixListenerStream}};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_stream::{
+    Stream,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
 use tonic::{Request, Response, Status};
 
-pub use self::generated::control_client::ControlClient;
+pub(crate) use self::generated::control_client::ControlClient;
 use self::generated::control_server::{Control, ControlServer};
 use crate::daemon::Parts;
 
 /// The listening API; [`ApiServer::stop`] ends it.
 #[derive(Debug)]
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     socket: PathBuf,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
@@ -49,7 +61,8 @@ impl ApiServer {
         let server = tonic::transport::Server::builder().add_service(ControlServer::new(Api { parts }));
         let task = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            if let Err(error) = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await {
+            if let Err(error) = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
+            {
                 tracing::error!("the control API ended: {error}");
             }
         });
@@ -88,8 +101,7 @@ impl Control for Api {
     async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
         let MountRequest { reference, mountpoint } = request.into_inner();
         let reference = reference.parse().map_err(|e| invalid(&e))?;
-        let manifest =
-            self.parts.mounts.mount(&reference, Path::new(&mountpoint)).await.map_err(|e| failed(&e))?;
+        let manifest = self.parts.mounts.mount(&reference, Path::new(&mountpoint)).await.map_err(|e| failed(&e))?;
         Ok(Response::new(MountReply { manifest: format!("sha256:{manifest}") }))
     }
 

@@ -4,7 +4,12 @@
 //! together. An unknown key is refused with the nearest known one, because a misspelt limit that silently does nothing
 //! is found out on the worst day.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::{Path, PathBuf}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -359,7 +364,10 @@ mod tests {
     fn an_unknown_key_is_refused_with_the_nearest() {
         let table = "[control]\nboostrap_peers = []".parse().unwrap();
         let error = check("shoal.toml", &table).unwrap_err().to_string();
-        assert_eq!(error, "shoal.toml: unknown key \"control.boostrap_peers\"; did you mean \"control.bootstrap_peers\"?");
+        assert_eq!(
+            error,
+            "shoal.toml: unknown key \"control.boostrap_peers\"; did you mean \"control.bootstrap_peers\"?"
+        );
         let error = check("shoal.toml", &"qqq = 1".parse().unwrap()).unwrap_err().to_string();
         assert_eq!(error, "shoal.toml: unknown key \"qqq\"");
     }

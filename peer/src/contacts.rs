@@ -19,7 +19,7 @@ const MAX_ADDRESSES: usize = shoal_proto::MAX_ADDRESSES;
 
 /// What is known of one node.
 #[derive(Debug, Clone)]
-pub struct Known {
+pub(crate) struct Known {
     /// What it does for the others.
     pub role: Role,
     /// Its zone; empty while unknown.
@@ -33,7 +33,7 @@ pub struct Known {
 
 impl Known {
     /// What is left of its ban, rounded up.
-    pub fn banned_seconds(&self) -> u64 {
+    pub(crate) fn banned_seconds(&self) -> u64 {
         let left = self.ban.as_ref().map(|(until, _)| until.saturating_duration_since(Instant::now()));
         left.map_or(0, |left| left.as_secs() + u64::from(left.subsec_nanos() > 0))
     }
@@ -41,11 +41,11 @@ impl Known {
 
 /// The table. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Contacts(Arc<Mutex<HashMap<PeerId, Known>>>);
+pub(crate) struct Contacts(Arc<Mutex<HashMap<PeerId, Known>>>);
 
 impl Contacts {
     /// A node showed itself, with what it says of itself.
-    pub fn seen(&self, peer: PeerId, role: Role, zone: &str, addresses: &[SocketAddr]) {
+    pub(crate) fn seen(&self, peer: PeerId, role: Role, zone: &str, addresses: &[SocketAddr]) {
         self.update(peer, |known| {
             known.role = role;
             zone.clone_into(&mut known.zone);
@@ -56,7 +56,7 @@ impl Contacts {
     }
 
     /// Another node named it. What the node itself said before counts for more.
-    pub fn heard_of(&self, contact: Contact) {
+    pub(crate) fn heard_of(&self, contact: Contact) {
         self.update(contact.peer, |known| {
             if known.addresses.is_empty() {
                 known.addresses = contact.addresses.into_iter().take(MAX_ADDRESSES).collect();
@@ -65,27 +65,27 @@ impl Contacts {
     }
 
     /// Where its data plane listens; empty when nobody has said.
-    pub fn addresses(&self, peer: PeerId) -> Vec<SocketAddr> {
+    pub(crate) fn addresses(&self, peer: PeerId) -> Vec<SocketAddr> {
         self.lock().get(&peer).map(|known| known.addresses.clone()).unwrap_or_default()
     }
 
     /// What it does for the others; a node until it is known to be more.
-    pub fn role(&self, peer: PeerId) -> Role {
+    pub(crate) fn role(&self, peer: PeerId) -> Role {
         self.lock().get(&peer).map_or(Role::Node, |known| known.role)
     }
 
     /// Notes a ban, for people to see; the data plane enforces it.
-    pub fn ban(&self, peer: PeerId, time: Duration, reason: &str) {
+    pub(crate) fn ban(&self, peer: PeerId, time: Duration, reason: &str) {
         self.update(peer, |known| known.ban = Some((Instant::now() + time, reason.to_owned())));
     }
 
     /// Whether it is refused at present.
-    pub fn is_banned(&self, peer: PeerId) -> bool {
+    pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
         self.lock().get(&peer).is_some_and(|known| known.banned_seconds() > 0)
     }
 
     /// Everyone, in the order of their ids.
-    pub fn all(&self) -> Vec<(PeerId, Known)> {
+    pub(crate) fn all(&self) -> Vec<(PeerId, Known)> {
         let mut all: Vec<_> = self.lock().iter().map(|(peer, known)| (*peer, known.clone())).collect();
         all.sort_by_key(|(peer, _)| *peer);
         all

@@ -8,7 +8,7 @@
 use std::{
     net::SocketAddr,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,11 @@ use shoal_proto::{
     Hello, MIN_VERSION, PeerId, Role, VERSION,
     control::{PeerStatus, StatusReply, StoreStatus},
 };
-use shoal_rafs::{ChunkCache, Mount, MountOptions, oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions}};
+use shoal_rafs::{
+    ChunkCache, Mount, MountOptions,
+    oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
+};
+use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
@@ -36,8 +40,8 @@ use crate::{
     mounts::{Mounts, MountsError},
     node::Node,
     origin::{Origin, OriginOptions},
-    serve::{HomeDuty, Server},
-    store::{Store, StoreError, StoreOptions},
+    serve::Server,
+    store::{Store, StoreError, StoreOptions, Usage},
     traffic::Traffic,
 };
 
@@ -169,13 +173,12 @@ impl Daemon {
         let role = Role::from(config.role);
 
         let server = Server {
-            me: identity.peer(),
             images: core.node.images.clone(),
             driver: core.node.driver.clone(),
-            duty: match role {
-                Role::Node => HomeDuty::None,
-                Role::Seed => HomeDuty::Registries(config.registry.serve.clone()),
-            },
+            registries: config.registry.serve.clone(),
+            tracker: Arc::new(Mutex::new(Tracker::new(TrackerConfig::default()))),
+            clock: core.clock,
+            contacts: contacts.clone(),
             runtime: tokio::runtime::Handle::current(),
         };
         let admit_by = policy.clone();
@@ -314,7 +317,10 @@ impl Parts {
     }
 
     fn store(&self) -> StoreStatus {
-        let usage = self.node.store.usage();
+        let usage = self.node.store.usage().unwrap_or_else(|error| {
+            tracing::warn!("cannot say what the store holds: {}", crate::chain(&error));
+            Usage::default()
+        });
         StoreStatus { blobs: usage.blobs, pieces: usage.pieces, bytes: usage.bytes, objects: usage.objects }
     }
 }
@@ -355,13 +361,8 @@ impl Core {
         let clock = Clock::start();
         let (handle, commands) = driver::channel(clock);
         let traffic = Arc::new(Traffic::default());
-        let images = Images::new(
-            store.clone(),
-            origin.clone(),
-            handle.clone(),
-            traffic.clone(),
-            config.read.deadline,
-        );
+        let images =
+            Images::new(store.clone(), origin.clone(), handle.clone(), traffic.clone(), config.read.deadline);
         let sender = handle.downgrade();
         let node = Node {
             store,
@@ -438,7 +439,10 @@ fn hello(config: &Config, membership: &Membership) -> Hello {
         zone: config.zone.clone(),
         labels: config.labels.clone(),
         // An unspecified address is none; then the others hear the right one from the control plane.
-        data_addresses: Some(config.data.listen).filter(|address| !address.ip().is_unspecified()).into_iter().collect(),
+        data_addresses: Some(config.data.listen)
+            .filter(|address| !address.ip().is_unspecified())
+            .into_iter()
+            .collect(),
         name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     }
 }

@@ -17,7 +17,8 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, PeerId, Priority};
 use shoal_rafs::DecodedPiece;
 use shoal_scheduler::{
-    Action, BanReason, BlobKey, Config, Event, Item, Origin as WantOrigin, RequestId, Scheduler, Time, WantError, WantId,
+    Action, BanReason, BlobKey, Config, Event, Item, Origin as WantOrigin, RequestId, Scheduler, Time, WantError,
+    WantId,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::JoinMap;
@@ -94,8 +95,8 @@ pub(crate) enum Command {
     Delivered { request: RequestId, item: Item, bytes: u64, fetched: Fetched },
     /// Anything else that the scheduler should know.
     Event(Event),
-    /// Whether this node is home to an item; `None` when nobody is.
-    HomeOf { item: Item, reply: oneshot::Sender<Option<PeerId>> },
+    /// See [`DriverHandle::home_duty`].
+    HomeDuty { item: Item, reply: oneshot::Sender<Result<(), Vec<PeerId>>> },
 }
 
 type Reply = oneshot::Sender<Result<Fetched, WantFailed>>;
@@ -125,11 +126,14 @@ impl DriverHandle {
         self.send(Command::Event(event)).await;
     }
 
-    /// The seed peer that is home to `item`, as far as this node knows.
-    pub(crate) async fn home_of(&self, item: Item) -> Option<PeerId> {
+    /// Whether this node is among the homes of `item`.
+    ///
+    /// # Errors
+    /// It is not; with those that it believes to be the zone's homes.
+    pub(crate) async fn home_duty(&self, item: Item) -> Result<(), Vec<PeerId>> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::HomeOf { item, reply }).await;
-        answer.await.ok().flatten()
+        self.send(Command::HomeDuty { item, reply }).await;
+        answer.await.unwrap_or(Err(Vec::new()))
     }
 
     /// Waits until `item` is present, for at most `patience`. Dropping the future takes the want back.
@@ -265,9 +269,10 @@ impl Driver {
                 }
                 event
             }
-            Command::HomeOf { item, reply } => {
+            Command::HomeDuty { item, reply } => {
+                let rank = self.scheduler.home_rank(item.blob, item.piece);
                 // Nobody waits any more when this fails.
-                let _ = reply.send(self.scheduler.home_of(item, now));
+                let _ = reply.send(rank.map(drop).ok_or_else(|| self.scheduler.zone_members()));
                 return;
             }
         };

@@ -77,11 +77,7 @@ impl Exchange {
     }
 
     /// Runs until both planes have ended.
-    pub(crate) async fn run(
-        self,
-        mut peers: mpsc::Receiver<PeerEvent>,
-        mut control: mpsc::Receiver<ControlEvent>,
-    ) {
+    pub(crate) async fn run(self, mut peers: mpsc::Receiver<PeerEvent>, mut control: mpsc::Receiver<ControlEvent>) {
         let mut tick = tokio::time::interval(HAVE_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -125,13 +121,18 @@ impl Exchange {
             }
             PeerEvent::Down { peer, why } => {
                 tracing::debug!(%peer, "disconnected: {why}");
-                self.lock().interested.values_mut().for_each(|peers| drop(peers.remove(&peer)));
+                for peers in self.lock().interested.values_mut() {
+                    peers.remove(&peer);
+                }
                 self.parts.driver.event(Event::PeerDown { peer }).await;
             }
             PeerEvent::Have { peer, have } => {
                 if let Some(blob) = self.blob((have.bootstrap, have.blob)) {
                     let Have { first, pieces, full, .. } = have;
-                    self.parts.driver.event(Event::PeerHave { peer, blob: blob.key, first, have: pieces, full }).await;
+                    self.parts
+                        .driver
+                        .event(Event::PeerHave { peer, blob: blob.key, first, have: pieces, full })
+                        .await;
                 }
             }
             PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)),
@@ -211,7 +212,8 @@ impl Exchange {
             }
             self.lock().told.entry(topic).or_insert(present);
         }
-        let contacts = others.into_iter().map(|peer| Contact { peer, addresses: self.parts.contacts.addresses(peer) });
+        let contacts =
+            others.into_iter().map(|peer| Contact { peer, addresses: self.parts.contacts.addresses(peer) });
         let contacts: Vec<_> = contacts.filter(|contact| !contact.addresses.is_empty()).collect();
         if !contacts.is_empty() {
             self.notify(peer, Message::Peers { blob: topic.1, contacts });

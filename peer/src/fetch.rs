@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Most bytes of an object: a bootstrap layer of a few million files is below it.
-pub const MAX_OBJECT: u64 = 1 << 30;
+pub(crate) const MAX_OBJECT: u64 = 1 << 30;
 
 /// What a key of the scheduler stands for.
 #[derive(Debug, Clone)]
@@ -275,7 +275,7 @@ impl Running {
         match &self.target {
             Target::Object(object) => {
                 let (id, kind, limit) = (object.id, object.kind, object.limit);
-                let read = self.fetcher.origin.object(&object.source, id, kind.into(), limit, self.priority);
+                let read = self.fetcher.origin.object(&object.source, id, kind, limit, self.priority);
                 match read.await {
                     Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry).await),
                     Err(error) => self.registry_failed(&object.source, &error).await,
@@ -359,7 +359,13 @@ impl Running {
 impl Target {
     /// The one gate into the store: verifies `bytes`, keeps them, and gives the decoded piece (or the object) with the
     /// number of chunks in it. A full disk does not fail it: what is verified is handed on without being kept.
-    async fn accept(self, store: Store, piece: u32, bytes: Bytes, from: Provenance) -> Result<(Fetched, u64), Rejected> {
+    async fn accept(
+        self,
+        store: Store,
+        piece: u32,
+        bytes: Bytes,
+        from: Provenance,
+    ) -> Result<(Fetched, u64), Rejected> {
         let checked = tokio::task::spawn_blocking(move || match self {
             Self::Blob(blob) => accept_piece(&blob, piece, &bytes, from),
             Self::Object(object) => accept_object(&object, &store, bytes, from),

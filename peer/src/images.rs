@@ -13,7 +13,8 @@ use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, BootstrapError, PieceTable,
     oci::{
-        LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source, read_bootstrap_layer,
+        LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source,
+        read_bootstrap_layer,
     },
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
@@ -166,10 +167,12 @@ impl Images {
         if let Some(digest) = reference.digest() {
             return Ok(digest);
         }
-        self.origin.registry().resolve(reference).await.map(|(id, _)| id).map_err(|source| ImageError::Resolve {
-            reference: reference.to_string(),
-            source: Arc::new(source),
-        })
+        self.origin
+            .registry()
+            .resolve(reference)
+            .await
+            .map(|(id, _)| id)
+            .map_err(|source| ImageError::Resolve { reference: reference.to_string(), source: Arc::new(source) })
     }
 
     /// The image of `manifest` (an index: its lazy manifest for this platform) in `source`.
@@ -266,11 +269,8 @@ impl Images {
         limit: u64,
         origin: WantOrigin,
     ) -> Result<Bytes, WantFailed> {
-        let key = BlobKey { id: *id.as_bytes(), variant: 0 };
-        let target = Target::Object(Arc::new(ObjectTarget { source: source.clone(), id, kind, limit }));
         loop {
-            self.driver.add(key, target.clone()).await;
-            let item = Item { blob: key, piece: 0 };
+            let item = self.know_object(source, id, kind, limit).await;
             match self.driver.want(item, Priority::OnDemand, self.patience, origin).await? {
                 Fetched::Object { bytes, .. } => return Ok(bytes),
                 // It came between the look into the store and the want.
@@ -281,6 +281,14 @@ impl Images {
                 }
             }
         }
+    }
+
+    /// Makes an object known to the scheduler.
+    pub(crate) async fn know_object(&self, source: &Source, id: ObjectId, kind: ObjectKind, limit: u64) -> Item {
+        let blob = BlobKey::from(id);
+        let target = ObjectTarget { source: source.clone(), id, kind, limit };
+        self.driver.add(blob, Target::Object(Arc::new(target))).await;
+        Item { blob, piece: 0 }
     }
 
     async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
@@ -307,8 +315,8 @@ impl Images {
 fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<ImageBlob>), ImageError> {
     let unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
         .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
-    let bootstrap = Bootstrap::parse(unpacked.bootstrap)
-        .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
+    let bootstrap =
+        Bootstrap::parse(unpacked.bootstrap).map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
     let blobs = (0..bootstrap.blobs().len() as u32).map(|index| {
         let table = bootstrap.piece_table(index);
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
@@ -322,7 +330,8 @@ fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<
 
 /// Drops loaded images that nobody uses, but for a few.
 fn forget_idle(loaded: &mut HashMap<ObjectId, Slot>) {
-    let idle = |slot: &Slot| Arc::strong_count(slot) == 1 && slot.get().is_none_or(|image| Arc::strong_count(image) == 1);
+    let idle =
+        |slot: &Slot| Arc::strong_count(slot) == 1 && slot.get().is_none_or(|image| Arc::strong_count(image) == 1);
     let mut spare = loaded.values().filter(|slot| idle(slot)).count().saturating_sub(MAX_IDLE_IMAGES);
     loaded.retain(|_, slot| {
         let drop = spare > 0 && idle(slot);

@@ -91,7 +91,11 @@ fn describe() {
         format!("Encoded bytes of pieces accepted or read from the store, {origins}.")
     );
     describe_counter!("shoal_chunks_total", Unit::Count, format!("Chunks in those pieces, {origins}."));
-    describe_counter!("shoal_object_bytes_total", Unit::Bytes, format!("Bytes of manifests and bootstraps, {origins}."));
+    describe_counter!(
+        "shoal_object_bytes_total",
+        Unit::Bytes,
+        format!("Bytes of manifests and bootstraps, {origins}.")
+    );
     describe_counter!("shoal_rejected_chunks_total", Unit::Count, "Chunks that did not match their digest.");
     describe_counter!("shoal_rejected_bytes_total", Unit::Bytes, "Encoded bytes of rejected chunks.");
     describe_counter!("shoal_not_kept_total", Unit::Count, "Pieces and objects that the disk had no room for.");

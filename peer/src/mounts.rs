@@ -11,7 +11,10 @@ use std::{
 };
 
 use shoal_proto::{ObjectId, control::MountStatus};
-use shoal_rafs::{Mount, MountError, MountOptions, Unmounted, oci::{Reference, ReferenceError}};
+use shoal_rafs::{
+    Mount, MountError, MountOptions, Unmounted,
+    oci::{Reference, ReferenceError},
+};
 
 use crate::{
     exchange::Exchange,

@@ -15,7 +15,7 @@ use crate::{
 
 /// Shared by everything that reads images on this node.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Chunks and objects on disk.
     pub(crate) store: Store,
     /// The way to everything that is not here.
@@ -35,7 +35,7 @@ impl Node {
     ///
     /// # Errors
     /// See [`ImageError`].
-    pub async fn image(&self, reference: &Reference) -> Result<(ObjectId, Arc<Image>), ImageError> {
+    pub(crate) async fn image(&self, reference: &Reference) -> Result<(ObjectId, Arc<Image>), ImageError> {
         let manifest = self.images.resolve(reference).await?;
         Ok((manifest, self.images.by_manifest(reference.source(), manifest).await?))
     }

@@ -24,7 +24,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use shoal_proto::{BlobId, ObjectId, Priority};
+use shoal_proto::{BlobId, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     PieceTable,
     oci::{BlobStream, Registry, RegistryError, Source},
@@ -68,15 +68,6 @@ pub struct OriginStats {
     pub requests: u64,
     /// Bytes of bodies received: pieces, gaps between them, objects.
     pub received_bytes: u64,
-}
-
-/// Which path of the registry has an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ObjectKind {
-    /// A manifest or an index.
-    Manifest,
-    /// Anything else: configs, bootstrap layers.
-    Blob,
 }
 
 /// Why the registry gave no piece.

@@ -104,7 +104,7 @@ impl Inner {
         priority: Priority,
     ) -> Result<(Arc<DecodedPiece>, Provenance), String> {
         let item = Item { blob: blob.key, piece };
-        let want = self.node.driver.want(item, priority, self.node.deadline, WantProvenance::Local);
+        let want = self.node.driver.want(item, priority, self.node.deadline, WantOrigin::Local);
         match want.await.map_err(|error| error.to_string())? {
             Fetched::Piece { piece, from } => Ok((piece, from)),
             // It came, for somebody else, between the look into the store and the want.
@@ -125,7 +125,10 @@ impl Inner {
             move || {
                 let encoded = blob.handle.read(piece).map_err(|e| crate::chain(&e))?;
                 let Some(encoded) = encoded else { return Ok(None) };
-                blob.table.decode(piece, &encoded).map(|decoded| Some(Arc::new(decoded))).map_err(|e| crate::chain(&e))
+                blob.table
+                    .decode(piece, &encoded)
+                    .map(|decoded| Some(Arc::new(decoded)))
+                    .map_err(|e| crate::chain(&e))
             }
         };
         match tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string())) {

@@ -1,20 +1,25 @@
 //! What this node answers to others: pieces and objects that are here, and, as a home, those that it first has to get.
 //!
 //! A piece is named by its fingerprint, so what is sent is what the asker's image means by it, whichever image brought
-//! it here. Only a seed peer reads the registry for others, only registries that its configuration lists, and only with
-//! its own credentials; everybody else says that it cannot.
+//! it here. Only a home reads the registry for others (a seed peer, or without seed peers a node that has the image),
+//! only registries that its configuration lists, and only with its own credentials. A node with much to send names others
+//! that received the same a moment ago, so that what everyone wants at once does not go through one uplink.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
-use shoal_proto::{Asked, BlobId, Fingerprint, ObjectId, ObjectKind, PeerId, Priority, Request};
+use shoal_proto::{Asked, BlobId, Contact, Fingerprint, ObjectId, ObjectKind, PeerId, Priority, Request};
 use shoal_rafs::oci::Source;
-use shoal_scheduler::{Item, Origin as WantOrigin};
+use shoal_scheduler::{Admission, BlobKey, Item, Origin as WantOrigin, Tracker};
 
 use crate::{
+    contacts::Contacts,
     data::{AnswerSender, PeerContext, SendError, Service},
-    driver::DriverHandle,
+    driver::{Clock, DriverHandle},
     fetch::MAX_OBJECT,
     images::{ImageBlob, Images},
 };
@@ -22,34 +27,17 @@ use crate::{
 /// What an asker is told to expect of a registry read; the next word comes with the data.
 const REGISTRY_ETA: Duration = Duration::from_secs(5);
 
-/// Whether, and for which registries, this node is a home.
-#[derive(Debug, Clone)]
-pub(crate) enum HomeDuty {
-    /// Not a seed peer.
-    None,
-    /// A seed peer: registries it reads for others; `*` is any.
-    Registries(Vec<String>),
-}
-
-impl HomeDuty {
-    fn allows(&self, source: &Source) -> Result<(), &'static str> {
-        match self {
-            Self::None => Err("not a seed peer"),
-            // A layout is a folder of this host: whoever names one would choose what this node reads.
-            Self::Registries(_) if source.is_layout() => Err("a folder is not a registry"),
-            Self::Registries(list) if list.iter().any(|one| one == "*" || one == source.registry()) => Ok(()),
-            Self::Registries(_) => Err("this seed peer does not read that registry for others"),
-        }
-    }
-}
-
 /// The data plane's service.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    pub me: PeerId,
     pub images: Images,
     pub driver: DriverHandle,
-    pub duty: HomeDuty,
+    /// Registries that this node reads for others; `*` is any.
+    pub registries: Vec<String>,
+    /// Locked for a look-up or a note.
+    pub tracker: Arc<Mutex<Tracker>>,
+    pub clock: Clock,
+    pub contacts: Contacts,
     pub runtime: tokio::runtime::Handle,
 }
 
@@ -59,7 +47,7 @@ impl Service for Server {
         self.runtime.spawn(async move {
             tracing::trace!(peer = %peer.peer, ?request, "asked");
             // An asker that has gone, or cancelled, ends the answer: there is nobody to tell.
-            let _ = server.answer(request, answers).await;
+            let _ = server.admit(peer.peer, request, answers).await;
         });
     }
 }
@@ -73,7 +61,44 @@ impl From<SendError> for Gone {
     }
 }
 
+/// Counts the pieces of an answer as being sent until it is dropped.
+struct Upload<'a> {
+    tracker: &'a Mutex<Tracker>,
+    pieces: usize,
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        lock(self.tracker).ended(self.pieces);
+    }
+}
+
+fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
+    tracker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Server {
+    async fn admit(&self, peer: PeerId, request: Request, answers: AnswerSender) -> Result<(), Gone> {
+        let (blob, pieces) = match &request.what {
+            Asked::Object { id, .. } => (BlobKey::from(*id), vec![0]),
+            Asked::Pieces { blob, first, fingerprints, .. } => {
+                (BlobKey::from(*blob), (*first..).take(fingerprints.len()).collect())
+            }
+        };
+        let admission = lock(&self.tracker).admit(self.clock.now(), peer, blob, &pieces, request.priority);
+        if let Admission::Busy { retry_after, alternates } = admission {
+            let contact = |peer| Contact { peer, addresses: self.contacts.addresses(peer) };
+            return Ok(answers.busy(retry_after, alternates.into_iter().map(contact).collect()).await?);
+        }
+        let _upload = Upload { tracker: &self.tracker, pieces: pieces.len() };
+        self.answer(request, answers).await?;
+        let mut tracker = lock(&self.tracker);
+        for piece in pieces {
+            tracker.sent(self.clock.now(), peer, Item { blob, piece });
+        }
+        Ok(())
+    }
+
     async fn answer(&self, request: Request, mut answers: AnswerSender) -> Result<(), Gone> {
         let image = match Source::new(&request.image.registry, &request.image.repository) {
             Ok(image) => image,
@@ -89,7 +114,7 @@ impl Server {
         match answered {
             Ok(()) => Ok(answers.end().await?),
             Err(Stop::Gone) => Err(Gone),
-            Err(Stop::NotMyHome(home)) => Ok(answers.not_my_home(vec![home]).await?),
+            Err(Stop::NotMyHome(members)) => Ok(answers.not_my_home(members).await?),
             Err(Stop::CannotSource(reason)) => Ok(answers.cannot_source(reason).await?),
         }
     }
@@ -105,7 +130,9 @@ impl Server {
             Some(bytes) => bytes,
             None if !wish.source => return Ok(answers.not_have(0).await?),
             None => {
-                self.may_source(wish, Item { blob: id.into(), piece: 0 }).await?;
+                self.allows(&wish.image)?;
+                let item = self.images.know_object(&wish.image, id, kind, MAX_OBJECT).await;
+                self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
                 answers.pending(REGISTRY_ETA).await?;
                 let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
                 let fetched = tokio::time::timeout(wish.deadline, fetched).await;
@@ -158,7 +185,7 @@ impl Server {
         missing: Vec<(u32, Fingerprint)>,
         answers: &mut AnswerSender,
     ) -> Result<(), Stop> {
-        self.duty.allows(&wish.image).map_err(|why| Stop::CannotSource(why.into()))?;
+        self.allows(&wish.image)?;
         answers.pending(REGISTRY_ETA).await?;
         let image = self.images.by_layer(&wish.image, layer).await;
         let image = image.map_err(|error| Stop::CannotSource(crate::chain(&error)))?;
@@ -167,7 +194,8 @@ impl Server {
         for (piece, fingerprint) in missing {
             match loaded {
                 Some(loaded) if loaded.agrees(piece, &fingerprint) => {
-                    self.may_source(wish, Item { blob: loaded.key, piece }).await?;
+                    let item = Item { blob: loaded.key, piece };
+                    self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
                     wanted.push(self.get(wish, loaded.clone(), piece));
                 }
                 _ => answers.not_have(piece).await?,
@@ -191,22 +219,27 @@ impl Server {
         }
     }
 
-    /// Whether this node is to read the registry for the item.
-    async fn may_source(&self, wish: &Wish, item: Item) -> Result<(), Stop> {
-        self.duty.allows(&wish.image).map_err(|why| Stop::CannotSource(why.into()))?;
-        match self.driver.home_of(item).await {
-            Some(home) if home != self.me => Err(Stop::NotMyHome(home)),
-            _ => Ok(()),
-        }
+    fn allows(&self, source: &Source) -> Result<(), Stop> {
+        may_read(&self.registries, source).map_err(|why| Stop::CannotSource(why.into()))
     }
+}
+
+/// Whether a node that reads `registries` for others reads this one.
+fn may_read(registries: &[String], source: &Source) -> Result<(), &'static str> {
+    if source.is_layout() {
+        // A folder of this host: whoever names one would choose what this node reads.
+        return Err("a folder is not a registry");
+    }
+    let listed = registries.iter().any(|one| one == "*" || one == source.registry());
+    if listed { Ok(()) } else { Err("this node does not read that registry for others") }
 }
 
 /// Why an answer ends before all that was asked for is answered.
 enum Stop {
     /// The asker is gone.
     Gone,
-    /// Somebody else is home.
-    NotMyHome(PeerId),
+    /// These are home, not this node.
+    NotMyHome(Vec<PeerId>),
     /// The registry cannot or may not be read.
     CannotSource(String),
 }
@@ -254,12 +287,11 @@ mod tests {
     #[test]
     fn a_home_reads_listed_registries_and_never_a_folder() {
         let source = |registry: &str| Source::new(registry, "app").unwrap();
-        let listed = HomeDuty::Registries(vec!["r.example:5000".into()]);
-        let any = HomeDuty::Registries(vec!["*".into()]);
-        assert!(listed.allows(&source("r.example:5000")).is_ok());
-        assert!(listed.allows(&source("r.example")).is_err());
-        assert!(any.allows(&source("other")).is_ok());
-        assert!(any.allows(&Source::layout(std::path::Path::new("/etc")).unwrap()).is_err());
-        assert!(HomeDuty::None.allows(&source("r.example:5000")).is_err());
+        let (listed, any) = (["r.example:5000".to_owned()], ["*".to_owned()]);
+        assert!(may_read(&listed, &source("r.example:5000")).is_ok());
+        assert!(may_read(&listed, &source("r.example")).is_err());
+        assert!(may_read(&any, &source("other.example")).is_ok());
+        assert!(may_read(&any, &Source::layout(std::path::Path::new("/etc")).unwrap()).is_err());
+        assert!(may_read(&[], &source("r.example")).is_err());
     }
 }

@@ -30,7 +30,7 @@ mod mounts;
 mod objects;
 mod variant;
 
-use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal_proto::{BlobId, Digest, ObjectId};
@@ -163,6 +163,19 @@ impl Default for StoreOptions {
     }
 }
 
+/// What a store holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Variants of blobs.
+    pub blobs: u64,
+    /// Pieces that are present.
+    pub pieces: u64,
+    /// Their encoded bytes.
+    pub bytes: u64,
+    /// Objects.
+    pub objects: u64,
+}
+
 /// A data directory, owned by this process. Cheap to clone; the directory is free for another owner when the last
 /// clone and the last [`BlobHandle`] are gone.
 #[derive(Clone)]
@@ -195,6 +208,11 @@ impl Store {
     /// [`StoreError::TooManyVariants`].
     pub fn open_blob(&self, table: &Arc<PieceTable>) -> Result<BlobHandle, StoreError> {
         self.blobs.open_blob(table)
+    }
+
+    /// What is kept, over all blobs and variants, whether an image that names it is open or not.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        Ok(Usage { objects: self.objects.count()?, ..self.blobs.usage()? })
     }
 
     /// Where a chunk with this digest is durable, in whatever blob. The bytes are as trusted as any others in the
@@ -244,6 +262,12 @@ impl Store {
         self.blobs.refuse_writes();
         self.flusher.stop();
         self.blobs.flush().map(drop)
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
     }
 }
 

@@ -46,11 +46,11 @@ struct PerOrigin([AtomicU64; Provenance::ALL.len()]);
 
 impl PerOrigin {
     fn add(&self, from: Provenance, n: u64) {
-        self.0[origin as usize].fetch_add(n, Relaxed);
+        self.0[from as usize].fetch_add(n, Relaxed);
     }
 
     fn snapshot(&self) -> control::BySource {
-        let of = |from: Provenance| self.0[origin as usize].load(Relaxed);
+        let of = |from: Provenance| self.0[from as usize].load(Relaxed);
         control::BySource {
             local: of(Provenance::Local),
             peer: of(Provenance::Peer),

@@ -31,7 +31,8 @@ fn the_registry_is_read_once_and_every_byte_is_right() {
         assert_eq!(node["identical"], true, "{report}");
         assert_eq!(node["digest_failures"], 0, "{report}");
         let from = |origin: &str| {
-            (node["bytes"][origin].as_u64().expect("a figure") + node["objects"][origin].as_u64().expect("a figure")) as f64
+            (node["bytes"][origin].as_u64().expect("a figure") + node["objects"][origin].as_u64().expect("a figure"))
+                as f64
         };
         if node["role"] == "node" {
             let fetched = from("peer") + from("seed") + from("registry");

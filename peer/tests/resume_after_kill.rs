@@ -56,7 +56,10 @@ fn a_killed_node_goes_on_with_what_it_had() {
     support::assert_same(source.path(), &daemon.mountpoint());
     let status = daemon.status();
     let fetched = total_bytes(&status, "registry");
-    assert!(here + fetched <= encoded, "only what is missing is fetched: {here} here, {fetched} fetched of {encoded}");
+    assert!(
+        here + fetched <= encoded,
+        "only what is missing is fetched: {here} here, {fetched} fetched of {encoded}"
+    );
     assert_eq!(status["mounts"][0]["present_pieces"], status["mounts"][0]["pieces"]);
     daemon.stop();
 }

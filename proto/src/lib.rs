@@ -37,10 +37,10 @@ mod generated;
 mod id;
 mod message;
 
-pub use generated::control;
 pub use bitfield::{Bitfield, BitfieldError, MAX_WIRE_PIECES};
 pub use codec::{CodecError, MAX_HEADER, MAX_PAYLOAD, PREFIX, decode_body, decode_header, encode_header, header_len};
 pub use convert::ConvertError;
+pub use generated::control;
 pub use id::{Algorithm, BlobId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
 pub use message::{
     Asked, Contact, Data, Have, Hello, ImageSource, MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS, MAX_LABELS,

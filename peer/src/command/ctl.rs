@@ -65,8 +65,10 @@ pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Fai
     if let Err(error) = tokio::net::UnixStream::connect(path).await {
         return Err(unreachable(&error).into());
     }
-    let channel =
-        tonic::transport::Endpoint::from_shared(format!("unix://{path}"))?.connect().await.map_err(|e| unreachable(&e))?;
+    let channel = tonic::transport::Endpoint::from_shared(format!("unix://{path}"))?
+        .connect()
+        .await
+        .map_err(|e| unreachable(&e))?;
     Ok(ControlClient::new(channel))
 }
 

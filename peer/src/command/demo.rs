@@ -60,7 +60,11 @@ impl Demo {
                 }
             }
         })?;
-        if self.json { print_json(&report)? } else { report.print() }
+        if self.json {
+            print_json(&report)?
+        } else {
+            report.print()
+        }
         let identical = report.nodes.iter().all(|node| node.identical);
         Ok(if identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -141,11 +145,8 @@ async fn prepare(source: &Path, folder: &Path) -> Result<(ImageFigures, PathBuf)
     let registry = Registry::new(RegistryOptions::default())?;
     let pushed = push(&registry, &bootstrap, &blobs, &reference, PushOptions::default(), |_| {}).await?;
     std::fs::remove_dir_all(&blobs)?;
-    let image = ImageFigures {
-        files: built.files,
-        decoded_bytes: built.decoded_bytes,
-        encoded_bytes: pushed.encoded_bytes,
-    };
+    let image =
+        ImageFigures { files: built.files, decoded_bytes: built.decoded_bytes, encoded_bytes: pushed.encoded_bytes };
     Ok((image, layout))
 }
 
@@ -174,8 +175,7 @@ async fn read_all(
     let request = MountRequest { reference: reference.to_owned(), mountpoint: mountpoint.display().to_string() };
     daemon.client().await?.mount(request).await.map_err(|s| ctl::said(&s))?;
     let (source, interrupted) = (source.to_owned(), interrupted.clone());
-    let compared = tokio::task::spawn_blocking(move || {
-        Comparison::new(started, &interrupted).run(&source, &mountpoint)
-    });
+    let compared =
+        tokio::task::spawn_blocking(move || Comparison::new(started, &interrupted).run(&source, &mountpoint));
     Ok(compared.await?)
 }

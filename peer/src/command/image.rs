@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
 use shoal_rafs::{
     BlobDirReader, Bootstrap, BuildOptions, Builder, CheckReport, Compressor, Problem,
-    oci::{Authfile, Reference, Registry, PushOptions, RegistryOptions, push},
+    oci::{Authfile, PushOptions, Reference, Registry, RegistryOptions, push},
 };
 
 use super::{Failure, human_bytes, print_json, runtime};
@@ -142,7 +142,11 @@ pub(super) struct Check {
 impl Check {
     fn run(self) -> Result<ExitCode, Failure> {
         let report = shoal_rafs::check(read_bootstrap(&self.bootstrap)?, self.blob_dir.as_deref());
-        if self.json { print_json(&report)? } else { print_check(&report) }
+        if self.json {
+            print_json(&report)?
+        } else {
+            print_check(&report)
+        }
         Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
@@ -174,7 +178,9 @@ impl Unpack {
         let mut out = BufWriter::with_capacity(1 << 20, out);
         let report = shoal_rafs::unpack(&bootstrap, &reader, &mut out)?;
         out.flush()?;
-        report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        for socket in &report.sockets {
+            eprintln!("note: {socket} is a socket, which a tar cannot hold");
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -237,7 +243,11 @@ pub(super) struct Push {
 impl Push {
     fn run(self) -> Result<ExitCode, Failure> {
         let registry = Registry::new(RegistryOptions {
-            plain_http: if self.plain_http { vec![self.reference.source().registry().to_owned()] } else { Vec::new() },
+            plain_http: if self.plain_http {
+                vec![self.reference.source().registry().to_owned()]
+            } else {
+                Vec::new()
+            },
             ca_files: self.ca_file,
             auth: self.authfile.as_deref().map(Authfile::load).transpose()?.unwrap_or_default(),
             ..RegistryOptions::default()

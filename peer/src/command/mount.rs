@@ -64,8 +64,8 @@ fn from_files(
     mountpoint: &std::path::Path,
 ) -> Result<ExitCode, Failure> {
     let bytes = std::fs::read(bootstrap).map_err(|e| format!("cannot read {}: {e}", bootstrap.display()))?;
-    let image = Bootstrap::parse(bytes.into())
-        .map_err(|e| format!("{}: {}", bootstrap.display(), crate::chain(&e)))?;
+    let image =
+        Bootstrap::parse(bytes.into()).map_err(|e| format!("{}: {}", bootstrap.display(), crate::chain(&e)))?;
     let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::open(image.clone(), blob_dir, 0)?);
     runtime()?.block_on(async {
         let session = Session::new(image, source, mountpoint, MountOptions::default())?;

@@ -25,8 +25,9 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{ObjectKind, Origin, OriginError, OriginOptions};
+use super::{Origin, OriginError, OriginOptions};
 use crate::layout_server::LayoutServer;
+use shoal_proto::ObjectKind;
 
 const CHUNK: u32 = 4096;
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io,
+    fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use shoal_proto::{Bitfield, Digest, Fingerprint};
 use shoal_rafs::PieceTable;
 
-use super::{StoreError, disk::Disk, variant::Variant};
+use super::{StoreError, Usage, disk::Disk, variant::Variant};
 use crate::index::{BlobKey, Change, ChunkPlace, Records, Survives, VariantRecord};
 
 /// Most pieces that become durable in one batch of the index, which is held in memory.
@@ -92,6 +92,25 @@ impl Blobs {
         variant.declare(new);
         open.insert(variant.key(), Arc::downgrade(&variant));
         Ok(BlobHandle { blobs: self.clone(), variant, table: table.clone() })
+    }
+
+    /// Counts what is present: in memory where a variant is open, by the index where it is not.
+    pub(super) fn usage(&self) -> Result<Usage, StoreError> {
+        let open = lock(&self.open).clone();
+        let mut usage = Usage::default();
+        for key in self.records.keys()? {
+            let present = open.get(&key).and_then(Weak::upgrade).map(|variant| variant.present());
+            let here =
+                |piece: u32, durable: bool| present.as_ref().map_or(durable, |present| present.contains(piece));
+            usage.blobs += 1;
+            for (piece, record) in self.records.pieces(key)? {
+                if here(piece, record.durable) {
+                    usage.pieces += 1;
+                    usage.bytes += record.encoded.end - record.encoded.start;
+                }
+            }
+        }
+        Ok(usage)
     }
 
     fn agreeing(
@@ -279,6 +298,12 @@ pub struct BlobHandle {
     blobs: Arc<Blobs>,
     variant: Arc<Variant>,
     table: Arc<PieceTable>,
+}
+
+impl fmt::Debug for BlobHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobHandle").field("key", &self.key()).finish_non_exhaustive()
+    }
 }
 
 impl BlobHandle {

@@ -45,6 +45,12 @@ impl Objects {
         self.write(id, bytes).map_err(|source| StoreError::io(format!("object {id}"), source))
     }
 
+    /// Number of objects.
+    pub(super) fn count(&self) -> Result<u64, StoreError> {
+        let entries = fs::read_dir(&self.dir).map_err(|source| StoreError::io("listing objects", source))?;
+        Ok(entries.count() as u64)
+    }
+
     pub(super) fn read(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
         let path = self.path(id);
         let bytes = match fs::read(&path) {

@@ -186,7 +186,8 @@ impl Daemon {
         let log = fs::File::options().create(true).append(true).open(folder.join("log")).expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
         command.arg("daemon").arg("--data-dir").arg(folder.join("data")).arg("--socket").arg(folder.join("sock"));
-        let ports = ["control.listen=[\"/ip4/127.0.0.1/tcp/0\"]", "data.listen=127.0.0.1:0", "http.listen=127.0.0.1:0"];
+        let ports =
+            ["control.listen=[\"/ip4/127.0.0.1/tcp/0\"]", "data.listen=127.0.0.1:0", "http.listen=127.0.0.1:0"];
         for setting in ports.iter().map(ToString::to_string).chain(settings.iter().cloned()) {
             command.arg("--set").arg(setting);
         }

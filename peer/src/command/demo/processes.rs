@@ -119,12 +119,7 @@ pub(super) struct NodeProcess {
 
 impl NodeProcess {
     /// Starts a daemon on free loopback ports; `bootstrap_peers` are the others to join through.
-    pub(super) fn start(
-        name: &str,
-        role: &str,
-        folder: &Path,
-        bootstrap_peers: &[String],
-    ) -> Result<Self, Failure> {
+    pub(super) fn start(name: &str, role: &str, folder: &Path, bootstrap_peers: &[String]) -> Result<Self, Failure> {
         let folder = folder.join(name);
         std::fs::create_dir_all(folder.join("mnt"))?;
         let set = |key: &str, value: toml::Value| ["--set".to_owned(), format!("{key}={value}")];
