@@ -28,6 +28,7 @@ pub(super) enum ReadError {
 }
 
 type Outcome<'a> = Result<&'a [u8], ReadError>;
+type Done = Box<dyn FnOnce(Outcome<'_>) + Send>;
 
 /// Reads up to `len` bytes from `offset` on, less at the end of the file, and calls `done` exactly once, now or later,
 /// on any thread.
@@ -103,7 +104,7 @@ fn deliver(request: &Request, at: usize, part: Outcome<'_>) {
 }
 
 /// Who waits for the outcome. Dropped uncalled, which a source that ends may cause, it calls with an error.
-struct Completion(Option<Box<dyn FnOnce(Outcome<'_>) + Send>>);
+struct Completion(Option<Done>);
 
 impl Completion {
     fn call(mut self, outcome: Outcome<'_>) {
