@@ -1,5 +1,5 @@
-//! The kernel's table of mounts, as /proc/self/mountinfo shows it. Reading it never asks a file system anything, so it
-//! works with dead mounts too, whose root may still answer stat(2) from the kernel's cache.
+//! The kernel's table of mounts, as /proc/self/mountinfo shows it. Reading it never asks a file system anything, so
+//! it works with dead mounts too, whose root may still answer stat(2) from the kernel's cache.
 
 use std::ffi::OsString;
 use std::io;
