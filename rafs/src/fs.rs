@@ -1,8 +1,8 @@
 //! The file system as FUSE asks for it: parse, delegate, reply. Errors become error numbers here and nowhere else.
 //!
 //! An image never changes, so the kernel may keep every answer for ever: names (also those that do not exist),
-//! attributes, links, directories, pages. Files are opened without asking. What is left to do here is the first look at
-//! each name and the first read of each page. Metadata is answered from the bootstrap in memory; reads go to the
+//! attributes, links, directories, pages. Files are opened without asking. What is left to do here is the first look
+//! at each name and the first read of each page. Metadata is answered from the bootstrap in memory; reads go to the
 //! [`ChunkSource`] and are answered by whichever thread delivers the last chunk, so that no FUSE thread ever waits.
 //!
 //! Permissions, POSIX ACLs included, are checked by the kernel. Writes do not get here: the mount is read-only.
@@ -117,8 +117,8 @@ impl ImageFs {
         nid.map(|nid| self.inode(self.numbers.ino(nid))).transpose()
     }
 
-    /// Gives `add` the entries of a directory from `offset` on, with what the kernel is to send to continue behind each,
-    /// until it is full.
+    /// Gives `add` the entries of a directory from `offset` on, with what the kernel is to send to continue behind
+    /// each, until it is full.
     fn list(
         &self,
         ino: INodeNo,

@@ -2,24 +2,25 @@
 //!
 //! Threads of the session take requests from the kernel, each over its own descriptor, and hand reads to the
 //! [`ChunkSource`]; answers come from the source's threads. mount(2) does it all, which takes root, or at least
-//! CAP_SYS_ADMIN in a user namespace that owns the mount namespace; no setuid helper is started. fuser is given the open
-//! device and never mounts or unmounts: when a session ends, its version 0.18 unmounts whatever it finds at the path.
-//! Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the overlayfs above.
+//! CAP_SYS_ADMIN in a user namespace that owns the mount namespace; no setuid helper is started. fuser is given the
+//! open device and never mounts or unmounts: when a session ends, its version 0.18 unmounts whatever it finds at the
+//! path. Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the overlayfs
+//! above.
 //!
 //! What happens to readers when the mount or the daemon stops:
 //!
 //! - **Unmounted while nobody uses it**: the session ends at once.
-//! - **Unmounted while files are open**: the name goes at once, which needs no cooperation of the readers; open files,
-//!   mappings and working directories go on to work as long as this process and the source live, and the session ends
-//!   with the last of them. A reader that waits for a chunk waits until the source answers, which it does by its
-//!   deadline.
+//! - **Unmounted while files are open**: the name goes at once, which needs no cooperation of the readers; open
+//!   files, mappings and working directories go on to work as long as this process and the source live, and the
+//!   session ends with the last of them. A reader that waits for a chunk waits until the source answers, which it
+//!   does by its deadline.
 //! - **The process ends**, in whatever way: the kernel ends the session. Waiting reads fail with ECONNABORTED or
-//!   ENOTCONN, as does everything later that the kernel has not kept; touching a mapped page that is not in memory is a
-//!   SIGBUS. The mountpoint stays, dead, until [`Mount::new`] is called for it (it detaches dead mounts first) or
+//!   ENOTCONN, as does everything later that the kernel has not kept; touching a mapped page that is not in memory is
+//!   a SIGBUS. The mountpoint stays, dead, until [`Mount::new`] is called for it (it detaches dead mounts first) or
 //!   somebody calls `umount`.
 //!
-//! A process should not read its own mounts: until it has answered, the reading thread cannot be killed, so neither can
-//! the process.
+//! A process should not read its own mounts: until it has answered, the reading thread cannot be killed, so neither
+//! can the process.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -45,7 +46,7 @@ mod table;
 /// Most dead mounts, one over another, that are detached from a mountpoint.
 const MAX_DEAD: usize = 16;
 /// How long the session may take to notice that its mount has gone. Longer means that somebody still holds it.
-const END_GRACE: Duration = Duration::from_secs(1);
+const END_GRACE: Duration = Duration::from_secs(3);
 
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +54,8 @@ pub struct MountOptions {
     /// Threads that take requests from the kernel; at least 1. Default: 4. They only look into memory, so more than
     /// there are cores help little.
     pub threads: usize,
-    /// How far the kernel reads ahead, and with it the size of its requests. Default: 1024 KiB, the most that fits one
-    /// request. The kernel's own 128 KiB stay where sysfs cannot be written.
+    /// How far the kernel reads ahead, and with it the size of its requests. Default: 1024 KiB, the most that fits
+    /// one request. The kernel's own 128 KiB stay where sysfs cannot be written.
     pub read_ahead_kib: u32,
     /// Whether other users may look inside, as far as modes and owners in the image permit. Default: only for root.
     pub allow_other: bool,
@@ -149,8 +150,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts an image at an existing directory. Returns when it can be used. A dead mount in that place, left behind by
-    /// a process that was killed, is taken away first.
+    /// Mounts an image at an existing directory. Returns when it can be used. A dead mount in that place, left behind
+    /// by a process that was killed, is taken away first.
     pub fn new(
         bootstrap: Bootstrap,
         source: Arc<dyn ChunkSource>,
@@ -211,8 +212,8 @@ impl Mount {
         self.end.wait();
     }
 
-    /// Unmounts; when it is in use, detaches it from its name and lets the users finish. Does not wait for them. May be
-    /// called again, and does nothing to another mount that has taken its place.
+    /// Unmounts; when it is in use, detaches it from its name and lets the users finish. Does not wait for them. May
+    /// be called again, and does nothing to another mount that has taken its place.
     pub fn unmount(&self) -> Result<Unmounted, MountError> {
         let failed = |source| MountError::Unmount { path: self.mountpoint.clone(), source };
         if !self.is_mounted().map_err(failed)? {
@@ -229,7 +230,7 @@ impl Mount {
         if !detached {
             return Ok(Unmounted::Gone);
         }
-        tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted while in use: detached, readers may finish");
+        tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted while in use, readers may finish");
         Ok(Unmounted::Detached)
     }
 

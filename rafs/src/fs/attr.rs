@@ -10,8 +10,8 @@ use crate::bootstrap::{Inode, Kind, Nid};
 /// bootstrap divided by 32.
 const MOVED: u64 = 1 << 63;
 
-/// Between nids and FUSE inode numbers, one to one: the root is 1, all others keep their nid. So numbers are the same in
-/// every mount of an image, and all names of a hard link have the same one.
+/// Between nids and FUSE inode numbers, one to one: the root is 1, all others keep their nid. So numbers are the same
+/// in every mount of an image, and all names of a hard link have the same one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers {
     root: Nid,

@@ -1,8 +1,8 @@
 //! One read request: from a range of a file to bytes, by way of the chunk source.
 //!
-//! Nothing waits here. Every chunk of the range is asked for at once, in order, and whichever thread delivers the last
-//! one completes the request. A range within one chunk is a slice of what the source gave. Parts of several chunks are
-//! copied into one buffer as they come, so that a waiting request holds its own length and no chunks.
+//! Nothing waits here. Every chunk of the range is asked for at once, in order, and whichever thread delivers the
+//! last one completes the request. A range within one chunk is a slice of what the source gave. Parts of several
+//! chunks are copied into one buffer as they come, so that a waiting request holds its own length and no chunks.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,16 +11,15 @@ use shoal_proto::Priority;
 
 use crate::bootstrap::{Inode, Kind};
 use crate::extent::{Extent, extents};
-use crate::source::{ChunkError, ChunkSource};
+use crate::source::{ChunkError, ChunkId, ChunkSource};
 
 /// Why a read ended without bytes.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
     #[error(transparent)]
     Chunk(#[from] ChunkError),
-    #[error("chunk {index} of blob number {blob} has {found} bytes, {expected} are needed", index = .extent.chunk.index,
-        blob = .extent.chunk.blob, expected = u64::from(.extent.offset_in_chunk) + u64::from(.extent.len))]
-    Short { extent: Extent, found: usize },
+    #[error("{chunk:?} has {found} bytes, {expected} are needed")]
+    Short { chunk: ChunkId, expected: usize, found: usize },
     #[error("the image names chunks for {found} of {expected} bytes")]
     Unnamed { expected: u64, found: u64 },
     #[error("the source of chunks let the request fall")]
@@ -28,9 +27,10 @@ pub(super) enum ReadError {
 }
 
 type Outcome<'a> = Result<&'a [u8], ReadError>;
+type Done = Box<dyn FnOnce(Outcome<'_>) + Send>;
 
-/// Reads up to `len` bytes from `offset` on, less at the end of the file, and calls `done` exactly once, now or later,
-/// on any thread.
+/// Reads up to `len` bytes from `offset` on, less at the end of the file, and calls `done` exactly once, now or
+/// later, on any thread.
 pub(super) fn read(
     source: &dyn ChunkSource,
     inode: &Inode<'_>,
@@ -72,8 +72,8 @@ fn gather(source: &dyn ChunkSource, parts: impl Iterator<Item = Extent>, len: us
 fn part(extent: Extent, chunk: &Result<Bytes, ChunkError>) -> Outcome<'_> {
     let chunk = chunk.as_ref().map_err(Clone::clone)?;
     let start = extent.offset_in_chunk as usize;
-    let range = start..start + extent.len as usize;
-    chunk.get(range).ok_or(ReadError::Short { extent, found: chunk.len() })
+    let expected = start + extent.len as usize;
+    chunk.get(start..expected).ok_or(ReadError::Short { chunk: extent.chunk, expected, found: chunk.len() })
 }
 
 /// A request that waits for several chunks; `None` once it is answered. Locked for a copy of at most the request's
@@ -103,7 +103,7 @@ fn deliver(request: &Request, at: usize, part: Outcome<'_>) {
 }
 
 /// Who waits for the outcome. Dropped uncalled, which a source that ends may cause, it calls with an error.
-struct Completion(Option<Box<dyn FnOnce(Outcome<'_>) + Send>>);
+struct Completion(Option<Done>);
 
 impl Completion {
     fn call(mut self, outcome: Outcome<'_>) {

@@ -1,5 +1,5 @@
-//! The kernel's table of mounts, as /proc/self/mountinfo shows it. Reading it never asks a file system anything, so it
-//! works with dead mounts too, whose root may still answer stat(2) from the kernel's cache.
+//! The kernel's table of mounts, as /proc/self/mountinfo shows it. Reading it never asks a file system anything, so
+//! it works with dead mounts too, whose root may still answer stat(2) from the kernel's cache.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,7 +24,7 @@ impl Entry {
 /// The mount that is seen at `mountpoint`, an absolute path without links: of several one over another, the last.
 pub(super) fn top(mountpoint: &Path) -> io::Result<Option<Entry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).filter(|entry| entry.mountpoint == mountpoint).last())
+    Ok(table.split(|byte| *byte == b'\n').rev().filter_map(parse).find(|entry| entry.mountpoint == mountpoint))
 }
 
 /// A line is `id parent device root mountpoint options [optional fields..] - type source options`; see proc(5).

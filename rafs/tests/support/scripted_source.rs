@@ -41,7 +41,8 @@ struct Kept {
 }
 
 impl ScriptedSource {
-    /// Holds every chunk of an image in memory. `workers` threads answer, so at most that many answers are late at once.
+    /// Holds every chunk of an image in memory. `workers` threads answer, so at most that many answers are late at
+    /// once.
     pub fn new(
         image: &Bootstrap,
         reader: &BlobDirReader,

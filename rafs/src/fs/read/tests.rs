@@ -7,7 +7,7 @@ use super::*;
 use crate::bootstrap::Bootstrap;
 use crate::builder::{BuildOptions, Builder};
 use crate::codec::Compressor;
-use crate::source::{ChunkId, ChunkReply};
+use crate::source::ChunkReply;
 
 const CHUNK: usize = 0x1000;
 
@@ -108,7 +108,7 @@ fn a_chunk_that_is_too_short_is_an_error() {
             reply(Ok(Bytes::from_static(b"short")));
         }
         let text = outcome.try_recv().unwrap().unwrap_err().to_string();
-        assert_eq!(text, "chunk 0 of blob number 0 has 5 bytes, 4096 are needed");
+        assert_eq!(text, "ChunkId { blob: 0, index: 0 } has 5 bytes, 4096 are needed");
     }
 }
 
