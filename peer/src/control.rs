@@ -5,11 +5,11 @@
 //!   Control (handle, cloned freely) --commands--> Plane (one task, owns the swarm) --ControlEvent--> the node
 //! ```
 //!
-//! - **Membership first.** It is a step of the connection upgrade ([`admission`]); strangers reach no protocol.
+//! - **Membership first.** It is a step of the connection upgrade (`admission`); strangers reach no protocol.
 //! - **identify** carries the address of the data plane, next to the plane's own; **ping** finds dead connections.
-//! - **Kademlia** holds provider records ([`provider`]). No read waits for it.
-//! - **gossipsub** carries leases of seed peers ([`lease`]), and nothing else so far.
-//! - **mDNS**, or a list of addresses and names ([`bootstrap`]), is the way in.
+//! - **Kademlia** holds provider records (`provider`). No read waits for it.
+//! - **gossipsub** carries leases of seed peers (`lease`), and nothing else so far.
+//! - **mDNS**, or a list of addresses and names (`bootstrap`), is the way in.
 //!
 //! Not here: what to do about any of it. A peer that is lost here may well be alive on the data plane: in a large
 //! cluster idle connections of this plane are closed, and a seed peer is current for as long as its lease, not its
@@ -148,7 +148,7 @@ pub struct PeerStatus {
 /// Why the control plane did not start, or did not do what it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// An address that an open cluster must not use, or a membership that is not this node's.
+    /// An address that an open cluster must not use.
     #[error(transparent)]
     Membership(#[from] MembershipError),
     /// The membership is that of another node.

@@ -461,3 +461,6 @@ async fn send(events: &mpsc::Sender<PeerEvent>, event: PeerEvent) {
     // Without a receiver nobody wants to know.
     let _ = events.send(event).await;
 }
+
+#[cfg(test)]
+mod tests;

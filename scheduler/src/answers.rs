@@ -20,10 +20,10 @@ impl Scheduler {
     pub(crate) fn delivered(&mut self, now: Time, id: RequestId, item: Item, bytes: u64) {
         let size = self.blobs.get(&item.blob).map_or(0, |blob| blob.size(item.piece));
         let asked = self.requests.at(id).filter(|request| request.blob == item.blob);
-        if let Some((peer, priority)) = asked.map(|request| (request.peer(), request.priority)) {
+        if let Some((peer, lane)) = asked.map(|request| (request.peer(), request.lane())) {
             let owed = self.requests.take(id, item.piece);
             self.inflow.delivered(now, bytes);
-            self.inflow.unload(priority, if owed { size } else { 0 });
+            self.inflow.unload(lane, if owed { size } else { 0 });
             if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
                 self.peers.modify(now, &self.config, slot, |peer| {
                     peer.unload(u32::from(owed), if owed { size } else { 0 });
@@ -73,18 +73,18 @@ impl Scheduler {
             Some(peer) => self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(&self.config)),
             None => self.config.registry_progress,
         };
-        self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience + self.inflow.drain());
+        self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience + self.inflow.drain() * 2);
     }
 
     pub(crate) fn not_have(&mut self, now: Time, id: RequestId, item: Item) {
         let Some(request) = self.requests.at(id).filter(|request| request.blob == item.blob) else { return };
-        let (source, peer, priority) = (request.source, request.peer(), request.priority);
+        let (source, peer, lane) = (request.source, request.peer(), request.lane());
         self.sign(now, id);
         if !self.requests.take(id, item.piece) {
             return;
         }
         let size = self.bytes(item.blob, &[item.piece]);
-        self.inflow.unload(priority, size);
+        self.inflow.unload(lane, size);
         if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
             if let Some(blob) = self.blobs.get_mut(&item.blob) {
                 blob.unlearn(slot, item.piece);
@@ -255,9 +255,9 @@ impl Scheduler {
         if request.pieces.len() == 1 {
             return self.cancel(now, id);
         }
-        let (peer, priority, bytes) = (request.peer(), request.priority, self.bytes(request.blob, &[piece]));
+        let (peer, lane, bytes) = (request.peer(), request.lane(), self.bytes(request.blob, &[piece]));
         self.requests.take(id, piece);
-        self.inflow.unload(priority, bytes);
+        self.inflow.unload(lane, bytes);
         self.unload(now, peer, 1, bytes);
     }
 
@@ -265,7 +265,7 @@ impl Scheduler {
         let request = self.requests.close(id)?;
         self.timers.cancel(Timer::Request(id));
         let bytes = self.bytes(request.blob, &request.pieces);
-        self.inflow.unload(request.priority, bytes);
+        self.inflow.unload(request.lane(), bytes);
         self.unload(now, request.peer(), request.pieces.len() as u32, bytes);
         Some(request)
     }
@@ -294,10 +294,14 @@ impl Scheduler {
         match (source, why) {
             (_, Why::Store) | (Source::Peer(_), _) => {}
             (Source::Home(home), Why::Busy) => {
-                if *flight.busy_since.get_or_insert(now) + patience <= now {
+                let since = *flight.busy_since.get_or_insert(now);
+                if flight.priority() == Priority::OnDemand && since + patience <= now {
                     flight.refused.insert(home);
                 }
             }
+            // It may be back when its back-off is over, or never: that is then known of the peer.
+            (Source::Home(_), Why::Stalled | Why::Transport | Why::EndedEarly)
+                if flight.priority() == Priority::Prefetch => {}
             (Source::Home(home), _) => _ = flight.refused.insert(home),
             (Source::Registry, Why::RegistryRefused) => flight.registry_refused = true,
             (Source::Registry, _) => {

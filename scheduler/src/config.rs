@@ -26,7 +26,7 @@ pub struct Config {
     /// pieces, little enough to spread a file over the neighbours. Default 512 KiB.
     pub run_bytes: u64,
     /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate.
-    /// On-demand counts only itself. Default 500 ms.
+    /// On-demand may have twice as much and counts only itself. Default 500 ms.
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,
@@ -50,7 +50,8 @@ pub struct Config {
     pub max_eta: Duration,
     /// How long the registry may be silent before a read is given up and counted as failed. Default 15 s.
     pub registry_progress: Duration,
-    /// How long a piece waits for a home that keeps saying busy before the next in hash order is asked. Default 20 s.
+    /// How long an on-demand piece waits for a home that keeps saying busy before the next in hash order is asked, and
+    /// at last the registry. Prefetch waits for as long as the home is there. Default 20 s.
     pub home_patience: Duration,
     /// How long a connection to a home is waited for. Default 500 ms.
     pub connect_timeout: Duration,

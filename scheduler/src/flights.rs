@@ -46,6 +46,8 @@ impl Rank {
 pub(crate) enum Gate {
     /// To be looked at.
     Fresh,
+    /// Room in this node's own window, to ask a neighbour.
+    Window,
     /// Room or a connection at its home.
     Home(PeerId),
     /// A slot at the registry.

@@ -7,18 +7,41 @@ use std::time::Duration;
 
 use shoal_proto::Priority;
 
-use crate::{Config, Time};
+use crate::{Config, Source, Time};
 
 /// The rate is taken over at least so long.
 const SAMPLE: Duration = Duration::from_millis(100);
 /// Longest time that the own queue explains a peer's silence.
 const MAX_DRAIN: Duration = Duration::from_secs(5);
 
+/// What bytes on their way are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Asked of peers.
+    Peers(Priority),
+    /// Asked of the registry, which waits for nobody: what peers owe must never hold it up, or homes that ask each other
+    /// would wait for each other.
+    Registry(Priority),
+}
+
+impl Lane {
+    pub(crate) fn new(source: Source, priority: Priority) -> Self {
+        if source == Source::Registry { Self::Registry(priority) } else { Self::Peers(priority) }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::Peers(priority) => priority as usize,
+            Self::Registry(_) => 2,
+        }
+    }
+}
+
 /// Bytes on their way from all sources.
 #[derive(Debug, Default)]
 pub(crate) struct Inflow {
-    /// Prefetch, on-demand.
-    in_flight: [u64; 2],
+    /// Prefetch and on-demand from peers, all from the registry.
+    in_flight: [u64; 3],
     /// Received since `since`.
     bytes: u64,
     since: Time,
@@ -26,19 +49,21 @@ pub(crate) struct Inflow {
 }
 
 impl Inflow {
-    /// Whether more may be asked for. On-demand may have twice as much on its way and does
-    /// not count what nobody waits for.
-    pub(crate) fn room(&self, priority: Priority, config: &Config) -> bool {
+    /// Whether more may be asked for. On-demand may have twice as much on its way and does not count what nobody waits
+    /// for; at the registry its slots are limit enough.
+    pub(crate) fn room(&self, lane: Lane, config: &Config) -> bool {
         let millis = u64::try_from(config.window_time.as_millis()).unwrap_or(u64::MAX);
         let limit = (self.rate_bytes_per_s / 1000).saturating_mul(millis).max(config.min_window);
-        match priority {
-            Priority::Prefetch => self.total() < limit,
-            Priority::OnDemand => self.in_flight[1] < limit.saturating_mul(2),
+        match lane {
+            Lane::Peers(Priority::Prefetch) => self.total() < limit,
+            Lane::Peers(Priority::OnDemand) => self.in_flight[lane.index()] < limit.saturating_mul(2),
+            Lane::Registry(Priority::Prefetch) => self.in_flight[lane.index()] < limit,
+            Lane::Registry(Priority::OnDemand) => true,
         }
     }
 
     fn total(&self) -> u64 {
-        self.in_flight[0].saturating_add(self.in_flight[1])
+        self.in_flight.iter().fold(0, |total, bytes| total.saturating_add(*bytes))
     }
 
     /// How long what is on its way takes to arrive.
@@ -49,15 +74,15 @@ impl Inflow {
         }
     }
 
-    pub(crate) fn load(&mut self, now: Time, priority: Priority, bytes: u64) {
+    pub(crate) fn load(&mut self, now: Time, lane: Lane, bytes: u64) {
         if self.total() == 0 {
             (self.since, self.bytes) = (now, 0);
         }
-        self.in_flight[priority as usize] += bytes;
+        self.in_flight[lane.index()] += bytes;
     }
 
-    pub(crate) fn unload(&mut self, priority: Priority, bytes: u64) {
-        let in_flight = &mut self.in_flight[priority as usize];
+    pub(crate) fn unload(&mut self, lane: Lane, bytes: u64) {
+        let in_flight = &mut self.in_flight[lane.index()];
         *in_flight = in_flight.saturating_sub(bytes);
     }
 
@@ -88,19 +113,25 @@ mod tests {
             ..Config::new(PeerId::new([0; 32]), "a")
         };
         let mut inflow = Inflow::default();
-        let room = |inflow: &Inflow| [Priority::Prefetch, Priority::OnDemand].map(|p| inflow.room(p, &config));
-        let (prefetch, on_demand) = (Priority::Prefetch, Priority::OnDemand);
+        let lanes = [Priority::Prefetch, Priority::OnDemand].map(Lane::Peers);
+        let [prefetch, on_demand] = lanes;
+        let registry = Lane::Registry(Priority::Prefetch);
+        let room = |inflow: &Inflow| [prefetch, on_demand, registry].map(|lane| inflow.room(lane, &config));
         inflow.load(Time::ZERO, prefetch, 999);
-        assert_eq!(room(&inflow), [true, true]);
+        assert_eq!(room(&inflow), [true, true, true]);
         inflow.load(Time::ZERO, prefetch, 2001);
-        assert_eq!(room(&inflow), [false, true]);
+        assert_eq!(room(&inflow), [false, true, true]);
         inflow.load(Time::ZERO, on_demand, 2000);
-        assert_eq!(room(&inflow), [false, false]);
+        assert_eq!(room(&inflow), [false, false, true]);
+        inflow.load(Time::ZERO, registry, 1000);
+        assert_eq!(room(&inflow), [false, false, false]);
+        assert!(inflow.room(Lane::Registry(Priority::OnDemand), &config));
         inflow.delivered(Time::ZERO + SAMPLE, 1000);
-        assert_eq!(room(&inflow), [true, true], "10,000 bytes per second");
-        assert_eq!(inflow.drain(), Duration::from_millis(500));
-        inflow.unload(prefetch, 3000);
-        inflow.unload(on_demand, 2000);
+        assert_eq!(room(&inflow), [true, true, true], "10,000 bytes per second");
+        assert_eq!(inflow.drain(), Duration::from_millis(600));
+        for (lane, bytes) in [(prefetch, 3000), (on_demand, 2000), (registry, 1000)] {
+            inflow.unload(lane, bytes);
+        }
         assert_eq!(inflow.drain(), Duration::ZERO);
     }
 }

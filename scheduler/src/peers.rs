@@ -141,9 +141,9 @@ impl Peer {
         self.suspect
     }
 
-    /// Whether it failed lately and is left alone for that.
-    pub(crate) fn is_failing(&self, now: Time) -> bool {
-        self.failures > 0 && self.closed_until > now
+    /// How often it failed in a row, while it is left alone for that.
+    pub(crate) fn failures(&self, now: Time) -> u32 {
+        if self.closed_until > now { self.failures } else { 0 }
     }
 
     /// Expected milliseconds until a further megabyte would be here.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shoal_proto::{PeerId, Priority};
 
-use crate::{BlobKey, Config, RequestId, Source, Time};
+use crate::{BlobKey, Config, RequestId, Source, Time, inflow::Lane};
 
 /// A request under way.
 #[derive(Debug, Clone)]
@@ -27,6 +27,11 @@ impl Request {
             Source::Peer(peer) | Source::Home(peer) => Some(peer),
             Source::Registry => None,
         }
+    }
+
+    /// What its bytes count as.
+    pub(crate) fn lane(&self) -> Lane {
+        Lane::new(self.source, self.priority)
     }
 
     /// Whether a home has said that it is at it and may still be believed.

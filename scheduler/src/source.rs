@@ -11,6 +11,7 @@ use shoal_proto::{PeerId, Priority};
 use crate::{
     Action, BlobKey, Item, RequestId, Source, Time, WantFailure, Why,
     flights::{Flight, Gate, MAX_REQUESTS},
+    inflow::Lane,
     peers::Slot,
     requests::Request,
     scheduler::Scheduler,
@@ -19,20 +20,28 @@ use crate::{
 
 /// Most pieces of one request, as on the wire.
 const MAX_RUN: usize = shoal_proto::MAX_RUN;
+/// Failures in a row after which even a prefetch does not wait for a home.
+const HOPELESS: u32 = 4;
+/// Pieces picked at random, of which the rarest is prefetched.
+const PICKS: u32 = 8;
 /// Pieces looked at for joining one registry read.
 const MAX_LOOK: u32 = 256;
 
 impl Scheduler {
     /// Finds sources for everything that can have one now.
     pub(crate) fn pump(&mut self, now: Time) {
-        while let Some((rank, item)) = self.queues.first(Gate::Fresh)
-            && self.inflow.room(rank.priority(), &self.config)
-        {
+        while let Some((rank, item)) = self.queues.first(Gate::Fresh) {
             self.queues.remove(Gate::Fresh, rank, item);
             self.place(now, item);
         }
+        while let Some((rank, item)) = self.queues.first(Gate::Window)
+            && self.inflow.room(Lane::Peers(rank.priority()), &self.config)
+        {
+            self.queues.remove(Gate::Window, rank, item);
+            self.place(now, item);
+        }
         for priority in [Priority::OnDemand, Priority::Prefetch] {
-            while self.inflow.room(priority, &self.config)
+            while self.inflow.room(Lane::Peers(priority), &self.config)
                 && let Some(slot) = self.peers.next_marked(priority)
             {
                 self.fill(now, slot, priority);
@@ -44,10 +53,15 @@ impl Scheduler {
     fn place(&mut self, now: Time, item: Item) {
         let Some(flight) = self.flights.get_mut(&item) else { return };
         flight.gate = None;
-        if let Some(slot) = self.neighbour(item) {
-            return self.ask(now, slot, item, false);
-        }
-        let Some(gate) = self.next_gate(now, item) else {
+        // What others wait for does not wait for what this node waits for.
+        let lane = Lane::Peers(flight.priority());
+        let room = flight.for_peer || self.inflow.room(lane, &self.config);
+        let gate = match self.neighbour(item) {
+            Some(slot) if room => return self.ask(now, slot, item, false),
+            Some(_) => Some(Gate::Window),
+            None => self.next_gate(now, item),
+        };
+        let Some(gate) = gate else {
             return self.fail_without_source(now, item);
         };
         if let Gate::Home(peer) = gate {
@@ -124,13 +138,12 @@ impl Scheduler {
         }
         let Some(slot) = self.peers.slot(home) else { return self.dial(now, home) };
         let Some(peer) = self.peers.at(slot) else { return false };
-        // A prefetch gives a silent home the benefit of the doubt: the next one would read the registry again.
-        let doubted = peer.is_suspect() && flight.priority() == Priority::OnDemand;
-        !self.is_asking(flight, slot)
-            && !doubted
-            && !peer.is_failing(now)
-            && !peer.denies(item)
-            && peer.may_source(item.blob, now)
+        // A prefetch gives a home the benefit of the doubt: the next one would read the registry again.
+        let doubted = match flight.priority() {
+            Priority::OnDemand => peer.is_suspect() || peer.failures(now) > 0,
+            Priority::Prefetch => peer.failures(now) >= HOPELESS,
+        };
+        !self.is_asking(flight, slot) && !doubted && !peer.denies(item) && peer.may_source(item.blob, now)
     }
 
     /// The registry refuses, no home is left and no neighbour has it: better now than at the deadline.
@@ -154,25 +167,33 @@ impl Scheduler {
         }
     }
 
-    /// A piece that waits and that this peer has. Prefetch starts anywhere, so that nodes differ in what they get.
+    /// A piece that waits and that this peer has. For prefetch the rarest of a few picked at random, so that nodes differ
+    /// in what they get and who has everything is asked for what the others lack.
     fn waiting_for(&mut self, slot: Slot, priority: Priority) -> Option<Item> {
-        let start = match priority {
-            Priority::OnDemand => 0,
-            Priority::Prefetch => self.random(u32::MAX),
-        };
+        let first = self.waiting_from(slot, priority, 0)?;
+        if priority == Priority::OnDemand {
+            return Some(first);
+        }
+        let starts: Vec<u32> = (0..PICKS).map(|_| self.random(u32::MAX)).collect();
+        let picks = starts.into_iter().filter_map(|start| self.waiting_from(slot, priority, start));
+        let holders = |item: &Item| self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
+        picks.min_by_key(holders)
+    }
+
+    /// The first such piece of a blob from a place on, and then from its start; `place` is a part of 2^32.
+    fn waiting_from(&self, slot: Slot, priority: Priority, place: u32) -> Option<Item> {
         self.active.iter().find_map(|&key| {
             let blob = self.blobs.get(&key)?;
             let (have, waiting) = (blob.have(slot)?, blob.waiting(priority));
-            let start = (u64::from(start) * u64::from(blob.len()) >> 32) as u32;
+            let start = ((u64::from(place) * u64::from(blob.len())) >> 32) as u32;
             let from = |start| {
                 std::iter::successors(have.next_common(waiting, start), |&piece| {
                     have.next_common(waiting, piece.checked_add(1)?)
                 })
             };
             let pieces = from(start).chain(from(0).take_while(|&piece| piece < start));
-            pieces
-                .map(|piece| Item { blob: key, piece })
-                .find(|item| self.flights.get(item).is_some_and(|flight| !self.is_asking(flight, slot)))
+            let mut items = pieces.map(|piece| Item { blob: key, piece });
+            items.find(|item| self.flights.get(item).is_some_and(|flight| !self.is_asking(flight, slot)))
         })
     }
 
@@ -222,7 +243,7 @@ impl Scheduler {
         let pending_until = Time::ZERO;
         let id =
             self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
-        self.inflow.load(now, priority, self.bytes(blob, pieces));
+        self.inflow.load(now, Lane::new(source, priority), self.bytes(blob, pieces));
         self.expect_progress(now, id);
         let mut deadline = Time::ZERO;
         for &piece in pieces {
@@ -241,7 +262,7 @@ impl Scheduler {
         while self.registry_closed_until <= now
             && let Some((rank, item)) = self.queues.first(Gate::Registry)
             && self.requests.registry_room(rank.priority(), &self.config)
-            && self.inflow.room(rank.priority(), &self.config)
+            && self.inflow.room(Lane::Registry(rank.priority()), &self.config)
         {
             self.read_registry(now, item, rank.priority());
         }

@@ -21,7 +21,7 @@ pub struct TrackerConfig {
     /// Pieces being sent up to which everyone is served. Default 8.
     pub relaxed: u32,
     /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many.
-    /// Default 128.
+    /// Default 32.
     pub uploads: u32,
     /// How long who received a piece is believed to have it. Default 30 s.
     pub memory: Duration,
@@ -37,7 +37,7 @@ impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
             relaxed: 8,
-            uploads: 128,
+            uploads: 32,
             memory: Duration::from_secs(30),
             alternates: 4,
             retry_after: Duration::from_millis(100),

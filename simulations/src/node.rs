@@ -19,8 +19,8 @@ const PREFETCH_OPEN: usize = 512;
 const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// A prefetch has all day.
 const PREFETCH_DEADLINE: Duration = Duration::from_secs(86_400);
-/// A home says "pending" at once and then this often.
-pub(crate) const REMIND: Duration = Duration::from_secs(1);
+/// Who owes something says so this often; it has to be less than the scheduler's `progress`.
+pub(crate) const REMIND: Duration = Duration::from_millis(400);
 /// Backlog of an uplink from which an asker is told to be patient.
 const LONG_BACKLOG: Duration = Duration::from_millis(100);
 
@@ -379,8 +379,8 @@ impl Node {
         }
         if let Some(eta) = pending {
             self.answer(ticket, Event::Pending { request, eta });
-            self.outbox.push(Errand::Remind(ticket));
         }
+        self.outbox.push(Errand::Remind(ticket));
     }
 
     /// Whether the asker is to be told once more that this node is at it.

@@ -12,7 +12,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quinn::{Connection, ReadError, SendStream};
+use quinn::{Connection, ReadError, SendStream, WriteError};
 use shoal_proto::{Hello, Message};
 use tokio::{
     sync::mpsc,
@@ -84,7 +84,7 @@ impl From<FrameError> for HandshakeError {
 impl From<WriteFailed> for HandshakeError {
     fn from(error: WriteFailed) -> Self {
         match error {
-            WriteFailed::Write(quinn::WriteError::ConnectionLost(error)) => error.into(),
+            WriteFailed::Write(WriteError::ConnectionLost(error)) => error.into(),
             error => Self::refused(Closing::Violation, error),
         }
     }
@@ -156,22 +156,29 @@ fn admit(
 pub(super) async fn run(shared: &Arc<Shared>, greeted: Greeted) {
     let Greeted { link, outgoing, send, frames, reply } = greeted;
     endpoint::welcome(link.connection(), shared.limits.streams_per_peer());
-    let (why, detail) = tokio::select! {
+    let end = tokio::select! {
         end = read_notices(shared, &link, frames) => end,
         end = write_notices(&link, send, reply, outgoing) => end,
         end = accept_requests(shared, &link) => end,
         end = watch(&link, shared.limits.idle) => end,
     };
-    // When the connection is lost already, this changes nothing.
-    link.close(why, &detail);
+    if let End::Close(why, detail) = end {
+        link.close(why, &detail);
+    }
     let gone = link.gone(link.connection().closed().await);
     shared.leave(&link, gone).await;
 }
 
-type End = (Closing, String);
+/// Why a connection does not go on.
+enum End {
+    /// It is gone already.
+    Lost,
+    /// There is a reason to close it.
+    Close(Closing, String),
+}
 
 fn violation(detail: impl ToString) -> End {
-    (Closing::Violation, detail.to_string())
+    End::Close(Closing::Violation, detail.to_string())
 }
 
 async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader) -> End {
@@ -179,7 +186,7 @@ async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader
         let message = match frames.next().await {
             Ok(Some(message)) => message,
             Ok(None) => return violation("the stream of notices ended"),
-            Err(FrameError::Read(ReadError::ConnectionLost(error))) => return (Closing::Stopping, error.to_string()),
+            Err(FrameError::Read(ReadError::ConnectionLost(_))) => return End::Lost,
             Err(error) => return violation(error),
         };
         link.touch();
@@ -214,7 +221,8 @@ async fn write_notices(
         match timeout(STALL_TIMEOUT, frames::write(&mut send, &message)).await {
             Ok(Ok(())) => link.touch(),
             Ok(Err(WriteFailed::Codec(error))) => tracing::error!("a notice was not sent: {error}"),
-            Ok(Err(WriteFailed::Write(error))) => return (Closing::Stopping, error.to_string()),
+            Ok(Err(WriteFailed::Write(WriteError::ConnectionLost(_)))) => return End::Lost,
+            Ok(Err(WriteFailed::Write(error))) => return violation(error),
             Err(_) => return violation("notices are not read"),
         }
     }
@@ -226,7 +234,7 @@ async fn accept_requests(shared: &Arc<Shared>, link: &Arc<Link>) -> End {
             Ok((send, receive)) => {
                 shared.tasks.spawn(server::serve(shared.clone(), link.clone(), send, receive));
             }
-            Err(error) => return (Closing::Stopping, error.to_string()),
+            Err(_) => return End::Lost,
         }
     }
 }
@@ -238,7 +246,7 @@ async fn watch(link: &Link, idle: Duration) -> End {
     loop {
         ticks.tick().await;
         if link.idle() >= idle {
-            return (Closing::Idle, format!("not used for {} s", idle.as_secs()));
+            return End::Close(Closing::Idle, format!("not used for {} s", idle.as_secs()));
         }
     }
 }

@@ -147,10 +147,10 @@ impl Link {
         self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
-    /// Closes the connection, which ends everything on it at both ends. Again: nothing.
+    /// Closes the connection, which ends everything on it at both ends. Does nothing to one that has ended.
     pub(super) fn close(&self, why: Closing, detail: &str) {
         let detail = &detail[..detail.floor_char_boundary(MAX_DETAIL)];
-        if self.closing.set((why, detail.to_owned())).is_ok() {
+        if self.connection.close_reason().is_none() && self.closing.set((why, detail.to_owned())).is_ok() {
             self.connection.close(why.code(), detail.as_bytes());
         }
     }

@@ -82,6 +82,12 @@ impl<L: Clone + PartialEq> Table<L> {
         open && self.dialling.insert(peer)
     }
 
+    /// Dials under way.
+    #[cfg(test)]
+    pub(super) fn dials(&self) -> usize {
+        self.dialling.len()
+    }
+
     /// A dial ended; a failed one is not repeated for a while.
     pub(super) fn dialled(&mut self, peer: PeerId, success: bool, now: Instant) {
         self.dialling.remove(&peer);

@@ -21,6 +21,8 @@ const TABLE_SUFFIX: &str = ".blob.meta";
 const BACKEND: &str = "image/backend.json";
 /// Bound on `backend.json` and on extension headers, which are passed over.
 const MAX_IGNORED: u64 = 64 * 1024;
+/// Bound on what follows the end of the tar; its records are padded to 10 KiB by most writers.
+const MAX_PADDING: u64 = 1 << 20;
 /// Bound on the number of tar entries: a table for each of 254 blobs, with an extension header each, and some.
 const MAX_ENTRIES: usize = 1024;
 
@@ -128,6 +130,11 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
                 }
             }
         }
+    }
+    // To the end, where gzip has its checksum.
+    let padding = io::copy(&mut archive.into_inner().take(MAX_PADDING + 1), &mut io::sink())?;
+    if padding > MAX_PADDING {
+        return Err(LayerError::TooLarge { path: "padding".to_owned(), limit: MAX_PADDING });
     }
     Ok(BootstrapLayer { bootstrap: bootstrap.ok_or(LayerError::Missing)?, chunk_tables })
 }
@@ -344,6 +351,11 @@ mod tests {
         let names = [4, 5].map(|id| format!("image/{}.blob.meta", BlobId::new([id; 32])));
         let tables = tar_gz(&[(&names[0], EntryType::Regular, half), (&names[1], EntryType::Regular, half)]);
         assert!(matches!(read(&tables), Err(LayerError::TooLarge { .. })));
+        let mut padded = tar_gz(&[("image/image.boot", EntryType::Regular, b"x")]);
+        let mut more = GzEncoder::new(Vec::new(), Compression::fast());
+        more.write_all(&zeros).unwrap();
+        padded.extend(more.finish().unwrap());
+        assert!(matches!(read(&padded), Err(LayerError::TooLarge { limit: MAX_PADDING, .. })));
         let pax = tar_gz(&[("pax", EntryType::XHeader, &zeros)]);
         assert!(matches!(read(&pax), Err(LayerError::TooLarge { limit: MAX_IGNORED, .. })));
     }

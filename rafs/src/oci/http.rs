@@ -206,7 +206,9 @@ impl Http {
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<Response, RegistryError> {
         let grant = self.grants.cached(request).await;
         let mut response = self.follow(request, grant.as_ref()).await?;
+        // Only the registry itself may ask for credentials, not whoever it redirected to.
         if response.status() == StatusCode::UNAUTHORIZED
+            && response.url().origin() == request.url.origin()
             && let Some(grant) = self.grants.renew(self, request, response.headers(), grant).await?
         {
             response = self.follow(request, Some(&grant)).await?;

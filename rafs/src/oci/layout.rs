@@ -6,23 +6,28 @@
 //! DIR/blobs/sha256/<hex>     everything else, manifests too
 //! ```
 //!
-//! Files appear under their names whole and synced, or not at all. A reader may run beside any number of writers.
+//! Files appear under their names whole and synced, or not at all. A reader may run beside any number of writers. All
+//! but reading blobs is synchronous: writers wait for the disk and for each other.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Read, Write},
     ops::Range,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shoal_proto::ObjectId;
+use tempfile::NamedTempFile;
 
 use super::{BlobStream, Descriptor, Reference, RegistryError};
 
 /// The annotation that carries the tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Content of the file `oci-layout`.
+const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Media type of index.json.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Largest index.json that is read.
@@ -158,14 +163,7 @@ impl Layout {
     }
 
     /// Stores a copy of a file, which must have this digest.
-    pub async fn put_blob_file(&self, id: ObjectId, file: &Path) -> Result<(), RegistryError> {
-        let (layout, file) = (self.clone(), file.to_owned());
-        let copy = move || layout.copy_blob(id, &file);
-        let joined = tokio::task::spawn_blocking(copy).await;
-        joined.unwrap_or_else(|error| Err(RegistryError::io("cannot copy a blob")(io::Error::other(error))))
-    }
-
-    fn copy_blob(&self, id: ObjectId, file: &Path) -> Result<(), RegistryError> {
+    pub fn put_blob_file(&self, id: ObjectId, file: &Path) -> Result<(), RegistryError> {
         self.create()?;
         let path = self.blob_path(id);
         let mut found = None;
@@ -222,7 +220,11 @@ impl Layout {
             fs::create_dir_all(self.dir.join("blobs/sha256"))?;
             let marker = self.dir.join("oci-layout");
             if !marker.exists() {
-                write_atomically(&marker, |file| file.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#))?;
+                // Never replaced: a second file of that name would be a second lock.
+                match temporary(&self.dir, |file| file.write_all(MARKER))?.persist_noclobber(&marker) {
+                    Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => return Err(error.error),
+                    _ => {}
+                }
             }
             // Two makers must not overwrite an index that has entries already.
             let lock = File::open(marker)?;
@@ -255,15 +257,18 @@ fn copy_hashed(from: &mut impl Read, to: &mut impl Write) -> io::Result<ObjectId
     }
 }
 
-/// Writes a temporary file beside `path`, syncs it and renames it.
+/// Writes a file beside `path`, syncs it and gives it that name.
 fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    temporary(dir, write)?.persist(path)?;
+    File::open(dir)?.sync_all()
+}
+
+/// A synced file without a lasting name; it goes away unless it is given one.
+fn temporary(dir: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<NamedTempFile> {
     let mut file =
-        tempfile::Builder::new().prefix(".tmp-").permissions(fs::Permissions::from_mode(0o644)).tempfile_in(dir)?;
+        tempfile::Builder::new().prefix(".tmp-").permissions(Permissions::from_mode(0o644)).tempfile_in(dir)?;
     write(file.as_file_mut())?;
     file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(dir)?.sync_all()
+    Ok(file)
 }

@@ -1,6 +1,12 @@
 //! The client: one type for registries over HTTP and for layout folders.
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -125,8 +131,8 @@ impl Registry {
         }
     }
 
-    /// Writes a whole blob of at most `limit` bytes to `sink` and says how many bytes it has. A broken transfer goes on
-    /// where it broke. The digest is known at the end only: on an error, throw away what was written.
+    /// Writes a whole blob to `sink`, exactly as many bytes as `descriptor` says. A broken transfer goes on where it
+    /// broke. The digest is known at the end only: on an error, throw away what was written.
     pub async fn blob_to(
         &self,
         source: &Source,
@@ -193,13 +199,16 @@ impl Registry {
         &self,
         source: &Source,
         descriptor: &Descriptor,
-        file: &std::path::Path,
+        file: &Path,
     ) -> Result<bool, RegistryError> {
         if self.blob_size(source, descriptor.id).await?.is_some() {
             return Ok(true);
         }
         match layout(source) {
-            Some(layout) => layout.put_blob_file(descriptor.id, file).await?,
+            Some(layout) => {
+                let (id, file) = (descriptor.id, file.to_owned());
+                blocking(move || layout.put_blob_file(id, &file)).await?;
+            }
             None => {
                 let body = Body::File { path: file, size: descriptor.size };
                 self.http.upload(source, descriptor.id, body).await?
@@ -215,7 +224,7 @@ impl Registry {
             return Ok((id, true));
         }
         match layout(source) {
-            Some(layout) => layout.put_blob(&bytes).map(drop)?,
+            Some(layout) => blocking(move || layout.put_blob(&bytes).map(drop)).await?,
             None => self.http.upload(source, id, Body::Bytes(bytes)).await?,
         }
         Ok((id, false))
@@ -230,7 +239,10 @@ impl Registry {
         bytes: Bytes,
     ) -> Result<ObjectId, RegistryError> {
         match layout(reference.source()) {
-            Some(layout) => layout.put_manifest(reference.tag(), media_type, &bytes),
+            Some(layout) => {
+                let (tag, media_type) = (reference.tag().map(str::to_owned), media_type.to_owned());
+                blocking(move || layout.put_manifest(tag.as_deref(), &media_type, &bytes)).await
+            }
             None => self.http.put_manifest(reference, media_type, bytes).await,
         }
     }
@@ -238,6 +250,14 @@ impl Registry {
 
 pub(super) fn sha256(bytes: &[u8]) -> ObjectId {
     ObjectId::new(Sha256::digest(bytes).into())
+}
+
+/// Runs what waits for a disk or a lock where it may.
+async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    let joined = tokio::task::spawn_blocking(operation).await;
+    joined.unwrap_or_else(|error| Err(RegistryError::io("cannot write the layout")(io::Error::other(error))))
 }
 
 fn layout(source: &Source) -> Option<Layout> {
@@ -264,7 +284,7 @@ mod tests {
         sendable(registry.blob(&source, id, 1));
         sendable(registry.blob_range(&source, BlobId::new([0; 32]), 0..1));
         sendable(registry.blob_to(&source, &descriptor, &mut Vec::new()));
-        sendable(registry.upload_blob(&source, &descriptor, std::path::Path::new("a")));
+        sendable(registry.upload_blob(&source, &descriptor, Path::new("a")));
         sendable(registry.upload_bytes(&source, Bytes::new()));
         sendable(registry.put_manifest(&reference, "a/b", Bytes::new()));
     }

@@ -122,6 +122,20 @@ async fn redirects_carry_no_credentials_to_another_host() {
 }
 
 #[tokio::test]
+async fn a_challenge_behind_a_redirect_is_not_answered() {
+    let thief = Double::start(|seen, _| {
+        let host = seen.header("host").unwrap();
+        challenge(&format!("Bearer realm=\"http://{host}/token\""))
+    })
+    .await;
+    let location = format!("http://127.0.0.1:{}/data", thief.port());
+    let double = Double::start(move |_, _| Reply::new(307, &[("location", &location)], b"")).await;
+    let error = client_for(&double.source()).blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert!(thief.seen().iter().all(|seen| seen.path == "/data" && seen.header("authorization").is_none()));
+}
+
+#[tokio::test]
 async fn passwords_are_used_where_they_belong_and_told_nowhere() {
     let strict = |seen: &Seen, _| match seen.header("authorization") {
         Some(BASIC) => Reply::new(200, &[], BODY),
