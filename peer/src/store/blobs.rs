@@ -19,8 +19,10 @@ use shoal_rafs::PieceTable;
 
 use super::{StoreError, Usage, disk::Disk, variant::Variant};
 use crate::index::{BlobKey, Change, ChunkPlace, Records, Survives, VariantRecord};
+use super::{StoreError, disk::Disk, variant::Variant};
+use crate::index::{BlobKey, Change, ChunkPlace, PieceRecord, Records, Survives, VariantRecord};
 
-/// Most pieces that become durable in one batch of the index, which is held in memory.
+/// Most pieces in one batch of the index, which is held in memory.
 const PIECES_PER_BATCH: usize = 8192;
 
 pub(super) struct Blobs {
@@ -85,10 +87,7 @@ impl Blobs {
             None => self.new_variant(table, &variants, &open)?,
         };
         let new = variant.undeclared(table);
-        let record = VariantRecord { pieces: table.len(), last_use: unix_seconds() };
-        let mut changes = vec![Change::Variant(variant.key(), record)];
-        changes.extend(new.iter().map(|(piece, record)| Change::Piece(variant.key(), *piece, record.clone())));
-        self.records.commit(&changes, Survives::Kill)?;
+        self.record_declared(variant.key(), table.len(), &new)?;
         variant.declare(new);
         open.insert(variant.key(), Arc::downgrade(&variant));
         Ok(BlobHandle { blobs: self.clone(), variant, table: table.clone() })
@@ -111,6 +110,15 @@ impl Blobs {
             }
         }
         Ok(usage)
+    /// In several batches if need be: what a crash leaves of them is as good as an image that names less.
+    fn record_declared(&self, key: BlobKey, len: u32, pieces: &[(u32, PieceRecord)]) -> Result<(), StoreError> {
+        let used = Change::Variant(key, VariantRecord { pieces: len, last_use: unix_seconds() });
+        self.records.commit(&[used], Survives::Kill)?;
+        for batch in pieces.chunks(PIECES_PER_BATCH) {
+            let changes = batch.iter().map(|(piece, record)| Change::Piece(key, *piece, record.clone()));
+            self.records.commit(&changes.collect::<Vec<_>>(), Survives::Kill)?;
+        }
+        Ok(())
     }
 
     fn agreeing(
