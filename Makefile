@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-# One target folder outside the clone: RocksDB's C++ takes a quarter of an hour, and a second clone should not pay it again.
-export CARGO_TARGET_DIR ?= $(HOME)/.cache/shoal/target
+# One target folder outside the clone, and RocksDB's C++ compiled once beside it: a second clone does not pay again.
+export SHOAL_CACHE ?= $(HOME)/.cache/shoal
+export CARGO_TARGET_DIR ?= $(SHOAL_CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/release
 SOURCE ?=
 NODES ?= 4
@@ -15,11 +16,11 @@ setup:
 	@scripts/setup
 
 build: setup
-	cargo build --release --workspace --locked
+	scripts/cargo build --release --workspace --locked
 	@echo "$(BIN)"
 
 demo: setup
-	cargo build --release --package shoal --locked
+	scripts/cargo build --release --workspace --locked
 	"$(BIN)/shoal" demo --nodes $(NODES) $(if $(SOURCE),--source "$(SOURCE)") $(if $(JSON),--json > "$(JSON)")
 
 test: setup

@@ -1,5 +1,56 @@
-//! shoal
+//! The node: everything around the pure parts.
+//!
+//! ```text
+//!   FUSE threads --read--> Reader --memory, store--> reply
+//!                            |
+//!                            | want                      (bounded channel)
+//!                            v
+//!   Exchange --events--> Driver, owns the Scheduler --actions--> fetch tasks --> peers (DataPlane)
+//!      ^  ^                  ^                                      |      \---> registry (Registries)
+//!      |  |                  '------------- outcomes ---------------'
+//!      |  |                                                         '--verified--> Store
+//!      |  '-- Control: libp2p swarm; who is there, leases, provider records
+//!      '----- DataPlane: connections, interest, bitfields;  requests of others --> Server --> Store, or a want
+//! ```
+//!
+//! One task owns the scheduler, one the libp2p swarm, one the exchange; each connection of the data plane has its own.
+//! They talk over bounded channels. Whatever touches the disk runs on blocking threads.
 
+mod api;
+pub mod command;
+pub mod config;
+mod contacts;
+pub mod control;
+pub mod daemon;
 pub mod data;
+pub mod driver;
+mod exchange;
+mod fetch;
 pub mod identity;
+pub mod images;
+pub mod index;
+pub mod layout_server;
 pub mod membership;
+pub mod metrics;
+mod mounts;
+mod node;
+pub mod origin;
+mod prefetch;
+mod reader;
+mod serve;
+pub mod store;
+pub mod traffic;
+
+/// An error and its causes on one line; a cause that is quoted already is left out.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

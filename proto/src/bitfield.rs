@@ -185,6 +185,19 @@ impl Bitfield {
         self.next(from, true)
     }
 
+    /// The first piece at or after `from` that is in this set and in `other`.
+    pub fn next_common(&self, other: &Self, from: u32) -> Option<u32> {
+        let mut mask = u64::MAX << (from % WORD);
+        for at in (from / WORD) as usize..self.words.len().min(other.words.len()) {
+            let both = self.words[at] & other.words[at] & mask;
+            if both != 0 {
+                return Some(at as u32 * WORD + both.trailing_zeros());
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+
     /// The first piece at or after `from` that is not in the set.
     pub fn next_unset(&self, from: u32) -> Option<u32> {
         self.next(from, false)

@@ -6,3 +6,9 @@
 #[rustfmt::skip]
 #[path = "generated/shoal.wire.v1.rs"]
 pub(crate) mod wire;
+
+/// The messages of the control API, from `control.proto`. Serialised, they are what `shoal ctl --json` prints.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[rustfmt::skip]
+#[path = "generated/shoal.control.v1.rs"]
+pub mod control;

@@ -37,6 +37,7 @@ mod generated;
 mod id;
 mod message;
 
+pub use generated::control;
 pub use bitfield::{Bitfield, BitfieldError, MAX_WIRE_PIECES};
 pub use codec::{CodecError, MAX_HEADER, MAX_PAYLOAD, PREFIX, decode_body, decode_header, encode_header, header_len};
 pub use convert::ConvertError;

@@ -1,12 +1,14 @@
-//! `src/generated` is what prost makes of the schemas: run with `SHOAL_REGENERATE=1` after changing `src/wire.proto`.
+//! `src/generated` is what prost makes of the schemas: run with `SHOAL_REGENERATE=1` after changing one of them.
 
 use std::{env, fs, path::Path};
 
 #[test]
 fn generated_code_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = protox::compile(["wire.proto"], [root.join("src")]).expect("wire.proto compiles");
+    let files = protox::compile(["wire.proto", "control.proto"], [root.join("src")]).expect("the schemas compile");
     let mut config = prost_build::Config::new();
+    // What scripts read of `shoal ctl --json` are these messages.
+    config.type_attribute(".shoal.control.v1", "#[derive(serde::Serialize)]");
     config.bytes([".shoal.wire.v1.Hello.membership"]).btree_map([".shoal.wire.v1.Hello.labels"]);
     let modules = files
         .file

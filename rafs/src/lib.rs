@@ -1,5 +1,56 @@
 //! The image: RAFS v6 as it lies on disk, read, built, checked, unpacked and mounted.
+//!
+//! An image is a *bootstrap* (all metadata) and *blobs* (all file content):
+//!
+//! ```text
+//!  bootstrap                                            blob, named by its sha256
+//! +--------------------------------------+             +------------------------------+
+//! | super block, extended super block    |             | chunk 0, encoded             |
+//! | device table, blob table             |      .----->| chunk 1, encoded   = piece 1 |
+//! | inodes, directories, links, xattrs   |      |      | ...                          |
+//! |   file: [blob 0, chunk 1, address]---|--.   |      +------------------------------+
+//! | chunk table                          |  |   |      | chunk table (CI), header     |
+//! |   blob 0, chunk 1: digest, ranges <--|--'---'      +------------------------------+
+//! +--------------------------------------+
+//! ```
+//!
+//! The bootstrap is verified once ([`Bootstrap::parse`]). Each chunk is verified whenever encoded bytes become file
+//! content, in one place for every path: [`PieceTable::decode`].
+//!
+//! Features: `mount` adds the FUSE file system over a [`ChunkSource`], `oci` the registry client. Without them the crate
+//! is synchronous and has no runtime.
 
+mod blob;
+mod blob_dir;
+mod bootstrap;
+mod builder;
+mod check;
+mod chunk_cache;
+mod codec;
+mod expand;
+mod extent;
+#[cfg(feature = "mount")]
+mod fs;
+mod layout;
+#[cfg(feature = "mount")]
+mod mount;
+#[cfg(feature = "oci")]
+pub mod oci;
+mod piece;
 mod source;
+mod unpack;
 
+pub use blob::{ChunkInfo, ChunkTable, ChunkTableError, chunk_table_file};
+pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, DECODED_CACHE_BYTES};
+pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
+pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
+pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
+pub use chunk_cache::ChunkCache;
+pub use codec::{Compressor, DecodeError, UnknownCompressor};
+pub use expand::{ExpandError, expand_blob};
+pub use extent::{Extent, extents};
+#[cfg(feature = "mount")]
+pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
+pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+pub use unpack::{UnpackError, UnpackReport, unpack};

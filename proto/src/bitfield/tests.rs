@@ -33,6 +33,7 @@ proptest! {
         prop_assert_eq!(fa.contains(probe), a.contains(&probe));
         prop_assert_eq!(fa.next_set(probe), a.range(probe..).next().copied());
         prop_assert_eq!(fa.next_unset(probe), (probe..len).find(|p| !a.contains(p)));
+        prop_assert_eq!(fa.next_common(&fb, probe), a.intersection(&b).copied().find(|&p| p >= probe));
         prop_assert_eq!(fa.runs().flatten().collect::<Vec<_>>(), a.iter().copied().collect::<Vec<_>>());
         for (op, expected) in [
             (Bitfield::union_with as fn(&mut Bitfield, &Bitfield), &a | &b),

@@ -1,0 +1,40 @@
+//! Parses a bootstrap, walks all of it, and checks it. Whatever the bytes are: an error or a tree that is safe to walk.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use shoal_rafs::{Bootstrap, Kind, check, extents};
+
+fuzz_target!(|data: &[u8]| {
+    let report = check(Bytes::copy_from_slice(data), None);
+    let Ok(image) = Bootstrap::parse(Bytes::copy_from_slice(data)) else {
+        assert!(!report.ok, "a bootstrap that does not parse passes the check");
+        return;
+    };
+    let mut directories = vec![image.root()];
+    let mut names = 1;
+    while let Some(directory) = directories.pop() {
+        let directory = image.inode(directory).expect("a directory of the tree");
+        for entry in directory.entries() {
+            let entry = entry.expect("an entry of a verified directory");
+            assert_eq!(directory.lookup(entry.name).expect("a verified directory"), Some(entry.nid));
+            if entry.name == b"." || entry.name == b".." {
+                continue;
+            }
+            names += 1;
+            let inode = image.inode(entry.nid).expect("an inode of the tree");
+            assert_eq!(inode.kind(), entry.kind);
+            assert!(inode.target().expect("a verified target").len() <= 4096);
+            assert!(inode.xattrs().all(|(name, _)| !name.is_empty()));
+            let sizes: u64 = extents(&inode, 0, u64::MAX).map(|extent| u64::from(extent.len)).sum();
+            assert_eq!(sizes, if inode.kind() == Kind::File { inode.size() } else { 0 });
+            for chunk in inode.chunks() {
+                assert!(image.piece_table(chunk.id.blob).chunk(chunk.id.index).is_some());
+            }
+            if entry.kind == Kind::Directory {
+                directories.push(entry.nid);
+            }
+        }
+    }
+    assert_eq!(names, image.name_count());
+});

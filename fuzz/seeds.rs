@@ -1,0 +1,49 @@
+//! Writes starting points for the fuzz targets into `corpus/`, taken from freshly built images: every kind of node, full
+//! and partial directory blocks, xattrs, hard links, a compressed and a plain chunk table, an image without a blob.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use shoal_rafs::{BuildOptions, Builder, Compressor, chunk_table_file};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let dir = tempfile::tempdir()?;
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("empty"))?;
+    image(&source, dir.path(), &corpus, "no-blob", BuildOptions::default())?;
+    for number in 0..70 {
+        fs::write(source.join(format!("{number:0100}")), [number; 10])?;
+    }
+    fs::write(source.join("large"), (0..=255).collect::<Vec<u8>>().repeat(0x123))?;
+    fs::hard_link(source.join("large"), source.join("second-name"))?;
+    symlink("large", source.join("link"))?;
+    symlink("t".repeat(4095), source.join("long-link"))?;
+    let xattrs = xattr::set(source.join("large"), "user.name", b"value");
+    xattrs.or_else(|error| if error.kind() == std::io::ErrorKind::Unsupported { Ok(()) } else { Err(error) })?;
+    for compressor in [Compressor::None, Compressor::Zstd] {
+        let options = BuildOptions { compressor, chunk_size: 0x1000, ..BuildOptions::default() };
+        image(&source, dir.path(), &corpus, &compressor.to_string(), options)?;
+    }
+    Ok(())
+}
+
+/// Builds one image and puts its bootstrap and chunk table into the corpora.
+fn image(
+    source: &Path,
+    work: &Path,
+    corpus: &Path,
+    name: &str,
+    options: BuildOptions,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+    let report = Builder::new(options).build(source, &boot, &blobs)?;
+    fs::create_dir_all(corpus.join("bootstrap_load"))?;
+    fs::copy(boot, corpus.join("bootstrap_load").join(name))?;
+    fs::create_dir_all(corpus.join("blob_meta"))?;
+    if let Some(blob) = report.blob {
+        fs::write(corpus.join("blob_meta").join(name), chunk_table_file(&blobs.join(blob.to_string()))?)?;
+    }
+    Ok(())
+}

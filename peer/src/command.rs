@@ -1,0 +1,100 @@
+//! The command line. Each verb has a file below `command/`; this one holds what they share.
+
+mod ctl;
+mod daemon;
+mod demo;
+mod image;
+mod mount;
+mod serve_layout;
+
+use std::{error::Error, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// What a verb ends with: the text goes to standard error after `shoal: `, and the exit code is 1.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Lazy container images whose chunks come from other nodes.
+///
+/// Log lines go to standard error; SHOAL_LOG sets their level (for instance `debug` or `shoal=debug,libp2p=info`).
+#[derive(Debug, Parser)]
+#[command(name = "shoal", version, arg_required_else_help = true, max_term_width = 118)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Build, check, unpack and push RAFS v6 images.
+    #[command(subcommand, arg_required_else_help = true)]
+    Image(image::Image),
+    /// Mount an image lazily in the foreground, without a daemon, until SIGTERM or SIGINT.
+    Mount(mount::Mount),
+    /// Run the node daemon.
+    Daemon(daemon::Daemon),
+    /// Talk to the node daemon.
+    Ctl(ctl::Ctl),
+    /// Serve an OCI layout directory as a read-only registry.
+    ServeLayout(serve_layout::ServeLayout),
+    /// Run a registry, a seed peer and nodes on this machine, mount an image on each and compare every byte.
+    Demo(demo::Demo),
+}
+
+impl Cli {
+    /// The log level when `SHOAL_LOG` sets none: a daemon reports, a tool speaks up only when something is wrong.
+    pub fn default_log(&self) -> &'static str {
+        match self.verb {
+            Verb::Daemon(_) => "info,libp2p=warn,quinn=warn",
+            _ => "warn",
+        }
+    }
+
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// Whatever made the verb fail; `main` prints it with its causes.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        match self.verb {
+            Verb::Image(verb) => verb.run(),
+            Verb::Mount(verb) => verb.run(),
+            Verb::Daemon(verb) => verb.run(),
+            Verb::Ctl(verb) => verb.run(),
+            Verb::ServeLayout(verb) => verb.run(),
+            Verb::Demo(verb) => verb.run(),
+        }
+    }
+}
+
+/// A runtime for the verbs that do network I/O.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Resolves when the process is asked to stop: SIGTERM, SIGINT or SIGHUP.
+async fn stop_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
+
+/// Prints `value` as one JSON document on standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// `n` bytes for people: `12.3 MiB`.
+fn human_bytes(n: u64) -> String {
+    indicatif::HumanBytes(n).to_string()
+}

@@ -1,0 +1,199 @@
+//! `shoal ctl`: asks the node daemon over its Unix socket.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use shoal_proto::control::{
+    BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, StatusReply, StatusRequest, UnmountRequest,
+};
+use tonic::{Status, transport::Channel};
+
+use super::{Failure, human_bytes, print_json, runtime};
+use crate::api::ControlClient;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Ctl {
+    /// The daemon's socket.
+    #[arg(long, global = true, default_value = "/run/shoal.sock", env = "SHOAL_SOCKET")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Mount an image lazily; the mount outlives this command and comes back when the daemon starts again.
+    Mount {
+        /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
+        reference: String,
+        /// An existing directory.
+        mountpoint: PathBuf,
+    },
+    /// Unmount, and forget the mount.
+    Umount {
+        /// Where it is mounted.
+        mountpoint: PathBuf,
+    },
+    /// What is mounted, and where its bytes came from.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The nodes that this one knows.
+    Peers {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fetch the whole image; reads that somebody waits for go first.
+    Prefetch {
+        /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
+        reference: String,
+    },
+}
+
+/// A connection to the daemon whose socket is `socket`.
+pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Failure> {
+    let unreachable = |error: &dyn std::fmt::Display| format!("no daemon answers at {}: {error}", socket.display());
+    let path = std::path::absolute(socket)?;
+    let path = path.to_str().ok_or_else(|| format!("{} is not UTF-8", socket.display()))?;
+    if let Err(error) = tokio::net::UnixStream::connect(path).await {
+        return Err(unreachable(&error).into());
+    }
+    let channel =
+        tonic::transport::Endpoint::from_shared(format!("unix://{path}"))?.connect().await.map_err(|e| unreachable(&e))?;
+    Ok(ControlClient::new(channel))
+}
+
+/// The daemon's own words, without gRPC's.
+pub(super) fn said(status: &Status) -> Failure {
+    status.message().to_owned().into()
+}
+
+impl Ctl {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        runtime()?.block_on(async {
+            let client = connect(&self.socket).await?;
+            self.verb.run(client).await?;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+impl Verb {
+    async fn run(self, mut client: ControlClient<Channel>) -> Result<(), Failure> {
+        match self {
+            Self::Mount { reference, mountpoint } => {
+                // The daemon has another working directory.
+                let mountpoint = absolute(&mountpoint)?;
+                let reply = client.mount(MountRequest { reference, mountpoint }).await.map_err(|s| said(&s))?;
+                println!("{}", reply.into_inner().manifest);
+            }
+            Self::Umount { mountpoint } => {
+                let request = UnmountRequest { mountpoint: absolute(&mountpoint)? };
+                let reply = client.unmount(request).await.map_err(|s| said(&s))?.into_inner();
+                if reply.detached {
+                    println!("busy: detached, it goes away with its last reader");
+                }
+            }
+            Self::Status { json } => {
+                let status = client.status(StatusRequest {}).await.map_err(|s| said(&s))?.into_inner();
+                if json { print_json(&status)? } else { print_status(&status) }
+            }
+            Self::Peers { json } => {
+                let peers = client.peers(PeersRequest {}).await.map_err(|s| said(&s))?.into_inner();
+                if json { print_json(&peers)? } else { peers.peers.iter().for_each(print_peer) }
+            }
+            Self::Prefetch { reference } => prefetch(client, reference).await?,
+        }
+        Ok(())
+    }
+}
+
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let path = std::path::absolute(path)?;
+    Ok(path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))?.to_owned())
+}
+
+async fn prefetch(mut client: ControlClient<Channel>, reference: String) -> Result<(), Failure> {
+    let mut progress = client.prefetch(PrefetchRequest { reference }).await.map_err(|s| said(&s))?.into_inner();
+    let bar = ProgressBar::no_length()
+        .with_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+    let mut last = None;
+    while let Some(now) = progress.message().await.map_err(|s| said(&s))? {
+        bar.set_length(now.bytes);
+        bar.set_position(now.present_bytes);
+        last = Some(now);
+    }
+    bar.finish_and_clear();
+    if let Some(last) = last {
+        println!("{} of {} pieces, {}", last.present_pieces, last.pieces, human_bytes(last.present_bytes));
+    }
+    Ok(())
+}
+
+fn sources(by: &BySource) -> String {
+    format!(
+        "local {}  peer {}  seed {}  registry {}",
+        human_bytes(by.local),
+        human_bytes(by.peer),
+        human_bytes(by.seed),
+        human_bytes(by.registry)
+    )
+}
+
+fn print_status(status: &StatusReply) {
+    println!("shoal {} {} {} zone {}", status.version, status.role, status.peer, status.zone);
+    for address in &status.control_addresses {
+        println!("control  {address}");
+    }
+    println!("data     {}", status.data_address);
+    if !status.http_address.is_empty() {
+        println!("http     {}", status.http_address);
+    }
+    if let Some(store) = &status.store {
+        println!(
+            "store    {} in {} pieces of {} blobs, {} objects",
+            human_bytes(store.bytes),
+            store.pieces,
+            store.blobs,
+            store.objects
+        );
+    }
+    if let Some(total) = &status.total {
+        println!("bytes    {}", sources(&total.bytes.unwrap_or_default()));
+        println!("objects  {}", sources(&total.objects.unwrap_or_default()));
+        println!("rejected {} chunks, {}", total.rejected_chunks, human_bytes(total.rejected_bytes));
+    }
+    for mount in &status.mounts {
+        println!(
+            "mount    {} {} ({} of {} pieces here, {} failed reads)",
+            mount.mountpoint, mount.reference, mount.present_pieces, mount.pieces, mount.read_errors
+        );
+        if let Some(traffic) = &mount.traffic {
+            println!("         {}", sources(&traffic.bytes.unwrap_or_default()));
+        }
+    }
+}
+
+fn print_peer(peer: &PeerStatus) {
+    let state = match (peer.banned_seconds, peer.connected) {
+        (0, true) => "connected".to_owned(),
+        (0, false) => "known".to_owned(),
+        (seconds, _) => format!("banned for {seconds} s: {}", peer.ban_reason),
+    };
+    println!(
+        "{} {} zone {} {state} received {} sent {} {}",
+        peer.peer,
+        peer.role,
+        peer.zone,
+        human_bytes(peer.received_bytes),
+        human_bytes(peer.sent_bytes),
+        peer.addresses.join(" ")
+    );
+}

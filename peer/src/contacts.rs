@@ -1,0 +1,149 @@
+//! Who is where: the addresses, roles and bans of the nodes that this one has heard of, from either plane.
+//!
+//! Bounded: the node forgets whom it has not heard of for longest. A shared lock, held for a look-up only, because the
+//! data plane, the control plane and fetches all ask.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use shoal_proto::{Contact, PeerId, Role};
+
+/// Most nodes remembered; a zone of ten thousand fits.
+const MAX_CONTACTS: usize = 16 * 1024;
+/// Most addresses kept of one node.
+const MAX_ADDRESSES: usize = shoal_proto::MAX_ADDRESSES;
+
+/// What is known of one node.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// What it does for the others.
+    pub role: Role,
+    /// Its zone; empty while unknown.
+    pub zone: String,
+    /// Where its data plane listens.
+    pub addresses: Vec<SocketAddr>,
+    /// Until when it is refused, and why.
+    pub ban: Option<(Instant, String)>,
+    heard: Instant,
+}
+
+impl Known {
+    /// What is left of its ban, rounded up.
+    pub fn banned_seconds(&self) -> u64 {
+        let left = self.ban.as_ref().map(|(until, _)| until.saturating_duration_since(Instant::now()));
+        left.map_or(0, |left| left.as_secs() + u64::from(left.subsec_nanos() > 0))
+    }
+}
+
+/// The table. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Contacts(Arc<Mutex<HashMap<PeerId, Known>>>);
+
+impl Contacts {
+    /// A node showed itself, with what it says of itself.
+    pub fn seen(&self, peer: PeerId, role: Role, zone: &str, addresses: &[SocketAddr]) {
+        self.update(peer, |known| {
+            known.role = role;
+            zone.clone_into(&mut known.zone);
+            if !addresses.is_empty() {
+                known.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
+            }
+        });
+    }
+
+    /// Another node named it. What the node itself said before counts for more.
+    pub fn heard_of(&self, contact: Contact) {
+        self.update(contact.peer, |known| {
+            if known.addresses.is_empty() {
+                known.addresses = contact.addresses.into_iter().take(MAX_ADDRESSES).collect();
+            }
+        });
+    }
+
+    /// Where its data plane listens; empty when nobody has said.
+    pub fn addresses(&self, peer: PeerId) -> Vec<SocketAddr> {
+        self.lock().get(&peer).map(|known| known.addresses.clone()).unwrap_or_default()
+    }
+
+    /// What it does for the others; a node until it is known to be more.
+    pub fn role(&self, peer: PeerId) -> Role {
+        self.lock().get(&peer).map_or(Role::Node, |known| known.role)
+    }
+
+    /// Notes a ban, for people to see; the data plane enforces it.
+    pub fn ban(&self, peer: PeerId, time: Duration, reason: &str) {
+        self.update(peer, |known| known.ban = Some((Instant::now() + time, reason.to_owned())));
+    }
+
+    /// Whether it is refused at present.
+    pub fn is_banned(&self, peer: PeerId) -> bool {
+        self.lock().get(&peer).is_some_and(|known| known.banned_seconds() > 0)
+    }
+
+    /// Everyone, in the order of their ids.
+    pub fn all(&self) -> Vec<(PeerId, Known)> {
+        let mut all: Vec<_> = self.lock().iter().map(|(peer, known)| (*peer, known.clone())).collect();
+        all.sort_by_key(|(peer, _)| *peer);
+        all
+    }
+
+    fn update(&self, peer: PeerId, change: impl FnOnce(&mut Known)) {
+        let now = Instant::now();
+        let mut table = self.lock();
+        if table.len() >= MAX_CONTACTS && !table.contains_key(&peer) {
+            let unbanned = table.iter().filter(|(_, known)| known.banned_seconds() == 0);
+            let Some(oldest) = unbanned.min_by_key(|(_, known)| known.heard).map(|(peer, _)| *peer) else { return };
+            table.remove(&oldest);
+        }
+        let known = table.entry(peer).or_insert_with(|| Known {
+            role: Role::Node,
+            zone: String::new(),
+            addresses: Vec::new(),
+            ban: None,
+            heard: now,
+        });
+        known.heard = now;
+        change(known);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u64) -> PeerId {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        PeerId::new(bytes)
+    }
+
+    #[test]
+    fn hearsay_does_not_replace_what_a_node_said() {
+        let contacts = Contacts::default();
+        let (own, other) = (SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2)));
+        contacts.seen(peer(1), Role::Seed, "a", &[own]);
+        contacts.heard_of(Contact { peer: peer(1), addresses: vec![other] });
+        assert_eq!((contacts.addresses(peer(1)), contacts.role(peer(1))), (vec![own], Role::Seed));
+        contacts.heard_of(Contact { peer: peer(2), addresses: vec![other] });
+        assert_eq!(contacts.addresses(peer(2)), vec![other]);
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_keeps_bans() {
+        let contacts = Contacts::default();
+        contacts.ban(peer(0), Duration::from_secs(600), "wrong bytes");
+        for n in 1..=(MAX_CONTACTS as u64 + 5) {
+            contacts.heard_of(Contact { peer: peer(n), addresses: Vec::new() });
+        }
+        assert_eq!(contacts.all().len(), MAX_CONTACTS);
+        assert!(contacts.is_banned(peer(0)) && !contacts.is_banned(peer(1)));
+    }
+}

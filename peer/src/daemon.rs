@@ -1,0 +1,468 @@
+//! Wiring: which part is started when, and in what order they stop.
+//!
+//! Start: the store first, because its lock decides whether this process may run at all; then the identity, the planes,
+//! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: control API and
+//! metrics. Stop is the reverse: nothing new is let in, mounts go, leases and records are withdrawn, the store is
+//! closed.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use libp2p::{Multiaddr, multiaddr::Protocol};
+use shoal_proto::{
+    Hello, MIN_VERSION, PeerId, Role, VERSION,
+    control::{PeerStatus, StatusReply, StoreStatus},
+};
+use shoal_rafs::{ChunkCache, Mount, MountOptions, oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions}};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{
+    api::ApiServer,
+    config::{Config, OnStop},
+    contacts::Contacts,
+    control::{Control, ControlError, ControlOptions},
+    data::{DataError, DataOptions, DataPlane, Limits},
+    driver::{self, Clock, Driver},
+    exchange::{Exchange, ExchangeParts},
+    fetch::Fetcher,
+    identity::{self, Identity, IdentityError},
+    images::Images,
+    membership::{self, Membership, MembershipError, Policy, unix_now},
+    metrics::{MetricsServer, Vitals},
+    mounts::{Mounts, MountsError},
+    node::Node,
+    origin::{Origin, OriginOptions},
+    serve::{HomeDuty, Server},
+    store::{Store, StoreError, StoreOptions},
+    traffic::Traffic,
+};
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// The node's key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The certificate of membership or the cluster's key.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// The registry client's options.
+    #[error("cannot set up the registry client")]
+    Registry(#[from] RegistryError),
+    /// The file with registry credentials.
+    #[error(transparent)]
+    Authfile(#[from] AuthfileError),
+    /// The control plane.
+    #[error("cannot start the control plane")]
+    Control(#[from] ControlError),
+    /// An address that is no multiaddress.
+    #[error("{key}: {text:?} is not a multiaddress such as /ip4/192.0.2.1/tcp/4801")]
+    Address {
+        /// The option.
+        key: &'static str,
+        /// Its value.
+        text: String,
+    },
+    /// The data plane.
+    #[error("cannot start the data plane")]
+    Data(#[from] DataError),
+    /// The mounts of the last run.
+    #[error("cannot read which mounts there were")]
+    Mounts(#[from] MountsError),
+    /// The control socket.
+    #[error("cannot listen on {path}")]
+    Socket {
+        /// The socket.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The metrics endpoint.
+    #[error("cannot listen on {address}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The node without planes: it reads images from registries and layouts only. `shoal mount REF` is this.
+#[derive(Debug)]
+pub struct Alone {
+    node: Arc<Node>,
+    threads: MountOptions,
+    driver: JoinHandle<()>,
+}
+
+impl Alone {
+    /// Opens the store and starts the scheduler.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let core = Core::open(&config).await?;
+        let identity = Identity::load_or_create(&config.data_dir)?;
+        let node = core.node.clone();
+        let driver = core.drive(&config, identity.peer(), None);
+        Ok(Self { node, threads: mount_options(&config), driver })
+    }
+
+    /// Mounts what `reference` names at present. The mount ends when the value is dropped.
+    ///
+    /// # Errors
+    /// See [`MountsError`].
+    pub async fn mount(&self, reference: &Reference, mountpoint: &Path) -> Result<Mount, MountsError> {
+        Mounts::new(self.node.clone(), None, self.threads.clone()).unrecorded(reference, mountpoint).await
+    }
+
+    /// Closes the store.
+    pub async fn stop(self) {
+        self.driver.abort();
+        close(self.node.store.clone()).await;
+    }
+}
+
+/// The running daemon.
+pub struct Daemon {
+    parts: Arc<Parts>,
+    api: ApiServer,
+    http: Option<MetricsServer>,
+    tasks: Vec<JoinHandle<()>>,
+    on_stop: OnStop,
+}
+
+/// What the control API and the metrics ask.
+pub(crate) struct Parts {
+    pub(crate) node: Arc<Node>,
+    pub(crate) mounts: Mounts,
+    control: Control,
+    listening: watch::Receiver<Vec<Multiaddr>>,
+    data: DataPlane,
+    contacts: Contacts,
+    identity: Identity,
+    role: Role,
+    zone: String,
+    started: Instant,
+    http: OnceLock<SocketAddr>,
+}
+
+impl Daemon {
+    /// Starts everything and brings the mounts of the last run back.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let core = Core::open(&config).await?;
+        let identity = Identity::load_or_create(&config.data_dir)?;
+        let (policy, membership) = admission(&config, identity.peer())?;
+        let contacts = core.contacts.clone();
+        let role = Role::from(config.role);
+
+        let server = Server {
+            me: identity.peer(),
+            images: core.node.images.clone(),
+            driver: core.node.driver.clone(),
+            duty: match role {
+                Role::Node => HomeDuty::None,
+                Role::Seed => HomeDuty::Registries(config.registry.serve.clone()),
+            },
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let admit_by = policy.clone();
+        let data_options = DataOptions {
+            keypair: identity.keypair().clone(),
+            listen: config.data.listen,
+            hello: hello(&config, &membership),
+            admit: Arc::new(move |peer: &PeerId, shown: &[u8]| {
+                membership::verify(&admit_by, shown, peer, unix_now()).map_err(|refusal| refusal.to_string())
+            }),
+            limits: Limits::default(),
+        };
+        let (data, peer_events) = DataPlane::start(data_options, Arc::new(server))?;
+        let control_options = ControlOptions {
+            identity: identity.clone(),
+            membership,
+            policy,
+            insecure_open: config.cluster.insecure_open,
+            listen: multiaddresses("control.listen", &config.control.listen)?,
+            bootstrap_peers: multiaddresses("control.bootstrap_peers", &config.control.bootstrap_peers)?,
+            mdns: config.control.mdns,
+            capacity: config.capacity,
+            lease: config.control.lease,
+            data_address: data.local_address(),
+        };
+        let (control, control_events) = Control::start(control_options).await?;
+
+        let (node, clock) = (core.node.clone(), core.clock);
+        let driver = core.drive(&config, identity.peer(), Some(data.clone()));
+        let (listening, heard_listening) = watch::channel(Vec::new());
+        let exchange = Exchange::new(ExchangeParts {
+            me: identity.peer(),
+            role,
+            zone: config.zone.clone(),
+            clock,
+            data: data.clone(),
+            control: control.clone(),
+            listening,
+            driver: node.driver.clone(),
+            images: node.images.clone(),
+            contacts: contacts.clone(),
+        });
+        let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
+        let mounts = Mounts::new(node.clone(), Some(exchange), mount_options(&config));
+        let parts = Arc::new(Parts {
+            node,
+            mounts,
+            control,
+            listening: heard_listening,
+            data,
+            contacts,
+            identity,
+            role,
+            zone: config.zone.clone(),
+            started: Instant::now(),
+            http: OnceLock::new(),
+        });
+        parts.mounts.restore().await?;
+        let http = parts.clone().serve_http(&config).await?;
+        let api = ApiServer::start(&config.socket, parts.clone())
+            .await
+            .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
+        tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
+        Ok(Self { parts, api, http, tasks: vec![driver, exchanging], on_stop: config.mounts.on_stop })
+    }
+
+    /// Stops in order: see the module.
+    pub async fn stop(self) {
+        tracing::info!("stopping");
+        self.api.stop().await;
+        if let Some(http) = &self.http {
+            http.stop();
+        }
+        self.parts.mounts.stop(self.on_stop == OnStop::Leave).await;
+        self.parts.control.stop().await;
+        self.parts.data.stop().await;
+        self.tasks.iter().for_each(JoinHandle::abort);
+        close(self.parts.node.store.clone()).await;
+        tracing::info!("stopped");
+    }
+}
+
+impl Parts {
+    async fn serve_http(self: Arc<Self>, config: &Config) -> Result<Option<MetricsServer>, StartError> {
+        if !config.http.enabled {
+            return Ok(None);
+        }
+        let address = config.http.listen;
+        let server = MetricsServer::start(address, self.clone()).await;
+        let server = server.map_err(|source| StartError::Http { address, source })?;
+        // Set here only.
+        let _ = self.http.set(server.address());
+        Ok(Some(server))
+    }
+
+    pub(crate) fn status(&self) -> StatusReply {
+        let id = self.identity_text();
+        let listening = self.listening.borrow().clone();
+        StatusReply {
+            version: env!("CARGO_PKG_VERSION").into(),
+            peer: id.clone(),
+            role: self.role.to_string(),
+            zone: self.zone.clone(),
+            control_addresses: listening.iter().map(|address| with_id(address, &id)).collect(),
+            data_address: self.data.local_address().to_string(),
+            http_address: self.http.get().map(ToString::to_string).unwrap_or_default(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            total: Some(self.node.traffic.snapshot()),
+            mounts: self.mounts.status(),
+            store: Some(self.store()),
+        }
+    }
+
+    fn identity_text(&self) -> String {
+        peer_text(self.identity.peer())
+    }
+
+    pub(crate) fn peers(&self) -> Vec<PeerStatus> {
+        let connections = self.data.connections();
+        let connection = |peer: PeerId| connections.iter().find(|connection| connection.peer == peer);
+        let all = self.contacts.all().into_iter().map(|(peer, known)| {
+            let open = connection(peer);
+            PeerStatus {
+                peer: peer_text(peer),
+                role: known.role.to_string(),
+                zone: known.zone.clone(),
+                connected: open.is_some(),
+                addresses: known.addresses.iter().map(ToString::to_string).collect(),
+                banned_seconds: known.banned_seconds(),
+                ban_reason: known.ban.map(|(_, reason)| reason).unwrap_or_default(),
+                received_bytes: open.map_or(0, |open| open.received_bytes),
+                sent_bytes: open.map_or(0, |open| open.sent_bytes),
+            }
+        });
+        all.collect()
+    }
+
+    fn store(&self) -> StoreStatus {
+        let usage = self.node.store.usage();
+        StoreStatus { blobs: usage.blobs, pieces: usage.pieces, bytes: usage.bytes, objects: usage.objects }
+    }
+}
+
+impl Vitals for Parts {
+    fn export(&self) {
+        self.node.traffic.export();
+        let store = self.store();
+        metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
+        metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
+        metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
+        metrics::gauge!("shoal_connections").set(self.data.connections().len() as f64);
+    }
+
+    fn ready(&self) -> bool {
+        self.mounts.ready()
+    }
+}
+
+/// What a node has with or without planes.
+struct Core {
+    node: Arc<Node>,
+    clock: Clock,
+    contacts: Contacts,
+    origin: Origin,
+    commands: tokio::sync::mpsc::Receiver<driver::Command>,
+    sender: tokio::sync::mpsc::WeakSender<driver::Command>,
+}
+
+impl Core {
+    async fn open(config: &Config) -> Result<Self, StartError> {
+        let data_dir = config.data_dir.clone();
+        let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, StoreOptions::default())).await;
+        let store = store.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let registry = Registry::new(registry_options(config)?)?;
+        let concurrency = config.registry.concurrency as usize;
+        let origin = Origin::new(registry, OriginOptions { concurrency, ..OriginOptions::default() });
+        let clock = Clock::start();
+        let (handle, commands) = driver::channel(clock);
+        let traffic = Arc::new(Traffic::default());
+        let images = Images::new(
+            store.clone(),
+            origin.clone(),
+            handle.clone(),
+            traffic.clone(),
+            config.read.deadline,
+        );
+        let sender = handle.downgrade();
+        let node = Node {
+            store,
+            driver: handle,
+            images,
+            decoded: Arc::new(ChunkCache::new(config.read.decoded_cache_bytes)),
+            traffic,
+            deadline: config.read.deadline,
+        };
+        Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, commands, sender })
+    }
+
+    /// Starts the scheduler's loop.
+    fn drive(self, config: &Config, me: PeerId, data: Option<DataPlane>) -> JoinHandle<()> {
+        let fetcher = Fetcher {
+            commands: self.sender,
+            data,
+            origin: self.origin,
+            store: self.node.store.clone(),
+            contacts: self.contacts,
+            traffic: self.node.traffic.clone(),
+        };
+        let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());
+        scheduling.labels = config.labels.clone();
+        scheduling.registry_slots = config.registry.concurrency;
+        scheduling.registry_reserve = scheduling.registry_reserve.min(config.registry.concurrency / 2);
+        let driver = Driver::new(scheduling, rand::random(), self.clock, self.commands, fetcher);
+        tokio::spawn(driver.run())
+    }
+}
+
+fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
+    let authfile = &config.registry.authfile;
+    Ok(RegistryOptions {
+        plain_http: config.registry.plain_http.clone(),
+        ca_files: config.registry.ca_files.clone(),
+        auth: if authfile.as_os_str().is_empty() { Authfile::default() } else { Authfile::load(authfile)? },
+        // The scheduler tries again, with everybody else in view; the client only spares it the hiccups.
+        retries: 1,
+        read_timeout: config.registry.timeout,
+        connect_timeout: config.registry.timeout.min(Duration::from_secs(10)),
+        ..RegistryOptions::default()
+    })
+}
+
+fn mount_options(config: &Config) -> MountOptions {
+    MountOptions {
+        threads: config.mounts.threads as usize,
+        read_ahead_kib: config.mounts.read_ahead_kib,
+        ..MountOptions::default()
+    }
+}
+
+/// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.
+fn admission(config: &Config, me: PeerId) -> Result<(Policy, Membership), StartError> {
+    let cluster = &config.cluster;
+    let policy = Policy::parse(&cluster.public_key)?;
+    policy.permits(config.data.listen.ip(), cluster.insecure_open)?;
+    let membership = match policy {
+        Policy::Open => Membership::open(me, config.role.into(), &config.zone)?,
+        Policy::Key(_) => Membership::load(&policy, &cluster.membership, &me, unix_now())?,
+    };
+    Ok((policy, membership))
+}
+
+/// What this node says of itself on the data plane.
+fn hello(config: &Config, membership: &Membership) -> Hello {
+    Hello {
+        version: VERSION,
+        min_version: MIN_VERSION,
+        features: 0,
+        membership: membership.shown().clone(),
+        role: config.role.into(),
+        zone: config.zone.clone(),
+        labels: config.labels.clone(),
+        // An unspecified address is none; then the others hear the right one from the control plane.
+        data_addresses: Some(config.data.listen).filter(|address| !address.ip().is_unspecified()).into_iter().collect(),
+        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+fn multiaddresses(key: &'static str, texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
+    let parse = |text: &String| text.parse().map_err(|_| StartError::Address { key, text: text.clone() });
+    texts.iter().map(parse).collect()
+}
+
+/// The address for others to join through.
+fn with_id(address: &Multiaddr, id: &str) -> String {
+    let named = address.iter().any(|part| matches!(part, Protocol::P2p(_)));
+    if named { address.to_string() } else { format!("{address}/p2p/{id}") }
+}
+
+/// A peer id as libp2p's tools print it.
+fn peer_text(peer: PeerId) -> String {
+    identity::to_libp2p(&peer).map_or_else(|_| peer.to_string(), |id| id.to_string())
+}
+
+async fn close(store: Store) {
+    match tokio::task::spawn_blocking(move || store.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!("closing the store: {}", crate::chain(&error)),
+        Err(panic) => tracing::error!("closing the store: {panic}"),
+    }
+}

@@ -1,0 +1,323 @@
+//! The loop around the scheduler: events in, actions out, no decision of its own.
+//!
+//! One task owns the [`Scheduler`]. Readers send it wants over a bounded channel and wait for the answer; fetches that
+//! it starts are tasks of their own, send their outcomes over the same channel, and never block the loop. The loop
+//! itself only ever waits for the channel, for a fetch to end, or for the scheduler's next deadline.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use shoal_proto::{BlobId, PeerId, Priority};
+use shoal_rafs::DecodedPiece;
+use shoal_scheduler::{
+    Action, BanReason, BlobKey, Config, Event, Item, Origin as WantOrigin, RequestId, Scheduler, Time, WantError, WantId,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::JoinMap;
+
+use crate::{
+    fetch::{Fetch, Fetcher, Target},
+    traffic::Provenance,
+};
+
+/// Wants and outcomes that may wait for the loop; senders wait when it is full.
+const QUEUE: usize = 1024;
+
+/// What a want ended with.
+#[derive(Debug, Clone)]
+pub enum Fetched {
+    /// A piece, verified and decoded, kept if the disk had room.
+    Piece {
+        /// Its chunks.
+        piece: Arc<DecodedPiece>,
+        /// Where it came from.
+        from: Provenance,
+    },
+    /// A whole object.
+    Object {
+        /// Its bytes.
+        bytes: Bytes,
+        /// Where it came from.
+        from: Provenance,
+    },
+    /// It is in the store, and was when the want was looked at.
+    Present,
+}
+
+/// Why a want failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WantFailed {
+    /// Nobody could give it in time.
+    #[error(transparent)]
+    Unavailable(#[from] WantError),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// The node's clock: the scheduler's time is what has passed since the start.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Starts now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// A moment of the system's monotonic clock, in the scheduler's time; the start for what was before it.
+    pub fn at(&self, moment: Instant) -> Time {
+        Time::ZERO + moment.saturating_duration_since(self.0)
+    }
+
+    /// The scheduler's present.
+    pub fn now(&self) -> Time {
+        self.at(Instant::now())
+    }
+}
+
+/// What the loop is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// From now on pieces of this blob, or this object, can be wanted.
+    Add { key: BlobKey, target: Target, event: Event },
+    /// See [`DriverHandle::want`].
+    Want { want: WantId, item: Item, priority: Priority, deadline: Time, origin: WantOrigin, reply: Reply },
+    /// A fetch brought an item, verified and stored.
+    Delivered { request: RequestId, item: Item, bytes: u64, fetched: Fetched },
+    /// Anything else that the scheduler should know.
+    Event(Event),
+    /// Whether this node is home to an item; `None` when nobody is.
+    HomeOf { item: Item, reply: oneshot::Sender<Option<PeerId>> },
+}
+
+type Reply = oneshot::Sender<Result<Fetched, WantFailed>>;
+
+/// Talks to the loop. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DriverHandle {
+    commands: mpsc::Sender<Command>,
+    next: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+impl DriverHandle {
+    /// For those that the loop itself starts: they must not keep it running.
+    pub(crate) fn downgrade(&self) -> mpsc::WeakSender<Command> {
+        self.commands.downgrade()
+    }
+
+    /// Makes `key` known with what is needed to fetch it. Again for the same key: what is new is added.
+    pub(crate) async fn add(&self, key: BlobKey, target: Target) {
+        let event = target.event(key);
+        self.send(Command::Add { key, target, event }).await;
+    }
+
+    /// Tells the scheduler something.
+    pub(crate) async fn event(&self, event: Event) {
+        self.send(Command::Event(event)).await;
+    }
+
+    /// The seed peer that is home to `item`, as far as this node knows.
+    pub(crate) async fn home_of(&self, item: Item) -> Option<PeerId> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::HomeOf { item, reply }).await;
+        answer.await.ok().flatten()
+    }
+
+    /// Waits until `item` is present, for at most `patience`. Dropping the future takes the want back.
+    ///
+    /// # Errors
+    /// [`WantFailed`], with every source that was tried.
+    pub async fn want(
+        &self,
+        item: Item,
+        priority: Priority,
+        patience: Duration,
+        origin: WantOrigin,
+    ) -> Result<Fetched, WantFailed> {
+        let want = WantId(self.next.fetch_add(1, Relaxed));
+        let (reply, answer) = oneshot::channel();
+        let deadline = self.clock.now() + patience;
+        let mut guard = Unwant { want: Some(want), commands: &self.commands };
+        self.send(Command::Want { want, item, priority, deadline, origin, reply }).await;
+        let outcome = answer.await.unwrap_or(Err(WantFailed::Stopping));
+        guard.want = None;
+        outcome
+    }
+
+    async fn send(&self, command: Command) {
+        // The loop ends only when the node stops; whoever waits for an answer then sees its reply dropped.
+        let _ = self.commands.send(command).await;
+    }
+}
+
+/// Takes a want back whose future was dropped.
+struct Unwant<'a> {
+    want: Option<WantId>,
+    commands: &'a mpsc::Sender<Command>,
+}
+
+impl Drop for Unwant<'_> {
+    fn drop(&mut self) {
+        if let Some(want) = self.want {
+            // With a full queue the want lives on until its deadline, which is bounded too.
+            let _ = self.commands.try_send(Command::Event(Event::Unwant { want }));
+        }
+    }
+}
+
+/// The loop's state.
+pub(crate) struct Driver {
+    scheduler: Scheduler,
+    clock: Clock,
+    commands: mpsc::Receiver<Command>,
+    fetcher: Fetcher,
+    targets: HashMap<BlobKey, Target>,
+    waiters: HashMap<WantId, (Item, Reply)>,
+    fetches: JoinMap<RequestId, ()>,
+    /// The item that the event in hand delivered, for the wants that it completes.
+    delivered: Option<(Item, Fetched)>,
+}
+
+/// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
+pub(crate) fn channel(clock: Clock) -> (DriverHandle, mpsc::Receiver<Command>) {
+    let (commands, received) = mpsc::channel(QUEUE);
+    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock }, received)
+}
+
+impl Driver {
+    pub(crate) fn new(
+        config: Config,
+        seed: [u8; 32],
+        clock: Clock,
+        commands: mpsc::Receiver<Command>,
+        fetcher: Fetcher,
+    ) -> Self {
+        Self {
+            scheduler: Scheduler::new(config, clock.now(), seed),
+            clock,
+            commands,
+            fetcher,
+            targets: HashMap::new(),
+            waiters: HashMap::new(),
+            fetches: JoinMap::new(),
+            delivered: None,
+        }
+    }
+
+    /// Runs until every handle is gone or the task is aborted; both end the fetches under way.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let timeout = self.scheduler.poll_timeout();
+            let sleep = async {
+                match timeout {
+                    Some(at) => tokio::time::sleep(at.since(self.clock.now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.handle(command),
+                    None => return,
+                },
+                Some((request, ended)) = self.fetches.join_next() => {
+                    // A fetch says itself, behind its last outcome, that it is finished; unless it panics.
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!("a fetch panicked: {error}");
+                        self.scheduler.handle_event(self.clock.now(), Event::Finished { request });
+                    }
+                }
+                () = sleep => self.scheduler.handle_timeout(self.clock.now()),
+            }
+            while let Some(action) = self.scheduler.poll_action(self.clock.now()) {
+                self.act(action);
+            }
+            self.delivered = None;
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        let now = self.clock.now();
+        let event = match command {
+            Command::Add { key, target, event } => {
+                self.targets.entry(key).and_modify(|known| known.merge(&target)).or_insert(target);
+                event
+            }
+            Command::Want { want, item, priority, deadline, origin, reply } => {
+                self.waiters.insert(want, (item, reply));
+                Event::Want { want, item, priority, deadline, origin }
+            }
+            Command::Delivered { request, item, bytes, fetched } => {
+                self.delivered = Some((item, fetched));
+                Event::Delivered { request, item, bytes }
+            }
+            Command::Event(event) => {
+                if let Event::Unwant { want } = &event {
+                    self.waiters.remove(want);
+                }
+                event
+            }
+            Command::HomeOf { item, reply } => {
+                // Nobody waits any more when this fails.
+                let _ = reply.send(self.scheduler.home_of(item, now));
+                return;
+            }
+        };
+        self.scheduler.handle_event(now, event);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Request { request, peer, blob, pieces, priority, source, deadline } => {
+                let deadline = deadline.since(self.clock.now());
+                self.start(request, blob, pieces, priority, Fetch::Peer { peer, source, deadline });
+            }
+            Action::BackToSource { request, blob, pieces, priority, .. } => {
+                self.start(request, blob, pieces, priority, Fetch::Registry);
+            }
+            Action::Cancel { request } => {
+                self.fetches.abort(&request);
+            }
+            Action::Complete { want, outcome, .. } => self.complete(want, outcome),
+            Action::Ban { peer, until, reason: BanReason::WrongBytes(item) } => {
+                let reason = format!("wrong bytes for piece {} of {}", item.piece, BlobId::new(item.blob.id));
+                self.fetcher.ban(peer, until.since(self.clock.now()), &reason);
+            }
+            Action::Connect { peer } => self.fetcher.connect(peer),
+        }
+    }
+
+    fn start(&mut self, request: RequestId, blob: BlobKey, pieces: Vec<u32>, priority: Priority, how: Fetch) {
+        if let Some(target) = self.targets.get(&blob) {
+            let fetch = self.fetcher.run(request, blob, target.clone(), pieces, priority, how);
+            self.fetches.spawn(request, fetch);
+        } else {
+            // Only possible for a blob that was forgotten between the decision and now.
+            self.scheduler.handle_event(self.clock.now(), Event::Finished { request });
+        }
+    }
+
+    fn complete(&mut self, want: WantId, outcome: Result<(), WantError>) {
+        let Some((item, reply)) = self.waiters.remove(&want) else { return };
+        let outcome = outcome.map_err(WantFailed::from).map(|()| match &self.delivered {
+            Some((delivered, fetched)) if *delivered == item => fetched.clone(),
+            _ => Fetched::Present,
+        });
+        // The reader may have gone.
+        let _ = reply.send(outcome);
+        if matches!(self.targets.get(&item.blob), Some(Target::Object(_)))
+            && !self.waiters.values().any(|(waiting, _)| waiting.blob == item.blob)
+        {
+            self.targets.remove(&item.blob);
+            self.scheduler.handle_event(self.clock.now(), Event::BlobRemoved { blob: item.blob });
+        }
+    }
+}

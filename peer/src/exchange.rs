@@ -1,0 +1,284 @@
+//! Who has what: interest, bitfields and peer exchange between neighbours, and what the control plane says of nodes.
+//!
+//! Whoever reads an image tells every neighbour that it is interested in its blobs, and hears from then on what they can
+//! serve: at once all of it, later what is new, at most every [`HAVE_INTERVAL`]. With the first answer come contacts of
+//! others that are interested, so that neighbours are found without asking the DHT. No decision about pieces is made
+//! here; the scheduler hears everything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use libp2p::Multiaddr;
+use shoal_proto::{Bitfield, BlobId, Contact, Have, MAX_CONTACTS, MAX_WIRE_PIECES, Message, ObjectId, PeerId, Role};
+use shoal_scheduler::Event;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    contacts::Contacts,
+    control::{Control, ControlEvent},
+    data::{DataPlane, PeerEvent},
+    driver::{Clock, DriverHandle},
+    images::{Image, ImageBlob, Images},
+};
+
+/// Shortest time between two announcements of new pieces.
+const HAVE_INTERVAL: Duration = Duration::from_millis(100);
+/// Neighbours that a node looks for by itself, without a reason such as a home or a shared image.
+const FEW_NEIGHBOURS: usize = 8;
+/// Most neighbours that peer exchange leads to.
+const MANY_NEIGHBOURS: usize = 32;
+/// Most blobs whose interested peers are remembered, and most peers of one.
+const MAX_TOPICS: usize = 4096;
+const MAX_INTERESTED: usize = 256;
+
+/// A blob as one image names its pieces: what interest and bitfields are about.
+type Topic = (ObjectId, BlobId);
+
+/// The exchange with the neighbours. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Exchange {
+    parts: Arc<ExchangeParts>,
+    state: Arc<Mutex<State>>,
+}
+
+/// What the exchange works with.
+pub(crate) struct ExchangeParts {
+    pub me: PeerId,
+    pub role: Role,
+    pub zone: String,
+    pub clock: Clock,
+    pub data: DataPlane,
+    pub control: Control,
+    /// Where the control plane listens, for people.
+    pub listening: watch::Sender<Vec<Multiaddr>>,
+    pub driver: DriverHandle,
+    pub images: Images,
+    pub contacts: Contacts,
+}
+
+#[derive(Default)]
+struct State {
+    /// Images that this node reads.
+    mine: BTreeSet<ObjectId>,
+    /// Who wants to hear about which blob.
+    interested: BTreeMap<Topic, BTreeSet<PeerId>>,
+    /// What they were told.
+    told: BTreeMap<Topic, Bitfield>,
+    /// Blobs with a provider record of ours.
+    announced: BTreeSet<BlobId>,
+}
+
+impl Exchange {
+    pub(crate) fn new(parts: ExchangeParts) -> Self {
+        Self { parts: Arc::new(parts), state: Arc::default() }
+    }
+
+    /// Runs until both planes have ended.
+    pub(crate) async fn run(
+        self,
+        mut peers: mpsc::Receiver<PeerEvent>,
+        mut control: mpsc::Receiver<ControlEvent>,
+    ) {
+        let mut tick = tokio::time::interval(HAVE_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(event) = peers.recv() => self.peer(event).await,
+                Some(event) = control.recv() => self.control(event).await,
+                _ = tick.tick() => self.tell_news().await,
+                else => return,
+            }
+        }
+    }
+
+    /// From now on this node reads `image`: its neighbours are told, and more are looked for.
+    pub(crate) fn interested_in(&self, image: &Arc<Image>) {
+        if !self.lock().mine.insert(image.layer) {
+            return;
+        }
+        let (exchange, image) = (self.clone(), image.clone());
+        tokio::spawn(async move {
+            for connection in exchange.parts.data.connections() {
+                exchange.show_interest(connection.peer, &image);
+            }
+            for blob in &image.blobs {
+                if let Err(error) = exchange.parts.control.find_providers(blob.table.blob()).await {
+                    tracing::debug!("no look-up: {error}");
+                }
+            }
+        });
+    }
+
+    async fn peer(&self, event: PeerEvent) {
+        match event {
+            PeerEvent::Up { peer, hello } => {
+                self.parts.contacts.seen(peer, hello.role, &hello.zone, &hello.data_addresses);
+                let up = Event::PeerUp { peer, role: hello.role, zone: hello.zone, labels: hello.labels };
+                self.parts.driver.event(up).await;
+                let mine = self.lock().mine.clone();
+                for image in mine.into_iter().filter_map(|layer| self.parts.images.loaded(layer)) {
+                    self.show_interest(peer, &image);
+                }
+            }
+            PeerEvent::Down { peer, why } => {
+                tracing::debug!(%peer, "disconnected: {why}");
+                self.lock().interested.values_mut().for_each(|peers| drop(peers.remove(&peer)));
+                self.parts.driver.event(Event::PeerDown { peer }).await;
+            }
+            PeerEvent::Have { peer, have } => {
+                if let Some(blob) = self.blob((have.bootstrap, have.blob)) {
+                    let Have { first, pieces, full, .. } = have;
+                    self.parts.driver.event(Event::PeerHave { peer, blob: blob.key, first, have: pieces, full }).await;
+                }
+            }
+            PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)),
+            PeerEvent::Peers { contacts, .. } => {
+                for contact in contacts {
+                    let peer = contact.peer;
+                    self.parts.contacts.heard_of(contact);
+                    self.approach(peer, MANY_NEIGHBOURS);
+                }
+            }
+        }
+    }
+
+    async fn control(&self, event: ControlEvent) {
+        match event {
+            ControlEvent::PeerSeen { peer, role, zone, data_addresses } => {
+                self.parts.contacts.seen(peer, role, &zone, &data_addresses);
+                self.approach(peer, FEW_NEIGHBOURS);
+            }
+            ControlEvent::Lease { peer, zone, capacity, data_addresses, until } => {
+                self.parts.contacts.seen(peer, Role::Seed, &zone, &data_addresses);
+                if zone == self.parts.zone {
+                    self.approach(peer, usize::MAX);
+                }
+                let until = self.parts.clock.at(until);
+                self.parts.driver.event(Event::Lease { peer, zone, capacity: capacity.into(), until }).await;
+            }
+            ControlEvent::LeaseEnded { peer } => self.parts.driver.event(Event::LeaseEnded { peer }).await,
+            ControlEvent::Providers { peers, .. } => {
+                peers.into_iter().for_each(|peer| self.approach(peer, MANY_NEIGHBOURS));
+            }
+            ControlEvent::Listening(addresses) => {
+                addresses.iter().for_each(|address| tracing::info!("control plane listens on {address}"));
+                self.parts.listening.send_replace(addresses);
+            }
+            ControlEvent::PeerLost { peer } => tracing::debug!(%peer, "gone from the control plane"),
+        }
+    }
+
+    /// Connects to `peer` unless there are `enough` neighbours.
+    fn approach(&self, peer: PeerId, enough: usize) {
+        let parts = &self.parts;
+        if peer == parts.me || parts.contacts.is_banned(peer) || parts.data.connections().len() >= enough {
+            return;
+        }
+        parts.data.connect(peer, &parts.contacts.addresses(peer));
+    }
+
+    fn show_interest(&self, peer: PeerId, image: &Image) {
+        for blob in &image.blobs {
+            let interest = Message::Interest { bootstrap: image.layer, blob: blob.table.blob() };
+            self.notify(peer, interest);
+        }
+    }
+
+    fn heard_interest(&self, peer: PeerId, topic: Topic) {
+        let others = {
+            let mut state = self.lock();
+            if state.interested.len() >= MAX_TOPICS && !state.interested.contains_key(&topic) {
+                state.interested.retain(|_, peers| !peers.is_empty());
+            }
+            if state.interested.len() >= MAX_TOPICS && !state.interested.contains_key(&topic) {
+                return;
+            }
+            let peers = state.interested.entry(topic).or_default();
+            if peers.len() < MAX_INTERESTED {
+                peers.insert(peer);
+            }
+            // Any of them will do; the ids are random, so their order is as good as a draw.
+            let others = peers.range((std::ops::Bound::Excluded(peer), std::ops::Bound::Unbounded));
+            others.chain(peers.range(..peer)).copied().take(MAX_CONTACTS).collect::<Vec<_>>()
+        };
+        if let Some(blob) = self.blob(topic) {
+            let present = blob.handle.present();
+            for have in windows(topic, &present, true) {
+                self.notify(peer, Message::Have(have));
+            }
+            self.lock().told.entry(topic).or_insert(present);
+        }
+        let contacts = others.into_iter().map(|peer| Contact { peer, addresses: self.parts.contacts.addresses(peer) });
+        let contacts: Vec<_> = contacts.filter(|contact| !contact.addresses.is_empty()).collect();
+        if !contacts.is_empty() {
+            self.notify(peer, Message::Peers { blob: topic.1, contacts });
+        }
+    }
+
+    /// Tells who is interested what is new since the last time.
+    async fn tell_news(&self) {
+        let topics: Vec<_> = {
+            let state = self.lock();
+            let listened = state.interested.iter().filter(|(_, peers)| !peers.is_empty());
+            listened.map(|(topic, peers)| (*topic, peers.clone())).collect()
+        };
+        for (topic, peers) in topics {
+            let Some(blob) = self.blob(topic) else { continue };
+            let present = blob.handle.present();
+            let told = self.lock().told.insert(topic, present.clone());
+            let mut news = present;
+            if let Some(told) = told {
+                news.subtract(&told);
+            }
+            if news.is_empty() {
+                continue;
+            }
+            for have in windows(topic, &news, false) {
+                for &peer in &peers {
+                    self.notify(peer, Message::Have(have.clone()));
+                }
+            }
+            self.announce(&blob).await;
+        }
+    }
+
+    /// Seed peers, and nodes that hold half of a blob, are worth a provider record.
+    async fn announce(&self, blob: &ImageBlob) {
+        let id = blob.table.blob();
+        let half = blob.handle.present().count() * 2 >= blob.table.len();
+        if (self.parts.role == Role::Seed || half)
+            && self.lock().announced.insert(id)
+            && let Err(error) = self.parts.control.announce(id).await
+        {
+            tracing::debug!("not announced: {error}");
+        }
+    }
+
+    fn blob(&self, (layer, id): Topic) -> Option<ImageBlob> {
+        let image = self.parts.images.loaded(layer)?;
+        image.blobs.iter().find(|blob| blob.table.blob() == id).cloned()
+    }
+
+    fn notify(&self, peer: PeerId, message: Message) {
+        if let Err(error) = self.parts.data.notify(peer, message) {
+            tracing::trace!(%peer, "not told: {error}");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `pieces` cut to what fits a message; of a full set every window, of news only those with something in it.
+fn windows((bootstrap, blob): Topic, pieces: &Bitfield, full: bool) -> Vec<Have> {
+    let starts = (0..pieces.len()).step_by(MAX_WIRE_PIECES as usize);
+    let windows = starts.map(|first| {
+        let end = pieces.len().min(first.saturating_add(MAX_WIRE_PIECES));
+        Have { bootstrap, blob, full, first, pieces: pieces.window(first, end - first) }
+    });
+    windows.filter(|have| full || !have.pieces.is_empty()).collect()
+}

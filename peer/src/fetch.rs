@@ -1,0 +1,404 @@
+//! One fetch: asks a peer or the registry for a run of pieces or an object, verifies what comes, stores it, and reports
+//! each outcome to the scheduler's loop.
+//!
+//! Nothing that has not verified leaves this module: [`Target::accept`] is the only way into the store.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use shoal_proto::{Asked, BlobId, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request};
+use shoal_rafs::{Piece, PieceTable, oci::Source};
+use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
+use tokio::sync::mpsc;
+
+use crate::{
+    contacts::Contacts,
+    data::{Answer, AnswerStream, DataPlane},
+    driver::{Command, Fetched},
+    origin::{self, OriginError},
+    store::{BlobHandle, Store},
+    traffic::{Provenance, Traffic},
+};
+
+/// Most bytes of an object: a bootstrap layer of a few million files is below it.
+pub const MAX_OBJECT: u64 = 1 << 30;
+
+/// What a key of the scheduler stands for.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// A data blob as one image, or several that agree, name its pieces.
+    Blob(Arc<BlobTarget>),
+    /// A manifest, a bootstrap layer: anything named by the hash of all its bytes.
+    Object(Arc<ObjectTarget>),
+}
+
+/// All that is needed to fetch, verify and keep a blob's pieces.
+#[derive(Debug)]
+pub(crate) struct BlobTarget {
+    /// Where a registry has it.
+    pub source: Source,
+    /// The bootstrap layer that names the pieces.
+    pub bootstrap: ObjectId,
+    /// The pieces.
+    pub table: Arc<PieceTable>,
+    /// Where they are kept.
+    pub handle: BlobHandle,
+    /// The same blob in other images that agree about the pieces that they share; they may name pieces that this one
+    /// does not.
+    pub others: Vec<Arc<BlobTarget>>,
+}
+
+/// All that is needed to fetch, verify and keep an object.
+#[derive(Debug)]
+pub(crate) struct ObjectTarget {
+    /// Where a registry has it.
+    pub source: Source,
+    /// Its digest.
+    pub id: ObjectId,
+    /// Which of the registry's two stores holds it.
+    pub kind: ObjectKind,
+    /// Its size where a descriptor tells it, otherwise the most that is accepted.
+    pub limit: u64,
+}
+
+impl Target {
+    /// The event that makes the target known to the scheduler.
+    pub(crate) fn event(&self, blob: BlobKey) -> Event {
+        match self {
+            Self::Blob(target) => {
+                let extents: Arc<[Range<u64>]> = (0..target.table.len())
+                    .map(|n| target.table.piece(n).map(|piece| piece.encoded()).unwrap_or_default())
+                    .collect();
+                Event::BlobAdded { blob, extents, present: target.handle.present() }
+            }
+            Self::Object(target) => {
+                let whole: Arc<[Range<u64>]> = [0..target.limit.max(1)].into();
+                Event::BlobAdded { blob, extents: whole, present: shoal_proto::Bitfield::new(1) }
+            }
+        }
+    }
+
+    /// Adds what another image knows of the same blob.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        if let (Self::Blob(mine), Self::Blob(theirs)) = (self, other)
+            && mine.bootstrap != theirs.bootstrap
+            && !mine.others.iter().any(|known| known.bootstrap == theirs.bootstrap)
+        {
+            let others = mine.others.iter().chain([theirs]).cloned().collect();
+            *mine = Arc::new(BlobTarget {
+                source: mine.source.clone(),
+                bootstrap: mine.bootstrap,
+                table: mine.table.clone(),
+                handle: mine.handle.clone(),
+                others,
+            });
+        }
+    }
+}
+
+impl BlobTarget {
+    /// The piece, and the blob as an image sees it that names this piece.
+    fn naming(&self, piece: u32) -> Option<(&Self, &Piece)> {
+        let named = |blob: &'_ Self| blob.table.piece(piece).is_some();
+        let blob = if named(self) { self } else { self.others.iter().find(|other| named(other))? };
+        Some((blob, blob.table.piece(piece)?))
+    }
+}
+
+/// Whom to ask.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fetch {
+    /// A peer, which is told how long we shall wait; with `source` it is asked as the home.
+    Peer { peer: PeerId, source: bool, deadline: Duration },
+    /// The registry.
+    Registry,
+}
+
+/// What fetches share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Fetcher {
+    pub commands: mpsc::WeakSender<Command>,
+    pub data: Option<DataPlane>,
+    pub origin: origin::Origin,
+    pub store: Store,
+    pub contacts: Contacts,
+    pub traffic: Arc<Traffic>,
+}
+
+/// Why a piece or an object was not accepted, and how many chunks were in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+struct Rejected {
+    chunks: u64,
+    why: String,
+}
+
+impl Fetcher {
+    /// Dials `peer` where it was last seen. The outcome is an event of the data plane.
+    pub(crate) fn connect(&self, peer: PeerId) {
+        if let Some(data) = &self.data {
+            data.connect(peer, &self.contacts.addresses(peer));
+        }
+    }
+
+    /// Closes the connection to `peer` and refuses it for `time`.
+    pub(crate) fn ban(&self, peer: PeerId, time: Duration, reason: &str) {
+        tracing::warn!(%peer, "banned for {} s: {reason}", time.as_secs());
+        self.contacts.ban(peer, time, reason);
+        if let Some(data) = &self.data {
+            data.ban(peer, time);
+        }
+    }
+
+    /// Carries one request of the scheduler out. Cancel safe: what has verified is kept, the rest is dropped.
+    pub(crate) fn run(
+        &self,
+        request: RequestId,
+        blob: BlobKey,
+        target: Target,
+        pieces: Vec<u32>,
+        priority: Priority,
+        how: Fetch,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let fetch = Running { fetcher: self.clone(), request, blob, target, priority };
+        async move {
+            match how {
+                Fetch::Peer { peer, source, deadline } => fetch.from_peer(peer, source, deadline, &pieces).await,
+                Fetch::Registry => fetch.from_registry(&pieces).await,
+            }
+            fetch.report(Event::Finished { request }).await;
+        }
+    }
+}
+
+/// One request of the scheduler, under way.
+struct Running {
+    fetcher: Fetcher,
+    request: RequestId,
+    blob: BlobKey,
+    target: Target,
+    priority: Priority,
+}
+
+impl Running {
+    async fn from_peer(&self, peer: PeerId, source: bool, deadline: Duration, pieces: &[u32]) {
+        let Some(data) = &self.fetcher.data else {
+            return self.failed(Failure::Transport).await;
+        };
+        for (asked, image, limits) in self.questions(pieces) {
+            let request = Request {
+                // The data plane numbers the requests of a connection.
+                id: 0,
+                image,
+                what: asked,
+                priority: self.priority,
+                source,
+                deadline,
+            };
+            match data.request(peer, request, limits).await {
+                Ok(answers) => self.take_answers(peer, answers).await,
+                Err(error) => {
+                    tracing::debug!(%peer, "request failed: {error}");
+                    return self.failed(Failure::Transport).await;
+                }
+            }
+        }
+    }
+
+    /// What to ask a peer for `pieces`, image by image, with the greatest length that each answer may have.
+    fn questions(&self, pieces: &[u32]) -> Vec<(Asked, ImageSource, Vec<u64>)> {
+        let blob = match &self.target {
+            Target::Object(object) => {
+                let asked = Asked::Object { id: object.id, kind: object.kind };
+                return vec![(asked, on_the_wire(&object.source), vec![object.limit])];
+            }
+            Target::Blob(blob) => blob,
+        };
+        let mut questions: Vec<(Asked, ImageSource, Vec<u64>)> = Vec::new();
+        for &number in pieces {
+            let Some((named, piece)) = blob.naming(number) else { continue };
+            let length = piece.encoded().end - piece.encoded().start;
+            if let Some((Asked::Pieces { bootstrap, first, fingerprints, .. }, _, limits)) = questions.last_mut()
+                && *bootstrap == named.bootstrap
+                && u64::from(*first) + fingerprints.len() as u64 == u64::from(number)
+            {
+                fingerprints.push(piece.fingerprint());
+                limits.push(length);
+            } else {
+                let asked = Asked::Pieces {
+                    bootstrap: named.bootstrap,
+                    blob: named.table.blob(),
+                    first: number,
+                    fingerprints: vec![piece.fingerprint()],
+                };
+                questions.push((asked, on_the_wire(&named.source), vec![length]));
+            }
+        }
+        questions
+    }
+
+    async fn take_answers(&self, peer: PeerId, mut answers: AnswerStream) {
+        let request = self.request;
+        let from = Provenance::from(self.fetcher.contacts.role(peer));
+        while let Some(answer) = answers.next().await {
+            let event = match answer {
+                Ok(Answer::Data { piece, bytes }) => {
+                    if self.take(piece, bytes, from).await {
+                        continue;
+                    }
+                    // The rest of what a liar says is not worth hearing.
+                    return self.failed(Failure::WrongBytes).await;
+                }
+                Ok(Answer::NotHave { piece }) => Event::NotHave { request, item: self.item(piece) },
+                Ok(Answer::Pending { eta }) => Event::Pending { request, eta },
+                Ok(Answer::Busy { retry_after, alternates }) => {
+                    let peers = alternates.iter().map(|contact| contact.peer).collect();
+                    alternates.into_iter().for_each(|contact| self.fetcher.contacts.heard_of(contact));
+                    Event::Busy { request, retry_after, alternates: peers }
+                }
+                Ok(Answer::NotMyHome { members }) => Event::NotMyHome { request, members },
+                Ok(Answer::CannotSource { reason }) => {
+                    tracing::info!(%peer, "cannot source: {reason}");
+                    Event::CannotSource { request }
+                }
+                Err(error) => {
+                    tracing::debug!(%peer, "answer broke off: {error}");
+                    return self.failed(Failure::Transport).await;
+                }
+            };
+            self.report(event).await;
+        }
+    }
+
+    async fn from_registry(&self, pieces: &[u32]) {
+        match &self.target {
+            Target::Object(object) => {
+                let (id, kind, limit) = (object.id, object.kind, object.limit);
+                let read = self.fetcher.origin.object(&object.source, id, kind.into(), limit, self.priority);
+                match read.await {
+                    Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry).await),
+                    Err(error) => self.registry_failed(&object.source, &error).await,
+                }
+            }
+            Target::Blob(blob) => {
+                let mut rest = pieces;
+                while let Some((named, _)) = rest.first().and_then(|&piece| blob.naming(piece)) {
+                    let run = rest.iter().take_while(|&&piece| named.table.piece(piece).is_some()).count();
+                    self.run_from_registry(named, &rest[..run]).await;
+                    rest = &rest[run..];
+                }
+            }
+        }
+    }
+
+    async fn run_from_registry(&self, blob: &BlobTarget, pieces: &[u32]) {
+        let read = self.fetcher.origin.pieces(&blob.source, &blob.table, pieces, self.priority);
+        let mut read = std::pin::pin!(read);
+        while let Some(next) = read.next().await {
+            match next {
+                Ok((piece, bytes)) => {
+                    if !self.take(piece, bytes, Provenance::Registry).await {
+                        self.failed(Failure::WrongBytes).await;
+                    }
+                }
+                Err(error) => return self.registry_failed(&blob.source, &error).await,
+            }
+        }
+    }
+
+    async fn registry_failed(&self, source: &Source, error: &OriginError) {
+        tracing::warn!("{source}: {}", crate::chain(error));
+        let (retry_after, permanent) = match error {
+            OriginError::Registry(error) => (error.retry_after(), !error.is_transient()),
+            OriginError::Unnamed { .. } => (None, true),
+        };
+        self.failed(Failure::Registry { retry_after, permanent }).await;
+    }
+
+    /// Verifies, stores and reports one piece or object; false when it is wrong.
+    async fn take(&self, piece: u32, bytes: Bytes, from: Provenance) -> bool {
+        let (length, item) = (bytes.len() as u64, self.item(piece));
+        match self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await {
+            Ok((fetched, chunks)) => {
+                match fetched {
+                    Fetched::Object { .. } => self.fetcher.traffic.object(from, length),
+                    _ => self.fetcher.traffic.piece(from, length, chunks),
+                }
+                self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
+                true
+            }
+            Err(rejected) => {
+                tracing::warn!(blob = %BlobId::new(self.blob.id), piece, ?from, "rejected: {rejected}");
+                self.fetcher.traffic.rejected(length, rejected.chunks);
+                false
+            }
+        }
+    }
+
+    fn item(&self, piece: u32) -> Item {
+        Item { blob: self.blob, piece }
+    }
+
+    async fn failed(&self, reason: Failure) {
+        self.report(Event::Failed { request: self.request, reason }).await;
+    }
+
+    async fn report(&self, event: Event) {
+        self.send(Command::Event(event)).await;
+    }
+
+    async fn send(&self, command: Command) {
+        if let Some(commands) = self.fetcher.commands.upgrade() {
+            // The loop is gone when the node stops; then nobody cares.
+            let _ = commands.send(command).await;
+        }
+    }
+}
+
+impl Target {
+    /// The one gate into the store: verifies `bytes`, keeps them, and gives the decoded piece (or the object) with the
+    /// number of chunks in it. A full disk does not fail it: what is verified is handed on without being kept.
+    async fn accept(self, store: Store, piece: u32, bytes: Bytes, from: Provenance) -> Result<(Fetched, u64), Rejected> {
+        let checked = tokio::task::spawn_blocking(move || match self {
+            Self::Blob(blob) => accept_piece(&blob, piece, &bytes, from),
+            Self::Object(object) => accept_object(&object, &store, bytes, from),
+        });
+        checked.await.unwrap_or_else(|panic| Err(Rejected { chunks: 0, why: panic.to_string() }))
+    }
+}
+
+fn accept_piece(blob: &BlobTarget, piece: u32, bytes: &[u8], from: Provenance) -> Result<(Fetched, u64), Rejected> {
+    let Some((named, layout)) = blob.naming(piece) else {
+        return Err(Rejected { chunks: 0, why: "no image names this piece".into() });
+    };
+    let chunks = layout.chunks().len() as u64;
+    let decoded = named.table.decode(piece, bytes).map_err(|e| Rejected { chunks, why: crate::chain(&e) })?;
+    if let Err(error) = named.handle.write(piece, bytes) {
+        metrics::counter!("shoal_not_kept_total").increment(1);
+        tracing::warn!("piece {piece} of blob {} is used but not kept: {error}", named.table.blob());
+    }
+    Ok((Fetched::Piece { piece: Arc::new(decoded), from }, chunks))
+}
+
+fn accept_object(
+    object: &ObjectTarget,
+    store: &Store,
+    bytes: Bytes,
+    from: Provenance,
+) -> Result<(Fetched, u64), Rejected> {
+    use sha2::Digest;
+    if sha2::Sha256::digest(&bytes)[..] != object.id.as_bytes()[..] {
+        return Err(Rejected { chunks: 0, why: format!("not the object {}", object.id) });
+    }
+    if let Err(error) = store.put_object(object.id, &bytes) {
+        metrics::counter!("shoal_not_kept_total").increment(1);
+        tracing::warn!("object {} is used but not kept: {error}", object.id);
+    }
+    Ok((Fetched::Object { bytes, from }, 0))
+}
+
+/// What a peer is told of where an image's bytes come from.
+fn on_the_wire(source: &Source) -> ImageSource {
+    ImageSource { registry: source.registry().to_owned(), repository: source.repository().to_owned() }
+}

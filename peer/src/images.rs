@@ -1,0 +1,332 @@
+//! From a reference to an image that can be read: manifest, bootstrap layer, bootstrap, and its blobs in the store.
+//!
+//! Everything below the tag goes by digest and through the swarm, so that a thousand nodes that mount one image cost the
+//! registry one manifest and one bootstrap. An image is loaded once and shared by all that use it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
+use shoal_rafs::{
+    Bootstrap, BootstrapError, PieceTable,
+    oci::{
+        LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source, read_bootstrap_layer,
+    },
+};
+use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
+use tokio::sync::OnceCell;
+
+use crate::{
+    driver::{DriverHandle, Fetched, WantFailed},
+    fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
+    origin::Origin,
+    store::{BlobHandle, Store, StoreError},
+    traffic::{Provenance, Traffic},
+};
+
+/// Most bytes of a manifest or an index, as registries limit them.
+const MAX_MANIFEST: u64 = 4 << 20;
+/// Most images in memory beside those in use.
+const MAX_IDLE_IMAGES: usize = 16;
+
+/// Why an image could not be loaded.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    /// The reference could not be resolved at the registry.
+    #[error("cannot resolve {reference}")]
+    Resolve {
+        /// The reference.
+        reference: String,
+        /// What the registry said.
+        #[source]
+        source: Arc<RegistryError>,
+    },
+    /// A manifest or a bootstrap layer could not be had from anybody.
+    #[error("cannot get object sha256:{object}")]
+    Object {
+        /// The object.
+        object: ObjectId,
+        /// Who was tried.
+        #[source]
+        source: WantFailed,
+    },
+    /// The manifest is not one of a lazy image.
+    #[error("manifest sha256:{manifest}")]
+    Manifest {
+        /// The manifest.
+        manifest: ObjectId,
+        /// What is wrong with it.
+        #[source]
+        source: Arc<ManifestError>,
+    },
+    /// An index that names another index.
+    #[error("index sha256:{manifest} names an index where an image should be")]
+    NestedIndex {
+        /// The outer index.
+        manifest: ObjectId,
+    },
+    /// The bootstrap layer is not a tar with a bootstrap.
+    #[error("bootstrap layer sha256:{layer}")]
+    Layer {
+        /// The layer.
+        layer: ObjectId,
+        /// What is wrong with it.
+        #[source]
+        source: Arc<LayerError>,
+    },
+    /// The bootstrap is damaged or hostile.
+    #[error("bootstrap in layer sha256:{layer}")]
+    Bootstrap {
+        /// The layer.
+        layer: ObjectId,
+        /// What is wrong with it.
+        #[source]
+        source: Arc<BootstrapError>,
+    },
+    /// The store refused.
+    #[error("the store cannot take the image")]
+    Store(#[source] Arc<StoreError>),
+}
+
+/// An image, loaded.
+#[derive(Debug)]
+pub struct Image {
+    /// Where it comes from.
+    pub source: Source,
+    /// The digest of its bootstrap layer: what distinguishes it from all other images.
+    pub layer: ObjectId,
+    /// Its tree.
+    pub bootstrap: Bootstrap,
+    /// Its blobs, in the order of the bootstrap's blob table.
+    pub blobs: Vec<ImageBlob>,
+}
+
+/// One blob of an image.
+#[derive(Debug, Clone)]
+pub struct ImageBlob {
+    /// What the scheduler calls it.
+    pub key: BlobKey,
+    /// The pieces as this image names them.
+    pub table: Arc<PieceTable>,
+    /// The pieces that are here.
+    pub handle: BlobHandle,
+}
+
+impl ImageBlob {
+    /// Whether `piece` is what somebody else means by `fingerprint`.
+    pub fn agrees(&self, piece: u32, fingerprint: &Fingerprint) -> bool {
+        self.table.piece(piece).is_some_and(|piece| piece.fingerprint() == *fingerprint)
+    }
+
+    /// Encoded bytes of `piece`; 0 when the image does not name it.
+    pub fn encoded_len(&self, piece: u32) -> usize {
+        let range = self.table.piece(piece).map(|piece| piece.encoded()).unwrap_or_default();
+        (range.end - range.start) as usize
+    }
+
+    /// The numbers of the pieces that the image names.
+    pub fn pieces(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.table.len()).filter(|&piece| self.table.piece(piece).is_some())
+    }
+}
+
+type Slot = Arc<OnceCell<Arc<Image>>>;
+
+/// Loads images and keeps them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Images {
+    store: Store,
+    origin: Origin,
+    driver: DriverHandle,
+    traffic: Arc<Traffic>,
+    patience: std::time::Duration,
+    /// By bootstrap layer. A slot is empty while its image is being loaded. Locked for look-ups only.
+    loaded: Arc<Mutex<HashMap<ObjectId, Slot>>>,
+}
+
+impl Images {
+    pub(crate) fn new(
+        store: Store,
+        origin: Origin,
+        driver: DriverHandle,
+        traffic: Arc<Traffic>,
+        patience: std::time::Duration,
+    ) -> Self {
+        Self { store, origin, driver, traffic, patience, loaded: Arc::default() }
+    }
+
+    /// Asks the registry what `reference` names at present. A reference with a digest is not asked about.
+    ///
+    /// # Errors
+    /// [`ImageError::Resolve`].
+    pub async fn resolve(&self, reference: &Reference) -> Result<ObjectId, ImageError> {
+        if let Some(digest) = reference.digest() {
+            return Ok(digest);
+        }
+        self.origin.registry().resolve(reference).await.map(|(id, _)| id).map_err(|source| ImageError::Resolve {
+            reference: reference.to_string(),
+            source: Arc::new(source),
+        })
+    }
+
+    /// The image of `manifest` (an index: its lazy manifest for this platform) in `source`.
+    ///
+    /// # Errors
+    /// Any [`ImageError`] but `Resolve`.
+    pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<Arc<Image>, ImageError> {
+        let mut id = manifest;
+        // An index names a manifest; a manifest names the layer. Deeper nesting is nobody's.
+        for _ in 0..2 {
+            let bytes = self.object(source, id, ObjectKind::Manifest, MAX_MANIFEST).await?;
+            let failed = |e| ImageError::Manifest { manifest: id, source: Arc::new(e) };
+            match Manifest::parse(&bytes).map_err(failed)? {
+                Manifest::Index(index) => id = index.select(&Platform::here()).map_err(failed)?.id,
+                Manifest::Image(image) => return self.by_layer(source, image.bootstrap.id).await,
+            }
+        }
+        Err(ImageError::NestedIndex { manifest })
+    }
+
+    /// The image whose bootstrap layer is `layer`.
+    ///
+    /// # Errors
+    /// Any [`ImageError`] but `Resolve` and `Manifest`.
+    pub async fn by_layer(&self, source: &Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
+        let slot = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            forget_idle(&mut loaded);
+            loaded.entry(layer).or_default().clone()
+        };
+        let image = slot.get_or_try_init(|| self.load(source.clone(), layer)).await?;
+        Ok(image.clone())
+    }
+
+    /// The image with this bootstrap layer, if it is loaded.
+    pub fn loaded(&self, layer: ObjectId) -> Option<Arc<Image>> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.get(&layer)?.get().cloned()
+    }
+
+    /// All loaded images.
+    pub fn all(&self) -> Vec<Arc<Image>> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.values().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    /// The blob under `id` in a loaded image that means the same by `piece`.
+    pub fn blob_agreeing(&self, id: BlobId, piece: u32, fingerprint: &Fingerprint) -> Option<ImageBlob> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let images = loaded.values().filter_map(|slot| slot.get());
+        let mut blobs = images.flat_map(|image| &image.blobs);
+        blobs.find(|blob| blob.table.blob() == id && blob.agrees(piece, fingerprint)).cloned()
+    }
+
+    /// An object, from the store, or else from the swarm or the registry.
+    ///
+    /// # Errors
+    /// [`ImageError::Object`].
+    pub async fn object(
+        &self,
+        source: &Source,
+        id: ObjectId,
+        kind: ObjectKind,
+        limit: u64,
+    ) -> Result<Bytes, ImageError> {
+        if let Some(bytes) = self.stored(id).await {
+            self.traffic.object(Provenance::Local, bytes.len() as u64);
+            return Ok(bytes);
+        }
+        self.fetch_object(source, id, kind, limit, WantOrigin::Local)
+            .await
+            .map_err(|source| ImageError::Object { object: id, source })
+    }
+
+    /// The object, if the store has it.
+    pub(crate) async fn stored(&self, id: ObjectId) -> Option<Bytes> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.object(id)).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => {
+                tracing::warn!("cannot read object {id} from the store: {}", crate::chain(&error));
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// The object, from the swarm or the registry.
+    pub(crate) async fn fetch_object(
+        &self,
+        source: &Source,
+        id: ObjectId,
+        kind: ObjectKind,
+        limit: u64,
+        origin: WantOrigin,
+    ) -> Result<Bytes, WantFailed> {
+        let key = BlobKey { id: *id.as_bytes(), variant: 0 };
+        let target = Target::Object(Arc::new(ObjectTarget { source: source.clone(), id, kind, limit }));
+        loop {
+            self.driver.add(key, target.clone()).await;
+            let item = Item { blob: key, piece: 0 };
+            match self.driver.want(item, Priority::OnDemand, self.patience, origin).await? {
+                Fetched::Object { bytes, .. } => return Ok(bytes),
+                // It came between the look into the store and the want.
+                Fetched::Present | Fetched::Piece { .. } => {
+                    if let Some(bytes) = self.stored(id).await {
+                        return Ok(bytes);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
+        let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
+        let store = self.store.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&store, &bytes, layer)).await;
+        let (bootstrap, blobs) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        for blob in &blobs {
+            let target = BlobTarget {
+                source: source.clone(),
+                bootstrap: layer,
+                table: blob.table.clone(),
+                handle: blob.handle.clone(),
+                others: Vec::new(),
+            };
+            self.driver.add(blob.key, Target::Blob(Arc::new(target))).await;
+        }
+        tracing::info!(%layer, blobs = blobs.len(), inodes = bootstrap.inode_count(), "image loaded");
+        Ok(Arc::new(Image { source, layer, bootstrap, blobs }))
+    }
+}
+
+/// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
+fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<ImageBlob>), ImageError> {
+    let unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
+        .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
+    let bootstrap = Bootstrap::parse(unpacked.bootstrap)
+        .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
+    let blobs = (0..bootstrap.blobs().len() as u32).map(|index| {
+        let table = bootstrap.piece_table(index);
+        let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
+        let stored = handle.key();
+        let key = BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant };
+        Ok(ImageBlob { key, table, handle })
+    });
+    let blobs = blobs.collect::<Result<_, _>>()?;
+    Ok((bootstrap, blobs))
+}
+
+/// Drops loaded images that nobody uses, but for a few.
+fn forget_idle(loaded: &mut HashMap<ObjectId, Slot>) {
+    let idle = |slot: &Slot| Arc::strong_count(slot) == 1 && slot.get().is_none_or(|image| Arc::strong_count(image) == 1);
+    let mut spare = loaded.values().filter(|slot| idle(slot)).count().saturating_sub(MAX_IDLE_IMAGES);
+    loaded.retain(|_, slot| {
+        let drop = spare > 0 && idle(slot);
+        spare -= usize::from(drop);
+        !drop
+    });
+}

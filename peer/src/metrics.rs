@@ -1,0 +1,104 @@
+//! Metrics and health over HTTP: `/metrics` (Prometheus), `/healthz` (the process answers) and `/readyz` (mounts of an
+//! earlier run are back, so reads can be served).
+//!
+//! Every metric is described here, with its unit; the code that knows a figure sets it. Figures that the node keeps
+//! anyway are copied when somebody asks, so that an unwatched daemon spends nothing on them.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+/// What the endpoint asks of the daemon.
+pub trait Vitals: Send + Sync + 'static {
+    /// Sets the gauges and counters to what they are now.
+    fn export(&self);
+    /// Whether the node serves all that it should.
+    fn ready(&self) -> bool;
+}
+
+/// The running endpoint; dropping it leaves the server running, [`MetricsServer::stop`] ends it.
+#[derive(Debug)]
+pub struct MetricsServer {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl MetricsServer {
+    /// Listens on `address` (port 0: any) and installs the process's metrics recorder.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn start(address: SocketAddr, vitals: Arc<dyn Vitals>) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        // A second daemon in one process, as in tests, keeps the recorder of the first.
+        let _ = metrics::set_global_recorder(recorder);
+        describe();
+        let router = Router::new()
+            .route("/metrics", get(render))
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .with_state(Endpoint { handle, vitals });
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!("the metrics endpoint ended: {error}");
+            }
+        });
+        Ok(Self { address, task })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it at once.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Clone)]
+struct Endpoint {
+    handle: PrometheusHandle,
+    vitals: Arc<dyn Vitals>,
+}
+
+async fn render(State(endpoint): State<Endpoint>) -> String {
+    endpoint.vitals.export();
+    endpoint.handle.run_upkeep();
+    endpoint.handle.render()
+}
+
+async fn ready(State(endpoint): State<Endpoint>) -> (StatusCode, &'static str) {
+    if endpoint.vitals.ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "mounts of the last run are not back yet\n")
+    }
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge};
+    let origins = "by origin: local, peer, seed, registry";
+    describe_counter!(
+        "shoal_piece_bytes_total",
+        Unit::Bytes,
+        format!("Encoded bytes of pieces accepted or read from the store, {origins}.")
+    );
+    describe_counter!("shoal_chunks_total", Unit::Count, format!("Chunks in those pieces, {origins}."));
+    describe_counter!("shoal_object_bytes_total", Unit::Bytes, format!("Bytes of manifests and bootstraps, {origins}."));
+    describe_counter!("shoal_rejected_chunks_total", Unit::Count, "Chunks that did not match their digest.");
+    describe_counter!("shoal_rejected_bytes_total", Unit::Bytes, "Encoded bytes of rejected chunks.");
+    describe_counter!("shoal_not_kept_total", Unit::Count, "Pieces and objects that the disk had no room for.");
+    describe_counter!("shoal_served_bytes_total", Unit::Bytes, "Encoded bytes sent to other nodes.");
+    describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
+    describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");
+    describe_gauge!("shoal_requests_in_flight", Unit::Count, "Requests of this node that are under way.");
+    describe_gauge!("shoal_store_bytes", Unit::Bytes, "Encoded bytes of the pieces in the store.");
+    describe_gauge!("shoal_store_pieces", Unit::Count, "Pieces in the store.");
+}

@@ -1,0 +1,269 @@
+//! The daemon's mounts: made, recorded, made again after a restart, taken away.
+//!
+//! A mount is recorded once it works, with the manifest that its reference meant, so that it comes back as the same
+//! image even if the tag has moved, and without the registry if the store has what it needs.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use shoal_proto::{ObjectId, control::MountStatus};
+use shoal_rafs::{Mount, MountError, MountOptions, Unmounted, oci::{Reference, ReferenceError}};
+
+use crate::{
+    exchange::Exchange,
+    images::{Image, ImageError},
+    node::Node,
+    reader::Reader,
+    store::{MountRecord, StoreError},
+};
+
+/// Time between attempts to bring a mount of an earlier run back.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why a mount was not made or not taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum MountsError {
+    /// The path is relative; the daemon's working directory is nobody's business.
+    #[error("mountpoint {} is not absolute", .0.display())]
+    NotAbsolute(PathBuf),
+    /// Something is mounted there by this daemon, or about to be.
+    #[error("{} is in use by another mount", .0.display())]
+    InUse(PathBuf),
+    /// Nothing is.
+    #[error("nothing is mounted at {} by this daemon", .0.display())]
+    NotMounted(PathBuf),
+    /// The image could not be loaded.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A recorded reference cannot be read.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The record could not be written or removed.
+    #[error("cannot record the mount")]
+    Store(#[from] StoreError),
+}
+
+/// All mounts. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Mounts {
+    node: Arc<Node>,
+    exchange: Option<Exchange>,
+    options: MountOptions,
+    /// Locked for look-ups only.
+    table: Arc<Mutex<BTreeMap<PathBuf, Slot>>>,
+}
+
+enum Slot {
+    /// Being mounted, or waiting to be mounted again.
+    Pending,
+    Mounted(Box<Mounted>),
+}
+
+struct Mounted {
+    reference: String,
+    manifest: ObjectId,
+    reader: Reader,
+    session: Mount,
+}
+
+impl Mounts {
+    pub(crate) fn new(node: Arc<Node>, exchange: Option<Exchange>, options: MountOptions) -> Self {
+        Self { node, exchange, options, table: Arc::default() }
+    }
+
+    /// Mounts what `reference` names at present, and records it.
+    pub(crate) async fn mount(&self, reference: &Reference, mountpoint: &Path) -> Result<ObjectId, MountsError> {
+        if !mountpoint.is_absolute() {
+            return Err(MountsError::NotAbsolute(mountpoint.to_owned()));
+        }
+        let claim = self.claim(mountpoint)?;
+        let (manifest, image) = self.node.image(reference).await?;
+        let mounted = self.session(reference, manifest, image, mountpoint).await?;
+        let record = MountRecord {
+            reference: reference.to_string(),
+            mountpoint: mountpoint.to_owned(),
+            manifest,
+            settings: serde_json::Value::Null,
+        };
+        let store = self.node.store.clone();
+        blocking(move || store.put_mount(&record)).await?;
+        claim.fill(mounted);
+        Ok(manifest)
+    }
+
+    /// Unmounts and forgets; true when readers still held it and it was detached.
+    pub(crate) async fn unmount(&self, mountpoint: &Path) -> Result<bool, MountsError> {
+        let slot = self.lock().remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
+        let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
+        blocking(move || store.remove_mount(&path)).await?;
+        match slot {
+            Slot::Pending => Ok(false),
+            Slot::Mounted(mounted) => {
+                let unmounted = blocking(move || mounted.session.unmount()).await?;
+                Ok(matches!(unmounted, Unmounted::Detached))
+            }
+        }
+    }
+
+    /// Brings the mounts of an earlier run back. Those that cannot be made now are tried again until they can, or are
+    /// unmounted. Returns once each has been tried.
+    pub(crate) async fn restore(&self) -> Result<(), MountsError> {
+        let store = self.node.store.clone();
+        for record in blocking(move || store.mounts()).await? {
+            let Ok(claim) = self.claim(&record.mountpoint) else { continue };
+            if let Err(error) = self.remount(&record, &claim).await {
+                tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
+                let mounts = self.clone();
+                tokio::spawn(async move { mounts.keep_trying(record, claim).await });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every mount that should be there is.
+    pub(crate) fn ready(&self) -> bool {
+        self.lock().values().all(|slot| matches!(slot, Slot::Mounted(_)))
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(crate) fn status(&self) -> Vec<MountStatus> {
+        let table = self.lock();
+        let mounted = table.iter().filter_map(|(path, slot)| match slot {
+            Slot::Pending => None,
+            Slot::Mounted(mounted) => Some(mounted.status(path)),
+        });
+        mounted.collect()
+    }
+
+    /// Ends all mounts for now: they stay recorded. `leave` keeps the mount points, dead until the next start.
+    pub(crate) async fn stop(&self, leave: bool) {
+        let slots = std::mem::take(&mut *self.lock());
+        for (path, slot) in slots {
+            let Slot::Mounted(mounted) = slot else { continue };
+            if leave {
+                mounted.session.leave();
+            } else if let Err(error) = blocking(move || mounted.session.unmount()).await {
+                tracing::warn!("{}: {}", path.display(), crate::chain(&error));
+            }
+        }
+    }
+
+    /// Mounts without recording: for a mount that ends with its process.
+    pub(crate) async fn unrecorded(&self, reference: &Reference, mountpoint: &Path) -> Result<Mount, MountsError> {
+        let (manifest, image) = self.node.image(reference).await?;
+        Ok(self.session(reference, manifest, image, mountpoint).await?.session)
+    }
+
+    async fn session(
+        &self,
+        reference: &Reference,
+        manifest: ObjectId,
+        image: Arc<Image>,
+        mountpoint: &Path,
+    ) -> Result<Mounted, MountsError> {
+        if let Some(exchange) = &self.exchange {
+            exchange.interested_in(&image);
+        }
+        let reader = Reader::new(self.node.clone(), image.clone(), tokio::runtime::Handle::current());
+        let (source, options, path) = (Arc::new(reader.clone()), self.options.clone(), mountpoint.to_owned());
+        let session = blocking(move || Mount::new(image.bootstrap.clone(), source, &path, options)).await?;
+        Ok(Mounted { reference: reference.to_string(), manifest, reader, session })
+    }
+
+    async fn remount(&self, record: &MountRecord, claim: &Claim) -> Result<(), MountsError> {
+        let reference: Reference = record.reference.parse()?;
+        let image = self.node.images.by_manifest(reference.source(), record.manifest).await?;
+        let mounted = self.session(&reference, record.manifest, image, &record.mountpoint).await?;
+        claim.fill(mounted);
+        Ok(())
+    }
+
+    async fn keep_trying(&self, record: MountRecord, claim: Claim) {
+        loop {
+            tokio::time::sleep(RESTORE_INTERVAL).await;
+            if !claim.stands() {
+                return;
+            }
+            match self.remount(&record, &claim).await {
+                Ok(()) => {
+                    tracing::info!("{} is mounted again", record.mountpoint.display());
+                    return;
+                }
+                Err(error) => tracing::debug!("{}: {}", record.mountpoint.display(), crate::chain(&error)),
+            }
+        }
+    }
+
+    fn claim(&self, mountpoint: &Path) -> Result<Claim, MountsError> {
+        let mut table = self.lock();
+        if table.contains_key(mountpoint) {
+            return Err(MountsError::InUse(mountpoint.to_owned()));
+        }
+        table.insert(mountpoint.to_owned(), Slot::Pending);
+        Ok(Claim { mounts: self.clone(), mountpoint: mountpoint.to_owned() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Slot>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mounted {
+    fn status(&self, mountpoint: &Path) -> MountStatus {
+        let blobs = &self.reader.image().blobs;
+        let pieces = || blobs.iter().flat_map(|blob| blob.pieces().map(move |piece| (blob, piece)));
+        MountStatus {
+            reference: self.reference.clone(),
+            mountpoint: mountpoint.display().to_string(),
+            manifest: format!("sha256:{}", self.manifest),
+            traffic: Some(self.reader.traffic().snapshot()),
+            pieces: pieces().count() as u64,
+            present_pieces: pieces().filter(|(blob, piece)| blob.handle.is_present(*piece)).count() as u64,
+            read_errors: self.reader.errors(),
+        }
+    }
+}
+
+/// A place in the table while its mount is being made; given back when that fails.
+struct Claim {
+    mounts: Mounts,
+    mountpoint: PathBuf,
+}
+
+impl Claim {
+    /// Puts the mount there. When it was unmounted meanwhile, the session goes again.
+    fn fill(&self, mounted: Mounted) {
+        if let Some(slot @ Slot::Pending) = self.mounts.lock().get_mut(&self.mountpoint) {
+            *slot = Slot::Mounted(Box::new(mounted));
+        }
+    }
+
+    /// Whether nobody has unmounted it meanwhile.
+    fn stands(&self) -> bool {
+        matches!(self.mounts.lock().get(&self.mountpoint), Some(Slot::Pending))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut table = self.mounts.lock();
+        if matches!(table.get(&self.mountpoint), Some(Slot::Pending)) {
+            table.remove(&self.mountpoint);
+        }
+    }
+}
+
+/// Runs what blocks on the disk or the kernel where that is allowed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

@@ -1,0 +1,42 @@
+//! The node without its outside: what readers, prefetch and the control API share.
+
+use std::{sync::Arc, time::Duration};
+
+use shoal_proto::ObjectId;
+use shoal_rafs::{ChunkCache, oci::Reference};
+
+use crate::{
+    driver::DriverHandle,
+    images::{Image, ImageError, Images},
+    reader::ChunkKey,
+    store::Store,
+    traffic::Traffic,
+};
+
+/// Shared by everything that reads images on this node.
+#[derive(Debug)]
+pub struct Node {
+    /// Chunks and objects on disk.
+    pub(crate) store: Store,
+    /// The way to everything that is not here.
+    pub(crate) driver: DriverHandle,
+    /// Loaded images.
+    pub(crate) images: Images,
+    /// Decoded chunks in memory, over all mounts.
+    pub(crate) decoded: Arc<ChunkCache<ChunkKey>>,
+    /// Where this node's bytes came from.
+    pub(crate) traffic: Arc<Traffic>,
+    /// How long a read waits.
+    pub(crate) deadline: Duration,
+}
+
+impl Node {
+    /// The image that `reference` names at present, and its manifest.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub async fn image(&self, reference: &Reference) -> Result<(ObjectId, Arc<Image>), ImageError> {
+        let manifest = self.images.resolve(reference).await?;
+        Ok((manifest, self.images.by_manifest(reference.source(), manifest).await?))
+    }
+}

@@ -1,0 +1,256 @@
+//! Over real sockets: a layout server, and a double that cuts connections.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use proptest::prelude::Rng;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use shoal_proto::{ObjectId, Priority};
+use shoal_rafs::{
+    Bootstrap, BuildOptions, Builder, PieceTable,
+    oci::{Reference, Registry, RegistryError, RegistryOptions, Source, push},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::{ObjectKind, Origin, OriginError, OriginOptions};
+use crate::layout_server::LayoutServer;
+
+const CHUNK: u32 = 4096;
+
+/// An image of about 100 pieces of 4 KiB, in a layout folder.
+struct Image {
+    dir: TempDir,
+    table: Arc<PieceTable>,
+    stored: Vec<u8>,
+    manifest: ObjectId,
+}
+
+impl Image {
+    async fn build() -> Self {
+        let dir = TempDir::new().unwrap();
+        let path = |name: &str| -> PathBuf { dir.path().join(name) };
+        std::fs::create_dir(path("source")).unwrap();
+        let mut noise = vec![0; 100 * CHUNK as usize];
+        TestRng::deterministic_rng(RngAlgorithm::ChaCha).fill_bytes(&mut noise);
+        std::fs::write(path("source/noise"), noise).unwrap();
+        let options = BuildOptions { chunk_size: CHUNK, ..Default::default() };
+        Builder::new(options).build(&path("source"), &path("boot"), &path("blobs")).unwrap();
+        let bootstrap = Bootstrap::parse(std::fs::read(path("boot")).unwrap().into()).unwrap();
+        let table = bootstrap.piece_table(0);
+        let stored = std::fs::read(path("blobs").join(table.blob().to_string())).unwrap();
+        let reference: Reference = format!("oci:{}:v1", path("layout").display()).parse().unwrap();
+        let report =
+            push(&registry(), &path("boot"), &path("blobs"), &reference, Default::default(), |_| ()).await.unwrap();
+        Self { table, stored, manifest: report.manifest, dir }
+    }
+
+    async fn serve(&self) -> (LayoutServer, Source) {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let server = LayoutServer::start(self.dir.path().join("layout"), any).await.unwrap();
+        let source = Source::new(&server.addr().to_string(), "app").unwrap();
+        (server, source)
+    }
+
+    fn encoded(&self, piece: u32) -> &[u8] {
+        let range = self.table.piece(piece).unwrap().encoded();
+        &self.stored[range.start as usize..range.end as usize]
+    }
+
+    async fn read(&self, origin: &Origin, source: &Source, pieces: &[u32]) -> Result<Vec<(u32, Bytes)>, OriginError> {
+        origin.pieces(source, &self.table, pieces, Priority::OnDemand).try_collect().await
+    }
+
+    fn assert_right(&self, got: &[(u32, Bytes)], wanted: &[u32]) {
+        let numbers: Vec<u32> = got.iter().map(|(piece, _)| *piece).collect();
+        assert_eq!(numbers, wanted);
+        for (piece, bytes) in got {
+            assert_eq!(bytes, self.encoded(*piece), "piece {piece}");
+            self.table.decode(*piece, bytes).unwrap();
+        }
+    }
+}
+
+fn registry() -> Registry {
+    Registry::new(RegistryOptions { retries: 0, ..Default::default() }).unwrap()
+}
+
+fn origin(options: OriginOptions) -> Origin {
+    Origin::new(registry(), options)
+}
+
+#[tokio::test]
+async fn pieces_come_whole_in_order_and_with_few_requests() {
+    let image = Image::build().await;
+    let (server, source) = image.serve().await;
+    let all: Vec<u32> = (0..image.table.len()).collect();
+    assert_eq!(all.len(), 100);
+    let encoded = image.table.piece(99).unwrap().encoded().end;
+
+    let whole = origin(OriginOptions::default());
+    image.assert_right(&image.read(&whole, &source, &all).await.unwrap(), &all);
+    let stats = whole.stats();
+    assert_eq!((stats.requests, stats.received_bytes), (1, encoded));
+    let server_stats = server.stats();
+    assert_eq!(server_stats.requests, 1);
+    assert!(server_stats.sent_bytes > encoded && server_stats.sent_bytes < encoded + 1000, "{server_stats:?}");
+
+    // Ten pieces at most in a request: ten requests, and each byte once.
+    let parts = origin(OriginOptions { max_request: 10 * u64::from(CHUNK), ..Default::default() });
+    image.assert_right(&image.read(&parts, &source, &all).await.unwrap(), &all);
+    assert_eq!((parts.stats().requests, parts.stats().received_bytes), (10, encoded));
+
+    // Out of order, twice, across small gaps and a large one.
+    let few = origin(OriginOptions { gap: 2 * u64::from(CHUNK), ..Default::default() });
+    image.assert_right(&image.read(&few, &source, &[90, 3, 0, 3, 1, 6]).await.unwrap(), &[0, 1, 3, 6, 90]);
+    assert_eq!(few.stats().requests, 2);
+    assert_eq!(few.stats().received_bytes, 8 * u64::from(CHUNK), "0 to 6 with its gaps, and 90");
+    assert!(image.read(&few, &source, &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_layout_folder_is_an_origin_too() {
+    let image = Image::build().await;
+    let source = Source::layout(&image.dir.path().join("layout")).unwrap();
+    let got = image.read(&origin(OriginOptions::default()), &source, &[1, 50]).await.unwrap();
+    image.assert_right(&got, &[1, 50]);
+}
+
+#[tokio::test]
+async fn pieces_that_the_image_does_not_name_are_refused_before_anything_is_asked() {
+    let image = Image::build().await;
+    let (server, source) = image.serve().await;
+    let error = image.read(&origin(OriginOptions::default()), &source, &[0, 100]).await.unwrap_err();
+    assert!(matches!(error, OriginError::Unnamed { piece: 100, .. }), "{error}");
+    assert_eq!(server.stats().requests, 0);
+}
+
+#[tokio::test]
+async fn objects_are_verified_bounded_and_counted() {
+    let image = Image::build().await;
+    let (_server, source) = image.serve().await;
+    let origin = origin(OriginOptions { rate_bytes_per_s: Some(1 << 30), ..Default::default() });
+    let get = async |id, kind, limit| origin.object(&source, id, kind, limit, Priority::Prefetch).await;
+    let manifest = get(image.manifest, ObjectKind::Manifest, 1 << 20).await.unwrap();
+    assert_eq!(get(image.manifest, ObjectKind::Blob, 1 << 20).await.unwrap(), manifest);
+    assert_eq!(origin.stats().received_bytes, 2 * manifest.len() as u64);
+    for kind in [ObjectKind::Manifest, ObjectKind::Blob] {
+        let error = get(image.manifest, kind, 10).await.unwrap_err();
+        assert!(matches!(error, OriginError::Registry(RegistryError::TooLarge { limit: 10, .. })), "{error}");
+        let error = get(ObjectId::new([1; 32]), kind, 10).await.unwrap_err();
+        assert!(matches!(error, OriginError::Registry(RegistryError::NotFound { .. })), "{error}");
+    }
+}
+
+/// Answers ranged reads from `bytes`; sends `sends` bytes of each body, then cuts; remembers what was asked.
+struct Cutter {
+    addr: SocketAddr,
+    asked: Arc<Mutex<Vec<std::ops::Range<usize>>>>,
+    most_at_once: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Cutter {
+    async fn start(bytes: Vec<u8>, sends: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (asked, most_at_once) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (log, most, bytes) = (asked.clone(), most_at_once.clone(), Arc::new(bytes));
+        let task = tokio::spawn(async move {
+            let at_once = Arc::new(AtomicUsize::new(0));
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (log, most, at_once, bytes) = (log.clone(), most.clone(), at_once.clone(), bytes.clone());
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        let Ok(byte) = stream.read_u8().await else { return };
+                        head.push(byte);
+                    }
+                    most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    let head = String::from_utf8(head).unwrap();
+                    let range = head.split("bytes=").nth(1).unwrap().lines().next().unwrap();
+                    let (first, last) = range.split_once('-').unwrap();
+                    let range = first.parse().unwrap()..last.parse::<usize>().unwrap() + 1;
+                    log.lock().unwrap().push(range.clone());
+                    let answer = format!(
+                        "HTTP/1.1 206 Partial\r\ncontent-range: bytes {first}-{last}/*\r\ncontent-length: {}\r\n\r\n",
+                        range.len()
+                    );
+                    let body = &bytes[range.start..range.end.min(range.start + sends)];
+                    // Counted until the answer, lest the next request be counted beside one that has ended.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    at_once.fetch_sub(1, Ordering::SeqCst);
+                    // A reader that has gone away is what some tests want.
+                    let _ = stream.write_all(&[answer.as_bytes(), body].concat()).await;
+                });
+            }
+        });
+        Self { addr, asked, most_at_once, task }
+    }
+
+    fn source(&self) -> Source {
+        Source::new(&self.addr.to_string(), "app").unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_cut_transfer_goes_on_where_it_broke() {
+    let image = Image::build().await;
+    let sends = 3 * CHUNK as usize + 100;
+    let cutter = Cutter::start(image.stored.clone(), sends).await;
+    let pieces: Vec<u32> = (0..10).collect();
+    let origin = origin(OriginOptions::default());
+    image.assert_right(&image.read(&origin, &cutter.source(), &pieces).await.unwrap(), &pieces);
+    let asked: Vec<_> = cutter.asked.lock().unwrap().iter().map(|range| range.start).collect();
+    assert_eq!(asked, [0, sends, 2 * sends, 3 * sends]);
+    assert_eq!(origin.stats().received_bytes, 10 * u64::from(CHUNK), "no byte twice");
+}
+
+#[tokio::test]
+async fn a_transfer_that_brings_nothing_is_given_up() {
+    let image = Image::build().await;
+    let cutter = Cutter::start(image.stored.clone(), 0).await;
+    let error = image.read(&origin(OriginOptions::default()), &cutter.source(), &[0]).await.unwrap_err();
+    assert!(matches!(&error, OriginError::Registry(error) if error.is_transient()), "{error}");
+    assert_eq!(cutter.asked.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_frees_its_slot_and_the_number_of_requests_is_bounded() {
+    let image = Image::build().await;
+    let cutter = Cutter::start(image.stored.clone(), usize::MAX >> 1).await;
+    let origin = origin(OriginOptions { concurrency: 2, reserved_on_demand: 1, ..Default::default() });
+    let source = cutter.source();
+    for _ in 0..3 {
+        let mut stream = Box::pin(origin.pieces(&source, &image.table, &[0, 1], Priority::Prefetch));
+        let (piece, bytes) = stream.next().await.unwrap().unwrap();
+        assert_eq!((piece, &bytes[..]), (0, image.encoded(0)));
+        drop(stream);
+    }
+    let reads = (0..20).map(|piece| {
+        let priority = if piece % 2 == 0 { Priority::OnDemand } else { Priority::Prefetch };
+        origin.pieces(&source, &image.table, &[piece], priority).try_collect::<Vec<_>>()
+    });
+    for (piece, got) in (0..).zip(futures::future::join_all(reads).await) {
+        image.assert_right(&got.unwrap(), &[piece]);
+    }
+    assert!(cutter.most_at_once.load(Ordering::SeqCst) <= 2);
+}

@@ -1,0 +1,143 @@
+//! What a mount asks for chunks: memory, then the store, then everybody else.
+//!
+//! The calling FUSE thread only ever looks into memory; everything slower goes to the runtime, which answers from there.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use shoal_proto::Priority;
+use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece};
+use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
+use tokio::runtime::Handle;
+
+use crate::{
+    driver::Fetched,
+    images::{Image, ImageBlob},
+    node::Node,
+    traffic::{Provenance, Traffic},
+};
+
+/// What the memory of decoded chunks is keyed by: a variant of a blob, and a chunk of it.
+pub(crate) type ChunkKey = (BlobKey, u32);
+
+/// Chunks of one mounted image. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    node: Arc<Node>,
+    image: Arc<Image>,
+    cache: Arc<ChunkCache<ChunkKey>>,
+    traffic: Traffic,
+    errors: AtomicU64,
+    runtime: Handle,
+}
+
+impl Reader {
+    pub(crate) fn new(node: Arc<Node>, image: Arc<Image>, runtime: Handle) -> Self {
+        let cache = node.decoded.clone();
+        Self(Arc::new(Inner { node, image, cache, traffic: Traffic::default(), errors: AtomicU64::new(0), runtime }))
+    }
+
+    /// The image that it reads.
+    pub(crate) fn image(&self) -> &Image {
+        &self.0.image
+    }
+
+    /// Where this mount's bytes came from.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.0.traffic
+    }
+
+    /// Chunks that could not be read.
+    pub(crate) fn errors(&self) -> u64 {
+        self.0.errors.load(Relaxed)
+    }
+}
+
+impl ChunkSource for Reader {
+    fn read(&self, chunk: ChunkId, priority: Priority, reply: ChunkReply) {
+        let blob = usize::try_from(chunk.blob).ok().and_then(|index| self.0.image.blobs.get(index));
+        let place = blob.and_then(|blob| Some((blob, blob.table.piece_of_chunk(chunk.index)?)));
+        let Some((blob, piece)) = place else {
+            let blob = blob.map_or(shoal_proto::BlobId::new([0; 32]), |blob| blob.table.blob());
+            return reply(Err(ChunkError { blob, index: chunk.index, reason: "the image does not name it".into() }));
+        };
+        let key = (blob.key, chunk.index);
+        if self.0.cache.lead(&key, reply) {
+            let (inner, blob) = (self.0.clone(), blob.clone());
+            self.0.runtime.spawn(async move {
+                let outcome = inner.chunk(&blob, piece, chunk.index, priority).await;
+                if outcome.is_err() {
+                    inner.errors.fetch_add(1, Relaxed);
+                }
+                inner.cache.complete(key, outcome);
+            });
+        }
+    }
+}
+
+impl Inner {
+    async fn chunk(&self, blob: &ImageBlob, piece: u32, index: u32, priority: Priority) -> Result<Bytes, ChunkError> {
+        let fail = |reason: &str| ChunkError { blob: blob.table.blob(), index, reason: reason.into() };
+        let (decoded, from) = match self.stored(blob, piece).await {
+            Some(decoded) => (decoded, Provenance::Local),
+            None => self.fetched(blob, piece, priority).await.map_err(|reason| fail(&reason))?,
+        };
+        let layout = blob.table.piece(piece).ok_or_else(|| fail("the image does not name it"))?;
+        let (bytes, chunks) = (blob.encoded_len(piece) as u64, layout.chunks().len() as u64);
+        self.traffic.piece(from, bytes, chunks);
+        if from == Provenance::Local {
+            self.node.traffic.piece(from, bytes, chunks);
+        }
+        decoded.chunk(index).ok_or_else(|| fail("the piece does not hold it"))
+    }
+
+    async fn fetched(
+        &self,
+        blob: &ImageBlob,
+        piece: u32,
+        priority: Priority,
+    ) -> Result<(Arc<DecodedPiece>, Provenance), String> {
+        let item = Item { blob: blob.key, piece };
+        let want = self.node.driver.want(item, priority, self.node.deadline, WantProvenance::Local);
+        match want.await.map_err(|error| error.to_string())? {
+            Fetched::Piece { piece, from } => Ok((piece, from)),
+            // It came, for somebody else, between the look into the store and the want.
+            Fetched::Present | Fetched::Object { .. } => {
+                let stored = self.stored(blob, piece).await;
+                stored.map(|decoded| (decoded, Provenance::Local)).ok_or_else(|| "present, but not to be read".into())
+            }
+        }
+    }
+
+    /// The piece from the store, decoded and verified. Damage on the disk is forgotten and counts as absence.
+    async fn stored(&self, blob: &ImageBlob, piece: u32) -> Option<Arc<DecodedPiece>> {
+        if !blob.handle.is_present(piece) {
+            return None;
+        }
+        let work = {
+            let blob = blob.clone();
+            move || {
+                let encoded = blob.handle.read(piece).map_err(|e| crate::chain(&e))?;
+                let Some(encoded) = encoded else { return Ok(None) };
+                blob.table.decode(piece, &encoded).map(|decoded| Some(Arc::new(decoded))).map_err(|e| crate::chain(&e))
+            }
+        };
+        match tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                tracing::error!(blob = %blob.table.blob(), piece, "damaged in the store, fetching it again: {error}");
+                if let Err(error) = blob.handle.forget(piece) {
+                    tracing::error!("cannot forget it: {}", crate::chain(&error));
+                }
+                self.node.driver.event(Event::Lost { item: Item { blob: blob.key, piece } }).await;
+                None
+            }
+        }
+    }
+}

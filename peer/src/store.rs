@@ -1,0 +1,253 @@
+//! The store: chunk bytes and objects on disk, verified on the way in.
+//!
+//! ```text
+//! <data_dir>/lock                        flock; pid and name of the process that owns the directory
+//! <data_dir>/index/                      RocksDB, see `index`
+//! <data_dir>/objects/<digest>            manifests, bootstrap layers, chunk tables: whole, or not there
+//! <data_dir>/blobs/<id>/encoded          sparse, byte for byte the registry's blob where present; variant 0
+//! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
+//! ```
+//!
+//! **Present and durable.** A piece is *present* once [`BlobHandle::write`] returns: in the page cache, to be read
+//! and served. A thread makes present pieces *durable* about once a second: it syncs the files, then marks the pieces
+//! in one synced batch of the index. No read or write waits for that. Whoever opens the store trusts what is durable
+//! and nothing else, so a crash at any point loses at most the last seconds and never makes something false.
+//!
+//! **Variants.** Whoever may push one image may write anything about a blob into its bootstrap. Images that agree
+//! about a blob, piece for piece, share its file; one that disagrees gets a file of its own, so neither can poison
+//! the other. What an image says is recorded when it is opened, before any byte is there.
+//!
+//! **What is not done here.** No decoding and no digests of chunks: only bytes that
+//! [`PieceTable::decode`](shoal_rafs::PieceTable::decode) has accepted may be written, and whoever reads them
+//! decodes, and thereby verifies, them again: a disk may lie. No fetching, no policy. All calls are synchronous and
+//! touch the disk: asynchronous code calls them from a blocking thread. Threads may call anything at the same time.
+
+mod blobs;
+mod disk;
+mod flusher;
+mod lock;
+mod mounts;
+mod objects;
+mod variant;
+
+use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use shoal_proto::{BlobId, Digest, ObjectId};
+use shoal_rafs::PieceTable;
+
+use crate::index::{IndexError, RocksIndex};
+use blobs::Blobs;
+use disk::DataDir;
+use flusher::Flusher;
+use lock::DirLock;
+use objects::Objects;
+
+pub use crate::index::{BlobKey, ChunkPlace};
+pub use blobs::BlobHandle;
+pub use mounts::MountRecord;
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process owns the data directory.
+    #[error("data directory {path} is in use by {holder}")]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+        /// What the owner wrote about itself: pid and program.
+        holder: String,
+    },
+    /// The disk is full. What was to be kept is not; go on without keeping.
+    #[error("no space left for {what}")]
+    Full {
+        /// What was to be written.
+        what: String,
+    },
+    /// The disk failed.
+    #[error("{what}")]
+    Io {
+        /// What was being done, and to which file.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The index failed.
+    #[error(transparent)]
+    Index(IndexError),
+    /// The image behind this handle does not name the piece, so nobody can have verified it for this image.
+    #[error("piece {piece} of blob {blob} is not named by the image")]
+    UnknownPiece {
+        /// The blob.
+        blob: BlobId,
+        /// Number of the piece.
+        piece: u32,
+    },
+    /// Not as many bytes as the piece has.
+    #[error("piece {piece} of blob {blob} has {expected} encoded bytes, got {found}")]
+    WrongLength {
+        /// The blob.
+        blob: BlobId,
+        /// Number of the piece.
+        piece: u32,
+        /// Bytes that the image states.
+        expected: u64,
+        /// Bytes that were given.
+        found: u64,
+    },
+    /// Images disagree about a blob in more ways than are kept, and every variant is open.
+    #[error("blob {blob} is described in {limit} other ways by images in use")]
+    TooManyVariants {
+        /// The blob.
+        blob: BlobId,
+        /// Variants kept per blob.
+        limit: u32,
+    },
+    /// Bytes that are not the object they were given as.
+    #[error("object {id} does not have these bytes: their sha256 is {found}")]
+    WrongObject {
+        /// Identity that was claimed.
+        id: ObjectId,
+        /// Identity of the bytes.
+        found: ObjectId,
+    },
+    /// A mount record that cannot be written as JSON.
+    #[error("mount record of {mountpoint}")]
+    MountRecord {
+        /// The mountpoint.
+        mountpoint: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl StoreError {
+    fn io(what: impl Into<String>, source: io::Error) -> Self {
+        let what = what.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what },
+            _ => Self::Io { what, source },
+        }
+    }
+}
+
+impl From<IndexError> for StoreError {
+    fn from(error: IndexError) -> Self {
+        match error.is_full() {
+            true => Self::Full { what: "the index".into() },
+            false => Self::Index(error),
+        }
+    }
+}
+
+/// How a store behaves.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Time between two rounds of making present pieces durable: what a crash may lose. Default 1 s.
+    pub flush_interval: Duration,
+    /// Most blob files kept open, at least 1. Default 128.
+    pub open_files: usize,
+    /// Most variants kept of one blob, at least 1. When another is needed, the one that was opened longest ago and is
+    /// not open now goes. Default 16.
+    pub variants_per_blob: u32,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { flush_interval: Duration::from_secs(1), open_files: 128, variants_per_blob: 16 }
+    }
+}
+
+/// A data directory, owned by this process. Cheap to clone; the directory is free for another owner when the last
+/// clone and the last [`BlobHandle`] are gone.
+#[derive(Clone)]
+pub struct Store {
+    // First, so that the thread has ended when the rest goes.
+    flusher: Arc<Flusher>,
+    blobs: Arc<Blobs>,
+    objects: Arc<Objects>,
+}
+
+impl Store {
+    /// Opens a data directory, making it if need be, and takes ownership of it.
+    ///
+    /// A damaged index is put aside and an empty one begun; what it vouched for is removed. Dropping the store
+    /// without [`close`](Self::close) is like a crash: present pieces that are not durable are forgotten.
+    pub fn open(data_dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let lock = DirLock::acquire(data_dir)?;
+        let objects = Arc::new(Objects::open(data_dir)?);
+        let index = RocksIndex::open(&data_dir.join("index"))?;
+        let disk = DataDir::open(data_dir, options.open_files, lock)?;
+        let blobs = Blobs::open(Box::new(index), Box::new(disk), options.variants_per_blob)?;
+        let flusher = Arc::new(Flusher::start(&blobs, options.flush_interval)?);
+        Ok(Self { flusher, blobs, objects })
+    }
+
+    /// The bytes of a blob as one image describes it: the first variant that agrees with `table` about every piece
+    /// that both name, or a new one. Images that agree share the variant, and each learns what the others wrote.
+    ///
+    /// Fails with [`StoreError::Full`] when the disk has no room to record it, and with
+    /// [`StoreError::TooManyVariants`].
+    pub fn open_blob(&self, table: &Arc<PieceTable>) -> Result<BlobHandle, StoreError> {
+        self.blobs.open_blob(table)
+    }
+
+    /// Where a chunk with this digest is durable, in whatever blob. The bytes are as trusted as any others in the
+    /// store: verify them when decoding.
+    pub fn find_digest(&self, digest: &Digest) -> Result<Option<ChunkPlace>, StoreError> {
+        self.blobs.find_digest(digest)
+    }
+
+    /// Keeps an object, once its sha256 has been checked. Durable on return.
+    pub fn put_object(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
+        self.objects.put(id, bytes)
+    }
+
+    /// An object, verified again. One that was damaged on disk is removed and is `None`.
+    pub fn object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
+        self.objects.read(id)
+    }
+
+    /// Whether an object is kept, without reading it.
+    pub fn has_object(&self, id: ObjectId) -> bool {
+        self.objects.has(id)
+    }
+
+    /// Records a mount, in place of an earlier one at the same path. Durable on return.
+    pub fn put_mount(&self, record: &MountRecord) -> Result<(), StoreError> {
+        mounts::put(self.blobs.records(), record)
+    }
+
+    /// Forgets the mount at a path, if there is one. Durable on return.
+    pub fn remove_mount(&self, mountpoint: &Path) -> Result<(), StoreError> {
+        mounts::remove(self.blobs.records(), mountpoint)
+    }
+
+    /// All recorded mounts, by path. Records that a program of another version wrote and this one cannot read are
+    /// left out, and logged.
+    pub fn mounts(&self) -> Result<Vec<MountRecord>, StoreError> {
+        mounts::list(self.blobs.records())
+    }
+
+    /// Makes everything durable that is present now. Returns the number of pieces that were not before.
+    pub fn flush(&self) -> Result<u64, StoreError> {
+        self.blobs.flush()
+    }
+
+    /// Refuses further writes, ends the background thread and makes everything durable.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.blobs.refuse_writes();
+        self.flusher.stop();
+        self.blobs.flush().map(drop)
+    }
+}
+
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! The files of blob bytes. Knows names and offsets, not what is in them.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io,
+    num::NonZeroUsize,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lru::LruCache;
+use shoal_proto::BlobId;
+
+use super::{StoreError, lock::DirLock};
+use crate::index::BlobKey;
+
+/// One sparse file per variant. A data directory in the daemon; in tests a double that loses what was not synced.
+pub(super) trait Disk: Send + Sync {
+    /// Makes an empty file, in place of whatever is there, and makes the file (not what is written to it later)
+    /// durable.
+    fn create(&self, key: BlobKey) -> io::Result<()>;
+
+    /// Removes the file, if it is there.
+    fn remove(&self, key: BlobKey) -> io::Result<()>;
+
+    /// The variants that have a file.
+    fn keys(&self) -> io::Result<Vec<BlobKey>>;
+
+    /// Length of the file; `None` when there is none.
+    fn len(&self, key: BlobKey) -> io::Result<Option<u64>>;
+
+    /// Writes all of `bytes` at `offset`, or fails with any part of it written.
+    fn write(&self, key: BlobKey, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Reads exactly `len` bytes.
+    fn read(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Makes all that was written to the file durable. After an error nobody knows what of it is.
+    fn sync(&self, key: BlobKey) -> io::Result<()>;
+}
+
+/// `<data_dir>/blobs`.
+pub(super) struct DataDir {
+    blobs: PathBuf,
+    /// Files that are open, the least recently used first to go. Held for look-ups, not during IO.
+    files: Mutex<LruCache<BlobKey, Arc<File>>>,
+    /// Here, because the last to use the data directory are the handles of its blobs.
+    _lock: DirLock,
+}
+
+impl DataDir {
+    pub(super) fn open(data_dir: &Path, open_files: usize, lock: DirLock) -> Result<Self, StoreError> {
+        let blobs = data_dir.join("blobs");
+        fs::create_dir_all(&blobs).map_err(|source| StoreError::io(format!("making {}", blobs.display()), source))?;
+        let files = LruCache::sparse(NonZeroUsize::new(open_files).unwrap_or(NonZeroUsize::MIN));
+        Ok(Self { blobs, files: Mutex::new(files), _lock: lock })
+    }
+
+    fn folder(&self, key: BlobKey) -> PathBuf {
+        self.blobs.join(folder_name(key))
+    }
+
+    fn file(&self, key: BlobKey) -> io::Result<Arc<File>> {
+        if let Some(file) = self.files().get(&key) {
+            return Ok(file.clone());
+        }
+        let file = OpenOptions::new().read(true).write(true).open(self.folder(key).join("encoded"))?;
+        let file = Arc::new(file);
+        self.files().put(key, file.clone());
+        Ok(file)
+    }
+
+    fn files(&self) -> std::sync::MutexGuard<'_, LruCache<BlobKey, Arc<File>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Disk for DataDir {
+    fn create(&self, key: BlobKey) -> io::Result<()> {
+        self.files().pop(&key);
+        let folder = self.folder(key);
+        fs::create_dir_all(&folder)?;
+        File::create(folder.join("encoded"))?.sync_all()?;
+        File::open(&folder)?.sync_all()?;
+        File::open(&self.blobs)?.sync_all()
+    }
+
+    fn remove(&self, key: BlobKey) -> io::Result<()> {
+        self.files().pop(&key);
+        match fs::remove_dir_all(self.folder(key)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn keys(&self) -> io::Result<Vec<BlobKey>> {
+        let names = fs::read_dir(&self.blobs)?.map(|entry| Ok(parse_folder_name(&entry?.file_name())));
+        names.filter_map(io::Result::transpose).collect()
+    }
+
+    fn len(&self, key: BlobKey) -> io::Result<Option<u64>> {
+        match fs::metadata(self.folder(key).join("encoded")) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(&self, key: BlobKey, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file(key)?.write_all_at(bytes, offset)
+    }
+
+    fn read(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.file(key)?.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    fn sync(&self, key: BlobKey) -> io::Result<()> {
+        self.file(key)?.sync_data()
+    }
+}
+
+fn folder_name(key: BlobKey) -> String {
+    match key.variant {
+        0 => key.blob.to_string(),
+        variant => format!("{}.{variant}", key.blob),
+    }
+}
+
+/// `None` for what is not a folder of ours.
+fn parse_folder_name(name: &OsStr) -> Option<BlobKey> {
+    let name = name.to_str()?;
+    let (blob, variant) = name.split_once('.').unwrap_or((name, "0"));
+    let key = BlobKey { blob: blob.parse::<BlobId>().ok()?, variant: variant.parse().ok()? };
+    (folder_name(key) == name).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_names_round_trip() {
+        for variant in [0, 1, 15, u32::MAX] {
+            let key = BlobKey { blob: BlobId::new([0xab; 32]), variant };
+            assert_eq!(parse_folder_name(OsStr::new(&folder_name(key))), Some(key));
+        }
+        let hex = "ab".repeat(32);
+        for strange in ["", "lost+found", &hex[1..], &format!("{hex}.0"), &format!("{hex}.01"), &format!("{hex}.x")] {
+            assert_eq!(parse_folder_name(OsStr::new(strange)), None, "{strange}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What is on disk: variants, objects, mounts, the lock, and damage to any of it.
+
+use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+
+use super::*;
+
+fn opened(dir: &tempfile::TempDir) -> Store {
+    Store::open(dir.path(), manual()).unwrap()
+}
+
+#[test]
+fn a_second_owner_is_refused_and_told_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(&dir);
+    let handle = store.open_blob(&table(1, 1, &[(0, 1)])).unwrap();
+    let refusal = || Store::open(dir.path(), manual()).err().expect("a handle still uses the directory").to_string();
+    let me = format!("pid {} (", std::process::id());
+    assert!(refusal().contains(&me), "{}", refusal());
+    drop(store);
+    assert!(refusal().contains(&me), "{}", refusal());
+    drop(handle);
+    opened(&dir);
+}
+
+#[test]
+fn images_share_a_variant_exactly_when_they_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |number: u64| number * u64::from(PIECE);
+    // (what, the image, its variant)
+    let cases = [
+        ("the first", table(1, 4, &[(0, 1), (2, 1)]), 0),
+        ("a part of it", table(1, 4, &[(2, 1)]), 0),
+        ("more than it", table(1, 4, &[(2, 1), (3, 1)]), 0),
+        ("another digest", table(1, 4, &[(0, 2)]), 1),
+        ("more of that", table(1, 4, &[(0, 2), (1, 2)]), 1),
+        ("what only the third named", table(1, 4, &[(2, 2), (3, 2)]), 1),
+        ("another place", table_of(1, 4, vec![piece_at(0, 1, place(0) + 1)]), 2),
+        ("a new piece on top of an old one", table_of(1, 4, vec![piece_at(1, 1, place(0) + 3)]), 2 + 1),
+        ("another number of pieces", table(1, 5, &[(0, 1)]), 4),
+        ("another blob", table(2, 4, &[(0, 2)]), 0),
+    ];
+    for round in 0..2 {
+        // In the second round nothing is known but what was recorded.
+        let store = opened(&dir);
+        for (what, table, variant) in &cases {
+            let handle = store.open_blob(table).unwrap();
+            assert_eq!(handle.key(), BlobKey { blob: table.blob(), variant: *variant }, "{what}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn what_one_image_wrote_the_agreeing_may_read_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(&dir);
+    let open = |pieces: &[(u32, u8)]| store.open_blob(&table(1, 3, pieces)).unwrap();
+    let (first, agreeing, liar) = (open(&[(0, 1), (1, 1)]), open(&[(1, 1)]), open(&[(1, 7)]));
+    assert!(first.write(1, &content(1, 1)).unwrap());
+    assert!(agreeing.is_present(1) && !liar.is_present(1));
+    assert!(liar.write(1, &content(1, 7)).unwrap());
+    for (handle, seed) in [(&first, 1), (&agreeing, 1), (&liar, 7)] {
+        assert_eq!(handle.read(1).unwrap().unwrap(), content(1, seed));
+    }
+    assert_ne!(first.fingerprint(1), liar.fingerprint(1));
+    assert_eq!(first.fingerprint(1), agreeing.fingerprint(1));
+    assert_eq!(agreeing.fingerprint(0), first.table().piece(0).map(Piece::fingerprint));
+    assert_eq!(first.fingerprint(2), None);
+}
+
+#[test]
+fn bytes_of_another_length_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let handle = opened(&dir).open_blob(&table(1, 1, &[(0, 1)])).unwrap();
+    for len in [0, 1, PIECE as usize - 1, PIECE as usize + 1] {
+        let refused = handle.write(0, &vec![0; len]);
+        assert!(matches!(refused, Err(StoreError::WrongLength { expected: 21, .. })), "{len}");
+    }
+    assert!(!handle.is_present(0));
+}
+
+#[test]
+fn variants_are_bounded_and_the_one_not_in_use_goes_with_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), StoreOptions { variants_per_blob: 2, ..manual() }).unwrap();
+    let open = |seed| store.open_blob(&table(1, 1, &[(0, seed)]));
+    let (first, second) = (open(1).unwrap(), open(2).unwrap());
+    assert!(matches!(open(3), Err(StoreError::TooManyVariants { limit: 2, .. })));
+    second.write(0, &content(0, 2)).unwrap();
+    store.flush().unwrap();
+    assert!(store.find_digest(&digest(&content(0, 2))).unwrap().is_some());
+    drop(second);
+    let third = open(3).unwrap();
+    assert_eq!((first.key().variant, third.key().variant), (0, 1));
+    assert!(!third.is_present(0));
+    assert_eq!(store.find_digest(&digest(&content(0, 2))).unwrap(), None);
+    third.write(0, &content(0, 3)).unwrap();
+    store.flush().unwrap();
+    // The place is in use again, by other bytes.
+    assert_eq!(store.find_digest(&digest(&content(0, 2))).unwrap(), None);
+}
+
+#[test]
+fn digests_lead_to_durable_pieces_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(&dir);
+    let handle = store.open_blob(&table(1, 3, &[(2, 1)])).unwrap();
+    let wanted = digest(&content(2, 1));
+    handle.write(2, &content(2, 1)).unwrap();
+    assert_eq!(store.find_digest(&wanted).unwrap(), None);
+    store.flush().unwrap();
+    let place = store.find_digest(&wanted).unwrap().unwrap();
+    assert_eq!((place.key, place.piece, place.chunk), (handle.key(), 2, 2));
+    handle.forget(2).unwrap();
+    assert_eq!(store.find_digest(&wanted).unwrap(), None);
+}
+
+#[test]
+fn bytes_gone_from_the_disk_are_not_present() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = table(1, 4, &[(0, 1), (1, 1), (2, 1), (3, 1)]);
+    let encoded = dir.path().join("blobs").join(image.blob().to_string()).join("encoded");
+    let fill = || {
+        let store = opened(&dir);
+        let handle = store.open_blob(&image).unwrap();
+        for piece in 0..4 {
+            let missing = !handle.is_present(piece);
+            assert_eq!(handle.write(piece, &content(piece, 1)).unwrap(), missing);
+        }
+        store.close().unwrap();
+    };
+    // (bytes left, pieces left)
+    for (left, pieces) in [(Some(4 * PIECE - 1), 3), (Some(PIECE), 1), (Some(0), 0), (None, 0)] {
+        fill();
+        match left {
+            Some(left) => fs::File::options().write(true).open(&encoded).unwrap().set_len(left.into()).unwrap(),
+            None => fs::remove_dir_all(encoded.parent().unwrap()).unwrap(),
+        }
+        let handle = opened(&dir).open_blob(&image).unwrap();
+        assert_eq!(handle.present().iter().collect::<Vec<_>>(), (0..pieces).collect::<Vec<_>>());
+        assert_all_present_verify(&handle);
+    }
+    // While it is open.
+    fill();
+    let handle = opened(&dir).open_blob(&image).unwrap();
+    fs::File::options().write(true).open(&encoded).unwrap().set_len(0).unwrap();
+    assert_eq!(handle.read(3).unwrap(), None);
+    assert!(!handle.is_present(3) && !handle.durable().contains(3));
+    assert!(handle.write(3, &content(3, 1)).unwrap());
+    assert_eq!(handle.read(3).unwrap().unwrap(), content(3, 1));
+}
+
+#[test]
+fn blobs_that_the_index_does_not_know_are_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = table(1, 1, &[(0, 1)]);
+    {
+        let store = opened(&dir);
+        store.open_blob(&image).unwrap().write(0, &content(0, 1)).unwrap();
+        store.close().unwrap();
+    }
+    let blobs = dir.path().join("blobs");
+    fs::create_dir(blobs.join("not-ours")).unwrap();
+    fs::write(dir.path().join("index/CURRENT"), "damage").unwrap();
+    let handle = opened(&dir).open_blob(&image).unwrap();
+    assert!(handle.present().is_empty());
+    assert_eq!(fs::metadata(blobs.join(image.blob().to_string()).join("encoded")).unwrap().len(), 0);
+    assert!(blobs.join("not-ours").exists());
+}
+
+#[test]
+fn objects_are_kept_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(&dir);
+    let id = |bytes: &[u8]| ObjectId::new(Sha256::digest(bytes).into());
+    for bytes in [&b""[..], b"manifest", &[7; 100_000]] {
+        assert_eq!(store.object(id(bytes)).unwrap(), None);
+        store.put_object(id(bytes), bytes).unwrap();
+        store.put_object(id(bytes), bytes).unwrap();
+        assert!(store.has_object(id(bytes)));
+        assert_eq!(store.object(id(bytes)).unwrap().unwrap(), bytes);
+    }
+    let wrong = store.put_object(id(b"other"), b"manifest");
+    assert!(matches!(wrong, Err(StoreError::WrongObject { found, .. }) if found == id(b"manifest")));
+    assert!(!store.has_object(id(b"other")));
+
+    let path = dir.path().join("objects").join(id(b"manifest").to_string());
+    for damage in [&b"manifesT"[..], b"manifes", b""] {
+        fs::write(&path, damage).unwrap();
+        assert_eq!(store.object(id(b"manifest")).unwrap(), None);
+        assert!(!path.exists());
+        store.put_object(id(b"manifest"), b"manifest").unwrap();
+        assert_eq!(store.object(id(b"manifest")).unwrap().unwrap(), &b"manifest"[..]);
+    }
+    drop(store);
+    let unfinished = dir.path().join("objects/.unfinished-x");
+    fs::write(&unfinished, b"half").unwrap();
+    let store = opened(&dir);
+    assert!(!unfinished.exists());
+    assert!(store.has_object(id(b"manifest")));
+}
+
+#[test]
+fn mounts_outlive_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = |mountpoint: &[u8], reference: &str| MountRecord {
+        reference: reference.into(),
+        mountpoint: OsString::from_vec(mountpoint.to_vec()).into(),
+        manifest: ObjectId::new([3; 32]),
+        settings: serde_json::json!({ "zone": "a", "threads": 4 }),
+    };
+    let (a, b) = (record(b"/mnt/a", "host/a:1"), record(b"/mnt/\xff", "oci:/layout"));
+    {
+        let store = opened(&dir);
+        store.put_mount(&record(b"/mnt/a", "host/a:0")).unwrap();
+        store.put_mount(&a).unwrap();
+        store.put_mount(&b).unwrap();
+        store.put_mount(&record(b"/mnt/gone", "host/gone")).unwrap();
+        store.remove_mount(Path::new("/mnt/gone")).unwrap();
+        store.remove_mount(Path::new("/never")).unwrap();
+    }
+    assert_eq!(opened(&dir).mounts().unwrap(), [a, b]);
+}

@@ -1,0 +1,133 @@
+//! One entry of a chunk table, in both of its forms.
+
+/// Where a chunk lies in its blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// Offset in the stored blob, below 2^40.
+    pub encoded_offset: u64,
+    /// Stored bytes, 1 to 2^24.
+    pub encoded_len: u32,
+    /// Offset in the decoded address space, a multiple of 4096 below 2^44.
+    pub decoded_offset: u64,
+    /// Decoded bytes, 1 to 2^24.
+    pub decoded_len: u32,
+    /// Whether it is compressed.
+    pub compressed: bool,
+    /// CRC-32C of the decoded bytes, in tables of the second form.
+    pub crc32: Option<u32>,
+}
+
+const OFFSET_BITS: u64 = (1 << 40) - 1;
+const BLOCK_ADDRESS: u64 = 0xFFF_FFFF_F000;
+
+fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
+    let mut words = [0; N];
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    }
+    words
+}
+
+impl ChunkInfo {
+    /// From 16 bytes: word 0 has the decoded offset in place (bits 12..44), word 1 the encoded offset (bits 0..40); both
+    /// have the size - 1, its lower 20 bits on top (44..64), its upper 4 below (8..12 and 40..44).
+    pub(super) fn from_v1(bytes: &[u8]) -> Result<Self, &'static str> {
+        let [decoded, encoded] = words(bytes);
+        if decoded & 0xFF != 0 {
+            return Err("reserved bits are set");
+        }
+        let decoded_len = ((decoded >> 44) | (decoded >> 8 & 0xF) << 20) as u32 + 1;
+        let encoded_len = ((encoded >> 44) | (encoded >> 40 & 0xF) << 20) as u32 + 1;
+        Ok(Self {
+            encoded_offset: encoded & OFFSET_BITS,
+            encoded_len,
+            decoded_offset: decoded & BLOCK_ADDRESS,
+            decoded_len,
+            compressed: encoded_len != decoded_len,
+            crc32: None,
+        })
+    }
+
+    /// The 16 bytes of [`from_v1`](Self::from_v1).
+    pub(super) fn to_v1(self) -> [u8; 16] {
+        let sizes = |len: u32, upper: u32| {
+            let size = u64::from(len - 1);
+            (size & 0xF_FFFF) << 44 | (size >> 20) << upper
+        };
+        let decoded = self.decoded_offset | sizes(self.decoded_len, 8);
+        let encoded = self.encoded_offset | sizes(self.encoded_len, 40);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&decoded.to_le_bytes());
+        bytes[8..].copy_from_slice(&encoded.to_le_bytes());
+        bytes
+    }
+
+    /// From 24 bytes: word 0 decoded offset / 4096 (0..32), size - 1 (32..56), flags (56..64); word 1 encoded offset
+    /// (0..40), size (40..64); word 2 the checksum.
+    pub(super) fn from_v2(bytes: &[u8]) -> Result<Self, &'static str> {
+        const COMPRESSED: u64 = 1;
+        const HAS_CRC: u64 = 0x10;
+        let [decoded, encoded, data] = words(bytes);
+        let flags = decoded >> 56;
+        if flags & !(COMPRESSED | HAS_CRC) != 0 {
+            return Err("it is batched, zran or encrypted");
+        }
+        let encoded_len = (encoded >> 40) as u32;
+        if encoded_len == 0 {
+            return Err("it has no stored bytes");
+        }
+        Ok(Self {
+            encoded_offset: encoded & OFFSET_BITS,
+            encoded_len,
+            decoded_offset: (decoded & 0xFFFF_FFFF) << 12,
+            decoded_len: (decoded >> 32 & 0xFF_FFFF) as u32 + 1,
+            compressed: flags & COMPRESSED != 0,
+            crc32: (flags & HAS_CRC != 0).then_some(data as u32),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_first_form_round_trips(
+            encoded_offset in 0..1u64 << 40,
+            encoded_len in 1..=1u32 << 24,
+            block in 0..1u64 << 32,
+            decoded_len in 1..=1u32 << 24,
+        ) {
+            let compressed = encoded_len != decoded_len;
+            let decoded_offset = block << 12;
+            let chunk = ChunkInfo { encoded_offset, encoded_len, decoded_offset, decoded_len, compressed, crc32: None };
+            prop_assert_eq!(ChunkInfo::from_v1(&chunk.to_v1()), Ok(chunk));
+        }
+
+        #[test]
+        fn any_bytes_of_the_second_form_are_read_or_refused(bytes in any::<[u8; 24]>()) {
+            if let Ok(chunk) = ChunkInfo::from_v2(&bytes) {
+                prop_assert!(chunk.decoded_offset.is_multiple_of(4096));
+                prop_assert!((1..=1 << 24).contains(&chunk.decoded_len));
+            }
+        }
+    }
+
+    #[test]
+    fn the_second_form_is_read() {
+        let words: [u64; 3] = [0x11 << 56 | 0xFFF << 32 | 3, 100 << 40 | 7, 0xDEAD_BEEF];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let expected = ChunkInfo {
+            encoded_offset: 7,
+            encoded_len: 100,
+            decoded_offset: 3 * 4096,
+            decoded_len: 4096,
+            compressed: true,
+            crc32: Some(0xDEAD_BEEF),
+        };
+        assert_eq!(ChunkInfo::from_v2(&bytes), Ok(expected));
+    }
+}

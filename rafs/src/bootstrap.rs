@@ -1,0 +1,212 @@
+//! The bootstrap: all metadata of an image, verified once and then read in place.
+//!
+//! [`Bootstrap::parse`] walks everything that can be reached: both super blocks, every table, every inode, directory,
+//! symbolic link, xattr and chunk index. What it returns is immutable and safe to walk without further thought: no
+//! cycles, every directory has one parent, names are names, every chunk of a file resolves to a digest. It takes bytes
+//! from strangers; whatever they are, it ends, with memory proportional to their number, in a tree or in an error that
+//! names the structure and its offset.
+//!
+//! Nothing is unpacked: an [`Inode`] is decoded from the file's bytes when asked for. Only the chunk table becomes a
+//! structure of its own (one [`PieceTable`] per blob), because everything below asks it by number.
+//!
+//! What it does not read: RAFS v5, tarfs, ZRAN, batched chunks, encryption. Each ends in
+//! [`BootstrapError::Unsupported`].
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shoal_proto::{Algorithm, BlobId};
+use zerocopy::FromBytes;
+
+use crate::codec::Compressor;
+use crate::layout::ChunkRecord;
+use crate::piece::PieceTable;
+
+mod directory;
+mod error;
+mod image;
+mod inode;
+mod superblock;
+mod tables;
+mod walk;
+mod xattr;
+
+pub use error::BootstrapError;
+pub use inode::{ChunkRef, Entry, Inode, Kind};
+
+use image::Image;
+
+/// Where an inode lies: its offset from the start of the meta area in units of 32 bytes. Unique within an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nid(pub u64);
+
+impl std::fmt::Display for Nid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A data blob as the bootstrap describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// Registry digest of the stored file.
+    pub id: BlobId,
+    /// Bytes of the stored file.
+    pub encoded_size: u64,
+    /// Bytes of its decoded address space, a multiple of 4096.
+    pub decoded_size: u64,
+    /// Chunks of the whole blob, also those that this image does not use.
+    pub chunk_count: u32,
+    /// How its chunks are compressed.
+    pub compressor: Compressor,
+    /// How its chunks are digested.
+    pub algorithm: Algorithm,
+    /// First byte behind the chunks in the stored file.
+    pub data_end: u64,
+    /// Where its chunk table lies.
+    pub chunk_table: ChunkTableRange,
+    /// Feature bits of the format.
+    pub features: u32,
+}
+
+/// Where the chunk table of a blob lies in the stored file. A header of 4096 bytes follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkTableRange {
+    /// Offset of its first byte.
+    pub offset: u64,
+    /// Stored bytes.
+    pub encoded_size: u64,
+    /// Bytes once decoded.
+    pub decoded_size: u64,
+    /// How it is compressed.
+    pub compressor: Compressor,
+}
+
+/// A verified bootstrap. Immutable, cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    image: Image,
+    root: Nid,
+    algorithm: Algorithm,
+    compressor: Compressor,
+    prefetch: Vec<Nid>,
+    declared_names: u64,
+    chunk_table: std::ops::Range<u64>,
+    walked: walk::Walked,
+}
+
+impl Bootstrap {
+    /// Verifies a bootstrap in full. Time and memory are proportional to `bytes`.
+    pub fn parse(bytes: Bytes) -> Result<Self, BootstrapError> {
+        let header = superblock::read(&bytes)?;
+        let (blobs, pieces) = tables::read(&bytes, &header)?;
+        let image = Image {
+            meta_offset: header.meta_offset,
+            chunk_size: header.chunk_size,
+            owners: header.owners(),
+            blobs,
+            pieces,
+            bytes,
+        };
+        let walked = walk::walk(&image, header.root)?;
+        let prefetch = tables::prefetch(&image, &header, |nid| walked.reached(nid))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root: header.root,
+                algorithm: header.algorithm,
+                compressor: header.compressor,
+                declared_names: header.declared_names,
+                chunk_table: header.chunk_table,
+                image,
+                prefetch,
+                walked,
+            }),
+        })
+    }
+
+    /// Reads and verifies a bootstrap file.
+    pub fn open(path: &Path) -> Result<Self, BootstrapError> {
+        let bytes = std::fs::read(path).map_err(|source| BootstrapError::Io { path: path.to_owned(), source })?;
+        Self::parse(bytes.into())
+    }
+
+    /// The bytes that were parsed.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.inner.image.bytes
+    }
+
+    /// Size of every chunk but the last of a file: a power of two from 4 KiB to 16 MiB.
+    pub fn chunk_size(&self) -> u32 {
+        self.inner.image.chunk_size
+    }
+
+    /// Digest algorithm in the super block; a blob may have another.
+    pub fn algorithm(&self) -> Algorithm {
+        self.inner.algorithm
+    }
+
+    /// Compressor in the super block, that of the last builder; each blob has its own.
+    pub fn compressor(&self) -> Compressor {
+        self.inner.compressor
+    }
+
+    /// The data blobs, in the order of the device table.
+    pub fn blobs(&self) -> &[Blob] {
+        &self.inner.image.blobs
+    }
+
+    /// The pieces of a blob; `blob` is a position in [`blobs`](Self::blobs).
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is no such blob.
+    pub fn piece_table(&self, blob: u32) -> Arc<PieceTable> {
+        Arc::clone(&self.inner.image.pieces[blob as usize])
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Nid {
+        self.inner.root
+    }
+
+    /// Distinct inodes in the tree.
+    pub fn inode_count(&self) -> u64 {
+        self.inner.walked.inodes
+    }
+
+    /// Names in the tree, the root included: more than inodes where files have several.
+    pub fn name_count(&self) -> u64 {
+        self.inner.walked.names
+    }
+
+    /// Number of names that the super block states. Informational; `check` compares.
+    pub(crate) fn declared_names(&self) -> u64 {
+        self.inner.declared_names
+    }
+
+    /// The chunk table as it lies in the file.
+    pub(crate) fn records(&self) -> impl Iterator<Item = &ChunkRecord> {
+        let range = self.inner.chunk_table.start as usize..self.inner.chunk_table.end as usize;
+        let table = self.inner.image.bytes.get(range).unwrap_or(&[]);
+        table.chunks_exact(size_of::<ChunkRecord>()).filter_map(|record| ChunkRecord::ref_from_bytes(record).ok())
+    }
+
+    /// Decodes an inode. Only inodes of the tree exist: any other nid is [`BootstrapError::UnknownInode`].
+    pub fn inode(&self, nid: Nid) -> Result<Inode<'_>, BootstrapError> {
+        if !self.inner.walked.reached(nid) {
+            return Err(BootstrapError::UnknownInode { nid });
+        }
+        Inode::decode(&self.inner.image, nid)
+    }
+
+    /// Files and directories that the builder wants read early, in order.
+    pub fn prefetch(&self) -> &[Nid] {
+        &self.inner.prefetch
+    }
+}

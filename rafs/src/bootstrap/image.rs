@@ -1,0 +1,60 @@
+//! The bytes of a bootstrap with what is needed to read inodes in them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::error::At;
+use super::{Blob, BootstrapError, Nid};
+use crate::piece::PieceTable;
+
+/// Decoded super blocks and tables next to the raw bytes. Says nothing yet about the tree.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) bytes: Bytes,
+    /// Offset of nid 0.
+    pub(super) meta_offset: u64,
+    pub(super) chunk_size: u32,
+    /// Owner of every inode, in images that do not store owners.
+    pub(super) owners: Option<(u32, u32)>,
+    pub(super) blobs: Vec<Blob>,
+    pub(super) pieces: Vec<Arc<PieceTable>>,
+}
+
+impl Image {
+    pub(super) fn slice(&self, at: At, len: u64) -> Result<&[u8], BootstrapError> {
+        slice(&self.bytes, at, len)
+    }
+
+    pub(super) fn view<T>(&self, at: At) -> Result<&T, BootstrapError>
+    where
+        T: FromBytes + Immutable + KnownLayout + Unaligned,
+    {
+        view(&self.bytes, at)
+    }
+
+    /// Offset of an inode, or `None` where no file reaches.
+    pub(super) fn inode_offset(&self, nid: Nid) -> Option<u64> {
+        nid.0.checked_mul(32)?.checked_add(self.meta_offset).filter(|offset| *offset < self.bytes.len() as u64)
+    }
+}
+
+/// Part of the file, or an error that says how far it would have reached.
+pub(super) fn slice(bytes: &[u8], at: At, len: u64) -> Result<&[u8], BootstrapError> {
+    let size = bytes.len();
+    usize::try_from(at.offset)
+        .ok()
+        .zip(usize::try_from(len).ok())
+        .and_then(|(start, len)| bytes.get(start..start.checked_add(len)?))
+        .ok_or_else(|| at.invalid(format!("its {len} bytes end behind the file of {size} bytes")))
+}
+
+/// One structure of the file.
+pub(super) fn view<T>(bytes: &[u8], at: At) -> Result<&T, BootstrapError>
+where
+    T: FromBytes + Immutable + KnownLayout + Unaligned,
+{
+    let part = slice(bytes, at, size_of::<T>() as u64)?;
+    T::ref_from_bytes(part).map_err(|error| at.invalid(error.to_string()))
+}

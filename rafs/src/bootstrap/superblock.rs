@@ -1,0 +1,173 @@
+//! The two super blocks: what kind of image it is and where its tables lie.
+
+use std::ops::Range;
+
+use shoal_proto::Algorithm;
+
+use super::error::At;
+use super::image::view;
+use super::{BootstrapError, Nid};
+use crate::codec::Compressor;
+use crate::layout::{self, ExtSuperBlock, SuperBlock, flags};
+
+/// Both super blocks, checked. The ranges lie in the file and do not overlap.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) root: Nid,
+    pub(super) meta_offset: u64,
+    pub(super) declared_names: u64,
+    pub(super) chunk_size: u32,
+    pub(super) algorithm: Algorithm,
+    pub(super) compressor: Compressor,
+    explicit_owners: bool,
+    pub(super) device_table: Range<u64>,
+    pub(super) blob_table: Range<u64>,
+    pub(super) prefetch_table: Range<u64>,
+    pub(super) chunk_table: Range<u64>,
+}
+
+impl Header {
+    /// Images without owners belong to whoever serves them.
+    pub(super) fn owners(&self) -> Option<(u32, u32)> {
+        let owners = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        (!self.explicit_owners).then(owners)
+    }
+}
+
+/// Reads and checks both super blocks and the places of all tables.
+pub(super) fn read(bytes: &[u8]) -> Result<Header, BootstrapError> {
+    let size = bytes.len() as u64;
+    At::new("bootstrap", 0).require(size >= layout::BLOCK && size.is_multiple_of(layout::BLOCK), || {
+        format!("its size of {size} bytes must be a positive multiple of {}", layout::BLOCK)
+    })?;
+    let at = At::new("super block", layout::SUPER_OFFSET);
+    let block: &SuperBlock = view(bytes, at)?;
+    check_super(at, block)?;
+    let ext_at = At::new("extended super block", layout::EXT_SUPER_OFFSET);
+    let ext: &ExtSuperBlock = view(bytes, ext_at)?;
+    let (algorithm, compressor) = check_ext(ext_at, ext)?;
+
+    let devices = u64::from(block.extra_devices.get());
+    let device_table = layout::DEVICE_TABLE_OFFSET..layout::DEVICE_TABLE_OFFSET + devices * 128;
+    let blob_table =
+        place(ext_at, "blob table", ext.blob_table_offset.get(), ext.blob_table_size.get().into(), size)?;
+    let blobs = (blob_table.end - blob_table.start) / 256;
+    ext_at.require(blobs == devices, || format!("{blobs} entries in the blob table, {devices} devices"))?;
+    ext_at.require(blob_table.is_empty() || blob_table.start >= device_table.end, || {
+        format!("the blob table at {} starts inside the device table", blob_table.start)
+    })?;
+    let chunk_table = place(ext_at, "chunk table", ext.chunk_table_offset.get(), ext.chunk_table_size.get(), size)?;
+    let prefetch = (ext.prefetch_offset.get(), u64::from(ext.prefetch_size.get()));
+    let prefetch_table =
+        if prefetch.0 == 0 { 0..0 } else { place(ext_at, "prefetch table", prefetch.0, prefetch.1, size)? };
+    for (table, unit, aligned) in [(&blob_table, 256, true), (&chunk_table, 80, true), (&prefetch_table, 4, false)] {
+        let len = table.end - table.start;
+        ext_at.require(len.is_multiple_of(unit), || format!("a table of {len} bytes with entries of {unit}"))?;
+        ext_at.require(len == 0 || !aligned || table.start.is_multiple_of(layout::BLOCK), || {
+            format!("the table at {} must start at a block", table.start)
+        })?;
+    }
+    check_overlap(ext_at, &[&device_table, &blob_table, &prefetch_table, &chunk_table])?;
+    Ok(Header {
+        root: Nid(block.root_nid.get().into()),
+        meta_offset: u64::from(block.meta_block.get()) * layout::BLOCK,
+        declared_names: block.inos.get(),
+        chunk_size: ext.chunk_size.get(),
+        algorithm,
+        compressor,
+        explicit_owners: ext.flags.get() & flags::EXPLICIT_OWNERS != 0,
+        device_table,
+        blob_table,
+        prefetch_table,
+        chunk_table,
+    })
+}
+
+fn check_super(at: At, block: &SuperBlock) -> Result<(), BootstrapError> {
+    let hex = |name, value: u32| format!("{name} is {value:#x}");
+    at.require(block.magic.get() == layout::SUPER_MAGIC, || hex("the magic", block.magic.get()))?;
+    at.require(block.checksum.get() == 0, || "it has a checksum".into())?;
+    at.require(block.feature_compat.get() & layout::COMPAT_RAFS_V6 != 0, || {
+        hex("no RAFS v6: feature_compat", block.feature_compat.get())
+    })?;
+    if block.block_bits == 9 {
+        return Err(at.unsupported("tarfs mode (blocks of 512 bytes)"));
+    }
+    at.require(block.block_bits == layout::BLOCK_BITS, || hex("log2 of the block size", block.block_bits.into()))?;
+    at.require(block.feature_incompat.get() == layout::INCOMPAT, || {
+        hex("feature_incompat", block.feature_incompat.get())
+    })?;
+    at.require(block.device_slot.get() == layout::DEVICE_SLOT, || {
+        format!("the device table is at slot {}", block.device_slot)
+    })?;
+    let zeroes = block.ext_slots == 0 && block.u1.get() == 0 && block.xattr_block.get() == 0;
+    at.require(zeroes, || "a field that must be zero is not".into())?;
+    at.require(block.inos.get() != 0, || "it counts no inodes".into())?;
+    let devices = usize::from(block.extra_devices.get());
+    at.require(devices <= layout::MAX_BLOBS, || format!("{devices} blobs, at most {}", layout::MAX_BLOBS))?;
+    at.require(devices > 0 || matches!(block.blocks.get(), 0 | 4096), || {
+        format!("{} blocks without a device", block.blocks)
+    })
+}
+
+fn check_ext(at: At, ext: &ExtSuperBlock) -> Result<(Algorithm, Compressor), BootstrapError> {
+    let bits = ext.flags.get();
+    let known = flags::COMPRESSOR_NONE
+        | flags::COMPRESSOR_LZ4
+        | flags::COMPRESSOR_GZIP
+        | flags::COMPRESSOR_ZSTD
+        | flags::DIGEST_BLAKE3
+        | flags::DIGEST_SHA256
+        | flags::EXPLICIT_OWNERS
+        | flags::HAS_XATTRS
+        | flags::INLINED_DIGESTS
+        | flags::TARFS
+        | flags::ENCRYPTION_NONE
+        | flags::ENCRYPTION_AES
+        | flags::COMPATIBLE;
+    at.require(bits & !known == 0, || format!("unknown flags in {bits:#x}"))?;
+    if bits & flags::TARFS != 0 {
+        return Err(at.unsupported("tarfs mode"));
+    }
+    if bits & flags::ENCRYPTION_AES != 0 {
+        return Err(at.unsupported("encryption"));
+    }
+    let compressors = [
+        (flags::COMPRESSOR_NONE, Compressor::None),
+        (flags::COMPRESSOR_LZ4, Compressor::Lz4),
+        (flags::COMPRESSOR_GZIP, Compressor::Gzip),
+        (flags::COMPRESSOR_ZSTD, Compressor::Zstd),
+    ];
+    let algorithms = [(flags::DIGEST_BLAKE3, Algorithm::Blake3), (flags::DIGEST_SHA256, Algorithm::Sha256)];
+    let one = |what| at.invalid(format!("flags {bits:#x} must have exactly one {what} bit"));
+    let compressor = only(bits, &compressors).ok_or_else(|| one("compressor"))?;
+    let algorithm = only(bits, &algorithms).ok_or_else(|| one("digest"))?;
+    let chunk_size = ext.chunk_size.get();
+    at.require(chunk_size.is_power_of_two() && layout::CHUNK_SIZES.contains(&chunk_size), || {
+        format!("chunk size {chunk_size:#x} must be a power of two from 0x1000 to 0x1000000")
+    })?;
+    Ok((algorithm, compressor))
+}
+
+/// The value of the one bit that is set.
+fn only<T: Copy>(bits: u64, choices: &[(u64, T)]) -> Option<T> {
+    let mut set = choices.iter().filter(|(bit, _)| bits & bit != 0);
+    let (_, value) = set.next()?;
+    set.next().is_none().then_some(*value)
+}
+
+fn place(at: At, table: &str, offset: u64, len: u64, size: u64) -> Result<Range<u64>, BootstrapError> {
+    let end = if len == 0 { Some(offset) } else { offset.checked_add(len).filter(|end| *end <= size) };
+    let end =
+        end.ok_or_else(|| at.invalid(format!("the {table} of {len} bytes at {offset} ends behind the file")))?;
+    Ok(offset..end)
+}
+
+fn check_overlap(at: At, tables: &[&Range<u64>]) -> Result<(), BootstrapError> {
+    let mut tables: Vec<_> = tables.iter().filter(|table| !table.is_empty()).collect();
+    tables.sort_by_key(|table| table.start);
+    for pair in tables.windows(2) {
+        at.require(pair[0].end <= pair[1].start, || format!("tables at {:?} and {:?} overlap", pair[0], pair[1]))?;
+    }
+    Ok(())
+}

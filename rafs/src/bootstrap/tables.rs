@@ -1,0 +1,192 @@
+//! Device table, blob table, chunk table and prefetch table.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shoal_proto::{Algorithm, BlobId, Digest};
+use zerocopy::FromBytes;
+
+use super::error::At;
+use super::image::{Image, slice, view};
+use super::superblock::Header;
+use super::{Blob, BootstrapError, ChunkTableRange, Nid};
+use crate::codec::Compressor;
+use crate::layout::{self, BlobEntry, ChunkRecord, DeviceSlot, chunk_flags, features};
+use crate::piece::{Chunk, Piece, PieceTable};
+
+/// All blobs, each with its pieces.
+pub(super) fn read(bytes: &[u8], header: &Header) -> Result<(Vec<Blob>, Vec<Arc<PieceTable>>), BootstrapError> {
+    let blobs = blobs(bytes, header)?;
+    let mut pieces: Vec<Vec<Piece>> = blobs.iter().map(|_| Vec::new()).collect();
+    let table_at = At::new("chunk table", header.chunk_table.start);
+    let table = slice(bytes, table_at, header.chunk_table.end - header.chunk_table.start)?;
+    for (number, record) in table.chunks_exact(size_of::<ChunkRecord>()).enumerate() {
+        let at = At::new("chunk record", header.chunk_table.start + 80 * number as u64);
+        let record = ChunkRecord::ref_from_bytes(record).map_err(|error| at.invalid(error.to_string()))?;
+        let position = record.blob.get() as usize;
+        let blob = blobs.get(position);
+        let blob = blob.ok_or_else(|| at.invalid(format!("blob {position} of {}", blobs.len())))?;
+        pieces[position].push(piece(at, record, blob, header.chunk_size)?);
+    }
+    let tables = blobs.iter().zip(pieces).map(|(blob, pieces)| {
+        PieceTable::new(blob.id, blob.encoded_size, blob.chunk_count, pieces)
+            .map(Arc::new)
+            .map_err(|error| table_at.invalid(format!("blob {}: {error}", blob.id)))
+    });
+    Ok((tables.collect::<Result<_, _>>()?, blobs)).map(|(tables, blobs): (Vec<_>, _)| (blobs, tables))
+}
+
+fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, BootstrapError> {
+    let count = (header.device_table.end - header.device_table.start) / 128;
+    let mut ids = BTreeSet::new();
+    let mut blobs = Vec::new();
+    for index in 0..count {
+        let device_at = At::new("device slot", header.device_table.start + 128 * index);
+        let device: &DeviceSlot = view(bytes, device_at)?;
+        let at = At::new("blob entry", header.blob_table.start + 256 * index);
+        let entry: &BlobEntry = view(bytes, at)?;
+        let blob = blob(at, entry, header.chunk_size)?;
+        at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
+        at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
+        device_at.require(device.blob_id == entry.blob_id, || "another blob id than in the blob table".into())?;
+        let blocks = u64::from(device.blocks.get());
+        device_at.require(blocks != 0 && blocks == blob.decoded_size.div_ceil(layout::BLOCK), || {
+            format!("{blocks} blocks for {} decoded bytes", blob.decoded_size)
+        })?;
+        blobs.push(blob);
+    }
+    Ok(blobs)
+}
+
+fn blob(at: At, entry: &BlobEntry, chunk_size: u32) -> Result<Blob, BootstrapError> {
+    let id = blob_id(at, &entry.blob_id)?;
+    check_features(at, entry)?;
+    at.require(entry.chunk_size.get() == chunk_size, || {
+        format!("chunk size {:#x}, in the super block {chunk_size:#x}", entry.chunk_size)
+    })?;
+    let (encoded_size, decoded_size) = (entry.encoded_size.get(), entry.decoded_size.get());
+    at.require(entry.chunk_count.get() <= layout::MAX_CHUNKS + 1, || format!("{} chunks", entry.chunk_count))?;
+    at.require(encoded_size <= layout::MAX_ENCODED, || format!("stored size {encoded_size}"))?;
+    at.require(decoded_size <= layout::MAX_DECODED, || format!("decoded size {decoded_size}"))?;
+    let compressor =
+        |code: u32| Compressor::from_code(code).ok_or_else(|| at.invalid(format!("unknown compressor {code}")));
+    let algorithm = match entry.digester.get() {
+        0 => Algorithm::Blake3,
+        1 => Algorithm::Sha256,
+        other => return Err(at.invalid(format!("unknown digest algorithm {other}"))),
+    };
+    let chunk_table = ChunkTableRange {
+        offset: entry.ci_offset.get(),
+        encoded_size: entry.ci_encoded_size.get(),
+        decoded_size: entry.ci_decoded_size.get(),
+        compressor: compressor(entry.ci_compressor.get())?,
+    };
+    let bits = entry.features.get();
+    check_chunk_table(at, &chunk_table, entry)?;
+    let tar_header = if bits & features::HAS_TAR_HEADER != 0 { 512 } else { 0 };
+    let data_end = if bits & features::CAP_TAR_TOC != 0 && entry.chunk_count.get() > 0 {
+        chunk_table.offset.checked_sub(tar_header)
+    } else {
+        Some(encoded_size)
+    };
+    Ok(Blob {
+        id,
+        encoded_size,
+        decoded_size,
+        chunk_count: entry.chunk_count.get(),
+        compressor: compressor(entry.compressor.get())?,
+        algorithm,
+        data_end: data_end.ok_or_else(|| at.invalid("its chunk table starts inside the first tar header"))?,
+        chunk_table,
+        features: bits,
+    })
+}
+
+fn blob_id(at: At, text: &[u8; 64]) -> Result<BlobId, BootstrapError> {
+    if text == &[b'x'; 64] {
+        return Err(at.unsupported("a bootstrap inlined in its own blob (blob id x...x)"));
+    }
+    let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))
+}
+
+fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
+    let bits = entry.features.get();
+    at.require(bits & 0xFFFF & !features::KNOWN_INCOMPAT == 0, || format!("unknown feature bits in {bits:#x}"))?;
+    at.require(bits & features::INTERNAL == 0, || format!("feature bits {bits:#x} have an internal one set"))?;
+    let refused = [
+        (features::TARFS, "tarfs mode"),
+        (features::ZRAN, "zran (chunks of a gzip layer)"),
+        (features::SEPARATE, "separate chunk data and metadata"),
+        (features::BATCH, "batched chunks"),
+        (features::ENCRYPTED, "encryption"),
+        (features::EXTERNAL, "an external backend"),
+    ];
+    if let Some((_, what)) = refused.into_iter().find(|(bit, _)| bits & bit != 0) {
+        return Err(at.unsupported(what));
+    }
+    if entry.cipher.get() != 0 {
+        return Err(at.unsupported("encryption"));
+    }
+    at.require(bits & features::ALIGNED != 0, || "its chunks are not aligned".into())
+}
+
+fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Result<(), BootstrapError> {
+    let chunks = u64::from(entry.chunk_count.get());
+    let unit = if entry.features.get() & features::CHUNK_INFO_V2 != 0 { 24 } else { 16 };
+    at.require(table.decoded_size == chunks * unit, || {
+        format!("a chunk table of {} bytes for {chunks} chunks of {unit}", table.decoded_size)
+    })?;
+    at.require(table.encoded_size <= table.decoded_size, || {
+        format!("a chunk table of {} bytes that decodes to {}", table.encoded_size, table.decoded_size)
+    })?;
+    let end = table.offset.checked_add(table.encoded_size + layout::CI_HEADER);
+    at.require(chunks == 0 || end.is_some_and(|end| end <= entry.encoded_size.get()), || {
+        format!("its chunk table at {} ends behind the blob of {} bytes", table.offset, entry.encoded_size)
+    })
+}
+
+fn piece(at: At, record: &ChunkRecord, blob: &Blob, chunk_size: u32) -> Result<Piece, BootstrapError> {
+    let bits = record.flags.get();
+    if bits & chunk_flags::ENCRYPTED != 0 {
+        return Err(at.unsupported("an encrypted chunk"));
+    }
+    if bits & chunk_flags::BATCH != 0 {
+        return Err(at.unsupported("a batched chunk"));
+    }
+    at.require(bits & !(chunk_flags::COMPRESSED | chunk_flags::HAS_CRC) == 0, || format!("flags {bits:#x}"))?;
+    let (decoded_offset, decoded_len) = (record.decoded_offset.get(), record.decoded_size.get());
+    let (encoded_offset, encoded_len) = (record.encoded_offset.get(), record.encoded_size.get());
+    at.require(decoded_len <= chunk_size, || format!("{decoded_len} bytes, the chunk size is {chunk_size}"))?;
+    at.require(decoded_offset.is_multiple_of(layout::BLOCK), || format!("decoded offset {decoded_offset}"))?;
+    let within = |offset: u64, len: u32, end| offset.checked_add(len.into()).is_some_and(|stop| stop <= end);
+    at.require(within(decoded_offset, decoded_len, blob.decoded_size), || {
+        format!("{decoded_len} bytes at {decoded_offset} end behind the decoded {}", blob.decoded_size)
+    })?;
+    at.require(within(encoded_offset, encoded_len, blob.data_end), || {
+        format!("{encoded_len} bytes at {encoded_offset} end behind the chunk data of {}", blob.data_end)
+    })?;
+    let chunk = Chunk {
+        index: record.index.get(),
+        digest: Digest { algorithm: blob.algorithm, bytes: record.digest },
+        decoded_offset,
+        decoded_len,
+        compressed: bits & chunk_flags::COMPRESSED != 0,
+    };
+    Ok(Piece::plain(chunk, encoded_offset, encoded_len, blob.compressor))
+}
+
+/// The prefetch table, in order; each must be in the tree.
+pub(super) fn prefetch(
+    image: &Image,
+    header: &Header,
+    reached: impl Fn(Nid) -> bool,
+) -> Result<Vec<Nid>, BootstrapError> {
+    let at = At::new("prefetch table", header.prefetch_table.start);
+    let table = image.slice(at, header.prefetch_table.end - header.prefetch_table.start)?;
+    let nids = table.chunks_exact(4).map(|nid| {
+        let nid = Nid(u64::from(u32::from_le_bytes([nid[0], nid[1], nid[2], nid[3]])));
+        at.require(reached(nid), || format!("inode {nid} is not in the tree")).map(|()| nid)
+    });
+    nids.collect()
+}

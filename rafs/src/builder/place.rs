@@ -1,0 +1,152 @@
+//! Decides where each inode and its data lie in the meta area of a bootstrap.
+
+use std::collections::BTreeSet;
+
+use super::directory::{self, Name};
+use super::tree::{self, Node, NodeIndex, Tree};
+use crate::bootstrap::Kind;
+use crate::layout::{BLOCK, CHUNK_INDEX, EXTENDED_INODE, XATTR_HEADER, data_layout};
+
+/// Inodes start at multiples of this; it is also the unit of nids.
+const SLOT: u64 = 32;
+/// A gap that is smaller holds no inode.
+const SMALLEST_INODE: u64 = EXTENDED_INODE;
+
+/// Where one inode lies. Offsets count from the start of the meta area.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Place {
+    pub(super) offset: u64,
+    /// Bytes of data: those of a file, of a link's target, of packed entries.
+    pub(super) size: u64,
+    /// Data layout of the format.
+    pub(super) layout: u16,
+    /// Data that directly follows the inode and its xattrs.
+    pub(super) tail: u64,
+    /// First block of the other data; meaningless without.
+    pub(super) block: u64,
+    /// Bytes of inode and xattrs.
+    pub(super) fixed: u64,
+}
+
+impl Place {
+    pub(super) fn nid(&self) -> u64 {
+        self.offset / SLOT
+    }
+}
+
+/// The meta area of a bootstrap.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// By node; other names of a file share the place of the first.
+    pub(super) places: Vec<Place>,
+    /// End of all inodes and data, a multiple of the block size.
+    pub(super) end: u64,
+}
+
+/// Places every inode. The root comes first, one block into the area, so that its nid is never 0.
+pub(super) fn place(tree: &Tree) -> Places {
+    let mut area = Area { end: BLOCK, gaps: BTreeSet::new() };
+    let mut places: Vec<Place> = Vec::with_capacity(tree.nodes.len());
+    for (index, node) in tree.nodes.iter().enumerate() {
+        let place = match node.first_name {
+            Some(first) => places[first],
+            None => area.place(tree, index, node),
+        };
+        places.push(place);
+    }
+    let mut block = area.end.div_ceil(BLOCK);
+    for (place, node) in places.iter_mut().zip(&tree.nodes) {
+        place.block = block;
+        if matches!(node.kind, Kind::Directory | Kind::Symlink) {
+            block += (place.size - place.tail).div_ceil(BLOCK);
+        }
+    }
+    Places { places, end: block * BLOCK }
+}
+
+struct Area {
+    end: u64,
+    /// Unused space before `end`: length and offset.
+    gaps: BTreeSet<(u64, u64)>,
+}
+
+impl Area {
+    fn place(&mut self, tree: &Tree, index: NodeIndex, node: &Node) -> Place {
+        let fixed = EXTENDED_INODE + xattr_len(node);
+        let size = match node.kind {
+            Kind::Directory => directory::packed_size(&names(tree, index, |_| 0)),
+            _ => node.size,
+        };
+        let mut place = Place { size, fixed, layout: data_layout::PLAIN, ..Place::default() };
+        let len = match node.kind {
+            Kind::File => {
+                place.layout = data_layout::CHUNKED;
+                let indexes = tree.chunks.get(&index).map_or(0, Vec::len) as u64 * CHUNK_INDEX;
+                fixed.next_multiple_of(CHUNK_INDEX) + indexes
+            }
+            Kind::Directory | Kind::Symlink if !size.is_multiple_of(BLOCK) && fixed + size % BLOCK <= BLOCK => {
+                place.layout = data_layout::INLINE;
+                place.tail = size % BLOCK;
+                fixed + place.tail
+            }
+            _ => fixed,
+        };
+        place.offset = self.allocate(len, place.layout == data_layout::INLINE);
+        place
+    }
+
+    /// Space for `len` bytes at a multiple of 32, within one block if `whole`. The smallest gap that fits, or the end.
+    fn allocate(&mut self, len: u64, whole: bool) -> u64 {
+        let gap = self.gaps.range((len, 0)..).next().copied();
+        let (room, offset) = match gap {
+            Some(gap) => {
+                self.gaps.remove(&gap);
+                gap
+            }
+            None => {
+                let start = self.end.next_multiple_of(SLOT);
+                if whole && start % BLOCK + len > BLOCK {
+                    let next = start.next_multiple_of(BLOCK);
+                    self.keep_gap(start, next);
+                    self.end = next + len;
+                    return next;
+                }
+                self.end = start + len;
+                return start;
+            }
+        };
+        self.keep_gap((offset + len).next_multiple_of(SLOT), offset + room);
+        offset
+    }
+
+    /// Gaps never cross a block, so what fits one needs no further check.
+    fn keep_gap(&mut self, start: u64, end: u64) {
+        if start + SMALLEST_INODE <= end {
+            self.gaps.insert((end - start, start));
+        }
+    }
+}
+
+/// Bytes of the xattrs with their header.
+fn xattr_len(node: &Node) -> u64 {
+    match tree::xattr_count(&node.xattrs) {
+        0 => 0,
+        count => XATTR_HEADER + 4 * (count - 1),
+    }
+}
+
+/// What a directory holds in byte order, `.` and `..` included.
+pub(super) fn names(tree: &Tree, index: NodeIndex, nid: impl Fn(NodeIndex) -> u64) -> Vec<Name<'_>> {
+    let node = &tree.nodes[index];
+    let directory = Kind::Directory.dirent_type();
+    let mut names = vec![
+        Name { name: b".", nid: nid(index), file_type: directory },
+        Name { name: b"..", nid: nid(node.parent), file_type: directory },
+    ];
+    names.extend(node.children.clone().map(|child| {
+        let node = &tree.nodes[child];
+        Name { name: &node.name, nid: nid(child), file_type: node.kind.dirent_type() }
+    }));
+    names.sort_unstable_by_key(|name| name.name);
+    names
+}

@@ -1,0 +1,37 @@
+//! Images as registries know them: references, registries and OCI layout folders, manifests, bootstrap layers, push.
+//!
+//! ```text
+//!  Reference ──resolve──> manifest digest ──manifest──> ImageManifest ┬─ bootstrap layer ─> bootstrap, chunk tables
+//!  host/repo:tag                                                      └─ blob layers ─> blob_range, as reads need them
+//! ```
+//!
+//! One [`Registry`] answers for registries over HTTP and for layout folders (`oci:DIR`), so that callers need not care.
+//! What is named by a digest is verified here, whole, except blobs that are read in ranges: those are verified piece by
+//! piece by whoever has the chunk table. Not here: anonymous names without a host (`alpine`), credential helpers and
+//! identity tokens, content encodings, and any cache.
+
+mod auth;
+mod bootstrap_layer;
+mod error;
+mod http;
+mod layout;
+mod manifest;
+mod push;
+mod reference;
+mod registry;
+mod stream;
+mod upload;
+
+pub use auth::{Authfile, AuthfileError, Credentials};
+pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};
+pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
+pub use error::RegistryError;
+pub use layout::{Layout, LayoutEntry};
+pub use manifest::{Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
+pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
+pub use reference::{Reference, ReferenceError, Source};
+pub use registry::{Image, Registry, RegistryOptions};
+pub use stream::BlobStream;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,308 @@
+//! Credentials, where they are found, and what a registry's challenge asks for.
+//!
+//! Credentials stay in this process: they have no `Display`, their `Debug` hides the password, and the HTTP side sends
+//! them to the registry they belong to and to the token server it names, nowhere else. Credential helpers and identity
+//! tokens of the auth file are not supported; such entries are passed over.
+
+use std::{collections::BTreeMap, fmt, fs, io, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+
+use super::Source;
+
+/// Largest auth file that is read.
+const MAX_AUTHFILE: u64 = 1 << 20;
+
+/// A user name and a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user name.
+    pub username: String,
+    /// The password, or an access token that the registry takes for one.
+    pub password: String,
+}
+
+impl Credentials {
+    /// The value of an `Authorization` header.
+    pub(super) fn basic(&self) -> String {
+        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.username, self.password)))
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// Why an auth file could not be used. Says nothing of its content.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthfileError {
+    /// It could not be read.
+    #[error("cannot read the auth file {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// It is too large to be one.
+    #[error("the auth file {path} is larger than 1 MiB")]
+    TooLarge {
+        /// The file.
+        path: String,
+    },
+    /// It is not JSON of the right shape. The position alone is told: the text around it may be a secret.
+    #[error("the auth file {path} is broken at line {line}")]
+    Json {
+        /// The file.
+        path: String,
+        /// The line.
+        line: usize,
+    },
+    /// An entry is neither a user with a password nor base64 of the two.
+    #[error("the auth file {path} has a broken entry for {registry}")]
+    Entry {
+        /// The file.
+        path: String,
+        /// The key of the entry.
+        registry: String,
+    },
+}
+
+/// Credentials by registry, or by registry and path, as in `~/.docker/config.json` and containers' `auth.json`.
+#[derive(Debug, Clone, Default)]
+pub struct Authfile {
+    entries: BTreeMap<String, Credentials>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    auths: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+}
+
+impl Authfile {
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Self, AuthfileError> {
+        let name = path.display().to_string();
+        let read = |source| AuthfileError::Read { path: name.clone(), source };
+        if fs::metadata(path).map_err(read)?.len() > MAX_AUTHFILE {
+            return Err(AuthfileError::TooLarge { path: name });
+        }
+        Self::parse(&fs::read(path).map_err(read)?, &name)
+    }
+
+    /// Parses the content of the file that errors call `path`.
+    pub fn parse(bytes: &[u8], path: &str) -> Result<Self, AuthfileError> {
+        let document: Document = serde_json::from_slice(bytes)
+            .map_err(|error| AuthfileError::Json { path: path.to_owned(), line: error.line() })?;
+        let mut entries = BTreeMap::new();
+        for (key, entry) in document.auths {
+            let broken = || AuthfileError::Entry { path: path.to_owned(), registry: key.clone() };
+            if let Some(credentials) = entry.credentials().map_err(|()| broken())? {
+                entries.insert(normal_key(&key), credentials);
+            }
+        }
+        Ok(Self { entries })
+    }
+
+    /// Adds or replaces the credentials for a registry, or a registry and the beginning of a path.
+    pub fn insert(&mut self, registry: &str, credentials: Credentials) {
+        self.entries.insert(normal_key(registry), credentials);
+    }
+
+    /// The entry with the longest path that `source` lies under.
+    pub fn find(&self, source: &Source) -> Option<&Credentials> {
+        let name = source.to_string();
+        let mut key = name.as_str();
+        loop {
+            if let Some(credentials) = self.entries.get(key) {
+                return Some(credentials);
+            }
+            key = key.rsplit_once('/')?.0;
+        }
+    }
+}
+
+impl Entry {
+    /// `None` for entries of kinds that are not supported.
+    fn credentials(&self) -> Result<Option<Credentials>, ()> {
+        let decoded = match (&self.username, &self.password, self.auth.as_deref()) {
+            (Some(username), Some(password), _) => Some((username.clone(), password.clone())),
+            (_, _, None | Some("")) => None,
+            (_, _, Some(auth)) => {
+                let bytes = STANDARD.decode(auth.trim()).map_err(|_| ())?;
+                let text = String::from_utf8(bytes).map_err(|_| ())?;
+                let (username, password) = text.split_once(':').ok_or(())?;
+                Some((username.to_owned(), password.trim_end_matches('\0').to_owned()))
+            }
+        };
+        Ok(decoded.map(|(username, password)| Credentials { username, password }))
+    }
+}
+
+/// Docker writes `https://index.docker.io/v1/`, others write bare hosts.
+fn normal_key(key: &str) -> String {
+    let key =
+        key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key).trim_end_matches('/');
+    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
+    let (host, path) = key.split_once('/').map_or((key, None), |(host, path)| (host, Some(path)));
+    let host = match host.to_ascii_lowercase() {
+        host if host == "index.docker.io" || host == "registry-1.docker.io" => "docker.io".to_owned(),
+        host => host,
+    };
+    path.map_or_else(|| host.clone(), |path| format!("{host}/{path}"))
+}
+
+/// What a registry wants before it answers, from `WWW-Authenticate`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token from another server.
+    Bearer {
+        /// The URL of the token server.
+        realm: String,
+        /// What to call the registry there.
+        service: Option<String>,
+    },
+    /// User and password.
+    Basic,
+}
+
+impl Challenge {
+    /// The best of the challenges in all header values: a token rather than a password.
+    pub(super) fn parse<'a>(values: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut basic = None;
+        for value in values {
+            for (scheme, params) in split_challenges(value) {
+                if scheme.eq_ignore_ascii_case("basic") {
+                    basic = Some(Self::Basic);
+                } else if scheme.eq_ignore_ascii_case("bearer")
+                    && let Some(realm) = params.get("realm")
+                {
+                    return Some(Self::Bearer { realm: realm.clone(), service: params.get("service").cloned() });
+                }
+            }
+        }
+        basic
+    }
+}
+
+/// Splits `Scheme k="v", k=v, Scheme2 ...` (RFC 9110, section 11.6.1). Stops at the first thing it does not understand.
+fn split_challenges(value: &str) -> Vec<(String, BTreeMap<String, String>)> {
+    let mut challenges: Vec<(String, BTreeMap<String, String>)> = Vec::new();
+    let mut rest = value.trim_start();
+    while !rest.is_empty() {
+        let end = rest.find([' ', '=', ',']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        if let Some(after) = after.strip_prefix('=') {
+            let Some((text, after)) = split_value(after) else { break };
+            let Some((_, params)) = challenges.last_mut() else { break };
+            params.insert(word.to_ascii_lowercase(), text);
+            rest = after;
+        } else {
+            if !word.is_empty() {
+                challenges.push((word.to_owned(), BTreeMap::new()));
+            }
+            rest = after;
+        }
+        rest = rest.trim_start_matches([' ', ',', '\t']);
+    }
+    challenges
+}
+
+/// A quoted string with backslash escapes, or a token.
+fn split_value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (word, rest) = text.split_at(text.find([',', ' ']).unwrap_or(text.len()));
+        return Some((word.to_owned(), rest));
+    };
+    let mut out = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((out, &quoted[at + 1..])),
+            '\\' => out.push(chars.next()?.1),
+            c => out.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn user(name: &str) -> Credentials {
+        Credentials { username: name.to_owned(), password: "secret".to_owned() }
+    }
+
+    #[test]
+    fn the_longest_entry_wins_and_odd_keys_are_understood() {
+        let text = format!(
+            r#"{{"auths": {{
+                "https://index.docker.io/v1/": {{"auth": "{hub}"}},
+                "h.io": {{"username": "host", "password": "secret"}},
+                "H.io/team": {{"auth": "{team}"}},
+                "helper.io": {{}}
+            }}, "credsStore": "desktop"}}"#,
+            hub = STANDARD.encode("hub:secret"),
+            team = STANDARD.encode("team:secret"),
+        );
+        let file = Authfile::parse(text.as_bytes(), "auth.json").unwrap();
+        let find = |registry, repository| file.find(&Source::new(registry, repository).unwrap()).cloned();
+        assert_eq!(find("docker.io", "library/alpine"), Some(user("hub")));
+        assert_eq!(find("h.io", "other/app"), Some(user("host")));
+        assert_eq!(find("h.io", "team/app"), Some(user("team")));
+        assert_eq!(find("h.io", "teams/app"), Some(user("host")));
+        assert_eq!(find("helper.io", "a"), None);
+        assert_eq!(find("elsewhere.io", "a"), None);
+    }
+
+    #[test]
+    fn broken_files_are_named_and_never_quoted() {
+        let secret = "c2VjcmV0LXdpdGhvdXQtY29sb24=";
+        for text in [
+            format!(r#"{{"auths": {{"h.io": {{"auth": "{secret}"}}}}}}"#),
+            format!(r#"{{"auths": {{"h.io": {{"auth": "%%{secret}"}}}}}}"#),
+            format!(r#"{{"auths": {{"h.io": "{secret}"}}}}"#),
+        ] {
+            let error = Authfile::parse(text.as_bytes(), "auth.json").unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains("auth.json") && !shown.contains(secret), "{shown}");
+        }
+        assert!(!format!("{:?}", user("name")).contains("secret"));
+    }
+
+    #[test]
+    fn challenges_are_parsed() {
+        let bearer = r#"Bearer realm="https://auth.io/token?a=b",service="reg \"x\"",scope="repository:a:pull""#;
+        let wanted = Challenge::Bearer {
+            realm: "https://auth.io/token?a=b".to_owned(),
+            service: Some(r#"reg "x""#.to_owned()),
+        };
+        assert_eq!(Challenge::parse([bearer].into_iter()), Some(wanted.clone()));
+        assert_eq!(Challenge::parse(["Basic realm=\"x\"", bearer].into_iter()), Some(wanted.clone()));
+        let both = format!("Basic realm=x, {bearer}");
+        assert_eq!(Challenge::parse([both.as_str()].into_iter()), Some(wanted));
+        assert_eq!(Challenge::parse(["basic"].into_iter()), Some(Challenge::Basic));
+        assert_eq!(Challenge::parse(["Bearer service=x", "Negotiate"].into_iter()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_challenge_makes_it_panic_or_hang(value in "[Bb=a ,\"\\\\\té]{0,40}") {
+            let _ = Challenge::parse([value.as_str()].into_iter());
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Bearer tokens and passwords: what a registry wants to see before it answers, kept until it expires.
+//!
+//! The scope asked for is always made here, from the repository and the need to write; the one in the challenge is not
+//! used, so that a registry cannot make this program fetch a token for something else.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use reqwest::{
+    StatusCode, Url,
+    header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE},
+};
+use serde::Deserialize;
+
+use super::{Http, Request, describe, transport::host_of};
+use crate::oci::{RegistryError, Source, auth::Challenge};
+
+/// Lifetime of a token that does not say (distribution token specification).
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+/// Longest lifetime that is believed.
+const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// A token is not used in its last seconds.
+const MARGIN: Duration = Duration::from_secs(5);
+/// Most bytes of a token answer.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// Most repositories that are remembered; beyond, all are forgotten.
+const MAX_GRANTS: usize = 4096;
+
+/// Registry, repository, whether it may write.
+type Scope = (String, String, bool);
+
+/// The `Authorization` values that worked last.
+#[derive(Default)]
+pub(super) struct Grants {
+    /// The inner lock is held while a token is fetched, so that a hundred reads that start together fetch one.
+    by_scope: Mutex<HashMap<Scope, Arc<tokio::sync::Mutex<Option<Grant>>>>>,
+}
+
+struct Grant {
+    value: HeaderValue,
+    expires: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+impl Grants {
+    /// What to send along, if it is known already.
+    pub(super) async fn cached(&self, request: &Request<'_>) -> Option<HeaderValue> {
+        let slot = self.slot(request);
+        let grant = slot.lock().await;
+        grant.as_ref().filter(|grant| grant.is_current()).map(|grant| grant.value.clone())
+    }
+
+    /// Answers the challenge of a 401 that `refused` got. `None` when there is nothing better to offer.
+    pub(super) async fn renew(
+        &self,
+        http: &Http,
+        request: &Request<'_>,
+        headers: &HeaderMap,
+        refused: Option<HeaderValue>,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
+        let slot = self.slot(request);
+        let mut grant = slot.lock().await;
+        if let Some(newer) =
+            grant.as_ref().filter(|grant| grant.is_current() && Some(&grant.value) != refused.as_ref())
+        {
+            return Ok(Some(newer.value.clone()));
+        }
+        *grant = None;
+        let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let fresh = match Challenge::parse(values) {
+            None => None,
+            Some(Challenge::Basic) => {
+                let basic = http.options.auth.find(request.source).map(|credentials| credentials.basic());
+                basic.and_then(|basic| Grant::new(&basic, None))
+            }
+            Some(Challenge::Bearer { realm, service }) => Some(fetch(http, request, &realm, service).await?),
+        };
+        let value = fresh.as_ref().map(|grant| grant.value.clone());
+        *grant = fresh;
+        // The same password again would be refused again.
+        Ok(value.filter(|value| Some(value) != refused.as_ref()))
+    }
+
+    fn slot(&self, request: &Request<'_>) -> Arc<tokio::sync::Mutex<Option<Grant>>> {
+        let source = request.source;
+        let scope = (source.registry().to_owned(), source.repository().to_owned(), request.push);
+        let mut grants = self.by_scope.lock().unwrap_or_else(PoisonError::into_inner);
+        if grants.len() >= MAX_GRANTS && !grants.contains_key(&scope) {
+            grants.clear();
+        }
+        grants.entry(scope).or_default().clone()
+    }
+}
+
+impl fmt::Debug for Grants {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grants").finish_non_exhaustive()
+    }
+}
+
+impl Grant {
+    fn new(value: &str, lifetime: Option<Duration>) -> Option<Self> {
+        let mut value = HeaderValue::from_str(value).ok()?;
+        value.set_sensitive(true);
+        Some(Self { value, expires: lifetime.map(|lifetime| Instant::now() + lifetime) })
+    }
+
+    fn is_current(&self) -> bool {
+        self.expires.is_none_or(|expires| Instant::now() < expires)
+    }
+}
+
+async fn fetch(
+    http: &Http,
+    request: &Request<'_>,
+    realm: &str,
+    service: Option<String>,
+) -> Result<Grant, RegistryError> {
+    let source = request.source;
+    let mut url = checked_realm(http, source, realm)?;
+    let actions = if request.push { "pull,push" } else { "pull" };
+    url.query_pairs_mut().append_pair("scope", &format!("repository:{}:{actions}", source.repository()));
+    if let Some(service) = service {
+        url.query_pairs_mut().append_pair("service", &service);
+    }
+    let basic = http.options.auth.find(source).map(|credentials| credentials.basic());
+    let response = http.transport.token(&url, basic.as_deref()).await?;
+    let what = describe(&url);
+    if response.status().is_redirection() {
+        let reason = "token servers are not followed".to_owned();
+        return Err(RegistryError::Protocol { what, reason });
+    }
+    // Docker's token server says 400 or 403 to users that it does not know.
+    if matches!(response.status(), StatusCode::BAD_REQUEST) && basic.is_some() {
+        let (registry, repository) = (source.registry().to_owned(), source.repository().to_owned());
+        return Err(RegistryError::Unauthorized { registry, repository, given: true });
+    }
+    let response = http.success(request, response).await?;
+    let body = http.collect(response, MAX_ANSWER).await?;
+    let broken = |reason: &str| RegistryError::Protocol { what: what.clone(), reason: reason.to_owned() };
+    let answer: Answer = serde_json::from_slice(&body).map_err(|_| broken("the token answer is not JSON"))?;
+    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+    let token = token.ok_or_else(|| broken("the token answer has no token"))?;
+    let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
+    Grant::new(&format!("Bearer {token}"), Some(lifetime.saturating_sub(MARGIN)))
+        .ok_or_else(|| broken("the token cannot be sent in a header"))
+}
+
+/// A token server sees the password. It must be reached over https, or be on the registry's own host when that is
+/// itself spoken to in the clear.
+fn checked_realm(http: &Http, source: &Source, realm: &str) -> Result<Url, RegistryError> {
+    let registry = source.registry();
+    let bad = |realm: String| RegistryError::BadRealm { registry: registry.to_owned(), realm };
+    let url = Url::parse(realm).map_err(|_| bad("(not a URL)".to_owned()))?;
+    let same_host = url.host_str() == Some(host_of(registry));
+    let anonymous = url.username().is_empty() && url.password().is_none();
+    let allowed =
+        url.scheme() == "https" || (url.scheme() == "http" && same_host && http.transport.is_plain(registry));
+    if allowed && anonymous { Ok(url) } else { Err(bad(format!("{}://{}", url.scheme(), describe(&url)))) }
+}

@@ -1,0 +1,177 @@
+//! The HTTP library, set up: TLS with ring, certificates, proxies, and who is spoken to in the clear.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use futures::TryStreamExt;
+use reqwest::{
+    Client, ClientBuilder, Response, Url,
+    header::{self, HeaderValue},
+    redirect,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use super::{Body, Request, describe};
+use crate::oci::{BlobStream, RegistryError, RegistryOptions};
+
+/// An upload may be silent while it is written; it is given this long per MiB on top of the usual time-out.
+const UPLOAD_PER_MIB: Duration = Duration::from_secs(2);
+
+/// Two HTTP clients: one that minds the proxy variables of the environment, and one for this machine, which does not.
+#[derive(Debug)]
+pub(super) struct Transport {
+    proxied: Client,
+    direct: Client,
+    plain_http: Vec<String>,
+    https: Vec<String>,
+    read_timeout: Duration,
+}
+
+impl Transport {
+    pub(super) fn new(options: &RegistryOptions) -> Result<Self, RegistryError> {
+        let tls = tls_config(options)?;
+        let client = |adjust: fn(ClientBuilder) -> ClientBuilder| {
+            let builder = Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .http1_only()
+                .redirect(redirect::Policy::none())
+                .connect_timeout(options.connect_timeout)
+                .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")));
+            adjust(builder).build().map_err(|error| RegistryError::Tls { reason: error.to_string() })
+        };
+        let lower = |hosts: &[String]| hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        Ok(Self {
+            proxied: client(|builder| builder)?,
+            direct: client(ClientBuilder::no_proxy)?,
+            plain_http: lower(&options.plain_http),
+            https: lower(&options.https),
+            read_timeout: options.read_timeout,
+        })
+    }
+
+    /// Whether a registry, `host[:port]`, is spoken to without TLS.
+    pub(super) fn is_plain(&self, registry: &str) -> bool {
+        let listed = |hosts: &[String]| hosts.iter().any(|host| host == registry);
+        listed(&self.plain_http) || (is_loopback(host_of(registry)) && !listed(&self.https))
+    }
+
+    /// Sends a request to `url` and waits for the head of the answer.
+    pub(super) async fn execute(
+        &self,
+        request: &Request<'_>,
+        url: &Url,
+        grant: Option<&HeaderValue>,
+    ) -> Result<Response, RegistryError> {
+        let what = describe(url);
+        let mut builder =
+            self.client(url).request(request.method.clone(), url.clone()).headers(request.headers.clone());
+        builder = builder.header(header::ACCEPT_ENCODING, "identity");
+        if let Some(grant) = grant {
+            builder = builder.header(header::AUTHORIZATION, grant);
+        }
+        let mut after = self.read_timeout;
+        match &request.body {
+            Body::None => {}
+            Body::Bytes(bytes) => builder = builder.body(bytes.clone()),
+            Body::File { path, size } => {
+                after += UPLOAD_PER_MIB * u32::try_from(size >> 20).unwrap_or(u32::MAX);
+                let stream = BlobStream::from_file(path, 0..*size).await?;
+                let body = reqwest::Body::wrap_stream(stream.map_err(std::io::Error::other));
+                builder = builder.header(header::CONTENT_LENGTH, *size).body(body);
+            }
+        }
+        let sent = tokio::time::timeout(after, builder.send()).await;
+        let sent = sent.map_err(|_| RegistryError::Timeout { what: what.clone(), after })?;
+        sent.map_err(|error| RegistryError::transport(&what, error))
+    }
+
+    /// A GET to a token server.
+    pub(super) async fn token(&self, url: &Url, basic: Option<&str>) -> Result<Response, RegistryError> {
+        let what = describe(url);
+        let mut builder = self.client(url).get(url.clone()).header(header::ACCEPT, "application/json");
+        if let Some(mut value) = basic.and_then(|basic| HeaderValue::from_str(basic).ok()) {
+            value.set_sensitive(true);
+            builder = builder.header(header::AUTHORIZATION, value);
+        }
+        let after = self.read_timeout;
+        let sent = tokio::time::timeout(after, builder.send()).await;
+        let sent = sent.map_err(|_| RegistryError::Timeout { what: what.clone(), after })?;
+        sent.map_err(|error| RegistryError::transport(&what, error))
+    }
+
+    fn client(&self, url: &Url) -> &Client {
+        if url.host_str().is_some_and(is_loopback) { &self.direct } else { &self.proxied }
+    }
+}
+
+/// The host of `host[:port]`.
+pub(super) fn host_of(registry: &str) -> &str {
+    match registry.strip_prefix('[') {
+        Some(_) => &registry[..registry.find(']').map_or(registry.len(), |end| end + 1)],
+        None => registry.split(':').next().unwrap_or(registry),
+    }
+}
+
+pub(super) fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+fn tls_config(options: &RegistryOptions) -> Result<ClientConfig, RegistryError> {
+    let mut roots = RootCertStore::empty();
+    // A machine without certificates can still reach registries whose certificates are given, or that need none.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    for file in &options.ca_files {
+        let broken = |reason: String| RegistryError::Tls { reason: format!("{}: {reason}", file.display()) };
+        let certificates = CertificateDer::pem_file_iter(file).map_err(|error| broken(error.to_string()))?;
+        let mut found = false;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| broken(error.to_string()))?;
+            roots.add(certificate).map_err(|error| broken(error.to_string()))?;
+            found = true;
+        }
+        if !found {
+            return Err(broken("no certificate in it".to_owned()));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| RegistryError::Tls { reason: error.to_string() })?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_listed_registries_are_plain() {
+        let options = RegistryOptions {
+            plain_http: vec!["Mirror.lan:5000".to_owned()],
+            https: vec!["localhost:5443".to_owned()],
+            ..Default::default()
+        };
+        let transport = Transport::new(&options).unwrap();
+        for plain in
+            ["localhost", "localhost:5000", "127.0.0.1:1", "127.0.0.9", "[::1]", "[::1]:5000", "mirror.lan:5000"]
+        {
+            assert!(transport.is_plain(plain), "{plain}");
+        }
+        for tls in ["localhost:5443", "docker.io", "mirror.lan", "localhost.example.com", "128.0.0.1", "[::2]:5000"] {
+            assert!(!transport.is_plain(tls), "{tls}");
+        }
+    }
+
+    #[test]
+    fn certificate_files_are_named_when_broken() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let options = RegistryOptions { ca_files: vec![empty.path().to_owned()], ..Default::default() };
+        let error = Transport::new(&options).unwrap_err().to_string();
+        assert!(error.contains(&empty.path().display().to_string()), "{error}");
+    }
+}

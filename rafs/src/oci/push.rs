@@ -1,0 +1,246 @@
+//! Push: a bootstrap and its blobs become an image in a registry or a layout folder.
+//!
+//! What is written is what nydusify and the snapshotter's converter write (format note, section 12): blob layers, then
+//! the bootstrap layer, always with the chunk table of every blob. The same input gives the same digests. Blobs that are
+//! there already are not sent again; the manifest goes last, so a broken push leaves no image with holes.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use shoal_proto::{BlobId, ObjectId};
+use tempfile::NamedTempFile;
+
+use super::{
+    Descriptor, Platform, Reference, ReferenceError, Registry, RegistryError, Source, WrittenLayer, manifest,
+    write_bootstrap_layer,
+};
+use crate::{Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// Why an image could not be pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// The registry or the layout folder failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A file could not be read or written.
+    #[error("{what}")]
+    Io {
+        /// What was done to which file.
+        what: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The bootstrap is broken.
+    #[error("cannot use the bootstrap {path}")]
+    Bootstrap {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: BootstrapError,
+    },
+    /// A blob file is not as long as the bootstrap says.
+    #[error("{path} has {found} bytes, the bootstrap says {expected}")]
+    BlobSize {
+        /// The file.
+        path: String,
+        /// Bytes by the bootstrap.
+        expected: u64,
+        /// Bytes of the file.
+        found: u64,
+    },
+    /// The chunk table of a blob cannot be read.
+    #[error("cannot read the chunk table of {path}")]
+    ChunkTable {
+        /// The blob's file.
+        path: String,
+        /// What is wrong.
+        source: ChunkTableError,
+    },
+    /// The image config to start from is no JSON object.
+    #[error("the image config is not a JSON object")]
+    Config,
+}
+
+/// What a push adds to the layers.
+#[derive(Debug, Clone, Default)]
+pub struct PushOptions {
+    /// The image config to start from, for its environment, command and so on; its layers are replaced. Default: an
+    /// empty one for this machine's platform.
+    pub config: Option<Bytes>,
+}
+
+/// A layer that is in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PushedLayer {
+    /// Its digest.
+    #[serde(serialize_with = "digest")]
+    pub id: ObjectId,
+    /// Its bytes.
+    pub size: u64,
+    /// Whether it was there before.
+    pub existed: bool,
+}
+
+/// What was pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PushReport {
+    /// Where to: with tag and digest.
+    pub reference: String,
+    /// Digest of the manifest.
+    #[serde(serialize_with = "digest")]
+    pub manifest: ObjectId,
+    /// The data blobs, in the order of the bootstrap's blob table.
+    pub blobs: Vec<PushedLayer>,
+    /// The bootstrap layer.
+    pub bootstrap_layer: PushedLayer,
+    /// Bytes of blobs and bootstrap layer together: what a node without anything has to read for all of the image.
+    pub encoded_bytes: u64,
+    /// Of these, bytes that were there before.
+    pub existing_bytes: u64,
+}
+
+fn digest<S: Serializer>(id: &ObjectId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("sha256:{id}"))
+}
+
+/// Pushes the image of `bootstrap`, whose blobs lie in `blob_dir` under their ids. Without a tag in `reference` the tag
+/// is `latest`. Calls `progress` after each layer, the bootstrap layer last.
+pub async fn push(
+    registry: &Registry,
+    bootstrap: &Path,
+    blob_dir: &Path,
+    reference: &Reference,
+    options: PushOptions,
+    mut progress: impl FnMut(&PushedLayer),
+) -> Result<PushReport, PushError> {
+    if reference.digest().is_some() {
+        return Err(RegistryError::from(ReferenceError::Pinned { reference: reference.to_string() }).into());
+    }
+    let source = reference.source();
+    let (bootstrap, dir) = (bootstrap.to_owned(), blob_dir.to_owned());
+    let prepared = tokio::task::spawn_blocking(move || prepare(&bootstrap, &dir)).await;
+    let prepared = prepared.map_err(|error| io_error("cannot prepare the layers")(io::Error::other(error)))??;
+    let mut blobs = Vec::new();
+    for (descriptor, file) in &prepared.blobs {
+        let layer = place(registry, source, descriptor, file).await?;
+        progress(&layer);
+        blobs.push(layer);
+    }
+    let file = prepared.bootstrap_file.path();
+    let bootstrap_layer = place(registry, source, &prepared.bootstrap_descriptor(), file).await?;
+    progress(&bootstrap_layer);
+    let config = prepared.config(options.config.as_deref())?;
+    let (config_id, _) = registry.upload_bytes(source, config.clone()).await?;
+    let bytes = prepared.manifest(Descriptor { id: config_id, size: config.len() as u64 });
+    let tag = reference.tag().unwrap_or("latest");
+    let tagged = Reference::new(source.clone(), Some(tag), None).map_err(RegistryError::from)?;
+    let manifest = registry.put_manifest(&tagged, MANIFEST, bytes).await?;
+    let layers = || blobs.iter().chain([&bootstrap_layer]);
+    Ok(PushReport {
+        reference: tagged.pinned(manifest).to_string(),
+        manifest,
+        encoded_bytes: layers().map(|layer| layer.size).sum(),
+        existing_bytes: layers().filter(|layer| layer.existed).map(|layer| layer.size).sum(),
+        blobs,
+        bootstrap_layer,
+    })
+}
+
+async fn place(
+    registry: &Registry,
+    source: &Source,
+    descriptor: &Descriptor,
+    file: &Path,
+) -> Result<PushedLayer, RegistryError> {
+    let existed = registry.upload_blob(source, descriptor, file).await?;
+    Ok(PushedLayer { id: descriptor.id, size: descriptor.size, existed })
+}
+
+/// The layers, ready to be sent.
+struct Prepared {
+    blobs: Vec<(Descriptor, PathBuf)>,
+    bootstrap_layer: WrittenLayer,
+    bootstrap_file: NamedTempFile,
+}
+
+fn prepare(path: &Path, blob_dir: &Path) -> Result<Prepared, PushError> {
+    let name = path.display().to_string();
+    let bytes = Bytes::from(fs::read(path).map_err(io_error(format!("cannot read {name}")))?);
+    let bootstrap = Bootstrap::parse(bytes.clone()).map_err(|source| PushError::Bootstrap { path: name, source })?;
+    let (mut blobs, mut tables) = (Vec::new(), BTreeMap::new());
+    for blob in bootstrap.blobs() {
+        let file = blob_dir.join(blob.id.to_string());
+        let path = file.display().to_string();
+        let found = fs::metadata(&file).map_err(io_error(format!("cannot look at {path}")))?.len();
+        if found != blob.encoded_size {
+            return Err(PushError::BlobSize { path, expected: blob.encoded_size, found });
+        }
+        let table = chunk_table_file(&file).map_err(|source| PushError::ChunkTable { path, source })?;
+        tables.insert(blob.id, table.into());
+        blobs.push((descriptor(blob.id, found), file));
+    }
+    let write = |tables: &BTreeMap<BlobId, Bytes>| {
+        let mut file = NamedTempFile::new()?;
+        let layer = write_bootstrap_layer(&bytes, tables, io::BufWriter::new(file.as_file_mut()))?;
+        Ok((layer, file))
+    };
+    let (bootstrap_layer, bootstrap_file) = write(&tables).map_err(io_error("cannot write the bootstrap layer"))?;
+    Ok(Prepared { blobs, bootstrap_layer, bootstrap_file })
+}
+
+impl Prepared {
+    fn bootstrap_descriptor(&self) -> Descriptor {
+        Descriptor { id: self.bootstrap_layer.id, size: self.bootstrap_layer.size }
+    }
+
+    /// The image config: `diff_ids` are the blobs' own digests and the digest of the bootstrap layer's tar.
+    fn config(&self, base: Option<&[u8]>) -> Result<Bytes, PushError> {
+        let platform = Platform::here();
+        let mut config = match base {
+            Some(base) => serde_json::from_slice(base).map_err(|_| PushError::Config)?,
+            None => json!({ "architecture": platform.architecture, "os": platform.os, "config": {} }),
+        };
+        let fields = config.as_object_mut().ok_or(PushError::Config)?;
+        let blobs = self.blobs.iter().map(|(blob, _)| blob.id);
+        let diff_ids: Vec<_> = blobs.chain([self.bootstrap_layer.diff_id]).map(|id| format!("sha256:{id}")).collect();
+        fields.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
+        let history = fields.entry("history").or_insert_with(|| json!([]));
+        let item = json!({ "created_by": "shoal push", "comment": "Nydus bootstrap layer" });
+        history.as_array_mut().ok_or(PushError::Config)?.push(item);
+        Ok(config.to_string().into())
+    }
+
+    fn manifest(&self, config: Descriptor) -> Bytes {
+        let layer = |media_type: &str, descriptor: Descriptor, annotations: Value| {
+            json!({
+                "mediaType": media_type, "digest": format!("sha256:{}", descriptor.id), "size": descriptor.size,
+                "annotations": annotations,
+            })
+        };
+        let blob_mark = json!({ manifest::BLOB_MARK: "true" });
+        let blobs = self.blobs.iter().map(|(blob, _)| layer(manifest::BLOB_LAYER, *blob, blob_mark.clone()));
+        let mark = json!({ manifest::BOOTSTRAP_MARK: "true", manifest::FS_VERSION: "6" });
+        let layers: Vec<_> = blobs.chain([layer(GZIP_LAYER, self.bootstrap_descriptor(), mark)]).collect();
+        let config = json!({ "mediaType": CONFIG, "digest": format!("sha256:{}", config.id), "size": config.size });
+        json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }).to_string().into()
+    }
+}
+
+fn descriptor(blob: BlobId, size: u64) -> Descriptor {
+    Descriptor { id: ObjectId::new(*blob.as_bytes()), size }
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> PushError {
+    let what = what.into();
+    move |source| PushError::Io { what, source }
+}

@@ -1,0 +1,291 @@
+//! The client: one type for registries over HTTP and for layout folders.
+
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use shoal_proto::{BlobId, ObjectId};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::{
+    Authfile, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Platform, Reference,
+    RegistryError, Source,
+    http::{Body, Http},
+};
+
+/// Largest manifest or index, as the distribution specification recommends.
+pub(super) const MAX_MANIFEST: u64 = 4 << 20;
+
+/// How a [`Registry`] behaves.
+#[derive(Debug, Clone)]
+pub struct RegistryOptions {
+    /// Registries (`host` or `host:port`) that speak plain HTTP. Those on a loopback address do so by themselves.
+    pub plain_http: Vec<String>,
+    /// Registries on a loopback address that speak TLS all the same.
+    pub https: Vec<String>,
+    /// Files of PEM certificates to trust beside those of the system.
+    pub ca_files: Vec<PathBuf>,
+    /// Who to be, where.
+    pub auth: Authfile,
+    /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
+    pub retries: u32,
+    /// The longest wait before a try. A registry that asks for more gets an error instead of a wait. Default 20 s.
+    pub max_wait: Duration,
+    /// For a connection with its handshake. Default 5 s.
+    pub connect_timeout: Duration,
+    /// For the next byte. Default 20 s.
+    pub read_timeout: Duration,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            https: Vec::new(),
+            ca_files: Vec::new(),
+            auth: Authfile::default(),
+            retries: 4,
+            max_wait: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// An image, found: its manifest and where it came from.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Where its bytes live.
+    pub source: Source,
+    /// What the reference was resolved to: the manifest, or an index that holds it.
+    pub resolved: ObjectId,
+    /// The digest of the manifest.
+    pub id: ObjectId,
+    /// The manifest as the registry has it.
+    pub bytes: Bytes,
+    /// The manifest, parsed.
+    pub manifest: ImageManifest,
+}
+
+/// Reads and writes images, in registries and layout folders. Cheap to clone; clones share connections and tokens.
+///
+/// All operations may be dropped at any time; what was being written is then not there, or whole.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    http: Arc<Http>,
+}
+
+impl Registry {
+    /// A client. Reads the system's certificates; makes no connection.
+    pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
+        Ok(Self { http: Arc::new(Http::new(options)?) })
+    }
+
+    /// Looks a reference up: digest and size of its manifest or index. Costs a HEAD.
+    pub async fn resolve(&self, reference: &Reference) -> Result<(ObjectId, u64), RegistryError> {
+        match layout(reference.source()) {
+            Some(layout) => layout.resolve(reference),
+            None => self.http.resolve(reference).await,
+        }
+    }
+
+    /// A manifest or an index by digest, at most 4 MiB, verified.
+    pub async fn manifest(&self, source: &Source, id: ObjectId) -> Result<Bytes, RegistryError> {
+        match layout(source) {
+            Some(layout) => layout.blob(id, None).await?.collect(MAX_MANIFEST).await,
+            None => self.http.manifest(source, id).await,
+        }
+    }
+
+    /// Finds the Nydus image behind a reference. Of an index it takes the Nydus manifest for this machine's platform.
+    pub async fn image(&self, reference: &Reference) -> Result<Image, RegistryError> {
+        let source = reference.source().clone();
+        let (resolved, _) = self.resolve(reference).await?;
+        let broken = |id| move |source| RegistryError::Manifest { id, source };
+        let mut id = resolved;
+        let mut bytes = self.manifest(&source, id).await?;
+        let mut document = Manifest::parse(&bytes).map_err(broken(id))?;
+        if let Manifest::Index(index) = &document {
+            id = index.select(&Platform::here()).map_err(broken(id))?.id;
+            bytes = self.manifest(&source, id).await?;
+            document = Manifest::parse(&bytes).map_err(broken(id))?;
+        }
+        match document {
+            Manifest::Image(manifest) => Ok(Image { source, resolved, id, bytes, manifest }),
+            Manifest::Index(_) => Err(broken(id)(ManifestError::NestedIndex)),
+        }
+    }
+
+    /// A whole blob in memory, at most `limit` bytes, verified.
+    pub async fn blob(&self, source: &Source, id: ObjectId, limit: u64) -> Result<Bytes, RegistryError> {
+        match layout(source) {
+            Some(layout) => layout.blob(id, None).await?.collect(limit).await,
+            None => self.http.blob(source, id, limit).await,
+        }
+    }
+
+    /// Writes a whole blob to `sink`, exactly as many bytes as `descriptor` says. A broken transfer goes on where it
+    /// broke. The digest is known at the end only: on an error, throw away what was written.
+    pub async fn blob_to(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        sink: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), RegistryError> {
+        let (id, size) = (BlobId::new(*descriptor.id.as_bytes()), descriptor.size);
+        let mut hasher = Sha256::new();
+        let (mut at, mut fruitless) = (0, 0);
+        while at < size {
+            let mut stream = self.blob_range(source, id, at..size).await?;
+            let before = at;
+            let broke = loop {
+                match stream.next().await {
+                    Some(Ok(chunk)) => {
+                        hasher.update(&chunk);
+                        sink.write_all(&chunk).await.map_err(RegistryError::io("cannot write a blob"))?;
+                        at += chunk.len() as u64;
+                    }
+                    Some(Err(error)) => break Some(error),
+                    None => break None,
+                }
+            };
+            fruitless = if at > before { 0 } else { fruitless + 1 };
+            match broke {
+                Some(error) if fruitless > 2 || !error.is_transient() => return Err(error),
+                _ => {}
+            }
+        }
+        sink.flush().await.map_err(RegistryError::io("cannot write a blob"))?;
+        let found = ObjectId::new(hasher.finalize().into());
+        if found == descriptor.id {
+            return Ok(());
+        }
+        let what = format!("{source}@sha256:{id}");
+        Err(RegistryError::WrongDigest { what, expected: descriptor.id, found: format!("sha256:{found}") })
+    }
+
+    /// Exactly these bytes of a blob, as they come, unverified. The stream ends with an error when the connection
+    /// breaks; what it has given until then is as good as the rest.
+    pub async fn blob_range(
+        &self,
+        source: &Source,
+        id: BlobId,
+        range: Range<u64>,
+    ) -> Result<BlobStream, RegistryError> {
+        match layout(source) {
+            Some(layout) => layout.blob(ObjectId::new(*id.as_bytes()), Some(range)).await,
+            None => self.http.blob_range(source, id, range).await,
+        }
+    }
+
+    /// The size of a blob, or `None` when it is not there.
+    pub async fn blob_size(&self, source: &Source, id: ObjectId) -> Result<Option<u64>, RegistryError> {
+        match layout(source) {
+            Some(layout) => layout.blob_size(id),
+            None => self.http.blob_size(source, id).await,
+        }
+    }
+
+    /// Stores a file as a blob unless the blob is there already, which is what the answer says. The file must not
+    /// change meanwhile; its digest and size must be those of `descriptor`.
+    pub async fn upload_blob(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        file: &Path,
+    ) -> Result<bool, RegistryError> {
+        if self.blob_size(source, descriptor.id).await?.is_some() {
+            return Ok(true);
+        }
+        match layout(source) {
+            Some(layout) => {
+                let (id, file) = (descriptor.id, file.to_owned());
+                blocking(move || layout.put_blob_file(id, &file)).await?;
+            }
+            None => {
+                let body = Body::File { path: file, size: descriptor.size };
+                self.http.upload(source, descriptor.id, body).await?
+            }
+        }
+        Ok(false)
+    }
+
+    /// Stores bytes as a blob unless the blob is there already, which is what the answer says.
+    pub async fn upload_bytes(&self, source: &Source, bytes: Bytes) -> Result<(ObjectId, bool), RegistryError> {
+        let id = sha256(&bytes);
+        if self.blob_size(source, id).await?.is_some() {
+            return Ok((id, true));
+        }
+        match layout(source) {
+            Some(layout) => blocking(move || layout.put_blob(&bytes).map(drop)).await?,
+            None => self.http.upload(source, id, Body::Bytes(bytes)).await?,
+        }
+        Ok((id, false))
+    }
+
+    /// Stores a manifest or an index under the tag of `reference`, or under its digest alone when there is no tag. Every
+    /// blob it names must be there.
+    pub async fn put_manifest(
+        &self,
+        reference: &Reference,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<ObjectId, RegistryError> {
+        match layout(reference.source()) {
+            Some(layout) => {
+                let (tag, media_type) = (reference.tag().map(str::to_owned), media_type.to_owned());
+                blocking(move || layout.put_manifest(tag.as_deref(), &media_type, &bytes)).await
+            }
+            None => self.http.put_manifest(reference, media_type, bytes).await,
+        }
+    }
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> ObjectId {
+    ObjectId::new(Sha256::digest(bytes).into())
+}
+
+/// Runs what waits for a disk or a lock where it may.
+async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    let joined = tokio::task::spawn_blocking(operation).await;
+    joined.unwrap_or_else(|error| Err(RegistryError::io("cannot write the layout")(io::Error::other(error))))
+}
+
+fn layout(source: &Source) -> Option<Layout> {
+    source.layout_dir().map(Layout::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Callers spawn these on a runtime of several threads.
+    #[test]
+    fn operations_can_move_between_threads() {
+        fn sendable<T: Send>(operation: T) {
+            drop(operation);
+        }
+        let registry = Registry::new(RegistryOptions::default()).unwrap();
+        let source = Source::new("localhost:1", "a").unwrap();
+        let reference = Reference::new(source.clone(), None, None).unwrap();
+        let id = ObjectId::new([0; 32]);
+        let descriptor = Descriptor { id, size: 1 };
+        sendable(registry.resolve(&reference));
+        sendable(registry.image(&reference));
+        sendable(registry.blob(&source, id, 1));
+        sendable(registry.blob_range(&source, BlobId::new([0; 32]), 0..1));
+        sendable(registry.blob_to(&source, &descriptor, &mut Vec::new()));
+        sendable(registry.upload_blob(&source, &descriptor, Path::new("a")));
+        sendable(registry.upload_bytes(&source, Bytes::new()));
+        sendable(registry.put_manifest(&reference, "a/b", Bytes::new()));
+    }
+}

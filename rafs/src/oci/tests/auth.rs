@@ -1,0 +1,176 @@
+//! Who sees which credentials.
+
+use super::{
+    double::{Reply, Seen},
+    *,
+};
+use crate::oci::{Authfile, Credentials, RegistryError};
+
+const BODY: &[u8] = b"blob";
+const PASSWORD: &str = "correct horse";
+/// base64 of `user:correct horse`.
+const BASIC: &str = "Basic dXNlcjpjb3JyZWN0IGhvcnNl";
+
+fn client_for(source: &Source) -> Registry {
+    let mut auth = Authfile::default();
+    let credentials = Credentials { username: "user".to_owned(), password: PASSWORD.to_owned() };
+    auth.insert(source.registry(), credentials);
+    Registry::new(RegistryOptions { auth, ..options() }).unwrap()
+}
+
+fn challenge(value: &str) -> Reply {
+    Reply::new(401, &[("www-authenticate", value)], b"")
+}
+
+/// A registry that wants a bearer token and hands out `t0`, `t1`, ... itself, each for `lifetime` seconds.
+async fn token_registry(lifetime: u64, accepts: fn(&str) -> bool) -> Double {
+    Double::start(move |seen, before| {
+        if seen.path.starts_with("/token") {
+            return Reply::new(200, &[], format!(r#"{{"token":"t{before}","expires_in":{lifetime}}}"#).as_bytes());
+        }
+        if seen.header("authorization").is_some_and(accepts) {
+            return Reply::new(200, &[], BODY);
+        }
+        let realm = format!("http://{}/token", seen.header("host").unwrap());
+        challenge(&format!("Bearer realm=\"{realm}\",service=\"reg\",scope=\"repository:other:push\""))
+    })
+    .await
+}
+
+fn tokens(seen: &[Seen]) -> Vec<&Seen> {
+    seen.iter().filter(|seen| seen.path.starts_with("/token")).collect()
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_once_and_for_this_repository_only() {
+    let double = token_registry(300, |value| value.starts_with("Bearer t")).await;
+    let registry = client_for(&double.source());
+    for _ in 0..3 {
+        assert_eq!(registry.blob(&double.source(), sha256(BODY), 100).await.unwrap(), BODY);
+    }
+    let seen = double.seen();
+    assert_eq!(seen.len(), 5, "401, token, then three answers");
+    let token = tokens(&seen)[0];
+    assert_eq!(token.path, "/token?scope=repository%3Aapp%3Apull&service=reg");
+    assert_eq!(token.header("authorization"), Some(BASIC));
+    assert!(seen.iter().all(|seen| seen.path.starts_with("/token") || seen.header("authorization") != Some(BASIC)));
+}
+
+#[tokio::test]
+async fn many_reads_that_start_together_fetch_one_token() {
+    let double = token_registry(300, |value| value.starts_with("Bearer t")).await;
+    let registry = client_for(&double.source());
+    let source = double.source();
+    let reads = (0..20).map(|_| registry.blob(&source, sha256(BODY), 100));
+    for read in futures::future::join_all(reads).await {
+        assert_eq!(read.unwrap(), BODY);
+    }
+    assert_eq!(tokens(&double.seen()).len(), 1);
+}
+
+#[tokio::test]
+async fn expired_and_refused_tokens_are_replaced() {
+    // Lives shorter than the margin: never used twice.
+    let double = token_registry(1, |value| value.starts_with("Bearer t")).await;
+    let registry = client_for(&double.source());
+    for _ in 0..2 {
+        assert_eq!(registry.blob(&double.source(), sha256(BODY), 100).await.unwrap(), BODY);
+    }
+    assert_eq!(tokens(&double.seen()).len(), 2);
+    // Refused although it should live.
+    let double = token_registry(300, |value| value == "Bearer t4").await;
+    let registry = client_for(&double.source());
+    let first = registry.blob(&double.source(), sha256(BODY), 100).await;
+    assert!(matches!(first, Err(RegistryError::Unauthorized { given: true, .. })), "{first:?}");
+    assert_eq!(registry.blob(&double.source(), sha256(BODY), 100).await.unwrap(), BODY);
+}
+
+#[tokio::test]
+async fn a_password_is_not_taken_to_another_host() {
+    let thief = Double::start(|_, _| Reply::new(200, &[], br#"{"token":"t"}"#)).await;
+    // The same machine by another name is another host.
+    let realm = format!("http://localhost:{}/token?secret=1", thief.port());
+    let value = format!("Bearer realm=\"{realm}\",service=\"reg\"");
+    let double = Double::start(move |_, _| challenge(&value)).await;
+    let error = client_for(&double.source()).blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::BadRealm { .. }), "{error}");
+    assert!(!error.to_string().contains("secret"), "{error}");
+    assert!(thief.seen().is_empty());
+    for realm in ["ftp://127.0.0.1/token", "http://me:you@127.0.0.1/token", "nonsense"] {
+        let value = format!("Bearer realm=\"{realm}\"");
+        let double = Double::start(move |_, _| challenge(&value)).await;
+        let error = client_for(&double.source()).blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
+        assert!(matches!(error, RegistryError::BadRealm { .. }), "{realm}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn redirects_carry_no_credentials_to_another_host() {
+    let storage = Double::start(|_, _| Reply::new(200, &[], BODY)).await;
+    let location = format!("http://127.0.0.1:{}/data", storage.port());
+    let double = Double::start(move |seen, _| match seen.header("authorization") {
+        Some(_) if seen.path == "/here" => Reply::new(307, &[("location", &location)], b""),
+        Some(_) => Reply::new(307, &[("location", "/here")], b""),
+        None => challenge("Basic realm=\"x\""),
+    })
+    .await;
+    let registry = client_for(&double.source());
+    assert_eq!(registry.blob(&double.source(), sha256(BODY), 100).await.unwrap(), BODY);
+    assert_eq!(double.seen()[2].path, "/here");
+    assert_eq!(double.seen()[2].header("authorization"), Some(BASIC), "the same host may see it again");
+    assert_eq!(storage.seen()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_challenge_behind_a_redirect_is_not_answered() {
+    let thief = Double::start(|seen, _| {
+        let host = seen.header("host").unwrap();
+        challenge(&format!("Bearer realm=\"http://{host}/token\""))
+    })
+    .await;
+    let location = format!("http://127.0.0.1:{}/data", thief.port());
+    let double = Double::start(move |_, _| Reply::new(307, &[("location", &location)], b"")).await;
+    let error = client_for(&double.source()).blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert!(thief.seen().iter().all(|seen| seen.path == "/data" && seen.header("authorization").is_none()));
+}
+
+#[tokio::test]
+async fn passwords_are_used_where_they_belong_and_told_nowhere() {
+    let strict = |seen: &Seen, _| match seen.header("authorization") {
+        Some(BASIC) => Reply::new(200, &[], BODY),
+        _ => challenge("Basic realm=\"x\""),
+    };
+    let double = Double::start(strict).await;
+    let id = sha256(BODY);
+    assert_eq!(client_for(&double.source()).blob(&double.source(), id, 100).await.unwrap(), BODY);
+    let error = client().blob(&double.source(), id, 100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { given: false, .. }), "{error}");
+
+    let closed = Double::start(|_, _| challenge("Basic realm=\"x\"")).await;
+    let registry = client_for(&closed.source());
+    for _ in 0..2 {
+        let error = registry.blob(&closed.source(), id, 100).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unauthorized { given: true, .. }), "{error}");
+        let told = format!("{error} {error:?} {registry:?}");
+        assert!(!told.contains(PASSWORD) && !told.contains(&BASIC[6..]), "{told}");
+    }
+    let forbidden = Double::start(|_, _| Reply::new(403, &[], b"")).await;
+    let error = client().blob(&forbidden.source(), id, 100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn broken_token_servers_are_errors_of_their_own() {
+    for body in [&b"{}"[..], b"<html>", br#"{"token":""}"#, br#"{"token":"a\nb"}"#] {
+        let double = Double::start(move |seen, _| {
+            if seen.path.starts_with("/token") {
+                return Reply::new(200, &[], body);
+            }
+            challenge(&format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap()))
+        })
+        .await;
+        let error = client().blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
+    }
+}

@@ -1,0 +1,222 @@
+//! What goes into an image comes out: through the reader, through a tar, and again and again to the same bytes.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use proptest::prelude::*;
+use shoal_proto::Algorithm;
+use shoal_rafs::{BuildError, BuildOptions, Builder, Compressor, check, extents, unpack};
+
+mod support;
+
+use support::image::{build, content, walk};
+
+fn options(compressor: Compressor, algorithm: Algorithm, chunk_size: u32) -> BuildOptions {
+    BuildOptions { compressor, algorithm, chunk_size }
+}
+
+#[test]
+fn a_nasty_tree_survives_every_kind_of_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    let expected = support::facts(&source);
+    for (number, (compressor, algorithm, chunk_size)) in [
+        (Compressor::Zstd, Algorithm::Blake3, 0x1000),
+        (Compressor::Lz4, Algorithm::Sha256, 0x1000),
+        (Compressor::None, Algorithm::Blake3, 0x2000),
+        (Compressor::Zstd, Algorithm::Sha256, 0x10_0000),
+        (Compressor::Lz4, Algorithm::Blake3, 0x100_0000),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let work = dir.path().join(number.to_string());
+        let built = build(&source, &work, options(compressor, algorithm, chunk_size));
+        support::assert_same(&expected, &support::image::facts(&built.image, &built.reader));
+        let report = check(built.image.as_bytes().clone(), Some(&built.blobs));
+        assert!(report.ok, "{:?}", report.problems);
+        assert_eq!((report.names, report.decoded_bytes), (built.report.names, built.report.decoded_bytes));
+        assert_eq!(report.blobs[0].verified_chunks, built.report.unique_chunks);
+    }
+}
+
+#[test]
+fn the_same_tree_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    let options = options(Compressor::Zstd, Algorithm::Blake3, 0x1000);
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let (first, second) = (build(&source, &first, options), build(&source, &second, options));
+    assert_eq!(first.report, second.report);
+    assert!(fs::read(first.boot).unwrap() == fs::read(second.boot).unwrap(), "the bootstraps differ");
+}
+
+#[test]
+fn gnu_tar_restores_the_source_from_an_unpacked_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, restored) = (dir.path().join("source"), dir.path().join("restored"));
+    support::nasty_tree(&source);
+    let built = build(&source, &dir.path().join("work"), options(Compressor::Zstd, Algorithm::Blake3, 0x1000));
+    let tar = dir.path().join("image.tar");
+    let report = unpack(&built.image, &built.reader, fs::File::create(&tar).unwrap()).unwrap();
+    assert_eq!(report.bytes, built.report.decoded_bytes);
+    fs::create_dir(&restored).unwrap();
+    let status = Command::new("tar")
+        .args(["--xattrs", "--xattrs-include=*", "--same-owner", "--numeric-owner", "-xpf"])
+        .arg(&tar)
+        .arg("-C")
+        .arg(&restored)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mut expected = support::facts(&source);
+    let sockets: Vec<_> = expected.keys().filter(|path| is_socket(&source.join(path))).cloned().collect();
+    assert_eq!(report.sockets.iter().map(PathBuf::from).collect::<Vec<_>>(), sockets);
+    expected.retain(|path, _| !sockets.contains(path));
+    let mut found = support::facts(&restored);
+    if !support::is_root() {
+        expected.values_mut().chain(found.values_mut()).for_each(|facts| (facts.uid, facts.gid) = (0, 0));
+    }
+    support::assert_same(&expected, &found);
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).unwrap().file_type().is_socket()
+}
+
+#[test]
+fn a_tree_without_content_has_no_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("a")).unwrap();
+    fs::write(source.join("a/empty"), b"").unwrap();
+    let built = build(&source, dir.path(), BuildOptions::default());
+    assert_eq!((built.report.blob, built.report.encoded_bytes, built.image.blobs().len()), (None, 0, 0));
+    assert_eq!(fs::read_dir(&built.blobs).unwrap().count(), 0);
+    support::assert_same(&support::facts(&source), &support::image::facts(&built.image, &built.reader));
+}
+
+#[test]
+fn what_cannot_be_built_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let build = |source: &Path, options| {
+        Builder::new(options).build(source, &dir.path().join("boot"), &dir.path().join("blobs")).unwrap_err()
+    };
+    let missing = dir.path().join("missing");
+    assert!(matches!(build(&missing, BuildOptions::default()), BuildError::Io { path, .. } if path == missing));
+    let file = dir.path().join("file");
+    fs::write(&file, b"x").unwrap();
+    assert!(matches!(build(&file, BuildOptions::default()), BuildError::Unsupported { path, .. } if path == file));
+    for chunk_size in [0, 1, 0x800, 0x1001, 0x200_0000] {
+        let options = BuildOptions { chunk_size, ..BuildOptions::default() };
+        assert!(matches!(build(dir.path(), options), BuildError::ChunkSize { found } if found == chunk_size));
+    }
+    let gzip = BuildOptions { compressor: Compressor::Gzip, ..BuildOptions::default() };
+    assert!(matches!(build(dir.path(), gzip), BuildError::Compressor { .. }));
+    assert!(!dir.path().join("boot").exists());
+}
+
+/// A file or directory of a random tree.
+#[derive(Debug, Clone)]
+enum Thing {
+    File { seed: u64, len: usize, xattr: Option<Vec<u8>> },
+    Link(String),
+    SecondName,
+    Directory(BTreeMap<Vec<u8>, Thing>),
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(prop::sample::select(&b"ab!.~\xff"[..]), 1..4),
+        prop::collection::vec(prop::sample::select(&b"ab"[..]), 200..=255),
+    ]
+    .prop_filter("reserved names", |name| name != b"." && name != b"..")
+}
+
+fn thing() -> impl Strategy<Value = Thing> {
+    let len = prop_oneof![Just(0), 1..0x3000usize, prop::sample::select(vec![0xFFF, 0x1000, 0x1001, 0x5000])];
+    let file = (0..4u64, len, prop::option::of(prop::collection::vec(any::<u8>(), 0..200)));
+    let leaf = prop_oneof![
+        4 => file.prop_map(|(seed, len, xattr)| Thing::File { seed, len, xattr }),
+        1 => "[a-z/]{1,300}".prop_map(Thing::Link),
+        1 => Just(Thing::SecondName),
+    ];
+    leaf.prop_recursive(4, 60, 20, |thing| {
+        prop::collection::btree_map(name(), thing, 0..20).prop_map(Thing::Directory)
+    })
+}
+
+/// Makes the tree on disk; `first` is some regular file that can get second names.
+fn make(path: &Path, thing: &Thing, first: &mut Option<PathBuf>) {
+    match thing {
+        Thing::File { seed, len, xattr } => {
+            fs::write(path, support::noise(*seed, *len)).unwrap();
+            if let Some(value) = xattr {
+                xattr::set(path, "user.value", value).unwrap();
+            }
+            first.get_or_insert_with(|| path.to_owned());
+        }
+        Thing::Link(target) => symlink(target, path).unwrap(),
+        Thing::SecondName => {
+            if let Some(first) = first {
+                fs::hard_link(first, path).unwrap();
+            }
+        }
+        Thing::Directory(things) => {
+            fs::create_dir(path).unwrap();
+            for (name, thing) in things {
+                make(&path.join(OsStr::from_bytes(name)), thing, first);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_trees_come_back(
+        things in prop::collection::btree_map(name(), thing(), 0..12),
+        compressor in prop::sample::select(vec![Compressor::None, Compressor::Lz4, Compressor::Zstd]),
+        ranges in prop::collection::vec((0..0x6000u64, 0..0x6000u64), 8),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        make(&source, &Thing::Directory(things), &mut None);
+        let built = build(&source, dir.path(), options(compressor, Algorithm::Blake3, 0x1000));
+        let expected = support::facts(&source);
+        support::assert_same(&expected, &support::image::facts(&built.image, &built.reader));
+        let report = check(built.image.as_bytes().clone(), Some(&built.blobs));
+        prop_assert!(report.ok, "{:?}", report.problems);
+        for (path, nid) in walk(&built.image) {
+            if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+                let parent = built.image.inode(walk(&built.image)[parent]).unwrap();
+                prop_assert_eq!(parent.lookup(name.as_bytes()).unwrap(), Some(nid));
+                let absent = [name.as_bytes(), b"\x01"].concat();
+                prop_assert_eq!(parent.lookup(&absent).unwrap(), None);
+            }
+            let inode = built.image.inode(nid).unwrap();
+            let entries: Vec<_> = inode.entries().map(Result::unwrap).collect();
+            for skip in 0..=entries.len() {
+                prop_assert!(inode.entries_from(skip as u64).map(Result::unwrap).eq(entries[skip..].iter().copied()));
+            }
+            let content = content(&inode, &built.reader).unwrap();
+            for (offset, len) in &ranges {
+                let slices = extents(&inode, *offset, *len).map(|extent| {
+                    let start = extent.offset_in_chunk as usize;
+                    built.reader.read(extent.chunk).unwrap()[start..start + extent.len as usize].to_vec()
+                });
+                let found: Vec<u8> = slices.flatten().collect();
+                let end = content.len().min((offset + len) as usize);
+                prop_assert_eq!(&found, &content[end.min(*offset as usize)..end]);
+            }
+        }
+    }
+}

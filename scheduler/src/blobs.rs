@@ -1,0 +1,198 @@
+//! What is known of each blob: where its pieces lie, which are here, which are waited for, and who has which.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use shoal_proto::{Bitfield, PeerId, Priority};
+
+use crate::peers::Slot;
+
+/// One blob.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    extents: Arc<[Range<u64>]>,
+    pub(crate) present: Bitfield,
+    /// Pieces whose flight looks for a source, prefetch and on-demand: what a peer with room is matched against, a
+    /// word of 64 pieces at a time.
+    waiting: [Bitfield; 2],
+    haves: BTreeMap<Slot, Bitfield>,
+    /// How many of `haves` have each piece; most pieces that are searched for have none.
+    holders: Vec<u32>,
+    /// Homes by stripe, as of an epoch of the leases.
+    pub(crate) ranking: BTreeMap<u64, Arc<[PeerId]>>,
+    pub(crate) ranking_epoch: u64,
+}
+
+impl Blob {
+    pub(crate) fn new(extents: Arc<[Range<u64>]>, present: &Bitfield) -> Self {
+        let len = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+        Self {
+            extents,
+            present: present.window(0, len),
+            waiting: [Bitfield::new(len), Bitfield::new(len)],
+            haves: BTreeMap::new(),
+            holders: vec![0; len as usize],
+            ranking: BTreeMap::new(),
+            ranking_epoch: 0,
+        }
+    }
+
+    /// Takes over the pieces that were unnamed so far, and a greater length.
+    pub(crate) fn extend(&mut self, extents: &[Range<u64>]) {
+        let len = self.extents.len().max(extents.len());
+        let pick = |at: usize| {
+            let known = self.extents.get(at).filter(|range| !range.is_empty());
+            known.or(extents.get(at)).or(self.extents.get(at)).cloned().unwrap_or(0..0)
+        };
+        self.extents = (0..len).map(pick).collect();
+        let len = len as u32;
+        self.present = self.present.window(0, len);
+        self.waiting = [self.waiting[0].window(0, len), self.waiting[1].window(0, len)];
+        for have in self.haves.values_mut() {
+            *have = have.window(0, len);
+        }
+        self.holders.resize(len as usize, 0);
+        self.ranking.clear();
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.holders.len() as u32
+    }
+
+    /// The bytes of a piece in the blob, if somebody here names it.
+    pub(crate) fn extent(&self, piece: u32) -> Option<&Range<u64>> {
+        self.extents.get(piece as usize).filter(|range| !range.is_empty())
+    }
+
+    pub(crate) fn size(&self, piece: u32) -> u64 {
+        self.extent(piece).map_or(0, |range| range.end - range.start)
+    }
+
+    pub(crate) fn waiting(&self, priority: Priority) -> &Bitfield {
+        &self.waiting[priority as usize]
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.iter().any(|waiting| !waiting.is_empty())
+    }
+
+    pub(crate) fn wait(&mut self, piece: u32, priority: Priority) {
+        self.waiting[priority as usize].insert(piece);
+        self.waiting[1 - priority as usize].remove(piece);
+    }
+
+    pub(crate) fn stop_waiting(&mut self, piece: u32) {
+        self.waiting.iter_mut().for_each(|waiting| _ = waiting.remove(piece));
+    }
+
+    pub(crate) fn holders(&self, piece: u32) -> u32 {
+        self.holders.get(piece as usize).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn has(&self, slot: Slot, piece: u32) -> bool {
+        self.haves.get(&slot).is_some_and(|have| have.contains(piece))
+    }
+
+    pub(crate) fn have(&self, slot: Slot) -> Option<&Bitfield> {
+        self.haves.get(&slot)
+    }
+
+    /// Everybody who ever spoke of this blob.
+    pub(crate) fn speakers(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.haves.keys().copied()
+    }
+
+    /// Notes what a peer announced and returns the pieces that it did not have before.
+    pub(crate) fn learn(&mut self, slot: Slot, first: u32, news: &Bitfield, full: bool) -> Vec<u32> {
+        let len = self.len();
+        let have = self.haves.entry(slot).or_insert_with(|| Bitfield::new(len));
+        if full {
+            let window = first..first.saturating_add(news.len()).min(len);
+            let gone = window.filter(|&piece| have.contains(piece) && !news.contains(piece - first));
+            for piece in gone.collect::<Vec<_>>() {
+                have.remove(piece);
+                self.holders[piece as usize] -= 1;
+            }
+        }
+        let new = news.iter().filter_map(|piece| first.checked_add(piece)).filter(|&piece| have.insert(piece));
+        let new: Vec<u32> = new.collect();
+        for &piece in &new {
+            self.holders[piece as usize] += 1;
+        }
+        new
+    }
+
+    /// The peer does not have this piece after all.
+    pub(crate) fn unlearn(&mut self, slot: Slot, piece: u32) {
+        if self.haves.get_mut(&slot).is_some_and(|have| have.remove(piece)) {
+            self.holders[piece as usize] -= 1;
+        }
+    }
+
+    /// The peer is gone.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        if let Some(have) = self.haves.remove(&slot) {
+            have.iter().for_each(|piece| self.holders[piece as usize] -= 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    proptest! {
+        /// Against a set of (peer, piece) pairs: what is known, how many hold each piece, what was new.
+        #[test]
+        fn availability_agrees_with_a_model(
+            steps in vec((0..4u32, 0..50u32, vec(0..40u32, 0..20), any::<bool>(), 0..10u8), 0..60)
+        ) {
+            let extents: Arc<[_]> = (0..64).map(|at| at * 10..at * 10 + 10).collect();
+            let mut blob = Blob::new(extents, &Bitfield::new(64));
+            let mut model = BTreeSet::new();
+            for (slot, first, pieces, full, kind) in steps {
+                match kind {
+                    0 => {
+                        blob.forget(slot);
+                        model.retain(|&(peer, _)| peer != slot);
+                    }
+                    1 => {
+                        blob.unlearn(slot, first);
+                        model.remove(&(slot, first));
+                    }
+                    _ => {
+                        let mut news = Bitfield::new(40);
+                        pieces.iter().for_each(|&piece| _ = news.insert(piece));
+                        let got = blob.learn(slot, first, &news, full);
+                        if full {
+                            let stays = |piece: u32| piece < first || piece >= first + 40 || news.contains(piece - first);
+                            model.retain(|&(peer, piece)| peer != slot || stays(piece));
+                        }
+                        let named = news.iter().map(|piece| first + piece).filter(|&piece| piece < 64);
+                        let new: Vec<_> = named.filter(|&piece| model.insert((slot, piece))).collect();
+                        prop_assert_eq!(got, new);
+                    }
+                }
+                for piece in 0..64 {
+                    let holders = model.iter().filter(|&&(_, held)| held == piece).count();
+                    prop_assert_eq!(blob.holders(piece) as usize, holders);
+                    prop_assert_eq!(blob.has(slot, piece), model.contains(&(slot, piece)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extending_keeps_what_was_named() {
+        let mut blob = Blob::new([0..10, 0..0].into(), &Bitfield::full(2));
+        blob.extend(&[5..6, 10..20, 20..30]);
+        assert_eq!(
+            (blob.extent(0), blob.extent(1), blob.extent(2)),
+            (Some(&(0..10)), Some(&(10..20)), Some(&(20..30)))
+        );
+        assert_eq!(blob.present.runs().collect::<Vec<_>>(), [0..2]);
+    }
+}

@@ -1,0 +1,202 @@
+//! One flight for each piece that somebody wants and that is not here: its waiters, what was tried, where it queues.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_proto::{PeerId, Priority};
+
+use crate::{Item, RequestId, Source, Time, WantId, Why, homes::mix};
+
+/// Tries remembered for the log.
+const MAX_TRIES: usize = 16;
+/// Requests for one piece at a time: the first, and a hedge.
+pub(crate) const MAX_REQUESTS: usize = 2;
+/// Prefetches that are mixed with each other; who came a window later goes later.
+const PREFETCH_WINDOW: u64 = 256;
+/// Consecutive pieces that stay together when prefetches are mixed.
+const PREFETCH_GROUP: u32 = 16;
+
+/// Where a flight stands in every queue: on-demand before prefetch. On-demand is first come, first served. Prefetch
+/// is mixed differently on every node, so that nodes which start together fetch different pieces and then have
+/// something to give each other; groups of consecutive pieces stay together, for the sake of joined reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    class: u8,
+    turn: u64,
+    shuffle: u64,
+}
+
+impl Rank {
+    pub(crate) fn new(item: Item, priority: Priority, arrival: u64, salt: u64) -> Self {
+        match priority {
+            Priority::OnDemand => Self { class: 0, turn: arrival, shuffle: 0 },
+            Priority::Prefetch => {
+                let shuffle = mix(salt ^ mix(u64::from(item.piece / PREFETCH_GROUP)));
+                Self { class: 1, turn: arrival / PREFETCH_WINDOW, shuffle }
+            }
+        }
+    }
+
+    pub(crate) fn priority(self) -> Priority {
+        if self.class == 0 { Priority::OnDemand } else { Priority::Prefetch }
+    }
+}
+
+/// What a flight queues for, apart from any neighbour that has the piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Gate {
+    /// To be looked at.
+    Fresh,
+    /// Room in this node's own window, to ask a neighbour.
+    Window,
+    /// Room or a connection at its home.
+    Home(PeerId),
+    /// A slot at the registry.
+    Registry,
+}
+
+/// A piece on its way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) wants: BTreeSet<WantId>,
+    /// When the last waiter gives up.
+    pub(crate) deadline: Time,
+    /// Another node asked us as its home, so homes are not asked.
+    pub(crate) for_peer: bool,
+    pub(crate) rank: Rank,
+    /// Under way, at most [`MAX_REQUESTS`].
+    pub(crate) requests: Vec<RequestId>,
+    /// Whether it looks for a (further) source.
+    pub(crate) seeking: bool,
+    pub(crate) gate: Option<Gate>,
+    /// Homes that are of no use to it.
+    pub(crate) refused: BTreeSet<PeerId>,
+    /// Homes that others believe in.
+    pub(crate) suggested: BTreeSet<PeerId>,
+    /// Since when a home says that it is busy.
+    pub(crate) busy_since: Option<Time>,
+    /// Registry reads that failed.
+    pub(crate) registry_failures: u32,
+    /// Back-off after those.
+    pub(crate) not_before: Time,
+    /// The registry refused for good.
+    pub(crate) registry_refused: bool,
+    tries: Vec<(Source, Why)>,
+}
+
+impl Flight {
+    pub(crate) fn new(rank: Rank) -> Self {
+        Self {
+            wants: BTreeSet::new(),
+            deadline: Time::ZERO,
+            for_peer: false,
+            rank,
+            requests: Vec::new(),
+            seeking: false,
+            gate: None,
+            refused: BTreeSet::new(),
+            suggested: BTreeSet::new(),
+            busy_since: None,
+            registry_failures: 0,
+            not_before: Time::ZERO,
+            registry_refused: false,
+            tries: Vec::new(),
+        }
+    }
+
+    pub(crate) fn priority(&self) -> Priority {
+        self.rank.priority()
+    }
+
+    pub(crate) fn tried(&mut self, source: Source, why: Why) {
+        match self.tries.iter_mut().rev().find(|(tried, was)| *tried == source && *was == Why::Open) {
+            Some(last) => last.1 = why,
+            None => {
+                if self.tries.len() >= MAX_TRIES {
+                    self.tries.remove(0);
+                }
+                self.tries.push((source, why));
+            }
+        }
+    }
+
+    pub(crate) fn tries(&self) -> &[(Source, Why)] {
+        &self.tries
+    }
+}
+
+/// The queues in front of the gates.
+#[derive(Debug, Default)]
+pub(crate) struct Queues {
+    queues: BTreeMap<Gate, BTreeSet<(Rank, Item)>>,
+}
+
+impl Queues {
+    pub(crate) fn push(&mut self, gate: Gate, rank: Rank, item: Item) {
+        self.queues.entry(gate).or_default().insert((rank, item));
+    }
+
+    pub(crate) fn remove(&mut self, gate: Gate, rank: Rank, item: Item) {
+        if let Some(queue) = self.queues.get_mut(&gate) {
+            queue.remove(&(rank, item));
+            if queue.is_empty() {
+                self.queues.remove(&gate);
+            }
+        }
+    }
+
+    pub(crate) fn first(&self, gate: Gate) -> Option<(Rank, Item)> {
+        self.queues.get(&gate)?.first().copied()
+    }
+
+    /// Everything that queues at one gate.
+    pub(crate) fn items(&self, gate: Gate) -> Vec<Item> {
+        self.queues.get(&gate).into_iter().flatten().map(|&(_, item)| item).collect()
+    }
+
+    /// Everything that queues at any gate but [`Gate::Fresh`].
+    pub(crate) fn all(&self) -> Vec<Item> {
+        let placed = self.queues.iter().filter(|(gate, _)| **gate != Gate::Fresh);
+        placed.flat_map(|(_, queue)| queue).map(|&(_, item)| item).collect()
+    }
+
+    pub(crate) fn len(&self, gate: Gate) -> usize {
+        self.queues.get(&gate).map_or(0, BTreeSet::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlobKey;
+
+    fn item(piece: u32) -> Item {
+        Item { blob: BlobKey { id: [0; 32], variant: 0 }, piece }
+    }
+
+    #[test]
+    fn on_demand_goes_first_and_prefetch_is_mixed_in_groups() {
+        let rank = |piece, priority, salt| Rank::new(item(piece), priority, u64::from(piece), salt);
+        assert!(rank(200, Priority::OnDemand, 1) < rank(0, Priority::Prefetch, 1));
+        assert!(rank(3, Priority::OnDemand, 1) < rank(4, Priority::OnDemand, 1));
+        let order = |salt| {
+            let mut order: Vec<u32> = (0..256).collect();
+            order.sort_by_key(|&piece| (rank(piece, Priority::Prefetch, salt), piece));
+            order
+        };
+        assert_ne!(order(1), order(2));
+        for group in order(1).chunks(16) {
+            assert!(group.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{group:?}");
+        }
+        assert!(rank(0, Priority::Prefetch, 1) < rank(256, Priority::Prefetch, 1), "but not for ever");
+    }
+
+    #[test]
+    fn tries_are_updated_and_bounded() {
+        let mut flight = Flight::new(Rank::new(item(0), Priority::Prefetch, 0, 0));
+        flight.tried(Source::Registry, Why::Open);
+        flight.tried(Source::Registry, Why::Registry);
+        assert_eq!(flight.tries(), [(Source::Registry, Why::Registry)]);
+        (0..40).for_each(|_| flight.tried(Source::Registry, Why::Stalled));
+        assert_eq!(flight.tries().len(), MAX_TRIES);
+    }
+}

@@ -1,0 +1,300 @@
+//! Peer, then home, then back to the source: where a piece is asked for, and what is joined into one request.
+//!
+//! Two moves meet here. A flight that looks for a source is *placed*: it goes to a neighbour that has the piece and
+//! room, or it queues at a gate, its home or the registry. And whoever has room, a peer or the registry, is *filled*
+//! from what waits for it. So an event costs work in proportion to what it changed, not to peers times pieces.
+
+use std::ops::Range;
+
+use shoal_proto::{PeerId, Priority};
+
+use crate::{
+    Action, BlobKey, Item, RequestId, Source, Time, WantFailure, Why,
+    flights::{Flight, Gate, MAX_REQUESTS},
+    inflow::Lane,
+    peers::Slot,
+    requests::Request,
+    scheduler::Scheduler,
+    timer::Timer,
+};
+
+/// Most pieces of one request, as on the wire.
+const MAX_RUN: usize = shoal_proto::MAX_RUN;
+/// Failures in a row after which even a prefetch does not wait for a home.
+const HOPELESS: u32 = 4;
+/// Pieces picked at random, of which the rarest is prefetched.
+const PICKS: u32 = 8;
+/// Pieces looked at for joining one registry read.
+const MAX_LOOK: u32 = 256;
+
+impl Scheduler {
+    /// Finds sources for everything that can have one now.
+    pub(crate) fn pump(&mut self, now: Time) {
+        while let Some((rank, item)) = self.queues.first(Gate::Fresh) {
+            self.queues.remove(Gate::Fresh, rank, item);
+            self.place(now, item);
+        }
+        while let Some((rank, item)) = self.queues.first(Gate::Window)
+            && self.inflow.room(Lane::Peers(rank.priority()), &self.config)
+        {
+            self.queues.remove(Gate::Window, rank, item);
+            self.place(now, item);
+        }
+        for priority in [Priority::OnDemand, Priority::Prefetch] {
+            while self.inflow.room(Lane::Peers(priority), &self.config)
+                && let Some(slot) = self.peers.next_marked(priority)
+            {
+                self.fill(now, slot, priority);
+            }
+        }
+        self.fill_registry(now);
+    }
+
+    fn place(&mut self, now: Time, item: Item) {
+        let Some(flight) = self.flights.get_mut(&item) else { return };
+        flight.gate = None;
+        // What others wait for does not wait for what this node waits for.
+        let lane = Lane::Peers(flight.priority());
+        let room = flight.for_peer || self.inflow.room(lane, &self.config);
+        let gate = match self.neighbour(item) {
+            Some(slot) if room => return self.ask(now, slot, item, false),
+            Some(_) => Some(Gate::Window),
+            None => self.next_gate(now, item),
+        };
+        let Some(gate) = gate else {
+            return self.fail_without_source(now, item);
+        };
+        if let Gate::Home(peer) = gate {
+            self.peers.slot(peer).into_iter().for_each(|slot| self.peers.mark(slot));
+        }
+        if let Some(flight) = self.flights.get_mut(&item) {
+            flight.gate = Some(gate);
+            self.queues.push(gate, flight.rank, item);
+        }
+    }
+
+    /// The best neighbour that has the piece and room for it.
+    fn neighbour(&self, item: Item) -> Option<Slot> {
+        let (flight, blob) = (self.flights.get(&item)?, self.blobs.get(&item.blob)?);
+        if blob.holders(item.piece) == 0 {
+            return None;
+        }
+        let mut ready = self.peers.ready(flight.priority());
+        ready.find(|&slot| blob.has(slot, item.piece) && !self.is_asking(flight, slot))
+    }
+
+    /// Whether one of the flight's requests is at this peer.
+    fn is_asking(&self, flight: &Flight, slot: Slot) -> bool {
+        let Some(id) = self.peers.at(slot).map(|peer| peer.id) else { return false };
+        self.open_requests(flight).any(|request| request.peer() == Some(id))
+    }
+
+    fn open_requests<'a>(&'a self, flight: &'a Flight) -> impl Iterator<Item = &'a Request> {
+        flight.requests.iter().filter_map(|&id| self.requests.at(id))
+    }
+
+    /// Where the flight is to queue when no neighbour can take it: its home, the next in hash order, the registry.
+    fn next_gate(&mut self, now: Time, item: Item) -> Option<Gate> {
+        let flight = self.flights.get(&item)?;
+        let for_peer = flight.for_peer;
+        // A home that is at it will have it sooner than a second read of the registry, and so has our own read.
+        let wait = |request: &Request| request.source == Source::Registry || (!for_peer && request.is_pending(now));
+        if flight.requests.len() >= MAX_REQUESTS || self.open_requests(flight).any(wait) {
+            return None;
+        }
+        if !for_peer && let Some(home) = self.next_home(now, item) {
+            return Some(Gate::Home(home));
+        }
+        let flight = self.flights.get(&item)?;
+        if flight.registry_refused {
+            return None;
+        }
+        if flight.not_before > now {
+            self.timers.set(Timer::Retry(item), flight.not_before);
+            return None;
+        }
+        Some(Gate::Registry)
+    }
+
+    /// The first home that is of use and not this node itself; nothing if the registry comes before it.
+    fn next_home(&mut self, now: Time, item: Item) -> Option<PeerId> {
+        let ranking = self.ranking(item.blob, item.piece)?;
+        for &home in ranking.iter() {
+            if home == self.config.me {
+                return None;
+            }
+            if self.is_of_use(now, item, home) {
+                return Some(home);
+            }
+        }
+        let suggested = self.flights.get(&item)?.suggested.clone();
+        suggested.into_iter().find(|&home| self.is_of_use(now, item, home))
+    }
+
+    fn is_of_use(&mut self, now: Time, item: Item, home: PeerId) -> bool {
+        let Some(flight) = self.flights.get(&item) else { return false };
+        if flight.refused.contains(&home) || self.banned.contains_key(&home) {
+            return false;
+        }
+        let Some(slot) = self.peers.slot(home) else { return self.dial(now, home) };
+        let Some(peer) = self.peers.at(slot) else { return false };
+        // A prefetch gives a home the benefit of the doubt: the next one would read the registry again.
+        let doubted = match flight.priority() {
+            Priority::OnDemand => peer.is_suspect() || peer.failures(now) > 0,
+            Priority::Prefetch => peer.failures(now) >= HOPELESS,
+        };
+        !self.is_asking(flight, slot) && !doubted && !peer.denies(item) && peer.may_source(item.blob, now)
+    }
+
+    /// The registry refuses, no home is left and no neighbour has it: better now than at the deadline.
+    fn fail_without_source(&mut self, now: Time, item: Item) {
+        let Some(flight) = self.flights.get(&item) else { return };
+        let holders = self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
+        if flight.registry_refused && flight.requests.is_empty() && holders == 0 {
+            self.fail_flight(now, item, WantFailure::NoSource);
+        }
+    }
+
+    /// Gives a peer one request for what it has, or else for what it is home to.
+    fn fill(&mut self, now: Time, slot: Slot, priority: Priority) {
+        let Some(gate) = self.peers.at(slot).map(|peer| Gate::Home(peer.id)) else { return };
+        if let Some(item) = self.waiting_for(slot, priority) {
+            self.ask(now, slot, item, false);
+        } else if let Some((_, item)) = self.queues.first(gate).filter(|(rank, _)| rank.priority() == priority) {
+            self.ask(now, slot, item, true);
+        } else {
+            self.peers.unmark(slot, priority);
+        }
+    }
+
+    /// A piece that waits and that this peer has. For prefetch the rarest of a few picked at random, so that nodes differ
+    /// in what they get and who has everything is asked for what the others lack.
+    fn waiting_for(&mut self, slot: Slot, priority: Priority) -> Option<Item> {
+        let first = self.waiting_from(slot, priority, 0)?;
+        if priority == Priority::OnDemand {
+            return Some(first);
+        }
+        let starts: Vec<u32> = (0..PICKS).map(|_| self.random(u32::MAX)).collect();
+        let picks = starts.into_iter().filter_map(|start| self.waiting_from(slot, priority, start));
+        let holders = |item: &Item| self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
+        picks.min_by_key(holders)
+    }
+
+    /// The first such piece of a blob from a place on, and then from its start; `place` is a part of 2^32.
+    fn waiting_from(&self, slot: Slot, priority: Priority, place: u32) -> Option<Item> {
+        self.active.iter().find_map(|&key| {
+            let blob = self.blobs.get(&key)?;
+            let (have, waiting) = (blob.have(slot)?, blob.waiting(priority));
+            let start = ((u64::from(place) * u64::from(blob.len())) >> 32) as u32;
+            let from = |start| {
+                std::iter::successors(have.next_common(waiting, start), |&piece| {
+                    have.next_common(waiting, piece.checked_add(1)?)
+                })
+            };
+            let pieces = from(start).chain(from(0).take_while(|&piece| piece < start));
+            let mut items = pieces.map(|piece| Item { blob: key, piece });
+            items.find(|item| self.flights.get(item).is_some_and(|flight| !self.is_asking(flight, slot)))
+        })
+    }
+
+    /// Asks a peer for a piece and the pieces after it that wait for the same.
+    fn ask(&mut self, now: Time, slot: Slot, item: Item, source: bool) {
+        let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.get(&item)) else { return };
+        let (id, priority) = (peer.id, flight.priority());
+        let room = peer.room(now, priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
+        let mut pieces = vec![item.piece];
+        let mut bytes = self.bytes(item.blob, &pieces);
+        for piece in (item.piece + 1..).take(room as usize - 1) {
+            let longer = bytes + self.bytes(item.blob, &[piece]);
+            let joins = self.joins(slot, id, Item { piece, ..item }, priority, source);
+            if !joins || longer > self.config.run_bytes {
+                break;
+            }
+            pieces.push(piece);
+            bytes = longer;
+        }
+        let source = if source { Source::Home(id) } else { Source::Peer(id) };
+        self.peers.modify(now, &self.config, slot, |peer| peer.load(now, pieces.len() as u32, bytes));
+        let (request, deadline) = self.open(now, item.blob, &pieces, source, priority);
+        let source = matches!(source, Source::Home(_));
+        let blob = item.blob;
+        self.actions.push_back(Action::Request { request, peer: id, blob, pieces, priority, source, deadline });
+    }
+
+    fn joins(&self, slot: Slot, peer: PeerId, item: Item, priority: Priority, source: bool) -> bool {
+        let Some((blob, flight)) = self.blobs.get(&item.blob).zip(self.flights.get(&item)) else { return false };
+        let there = if source { flight.gate == Some(Gate::Home(peer)) } else { blob.has(slot, item.piece) };
+        there && blob.waiting(priority).contains(item.piece) && !self.is_asking(flight, slot)
+    }
+
+    pub(crate) fn bytes(&self, blob: BlobKey, pieces: &[u32]) -> u64 {
+        self.blobs.get(&blob).map_or(0, |blob| pieces.iter().map(|&piece| blob.size(piece)).sum())
+    }
+
+    /// Enters a request in the books; returns its id and when its last waiter gives up.
+    fn open(
+        &mut self,
+        now: Time,
+        blob: BlobKey,
+        pieces: &[u32],
+        source: Source,
+        priority: Priority,
+    ) -> (RequestId, Time) {
+        let pending_until = Time::ZERO;
+        let id =
+            self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
+        self.inflow.load(now, Lane::new(source, priority), self.bytes(blob, pieces));
+        self.expect_progress(now, id);
+        let mut deadline = Time::ZERO;
+        for &piece in pieces {
+            let item = Item { blob, piece };
+            self.settle(item);
+            self.tried(item, source, Why::Open);
+            if let Some(flight) = self.flights.get_mut(&item) {
+                flight.requests.push(id);
+                deadline = deadline.max(flight.deadline);
+            }
+        }
+        (id, deadline)
+    }
+
+    fn fill_registry(&mut self, now: Time) {
+        while self.registry_closed_until <= now
+            && let Some((rank, item)) = self.queues.first(Gate::Registry)
+            && self.requests.registry_room(rank.priority(), &self.config)
+            && self.inflow.room(Lane::Registry(rank.priority()), &self.config)
+        {
+            self.read_registry(now, item, rank.priority());
+        }
+    }
+
+    fn read_registry(&mut self, now: Time, item: Item, priority: Priority) {
+        let Some((pieces, range)) = self.join_read(item, priority) else { return self.settle(item) };
+        let (request, deadline) = self.open(now, item.blob, &pieces, Source::Registry, priority);
+        self.actions.push_back(Action::BackToSource { request, blob: item.blob, pieces, range, priority, deadline });
+    }
+
+    /// The pieces after `item` that wait for the registry too and lie close behind each other.
+    fn join_read(&self, item: Item, priority: Priority) -> Option<(Vec<u32>, Range<u64>)> {
+        let blob = self.blobs.get(&item.blob)?;
+        let mut range = blob.extent(item.piece)?.clone();
+        let mut pieces = vec![item.piece];
+        let last = item.piece.saturating_add(MAX_LOOK).min(blob.len());
+        for piece in item.piece + 1..last {
+            let Some(next) = blob.extent(piece) else { continue };
+            let joins = next.start >= range.end
+                && next.start - range.end <= self.config.max_gap
+                && next.end - range.start <= self.config.max_join
+                && pieces.len() < MAX_RUN;
+            if !joins {
+                break;
+            }
+            let waits = |flight: &Flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority;
+            if self.flights.get(&Item { piece, ..item }).is_some_and(waits) {
+                pieces.push(piece);
+                range.end = next.end;
+            }
+        }
+        Some((pieces, range))
+    }
+}

@@ -1,0 +1,251 @@
+//! Who comes and goes: connections, announcements, leases, and peers that we would like to be connected to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use shoal_proto::{Bitfield, PeerId};
+
+use crate::{
+    Action, BlobKey, Item, Source, Time, Why,
+    flights::Gate,
+    homes::{Lease, rank},
+    peers,
+    scheduler::Scheduler,
+    timer::Timer,
+};
+
+/// Peers that we wait to be connected to, or could not reach, at a time.
+const MAX_DIALS: usize = 256;
+/// Pieces that an unconnected peer is said to have.
+const MAX_RUMOURS: usize = 64;
+
+/// A connection that is wished for.
+#[derive(Debug, Default)]
+struct Dial {
+    waiting: bool,
+    failures: u32,
+    unreachable_until: Time,
+    /// What the peer has, according to others.
+    rumours: BTreeSet<Item>,
+}
+
+/// The connections that are wished for.
+#[derive(Debug, Default)]
+pub(crate) struct Dials(BTreeMap<PeerId, Dial>);
+
+impl Scheduler {
+    pub(crate) fn peer_up(&mut self, now: Time, peer: PeerId, zone: &str, labels: &BTreeMap<String, String>) {
+        if peer == self.config.me {
+            return;
+        }
+        if self.peers.slot(peer).is_some() {
+            self.peer_down(now, peer);
+        }
+        if self.peers.len() >= self.config.max_peers {
+            return;
+        }
+        let tier = peers::tier(&self.config, zone, labels);
+        let salt = self.random(u32::MAX);
+        let own_zone = zone == self.config.zone;
+        let slot = self.peers.insert(now, &self.config, peer, tier, own_zone, salt);
+        if let Some(&until) = self.banned.get(&peer) {
+            self.close_peer(now, peer, until);
+        }
+        self.timers.cancel(Timer::Dial(peer));
+        let dial = self.dials.0.remove(&peer).unwrap_or_default();
+        dial.rumours.into_iter().for_each(|item| self.rumour(now, peer, item));
+        self.peers.mark(slot);
+    }
+
+    pub(crate) fn peer_down(&mut self, now: Time, peer: PeerId) {
+        let Some(slot) = self.peers.slot(peer) else { return };
+        for request in self.requests.of_peer(peer) {
+            self.give_up(now, request, Why::Transport);
+        }
+        let mut spoke = false;
+        for blob in self.blobs.values_mut() {
+            spoke |= blob.have(slot).is_some();
+            blob.forget(slot);
+        }
+        self.peers.remove(peer);
+        self.timers.cancel(Timer::Peer(peer));
+        if self.banned.contains_key(&peer) {
+            self.timers.set(Timer::Peer(peer), self.banned[&peer]);
+        }
+        self.requeue_home(peer);
+        self.nodes_changed(spoke);
+    }
+
+    pub(crate) fn peer_have(&mut self, peer: PeerId, key: BlobKey, first: u32, have: &Bitfield, full: bool) {
+        let Some(slot) = self.peers.slot(peer) else { return };
+        if self.banned.contains_key(&peer) {
+            return;
+        }
+        let Some(blob) = self.blobs.get_mut(&key) else { return };
+        let first_word = blob.have(slot).is_none();
+        let new = blob.learn(slot, first, have, full);
+        for piece in new {
+            // Not a change of anything that the order of peers depends on.
+            self.peers.announced(slot, Item { blob: key, piece });
+        }
+        if blob.is_waiting() {
+            self.peers.mark(slot);
+        }
+        self.nodes_changed(first_word);
+    }
+
+    /// Somebody else says that this peer has a piece.
+    pub(crate) fn rumour(&mut self, now: Time, peer: PeerId, item: Item) {
+        if peer == self.config.me || self.banned.contains_key(&peer) {
+            return;
+        }
+        if let Some(slot) = self.peers.slot(peer) {
+            let denies = self.peers.at(slot).is_some_and(|peer| peer.denies(item));
+            if let Some(blob) = self.blobs.get_mut(&item.blob).filter(|_| !denies) {
+                blob.learn(slot, item.piece, &Bitfield::full(1), false);
+                self.peers.mark(slot);
+            }
+        } else if self.dial(now, peer)
+            && let Some(dial) = self.dials.0.get_mut(&peer)
+            && dial.rumours.len() < MAX_RUMOURS
+        {
+            dial.rumours.insert(item);
+        }
+    }
+
+    /// Whether a peer that is not connected may be waited for; asks for the connection.
+    pub(crate) fn dial(&mut self, now: Time, peer: PeerId) -> bool {
+        if self.dials.0.len() >= MAX_DIALS && !self.dials.0.contains_key(&peer) {
+            let idle = |dial: &Dial| !dial.waiting && dial.unreachable_until <= now;
+            let Some(old) = self.dials.0.iter().find(|(_, dial)| idle(dial)).map(|(&old, _)| old) else {
+                return false;
+            };
+            self.dials.0.remove(&old);
+        }
+        let dial = self.dials.0.entry(peer).or_default();
+        if !dial.waiting {
+            if dial.unreachable_until > now {
+                return false;
+            }
+            dial.waiting = true;
+            self.timers.set(Timer::Dial(peer), now + self.config.connect_timeout);
+            self.actions.push_back(Action::Connect { peer });
+        }
+        true
+    }
+
+    pub(crate) fn dial_timeout(&mut self, now: Time, peer: PeerId) {
+        let Some(failures) = self.dials.0.get_mut(&peer).map(|dial| {
+            dial.waiting = false;
+            dial.failures += 1;
+            dial.rumours.clear();
+            dial.failures
+        }) else {
+            return;
+        };
+        let until = now + self.jittered(failures);
+        if let Some(dial) = self.dials.0.get_mut(&peer) {
+            dial.unreachable_until = until;
+        }
+        for item in self.queues.items(Gate::Home(peer)) {
+            self.tried(item, Source::Home(peer), Why::Unreachable);
+            self.seek(item);
+        }
+    }
+
+    pub(crate) fn lease(&mut self, now: Time, peer: PeerId, zone: String, capacity: u64, until: Time) {
+        if until <= now {
+            return self.lease_ended(peer);
+        }
+        if let Some(changed) = self.homes.renew(peer, Lease { zone, capacity, until }) {
+            self.timers.set(Timer::Lease(peer), until);
+            if changed {
+                self.replace_all();
+            }
+        }
+    }
+
+    pub(crate) fn lease_ended(&mut self, peer: PeerId) {
+        self.timers.cancel(Timer::Lease(peer));
+        if self.homes.end(peer) {
+            self.replace_all();
+        }
+    }
+
+    /// Without seed peers the nodes are the homes, so what they say of a blob changes the order of homes.
+    fn nodes_changed(&mut self, changed: bool) {
+        if changed && self.homes.of_zone(&self.config.zone).next().is_none() {
+            self.homes.epoch += 1;
+        }
+    }
+
+    fn replace_all(&mut self) {
+        self.queues.all().into_iter().for_each(|item| self.seek(item));
+    }
+
+    /// The homes of a piece, best first.
+    pub(crate) fn ranking(&mut self, key: BlobKey, piece: u32) -> Option<Arc<[PeerId]>> {
+        let (stripe_bytes, epoch) = (self.config.stripe.max(1), self.homes.epoch);
+        let blob = self.blobs.get_mut(&key)?;
+        let stripe = blob.extent(piece)?.start / stripe_bytes;
+        if blob.ranking_epoch != epoch {
+            blob.ranking.clear();
+            blob.ranking_epoch = epoch;
+        }
+        if let Some(known) = blob.ranking.get(&stripe) {
+            return Some(known.clone());
+        }
+        let ranking: Arc<[PeerId]> = self.compute_ranking(key, piece)?.into();
+        self.blobs.get_mut(&key)?.ranking.insert(stripe, ranking.clone());
+        Some(ranking)
+    }
+
+    pub(crate) fn compute_ranking(&self, key: BlobKey, piece: u32) -> Option<Vec<PeerId>> {
+        let blob = self.blobs.get(&key)?;
+        let stripe = blob.extent(piece)?.start / self.config.stripe.max(1);
+        let seeds = rank(&key.id, stripe, self.homes.of_zone(&self.config.zone));
+        if !seeds.is_empty() {
+            return Some(seeds);
+        }
+        let speakers = blob.speakers().filter_map(|slot| self.peers.at(slot)).filter(|peer| peer.own_zone);
+        let nodes = speakers.map(|peer| peer.id).chain([self.config.me]);
+        Some(rank(&key.id, stripe, nodes.map(|peer| (peer, 1))))
+    }
+
+    /// No request goes to the peer before `until`.
+    pub(crate) fn close_peer(&mut self, now: Time, peer: PeerId, until: Time) {
+        if let Some(slot) = self.peers.slot(peer) {
+            let closed = self.peers.modify(now, &self.config, slot, |peer| {
+                peer.closed_until = peer.closed_until.max(until);
+                peer.closed_until
+            });
+            self.timers.set(Timer::Peer(peer), closed.unwrap_or(until));
+        }
+    }
+
+    /// The peer failed: it is left alone for a while, longer each time.
+    pub(crate) fn fail_peer(&mut self, now: Time, peer: PeerId) {
+        let Some(slot) = self.peers.slot(peer) else { return };
+        let failures = self.peers.modify(now, &self.config, slot, peers::Peer::failed).unwrap_or(1);
+        let until = now + self.jittered(failures);
+        self.close_peer(now, peer, until);
+        self.requeue_home(peer);
+    }
+
+    /// What queues at this home is to look for another.
+    pub(crate) fn requeue_home(&mut self, peer: PeerId) {
+        self.queues.items(Gate::Home(peer)).into_iter().for_each(|item| self.seek(item));
+    }
+
+    pub(crate) fn peer_reopened(&mut self, now: Time, peer: PeerId) {
+        if self.banned.get(&peer).is_some_and(|&until| until <= now) {
+            self.banned.remove(&peer);
+        }
+        if let Some(slot) = self.peers.slot(peer) {
+            self.peers.modify(now, &self.config, slot, |_| ());
+            self.peers.mark(slot);
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! What the scheduler does in the situations that matter, told one by one.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use shoal_proto::{Bitfield, PeerId, Priority, Role};
+use shoal_scheduler::{
+    Action, BanReason, BlobKey, Config, Event, Failure, Item, Origin, RequestId, Scheduler, Source, Time, WantError,
+    WantFailure, WantId, Why,
+};
+
+const ME: u8 = 1;
+const SEED: u8 = 100;
+const BLOB: BlobKey = BlobKey { id: [9; 32], variant: 0 };
+const PIECE: u64 = 1 << 20;
+
+fn peer(n: u8) -> PeerId {
+    PeerId::new([n; 32])
+}
+
+fn item(piece: u32) -> Item {
+    Item { blob: BLOB, piece }
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A scheduler with one blob of 64 pieces of 1 MiB, and a clock.
+struct World {
+    scheduler: Scheduler,
+    now: Time,
+    wants: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            scheduler: Scheduler::new(Config::new(peer(ME), "a"), Time::ZERO, [7; 32]),
+            now: Time::ZERO,
+            wants: 0,
+        };
+        let extents = (0..64).map(|at| at * PIECE..(at + 1) * PIECE).collect();
+        world.tell(Event::BlobAdded { blob: BLOB, extents, present: Bitfield::new(64) });
+        world
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Action> {
+        self.scheduler.handle_event(self.now, event);
+        self.actions()
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.scheduler.poll_action(self.now)).collect()
+    }
+
+    fn wait(&mut self, time: Duration) -> Vec<Action> {
+        let until = self.now + time;
+        let mut actions = Vec::new();
+        while let Some(at) = self.scheduler.poll_timeout().filter(|&at| at <= until) {
+            self.now = self.now.max(at);
+            self.scheduler.handle_timeout(self.now);
+            actions.extend(self.actions());
+        }
+        self.now = until;
+        actions
+    }
+
+    fn note_want(&mut self, piece: u32, priority: Priority, origin: Origin) -> WantId {
+        self.wants += 1;
+        let (want, deadline) = (WantId(self.wants), self.now + Duration::from_secs(60));
+        self.scheduler.handle_event(self.now, Event::Want { want, item: item(piece), priority, deadline, origin });
+        want
+    }
+
+    fn want(&mut self, piece: u32) -> Vec<Action> {
+        self.note_want(piece, Priority::OnDemand, Origin::Local);
+        self.actions()
+    }
+
+    fn up(&mut self, n: u8) -> Vec<Action> {
+        let role = if n >= SEED { Role::Seed } else { Role::Node };
+        self.tell(Event::PeerUp { peer: peer(n), role, zone: "a".into(), labels: BTreeMap::new() })
+    }
+
+    fn seed(&mut self, n: u8) -> Vec<Action> {
+        let until = self.now + Duration::from_secs(3600);
+        self.tell(Event::Lease { peer: peer(n), zone: "a".into(), capacity: 1, until })
+    }
+
+    fn has(&mut self, n: u8, pieces: std::ops::Range<u32>) -> Vec<Action> {
+        let have = Bitfield::full(pieces.end - pieces.start);
+        self.tell(Event::PeerHave { peer: peer(n), blob: BLOB, first: pieces.start, have, full: false })
+    }
+}
+
+/// Where an action goes, with the pieces.
+fn asked(action: &Action) -> Option<(Source, Vec<u32>)> {
+    match action {
+        Action::Request { peer, pieces, source: false, .. } => Some((Source::Peer(*peer), pieces.clone())),
+        Action::Request { peer, pieces, source: true, .. } => Some((Source::Home(*peer), pieces.clone())),
+        Action::BackToSource { pieces, .. } => Some((Source::Registry, pieces.clone())),
+        _ => None,
+    }
+}
+
+fn all_asked(actions: &[Action]) -> Vec<(Source, Vec<u32>)> {
+    actions.iter().filter_map(asked).collect()
+}
+
+fn request(actions: &[Action]) -> RequestId {
+    let id = |action: &Action| match action {
+        Action::Request { request, .. } | Action::BackToSource { request, .. } => Some(*request),
+        _ => None,
+    };
+    actions.iter().find_map(id).expect("something was asked")
+}
+
+fn outcomes(actions: &[Action]) -> Vec<(WantId, Result<(), WantError>)> {
+    let outcome = |action: &Action| match action {
+        Action::Complete { want, outcome, .. } => Some((*want, outcome.clone())),
+        _ => None,
+    };
+    actions.iter().filter_map(outcome).collect()
+}
+
+#[test]
+fn neighbour_then_home_then_registry() {
+    let mut world = World::new();
+    assert_eq!(all_asked(&world.want(0)), [(Source::Registry, vec![0])], "nobody else is there");
+
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    world.up(2);
+    world.has(2, 0..1);
+    assert_eq!(all_asked(&world.want(1)), [(Source::Home(peer(SEED)), vec![1])]);
+    let actions = world.want(0);
+    assert_eq!(all_asked(&actions), [(Source::Peer(peer(2)), vec![0])]);
+
+    let actions = world.tell(Event::NotHave { request: request(&actions), item: item(0) });
+    assert_eq!(all_asked(&actions), [(Source::Home(peer(SEED)), vec![0])]);
+    let actions = world.tell(Event::CannotSource { request: request(&actions) });
+    assert_eq!(all_asked(&actions), [(Source::Registry, vec![0])]);
+    assert_eq!(all_asked(&world.want(2)), [(Source::Registry, vec![2])], "it will not ask for that blob again soon");
+    world.wait(Duration::from_secs(61));
+    assert_eq!(all_asked(&world.want(3)), [(Source::Home(peer(SEED)), vec![3])]);
+}
+
+#[test]
+fn a_flight_is_joined_takes_the_highest_priority_and_outlives_its_first_waiter() {
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    let first = world.note_want(0, Priority::Prefetch, Origin::Local);
+    let asked = world.actions();
+    let second = world.note_want(0, Priority::OnDemand, Origin::Local);
+    assert_eq!(world.actions(), [], "one flight");
+    assert_eq!(world.tell(Event::Unwant { want: first }), []);
+    let done = world.tell(Event::Delivered { request: request(&asked), item: item(0), bytes: PIECE });
+    assert_eq!(outcomes(&done), [(second, Ok(()))]);
+    assert!(world.scheduler.present(BLOB).unwrap().contains(0));
+}
+
+#[test]
+fn on_demand_overtakes_prefetch_and_finds_slots_kept_for_it() {
+    let mut world = World::new();
+    for piece in 0..60 {
+        world.note_want(piece, Priority::Prefetch, Origin::Local);
+    }
+    let prefetch = world.actions();
+    assert!(!prefetch.is_empty());
+    let on_demand = world.want(63);
+    assert_eq!(all_asked(&on_demand), [(Source::Registry, vec![63])], "past everything that waits");
+}
+
+#[test]
+fn registry_reads_join_neighbouring_pieces() {
+    let mut world = World::new();
+    for piece in [3, 4, 5, 7, 9] {
+        world.note_want(piece, Priority::OnDemand, Origin::Local);
+    }
+    let reads = world.actions();
+    let expected = [(Source::Registry, vec![3, 4, 5]), (Source::Registry, vec![7]), (Source::Registry, vec![9])];
+    assert_eq!(all_asked(&reads), expected);
+    let Action::BackToSource { range, .. } = &reads[0] else { panic!("{reads:?}") };
+    assert_eq!(*range, 3 * PIECE..6 * PIECE);
+}
+
+#[test]
+fn the_home_reads_the_registry_and_asks_no_other_home() {
+    let mut world = World::new();
+    world.seed(ME);
+    assert_eq!(world.scheduler.home_of(BLOB, 0), Some(peer(ME)));
+    assert_eq!(all_asked(&world.want(0)), [(Source::Registry, vec![0])]);
+
+    // Views differ: somebody takes this node for the home, which thinks that it is another.
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    assert_eq!(world.scheduler.home_rank(BLOB, 0), None);
+    world.note_want(0, Priority::OnDemand, Origin::ForPeer);
+    assert_eq!(all_asked(&world.actions()), [(Source::Registry, vec![0])]);
+
+    // The other may be waiting for this one in turn.
+    let local = world.want(1);
+    assert_eq!(all_asked(&local), [(Source::Home(peer(SEED)), vec![1])]);
+    world.tell(Event::Pending { request: request(&local), eta: ms(1000) });
+    world.note_want(1, Priority::OnDemand, Origin::ForPeer);
+    assert_eq!(all_asked(&world.actions()), [(Source::Registry, vec![1])]);
+
+    world.up(2);
+    world.has(2, 2..3);
+    world.note_want(2, Priority::OnDemand, Origin::ForPeer);
+    assert_eq!(all_asked(&world.actions()), [(Source::Peer(peer(2)), vec![2])], "a neighbour spares the registry");
+}
+
+#[test]
+fn a_silent_source_is_hedged_and_a_pending_home_is_not() {
+    let mut world = World::new();
+    for n in [SEED, SEED + 1] {
+        world.up(n);
+        world.seed(n);
+    }
+    let asked = world.want(0);
+    let home = world.scheduler.home_of(BLOB, 0).unwrap();
+    assert_eq!(all_asked(&asked), [(Source::Home(home), vec![0])]);
+    world.tell(Event::Pending { request: request(&asked), eta: ms(5000) });
+    assert_eq!(world.wait(ms(5400)), [], "it said that it is at it");
+    world.tell(Event::Pending { request: request(&asked), eta: ms(5000) });
+    assert_eq!(all_asked(&world.wait(ms(5400))), []);
+    let hedge = world.wait(Duration::from_secs(6));
+    let other = if home == peer(SEED) { peer(SEED + 1) } else { peer(SEED) };
+    assert_eq!(all_asked(&hedge)[0], (Source::Home(other), vec![0]));
+}
+
+#[test]
+fn a_dead_home_costs_one_interval_and_the_next_in_hash_order_takes_over() {
+    let mut world = World::new();
+    for n in [SEED, SEED + 1] {
+        world.seed(n);
+        world.up(n);
+    }
+    let home = world.scheduler.home_of(BLOB, 0).unwrap();
+    let other = if home == peer(SEED) { peer(SEED + 1) } else { peer(SEED) };
+    world.tell(Event::PeerDown { peer: home });
+    assert_eq!(world.want(0), [Action::Connect { peer: home }]);
+    assert_eq!(all_asked(&world.wait(ms(500))), [(Source::Home(other), vec![0])]);
+    assert_eq!(all_asked(&world.want(1)), [(Source::Home(other), vec![1])], "known to be unreachable");
+    world.tell(Event::LeaseEnded { peer: home });
+    assert_eq!(world.scheduler.home_of(BLOB, 0), Some(other));
+    let gone = world.tell(Event::PeerDown { peer: other });
+    assert_eq!(all_asked(&gone), [(Source::Registry, vec![0, 1])], "nobody is left");
+}
+
+#[test]
+fn a_busy_home_sends_us_to_others() {
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    world.up(2);
+    let asked = world.want(0);
+    let (retry_after, alternates) = (ms(300), vec![peer(2), peer(3)]);
+    let actions = world.tell(Event::Busy { request: request(&asked), retry_after, alternates });
+    assert!(actions.contains(&Action::Connect { peer: peer(3) }));
+    assert_eq!(all_asked(&actions), [(Source::Peer(peer(2)), vec![0])]);
+    world.tell(Event::NotHave { request: request(&actions), item: item(0) });
+    assert_eq!(all_asked(&world.up(3)), [(Source::Peer(peer(3)), vec![0])]);
+    assert_eq!(all_asked(&world.tell(Event::PeerDown { peer: peer(3) })), []);
+    assert_eq!(all_asked(&world.wait(ms(300))), [(Source::Home(peer(SEED)), vec![0])], "and then home again");
+}
+
+#[test]
+fn who_sends_wrong_bytes_is_banned_and_has_nothing_for_us() {
+    let mut world = World::new();
+    world.up(2);
+    world.has(2, 0..64);
+    let asked = world.want(0);
+    let actions = world.tell(Event::Failed { request: request(&asked), reason: Failure::WrongBytes });
+    let until = Time::ZERO + Duration::from_secs(600);
+    assert_eq!(actions[0], Action::Ban { peer: peer(2), until, reason: BanReason::WrongBytes(item(0)) });
+    assert_eq!(all_asked(&actions), [(Source::Registry, vec![0])]);
+    world.tell(Event::PeerDown { peer: peer(2) });
+    world.up(2);
+    world.has(2, 0..64);
+    assert_eq!(all_asked(&world.want(1)), [(Source::Registry, vec![1])]);
+    world.wait(Duration::from_secs(600));
+    world.has(2, 0..64);
+    assert_eq!(all_asked(&world.want(2)), [(Source::Peer(peer(2)), vec![2])]);
+}
+
+#[test]
+fn what_was_denied_is_not_asked_for_again_until_announced() {
+    let mut world = World::new();
+    world.up(2);
+    world.has(2, 0..1);
+    let asked = world.want(0);
+    let actions = world.tell(Event::NotHave { request: request(&asked), item: item(0) });
+    assert_eq!(all_asked(&actions), [(Source::Registry, vec![0])]);
+    let reason = Failure::Registry { retry_after: Some(Duration::from_secs(30)), permanent: false };
+    assert_eq!(world.tell(Event::Failed { request: request(&actions), reason }), []);
+    assert_eq!(all_asked(&world.has(2, 0..1)), [(Source::Peer(peer(2)), vec![0])]);
+}
+
+#[test]
+fn registry_failures_are_tried_again_until_the_deadline_which_lists_them() {
+    let mut world = World::new();
+    let mut actions = world.want(0);
+    let mut reads = 0;
+    let error = loop {
+        if let Some((_, outcome)) = outcomes(&actions).pop() {
+            break outcome.unwrap_err();
+        }
+        if !all_asked(&actions).is_empty() {
+            reads += 1;
+            let reason = Failure::Registry { retry_after: None, permanent: false };
+            actions = world.tell(Event::Failed { request: request(&actions), reason });
+            assert_eq!(actions, [], "not at once");
+        }
+        actions = world.wait(ms(50));
+    };
+    assert_eq!(world.now, Time::ZERO + Duration::from_secs(60));
+    assert_eq!(error.reason, WantFailure::Deadline);
+    assert!(error.tries.iter().all(|&tried| tried == (Source::Registry, Why::Registry)));
+    assert!((8..16).contains(&reads), "{reads} reads with a back-off from 0.2 to 10 s");
+    assert!(error.to_string().starts_with("deadline passed; tried registry: registry error"), "{error}");
+}
+
+#[test]
+fn a_refusal_for_good_ends_the_read_at_once_unless_a_neighbour_has_it() {
+    let refuse = |world: &mut World, actions: &[Action]| {
+        let reason = Failure::Registry { retry_after: None, permanent: true };
+        world.tell(Event::Failed { request: request(actions), reason })
+    };
+    let mut world = World::new();
+    let actions = world.want(0);
+    let done = outcomes(&refuse(&mut world, &actions));
+    assert_eq!(done[0].1.as_ref().unwrap_err().reason, WantFailure::NoSource);
+
+    let actions = world.want(1);
+    world.up(2);
+    world.has(2, 1..2);
+    assert_eq!(all_asked(&refuse(&mut world, &actions)), [(Source::Peer(peer(2)), vec![1])]);
+}
+
+#[test]
+fn without_seed_peers_the_nodes_with_the_blob_are_the_homes() {
+    let mut world = World::new();
+    world.up(2);
+    world.has(2, 0..0);
+    let homes: Vec<_> = (0..64).map(|piece| world.scheduler.home_of(BLOB, piece).unwrap()).collect();
+    assert!(homes.iter().all(|home| [peer(ME), peer(2)].contains(home)));
+    let piece = homes.iter().position(|&home| home == peer(2)).expect("four stripes are not all ours") as u32;
+    assert_eq!(all_asked(&world.want(piece)), [(Source::Home(peer(2)), vec![piece])]);
+    world.seed(SEED);
+    assert_eq!(world.scheduler.home_of(BLOB, 0), Some(peer(SEED)));
+}
+
+#[test]
+fn wants_that_cannot_be_are_answered_at_once() {
+    let mut world = World::new();
+    let reason = |actions: Vec<Action>| outcomes(&actions).pop().unwrap().1.map_err(|error| error.reason);
+    assert_eq!(reason(world.want(64)), Err(WantFailure::Unknown));
+    world.tell(Event::Present { item: item(0) });
+    assert_eq!(reason(world.want(0)), Ok(()));
+    world.tell(Event::Lost { item: item(0) });
+    assert_eq!(all_asked(&world.want(0)), [(Source::Registry, vec![0])]);
+    let gone = world.tell(Event::BlobRemoved { blob: BLOB });
+    assert!(gone.iter().any(|action| matches!(action, Action::Cancel { .. })), "{gone:?}");
+    assert_eq!(reason(gone), Err(WantFailure::Removed));
+    assert_eq!(reason(world.want(0)), Err(WantFailure::Unknown));
+}
