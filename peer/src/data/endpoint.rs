@@ -27,6 +27,8 @@ const MEMBER_WINDOW: u32 = 8 << 20;
 const SEND_WINDOW: u64 = 4 << 20;
 /// Bytes sent before the first acknowledgement: a small piece, whole.
 const INITIAL_WINDOW: u64 = 64 << 10;
+/// Round trip time to assume before the first measurement: what is far within one continent.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Silence after which a connection counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(12);
 /// How often a silent connection shows that it lives.
@@ -69,6 +71,7 @@ fn transport() -> TransportConfig {
         .send_window(SEND_WINDOW)
         // Pieces one after the other: a whole one can be verified and served on, two halves cannot.
         .send_fairness(false)
+        .initial_rtt(INITIAL_RTT)
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(IdleTimeout::try_from(DEAD_AFTER).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))

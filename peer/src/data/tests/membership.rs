@@ -46,7 +46,7 @@ async fn versions_without_overlap_do_not_connect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialling_at_once_ends_with_one_connection() {
-    for _ in 0..8 {
+    for _ in 0..4 {
         let (a, b) = (Node::start("a", serving(10)), Node::start("b", serving(10)));
         a.connect(&b);
         b.connect(&a);
