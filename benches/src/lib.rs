@@ -1,1 +1,35 @@
-//! shoal-benches
+//! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput.
+
+use std::path::Path;
+
+/// Bytes that compress to about half: words of noise, each written twice.
+pub fn half_compressible(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut bytes = Vec::with_capacity(len + 64);
+    while bytes.len() < len {
+        let start = bytes.len();
+        for _ in 0..4 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes.extend_from_slice(&state.to_le_bytes());
+        }
+        bytes.extend_from_within(start..start + 32);
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Writes a tree of `files` files of `len` bytes each, all different.
+///
+/// # Panics
+/// When the folder cannot be written.
+pub fn write_tree(folder: &Path, files: usize, len: usize) {
+    for n in 0..files {
+        let mut bytes = half_compressible(len);
+        for (at, byte) in (n as u64).to_le_bytes().into_iter().enumerate() {
+            bytes.iter_mut().skip(at).step_by(4096).for_each(|place| *place ^= byte);
+        }
+        std::fs::write(folder.join(format!("f{n}")), bytes).expect("the tree can be written");
+    }
+}

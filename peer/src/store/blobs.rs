@@ -18,8 +18,6 @@ use shoal_proto::{Bitfield, Digest, Fingerprint};
 use shoal_rafs::PieceTable;
 
 use super::{StoreError, Usage, disk::Disk, variant::Variant};
-use crate::index::{BlobKey, Change, ChunkPlace, Records, Survives, VariantRecord};
-use super::{StoreError, disk::Disk, variant::Variant};
 use crate::index::{BlobKey, Change, ChunkPlace, PieceRecord, Records, Survives, VariantRecord};
 
 /// Most pieces in one batch of the index, which is held in memory.
@@ -110,6 +108,8 @@ impl Blobs {
             }
         }
         Ok(usage)
+    }
+
     /// In several batches if need be: what a crash leaves of them is as good as an image that names less.
     fn record_declared(&self, key: BlobKey, len: u32, pieces: &[(u32, PieceRecord)]) -> Result<(), StoreError> {
         let used = Change::Variant(key, VariantRecord { pieces: len, last_use: unix_seconds() });
