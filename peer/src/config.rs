@@ -212,11 +212,12 @@ pub struct ReadConfig {
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
     pub decoded_cache_bytes: u64,
+    pub ahead_bytes: u64,
 }
 
 impl Default for ReadConfig {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(60), decoded_cache_bytes: 32 << 20 }
+        Self { deadline: Duration::from_secs(60), decoded_cache_bytes: 32 << 20, ahead_bytes: 1 << 20 }
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Known {
     pub zone: String,
     /// Where its data plane listens.
     pub addresses: Vec<SocketAddr>,
+    /// Whether it is a seed peer with a current lease.
+    pub lease: bool,
     /// Until when it is refused, and why.
     pub ban: Option<(Instant, String)>,
     heard: Instant,
@@ -53,6 +55,11 @@ impl Contacts {
                 known.addresses = addresses.iter().copied().take(MAX_ADDRESSES).collect();
             }
         });
+    }
+
+    /// Its lease began, was renewed, or ended.
+    pub(crate) fn lease(&self, peer: PeerId, current: bool) {
+        self.update(peer, |known| known.lease = current);
     }
 
     /// Another node named it. What the node itself said before counts for more.
@@ -103,6 +110,7 @@ impl Contacts {
             role: Role::Node,
             zone: String::new(),
             addresses: Vec::new(),
+            lease: false,
             ban: None,
             heard: now,
         });

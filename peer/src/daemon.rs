@@ -40,6 +40,7 @@ use crate::{
     mounts::{Mounts, MountsError},
     node::Node,
     origin::{Origin, OriginOptions},
+    reader::Ahead,
     serve::Server,
     store::{Store, StoreError, StoreOptions, Usage},
     traffic::Traffic,
@@ -311,6 +312,7 @@ impl Parts {
                 ban_reason: known.ban.map(|(_, reason)| reason).unwrap_or_default(),
                 received_bytes: open.map_or(0, |open| open.received_bytes),
                 sent_bytes: open.map_or(0, |open| open.sent_bytes),
+                lease: known.lease,
             }
         });
         all.collect()
@@ -371,6 +373,8 @@ impl Core {
             decoded: Arc::new(ChunkCache::new(config.read.decoded_cache_bytes)),
             traffic,
             deadline: config.read.deadline,
+            read_ahead: config.read.ahead_bytes,
+            ahead: Ahead::default(),
         };
         Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, commands, sender })
     }

@@ -154,13 +154,17 @@ impl Exchange {
             }
             ControlEvent::Lease { peer, zone, capacity, data_addresses, until } => {
                 self.parts.contacts.seen(peer, Role::Seed, &zone, &data_addresses);
+                self.parts.contacts.lease(peer, true);
                 if zone == self.parts.zone {
                     self.approach(peer, usize::MAX);
                 }
                 let until = self.parts.clock.at(until);
                 self.parts.driver.event(Event::Lease { peer, zone, capacity: capacity.into(), until }).await;
             }
-            ControlEvent::LeaseEnded { peer } => self.parts.driver.event(Event::LeaseEnded { peer }).await,
+            ControlEvent::LeaseEnded { peer } => {
+                self.parts.contacts.lease(peer, false);
+                self.parts.driver.event(Event::LeaseEnded { peer }).await;
+            }
             ControlEvent::Providers { peers, .. } => {
                 peers.into_iter().for_each(|peer| self.approach(peer, MANY_NEIGHBOURS));
             }

@@ -18,7 +18,7 @@ use crate::{
     driver::{Command, Fetched},
     origin::{self, OriginError},
     store::{BlobHandle, Store},
-    traffic::{Provenance, Traffic},
+    traffic::{PieceOrigins, Provenance, Traffic},
 };
 
 /// Most bytes of an object: a bootstrap layer of a few million files is below it.
@@ -44,6 +44,8 @@ pub(crate) struct BlobTarget {
     pub table: Arc<PieceTable>,
     /// Where they are kept.
     pub handle: BlobHandle,
+    /// Where they came from.
+    pub origins: Arc<PieceOrigins>,
     /// The same blob in other images that agree about the pieces that they share; they may name pieces that this one
     /// does not.
     pub others: Vec<Arc<BlobTarget>>,
@@ -72,8 +74,9 @@ impl Target {
                     .collect();
                 Event::BlobAdded { blob, extents, present: target.handle.present() }
             }
-            Self::Object(target) => {
-                let whole: Arc<[Range<u64>]> = [0..target.limit.max(1)].into();
+            Self::Object(_) => {
+                // Its size may be unknown, and the scheduler only cares that there is something.
+                let whole: Arc<[Range<u64>]> = [0..1].into();
                 Event::BlobAdded { blob, extents: whole, present: shoal_proto::Bitfield::new(1) }
             }
         }
@@ -91,6 +94,7 @@ impl Target {
                 bootstrap: mine.bootstrap,
                 table: mine.table.clone(),
                 handle: mine.handle.clone(),
+                origins: mine.origins.clone(),
                 others,
             });
         }
@@ -380,6 +384,9 @@ fn accept_piece(blob: &BlobTarget, piece: u32, bytes: &[u8], from: Provenance) -
     };
     let chunks = layout.chunks().len() as u64;
     let decoded = named.table.decode(piece, bytes).map_err(|e| Rejected { chunks, why: crate::chain(&e) })?;
+    for image in blob.others.iter().map(AsRef::as_ref).chain([blob]) {
+        image.origins.note(piece, from);
+    }
     if let Err(error) = named.handle.write(piece, bytes) {
         metrics::counter!("shoal_not_kept_total").increment(1);
         tracing::warn!("piece {piece} of blob {} is used but not kept: {error}", named.table.blob());

@@ -25,7 +25,7 @@ use crate::{
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
     origin::Origin,
     store::{BlobHandle, Store, StoreError},
-    traffic::{Provenance, Traffic},
+    traffic::{PieceOrigins, Provenance, Traffic},
 };
 
 /// Most bytes of a manifest or an index, as registries limit them.
@@ -114,6 +114,8 @@ pub struct ImageBlob {
     pub table: Arc<PieceTable>,
     /// The pieces that are here.
     pub handle: BlobHandle,
+    /// Where they came from.
+    pub origins: Arc<PieceOrigins>,
 }
 
 impl ImageBlob {
@@ -126,6 +128,11 @@ impl ImageBlob {
     pub fn encoded_len(&self, piece: u32) -> usize {
         let range = self.table.piece(piece).map(|piece| piece.encoded()).unwrap_or_default();
         (range.end - range.start) as usize
+    }
+
+    /// Chunks in `piece`; 0 when the image does not name it.
+    pub fn chunks(&self, piece: u32) -> u64 {
+        self.table.piece(piece).map_or(0, |piece| piece.chunks().len() as u64)
     }
 
     /// The numbers of the pieces that the image names.
@@ -302,6 +309,7 @@ impl Images {
                 bootstrap: layer,
                 table: blob.table.clone(),
                 handle: blob.handle.clone(),
+                origins: blob.origins.clone(),
                 others: Vec::new(),
             };
             self.driver.add(blob.key, Target::Blob(Arc::new(target))).await;
@@ -322,7 +330,8 @@ fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
         let stored = handle.key();
         let key = BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant };
-        Ok(ImageBlob { key, table, handle })
+        let origins = Arc::new(PieceOrigins::new(table.len()));
+        Ok(ImageBlob { key, table, handle, origins })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
     Ok((bootstrap, blobs))

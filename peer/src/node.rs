@@ -8,7 +8,7 @@ use shoal_rafs::{ChunkCache, oci::Reference};
 use crate::{
     driver::DriverHandle,
     images::{Image, ImageError, Images},
-    reader::ChunkKey,
+    reader::{Ahead, ChunkKey},
     store::Store,
     traffic::Traffic,
 };
@@ -28,6 +28,10 @@ pub(crate) struct Node {
     pub(crate) traffic: Arc<Traffic>,
     /// How long a read waits.
     pub(crate) deadline: Duration,
+    /// Encoded bytes behind a fetched piece that are fetched, too.
+    pub(crate) read_ahead: u64,
+    /// What is on its way for that reason.
+    pub(crate) ahead: Ahead,
 }
 
 impl Node {

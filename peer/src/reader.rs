@@ -2,9 +2,12 @@
 //!
 //! The calling FUSE thread only ever looks into memory; everything slower goes to the runtime, which answers from there.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -34,13 +37,23 @@ struct Inner {
     cache: Arc<ChunkCache<ChunkKey>>,
     traffic: Traffic,
     errors: AtomicU64,
+    /// Pieces that were counted. Locked for one look.
+    seen: Mutex<HashSet<(BlobKey, u32)>>,
     runtime: Handle,
 }
 
 impl Reader {
     pub(crate) fn new(node: Arc<Node>, image: Arc<Image>, runtime: Handle) -> Self {
         let cache = node.decoded.clone();
-        Self(Arc::new(Inner { node, image, cache, traffic: Traffic::default(), errors: AtomicU64::new(0), runtime }))
+        Self(Arc::new(Inner {
+            node,
+            image,
+            cache,
+            traffic: Traffic::default(),
+            errors: AtomicU64::new(0),
+            seen: Mutex::default(),
+            runtime,
+        }))
     }
 
     /// The image that it reads.
@@ -82,19 +95,59 @@ impl ChunkSource for Reader {
 }
 
 impl Inner {
-    async fn chunk(&self, blob: &ImageBlob, piece: u32, index: u32, priority: Priority) -> Result<Bytes, ChunkError> {
+    async fn chunk(
+        self: &Arc<Self>,
+        blob: &ImageBlob,
+        piece: u32,
+        index: u32,
+        priority: Priority,
+    ) -> Result<Bytes, ChunkError> {
         let fail = |reason: &str| ChunkError { blob: blob.table.blob(), index, reason: reason.into() };
         let (decoded, from) = match self.stored(blob, piece).await {
             Some(decoded) => (decoded, Provenance::Local),
-            None => self.fetched(blob, piece, priority).await.map_err(|reason| fail(&reason))?,
+            None => {
+                self.read_ahead(blob, piece);
+                self.fetched(blob, piece, priority).await.map_err(|reason| fail(&reason))?
+            }
         };
-        let layout = blob.table.piece(piece).ok_or_else(|| fail("the image does not name it"))?;
-        let (bytes, chunks) = (blob.encoded_len(piece) as u64, layout.chunks().len() as u64);
-        self.traffic.piece(from, bytes, chunks);
-        if from == Provenance::Local {
+        self.count(blob, piece, from);
+        decoded.chunk(index).ok_or_else(|| fail("the piece does not hold it"))
+    }
+
+    /// Counts a piece for this mount the first time that it is read, and for the node if it was here before the start.
+    fn count(&self, blob: &ImageBlob, piece: u32, from: Provenance) {
+        let (from, news) = blob.origins.note(piece, from);
+        let (bytes, chunks) = (blob.encoded_len(piece) as u64, blob.chunks(piece));
+        if news {
             self.node.traffic.piece(from, bytes, chunks);
         }
-        decoded.chunk(index).ok_or_else(|| fail("the piece does not hold it"))
+        if lock(&self.seen).insert((blob.key, piece)) {
+            self.traffic.piece(from, bytes, chunks);
+        }
+    }
+
+    /// Asks for what lies behind a piece that had to be fetched: the builder puts the files of a folder side by side, so
+    /// it is likely to be read next, and one read of many small pieces costs little more than one of the first.
+    fn read_ahead(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
+        let mut left = self.node.read_ahead;
+        for next in piece.saturating_add(1)..blob.table.len() {
+            let length = blob.encoded_len(next) as u64;
+            if length > left {
+                return;
+            }
+            left -= length;
+            let item = Item { blob: blob.key, piece: next };
+            if length == 0 || blob.handle.is_present(next) || !self.node.ahead.begin(item) {
+                continue;
+            }
+            let inner = self.clone();
+            self.runtime.spawn(async move {
+                // Nobody waits for it; who reads it later asks again.
+                let _ =
+                    inner.node.driver.want(item, Priority::Prefetch, inner.node.deadline, WantOrigin::Local).await;
+                inner.node.ahead.end(item);
+            });
+        }
     }
 
     async fn fetched(
@@ -143,4 +196,27 @@ impl Inner {
             }
         }
     }
+}
+
+/// Pieces that are being fetched ahead of their readers: each once, and not too many.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead(Mutex<HashSet<Item>>);
+
+impl Ahead {
+    /// Pieces on their way at a time; further ones are left to their readers.
+    const LIMIT: usize = 1024;
+
+    /// Whether the caller is to fetch `item`; it then says when that has [ended](Self::end).
+    fn begin(&self, item: Item) -> bool {
+        let mut ahead = lock(&self.0);
+        ahead.len() < Self::LIMIT && ahead.insert(item)
+    }
+
+    fn end(&self, item: Item) {
+        lock(&self.0).remove(&item);
+    }
+}
+
+fn lock<T>(set: &Mutex<T>) -> MutexGuard<'_, T> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,9 @@
 //! Where bytes came from: the figures behind `shoal ctl status` and the metrics of the same names.
 //!
-//! Counted once per piece or object when it is accepted, never per retry; what was thrown away is counted apart.
+//! Counted once per piece or object when it is accepted, never per retry; what was thrown away is counted apart. A piece
+//! that is read again counts no more, and one that was fetched ahead of its reader counts by whom it came from.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use shoal_proto::control;
 
@@ -37,6 +38,26 @@ impl From<shoal_proto::Role> for Provenance {
         match role {
             shoal_proto::Role::Node => Self::Peer,
             shoal_proto::Role::Seed => Self::Seed,
+        }
+    }
+}
+
+/// For each piece of a blob where it came from since the daemon started.
+#[derive(Debug)]
+pub struct PieceOrigins(Vec<AtomicU8>);
+
+impl PieceOrigins {
+    /// Of `len` pieces nothing is known yet.
+    pub fn new(len: u32) -> Self {
+        Self((0..len).map(|_| AtomicU8::new(0)).collect())
+    }
+
+    /// Notes where `piece` came from, unless that is known; gives what is known now, and whether it is news.
+    pub fn note(&self, piece: u32, from: Provenance) -> (Provenance, bool) {
+        let Some(known) = self.0.get(piece as usize) else { return (from, false) };
+        match known.compare_exchange(0, from as u8 + 1, Relaxed, Relaxed) {
+            Ok(_) => (from, true),
+            Err(noted) => (Provenance::ALL[usize::from(noted - 1)], false),
         }
     }
 }
@@ -116,6 +137,14 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_origin_of_a_piece_stays() {
+        let origins = PieceOrigins::new(2);
+        assert_eq!(origins.note(1, Provenance::Registry), (Provenance::Registry, true));
+        assert_eq!(origins.note(1, Provenance::Local), (Provenance::Registry, false));
+        assert_eq!(origins.note(0, Provenance::Local), (Provenance::Local, true));
+    }
 
     #[test]
     fn each_origin_counts_for_itself() {

@@ -55,11 +55,11 @@ fn neither_image_poisons_the_other() {
     registry.switch_on();
 
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let settings = ["read.deadline=\"2s\"".to_owned()];
+    let settings = ["read.deadline=\"1s\"".to_owned()];
     let seed = Daemon::start("seed", folder.path(), &[settings[0].clone(), "role=seed".into()]);
     let node = |name: &str| {
         let node = Daemon::start(name, folder.path(), &[settings[0].clone(), seed.join()]);
-        node.wait_for_neighbours(1);
+        node.wait_for_home();
         node
     };
     let (first, second) = (node("honest-first"), node("forged-first"));

@@ -98,7 +98,7 @@ fn the_liar_is_banned_and_the_read_succeeds() {
     let (data, control, address) = runtime.block_on(lie());
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut daemon = Daemon::start("victim", folder.path(), &[format!("control.bootstrap_peers=[\"{address}\"]")]);
-    daemon.wait_for_neighbours(1);
+    daemon.wait_for_home();
 
     daemon.mount(&registry.reference("1"));
     support::assert_same(source.path(), &daemon.mountpoint());

@@ -185,6 +185,7 @@ fn print_status(status: &StatusReply) {
 
 fn print_peer(peer: &PeerStatus) {
     let state = match (peer.banned_seconds, peer.connected) {
+        (0, true) if peer.lease => "connected, home".to_owned(),
         (0, true) => "connected".to_owned(),
         (0, false) => "known".to_owned(),
         (seconds, _) => format!("banned for {seconds} s: {}", peer.ban_reason),

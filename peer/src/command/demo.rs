@@ -150,13 +150,14 @@ async fn prepare(source: &Path, folder: &Path) -> Result<(ImageFigures, PathBuf)
     Ok((image, layout))
 }
 
-/// Waits until the node holds a connection to the seed peer; without it the first reads would go to the registry.
+/// Waits until the node is connected to the seed peer and has heard of its lease: the demo is to show a cluster at work,
+/// and the first reads of a node that is alone go to the registry.
 async fn knows_a_seed(daemon: &NodeProcess) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut client = daemon.client().await?;
     while Instant::now() < deadline {
         let peers = client.peers(PeersRequest {}).await.map_err(|s| ctl::said(&s))?.into_inner().peers;
-        if peers.iter().any(|peer| peer.role == "seed" && peer.connected) {
+        if peers.iter().any(|peer| peer.lease && peer.connected) {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

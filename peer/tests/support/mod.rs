@@ -1,5 +1,5 @@
 //! What the end-to-end tests share: a tree, an image of it in a registry, and daemons as real processes.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 use std::{
     fs,
@@ -236,10 +236,10 @@ impl Daemon {
         format!("control.bootstrap_peers={}", self.status()["control_addresses"])
     }
 
-    /// Waits until a data connection to `count` others is open.
-    pub fn wait_for_neighbours(&self, count: usize) {
-        wait(&format!("{} finds {count} neighbours", self.name), || {
-            self.peers().iter().filter(|peer| peer["connected"] == true).count() >= count
+    /// Waits until a seed peer is connected and its lease is heard of.
+    pub fn wait_for_home(&self) {
+        wait(&format!("{} finds a home", self.name), || {
+            self.peers().iter().any(|peer| peer["connected"] == true && peer["lease"] == true)
         });
     }
 

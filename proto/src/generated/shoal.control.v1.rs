@@ -170,6 +170,9 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     #[prost(uint64, tag = "9")]
     pub sent_bytes: u64,
+    /// Whether it is a seed peer with a current lease.
+    #[prost(bool, tag = "10")]
+    pub lease: bool,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
