@@ -17,7 +17,7 @@ fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
     registry.publish(source.path(), "1");
     registry.switch_on();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let daemon = Daemon::start("node", folder.path(), &["read.deadline=\"2s\"".into()]);
+    let daemon = Daemon::start("node", folder.path(), &["read.deadline=\"2s\"".into(), "read.ahead_bytes=0".into()]);
     daemon.mount(&registry.reference("1"));
 
     let names: Vec<_> = files(source.path()).into_iter().filter(|name| !name.starts_with("empty")).collect();

@@ -108,6 +108,16 @@ impl Scheduler {
         let until = now + eta.min(self.config.max_eta);
         let Some(request) = self.requests.at_mut(id) else { return };
         request.pending_until = until;
+        let request = request.clone();
+        if matches!(request.source, Source::Home(_)) {
+            // What was about to be asked for elsewhere, because the home was silent, is left to it after all.
+            for &piece in &request.pieces {
+                let item = Item { blob: request.blob, piece };
+                if self.flights.get(&item).is_some_and(|flight| flight.seeking && !flight.for_peer) {
+                    self.settle(item);
+                }
+            }
+        }
         self.sign(now, id);
         self.expect_progress(now, id);
     }
