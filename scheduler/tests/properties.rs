@@ -1,4 +1,5 @@
-//! Random sequences of events against the promises of the crate's documentation, checked from outside at every action.
+//! Random sequences of events against the promises of the crate's documentation, checked from outside at every
+//! action.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,5 @@
-//! Whole swarms: everyone gets everything, the registry sends the image about once, and the same seed tells the same story.
+//! Whole swarms: everyone gets everything, the registry sends the image about once, and the same seed tells the same
+//! story.
 
 use std::process::Command;
 
