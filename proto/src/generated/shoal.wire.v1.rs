@@ -2,7 +2,10 @@
 /// What every frame's header holds.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Header {
-    #[prost(oneof = "header::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(
+        oneof = "header::Message",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+    )]
     pub message: ::core::option::Option<header::Message>,
 }
 /// Nested message and enum types in `Header`.
@@ -68,7 +71,10 @@ pub struct Hello {
     #[prost(string, tag = "6")]
     pub zone: ::prost::alloc::string::String,
     #[prost(btree_map = "string, string", tag = "7")]
-    pub labels: ::prost::alloc::collections::BTreeMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
     #[prost(message, repeated, tag = "8")]
     pub data_addresses: ::prost::alloc::vec::Vec<Address>,
     #[prost(string, tag = "9")]
