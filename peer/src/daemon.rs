@@ -125,7 +125,7 @@ impl Alone {
     /// Mounts what `reference` names at present. The mount ends when the value is dropped.
     ///
     /// # Errors
-    /// See [`MountsError`].
+    /// When the image cannot be loaded, or the kernel refuses the mount.
     pub async fn mount(&self, reference: &Reference, mountpoint: &Path) -> Result<Mount, MountsError> {
         Mounts::new(self.node.clone(), None, self.threads.clone()).unrecorded(reference, mountpoint).await
     }

@@ -30,6 +30,8 @@ use crate::{
 
 /// Wants and outcomes that may wait for the loop; senders wait when it is full.
 const QUEUE: usize = 1024;
+/// Commands that the scheduler hears before it is asked what to do: wants that come together are joined.
+const BATCH: usize = 256;
 
 /// What a want ended with.
 #[derive(Debug, Clone)]
@@ -187,8 +189,8 @@ pub(crate) struct Driver {
     targets: HashMap<BlobKey, Target>,
     waiters: HashMap<WantId, (Item, Reply)>,
     fetches: JoinMap<RequestId, ()>,
-    /// The item that the event in hand delivered, for the wants that it completes.
-    delivered: Option<(Item, Fetched)>,
+    /// The items that the events in hand delivered, for the wants that they complete.
+    delivered: HashMap<Item, Fetched>,
 }
 
 /// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
@@ -213,7 +215,7 @@ impl Driver {
             targets: HashMap::new(),
             waiters: HashMap::new(),
             fetches: JoinMap::new(),
-            delivered: None,
+            delivered: HashMap::new(),
         }
     }
 
@@ -229,7 +231,7 @@ impl Driver {
             };
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(command) => self.handle(command),
+                    Some(command) => self.handle_batch(command),
                     None => return,
                 },
                 Some((request, ended)) = self.fetches.join_next() => {
@@ -244,7 +246,17 @@ impl Driver {
             while let Some(action) = self.scheduler.poll_action(self.clock.now()) {
                 self.act(action);
             }
-            self.delivered = None;
+            self.delivered.clear();
+        }
+    }
+
+    fn handle_batch(&mut self, first: Command) {
+        self.handle(first);
+        for _ in 1..BATCH {
+            match self.commands.try_recv() {
+                Ok(command) => self.handle(command),
+                Err(_) => return,
+            }
         }
     }
 
@@ -260,7 +272,7 @@ impl Driver {
                 Event::Want { want, item, priority, deadline, origin }
             }
             Command::Delivered { request, item, bytes, fetched } => {
-                self.delivered = Some((item, fetched));
+                self.delivered.insert(item, fetched);
                 Event::Delivered { request, item, bytes }
             }
             Command::Event(event) => {
@@ -312,10 +324,8 @@ impl Driver {
 
     fn complete(&mut self, want: WantId, outcome: Result<(), WantError>) {
         let Some((item, reply)) = self.waiters.remove(&want) else { return };
-        let outcome = outcome.map_err(WantFailed::from).map(|()| match &self.delivered {
-            Some((delivered, fetched)) if *delivered == item => fetched.clone(),
-            _ => Fetched::Present,
-        });
+        let fetched = || self.delivered.get(&item).cloned().unwrap_or(Fetched::Present);
+        let outcome = outcome.map_err(WantFailed::from).map(|()| fetched());
         // The reader may have gone.
         let _ = reply.send(outcome);
         if matches!(self.targets.get(&item.blob), Some(Target::Object(_)))

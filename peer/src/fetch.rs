@@ -76,7 +76,7 @@ impl Target {
             }
             Self::Object(_) => {
                 // Its size may be unknown, and the scheduler only cares that there is something.
-                let whole: Arc<[Range<u64>]> = [0..1].into();
+                let whole: Arc<[Range<u64>]> = Arc::new([Range { start: 0, end: 1 }]);
                 Event::BlobAdded { blob, extents: whole, present: shoal_proto::Bitfield::new(1) }
             }
         }
@@ -168,8 +168,8 @@ impl Fetcher {
         let fetch = Running { fetcher: self.clone(), request, blob, target, priority };
         async move {
             match how {
-                Fetch::Peer { peer, source, deadline } => fetch.from_peer(peer, source, deadline, &pieces).await,
-                Fetch::Registry => fetch.from_registry(&pieces).await,
+                Fetch::Peer { peer, source, deadline } => fetch.ask_peer(peer, source, deadline, &pieces).await,
+                Fetch::Registry => fetch.read_registry(&pieces).await,
             }
             fetch.report(Event::Finished { request }).await;
         }
@@ -186,7 +186,7 @@ struct Running {
 }
 
 impl Running {
-    async fn from_peer(&self, peer: PeerId, source: bool, deadline: Duration, pieces: &[u32]) {
+    async fn ask_peer(&self, peer: PeerId, source: bool, deadline: Duration, pieces: &[u32]) {
         let Some(data) = &self.fetcher.data else {
             return self.failed(Failure::Transport).await;
         };
@@ -275,7 +275,7 @@ impl Running {
         }
     }
 
-    async fn from_registry(&self, pieces: &[u32]) {
+    async fn read_registry(&self, pieces: &[u32]) {
         match &self.target {
             Target::Object(object) => {
                 let (id, kind, limit) = (object.id, object.kind, object.limit);
@@ -289,14 +289,14 @@ impl Running {
                 let mut rest = pieces;
                 while let Some((named, _)) = rest.first().and_then(|&piece| blob.naming(piece)) {
                     let run = rest.iter().take_while(|&&piece| named.table.piece(piece).is_some()).count();
-                    self.run_from_registry(named, &rest[..run]).await;
+                    self.read_run(named, &rest[..run]).await;
                     rest = &rest[run..];
                 }
             }
         }
     }
 
-    async fn run_from_registry(&self, blob: &BlobTarget, pieces: &[u32]) {
+    async fn read_run(&self, blob: &BlobTarget, pieces: &[u32]) {
         let read = self.fetcher.origin.pieces(&blob.source, &blob.table, pieces, self.priority);
         let mut read = std::pin::pin!(read);
         while let Some(next) = read.next().await {

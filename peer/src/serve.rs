@@ -24,8 +24,10 @@ use crate::{
     images::{ImageBlob, Images},
 };
 
-/// What an asker is told to expect of a registry read; the next word comes with the data.
-const REGISTRY_ETA: Duration = Duration::from_secs(5);
+/// What an asker is told to expect while the registry is being read.
+const REGISTRY_ETA: Duration = Duration::from_secs(1);
+/// How often it is told: an asker that hears nothing for half a second begins to look elsewhere.
+const PENDING_INTERVAL: Duration = Duration::from_millis(400);
 
 /// The data plane's service.
 #[derive(Debug, Clone)]
@@ -135,10 +137,8 @@ impl Server {
                 self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
                 answers.pending(REGISTRY_ETA).await?;
                 let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
-                let fetched = tokio::time::timeout(wish.deadline, fetched).await;
-                fetched
-                    .map_err(|_| Stop::CannotSource("the deadline passed".into()))?
-                    .map_err(|error| Stop::CannotSource(error.to_string()))?
+                let fetched = patiently(answers, std::pin::pin!(fetched)).await?;
+                fetched.map_err(|error| Stop::CannotSource(error.to_string()))?
             }
         };
         send(answers, 0, bytes).await
@@ -201,7 +201,7 @@ impl Server {
                 _ => answers.not_have(piece).await?,
             }
         }
-        while let Some((piece, got)) = wanted.next().await {
+        while let Some((piece, got)) = patiently(answers, wanted.next()).await? {
             match got.map_err(Stop::CannotSource)? {
                 Some(bytes) => send(answers, piece, bytes).await?,
                 None => answers.not_have(piece).await?,
@@ -247,6 +247,16 @@ enum Stop {
 impl From<SendError> for Stop {
     fn from(_: SendError) -> Self {
         Self::Gone
+    }
+}
+
+/// Waits for what is on its way here, and tells the asker every now and then that it is.
+async fn patiently<T>(answers: &mut AnswerSender, mut coming: impl Future<Output = T> + Unpin) -> Result<T, Stop> {
+    loop {
+        match tokio::time::timeout(PENDING_INTERVAL, &mut coming).await {
+            Ok(come) => return Ok(come),
+            Err(_) => answers.pending(REGISTRY_ETA).await?,
+        }
     }
 }
 

@@ -116,7 +116,7 @@ fn a_mount_is_the_tree_that_the_image_was_made_of() {
         assert_same(&expected, &facts(&bed.path("mnt")));
         assert_same(&expected, &facts(&bed.path("mnt")));
         assert_eq!(fs::metadata(bed.path("mnt")).unwrap().ino(), 1);
-        let statistics = rustix::fs::statfs(&bed.path("mnt")).unwrap();
+        let statistics = rustix::fs::statfs(bed.path("mnt")).unwrap();
         assert_eq!(statistics.f_files, bed.built().image.inode_count());
         assert!(mount.stats().reads > 0);
         assert_eq!(mount.stats().errors, 0);
@@ -348,7 +348,7 @@ fn an_overlay_above_can_be_changed() {
     let join = |key: &[u8], name| [key, bed.path(name).as_os_str().as_bytes()].concat();
     let data = [join(b"lowerdir=", "mnt"), join(b"upperdir=", "upper"), join(b"workdir=", "work")].join(&b","[..]);
     let data = std::ffi::CString::new(data).unwrap();
-    mount("overlay", &bed.path("merged"), "overlay", MountFlags::empty(), data.as_c_str()).expect("overlayfs");
+    mount("overlay", bed.path("merged"), "overlay", MountFlags::empty(), data.as_c_str()).expect("overlayfs");
 
     let before = fs::metadata(merged("change")).unwrap();
     let file = File::options().write(true).open(merged("change")).unwrap();
@@ -432,7 +432,10 @@ fn unmounted_from_outside() {
     let mount = Arc::new(bed.mount_blobs());
     let waiting = mount.clone();
     let (sender, receiver) = channel();
-    thread::spawn(move || sender.send(waiting.wait()));
+    thread::spawn(move || {
+        waiting.wait();
+        sender.send(())
+    });
     unmount(bed.path("mnt"), UnmountFlags::empty()).unwrap();
     receiver.recv_timeout(LIMIT).unwrap();
     assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
@@ -495,7 +498,7 @@ fn a_dead_mount_makes_way() {
     assert_eq!(fs::read(bed.mounted("file")).unwrap(), b"x");
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(rustix::fs::statfs(&bed.path("mnt")).unwrap_err(), Errno::NOTCONN);
+    assert_eq!(rustix::fs::statfs(bed.path("mnt")).unwrap_err(), Errno::NOTCONN);
     let mount = bed.mount_blobs();
     assert_eq!(fs::read(bed.mounted("file")).unwrap(), b"x");
     assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);

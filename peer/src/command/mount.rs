@@ -33,7 +33,7 @@ impl Mount {
         let mountpoint = PathBuf::from(self.operands.pop().unwrap_or_default());
         match (self.operands.pop(), self.bootstrap.take(), self.blob_dir.take()) {
             (None, Some(bootstrap), Some(blob_dir)) => from_files(&bootstrap, &blob_dir, &mountpoint),
-            (Some(reference), None, None) => self.from_registry(&reference, &mountpoint),
+            (Some(reference), None, None) => self.mount_reference(&reference, &mountpoint),
             _ => {
                 let message = "give either REF and MOUNTPOINT, or --bootstrap, --blob-dir and MOUNTPOINT";
                 <super::Cli as clap::CommandFactory>::command()
@@ -43,7 +43,7 @@ impl Mount {
         }
     }
 
-    fn from_registry(self, reference: &str, mountpoint: &std::path::Path) -> Result<ExitCode, Failure> {
+    fn mount_reference(self, reference: &str, mountpoint: &std::path::Path) -> Result<ExitCode, Failure> {
         let reference: Reference = reference.parse()?;
         let mut config = Config::load(None, &self.overrides)?;
         let scratch = tempfile::tempdir()?;

@@ -13,7 +13,7 @@ fn a_second_owner_is_refused_and_told_of_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let store = opened(&dir);
     let handle = store.open_blob(&table(1, 1, &[(0, 1)])).unwrap();
-    let refusal = || Store::open(dir.path(), manual()).err().expect("a handle still uses the directory").to_string();
+    let refusal = || Store::open(dir.path(), manual()).expect_err("a handle still uses the directory").to_string();
     let me = format!("pid {} (", std::process::id());
     assert!(refusal().contains(&me), "{}", refusal());
     drop(store);
