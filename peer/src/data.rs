@@ -1,8 +1,8 @@
 //! The data plane: pieces and objects between nodes, over QUIC (quinn) with mutual TLS bound to the node's identity.
 //!
 //! A [`DataPlane`] keeps one connection per peer. Its first stream carries hellos and then notices; each request is a
-//! stream of its own, so that an answer that somebody waits for never queues behind a bulk one. The protocol is on one
-//! page in `shoal_proto`.
+//! stream of its own, so that an answer that somebody waits for never queues behind a bulk one. The protocol is on
+//! one page in `shoal_proto`.
 //!
 //! ```text
 //! DataPlane::request -> client: AnswerStream <- frames <- peer's server: AnswerSender <- peer's Service
@@ -12,8 +12,9 @@
 //!
 //! - **Trust.** A peer is who its certificate says. Before anything else it shows its membership; until that is
 //!   accepted it has one stream and five seconds. Bytes are handed on unverified: the caller checks them.
-//! - **Bounds.** Connections, handshakes, dials, requests (per peer and in all), bytes of answers in memory, and queued
-//!   notices are bounded; prefetch leaves room for on-demand everywhere. Who breaks the protocol loses its connection.
+//! - **Bounds.** Connections, handshakes, dials, requests (per peer and in all), bytes of answers in memory, and
+//!   queued notices are bounded; prefetch leaves room for on-demand everywhere. Who breaks the protocol loses its
+//!   connection.
 //! - **Events** of a peer come in order: up, what it says, down. Whoever does not receive them slows the peers down.
 //!
 //! Not here: which peer to ask for what (scheduler), verification and storage, back-to-source.

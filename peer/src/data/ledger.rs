@@ -1,7 +1,7 @@
 //! What a request may still be answered with: the check on every frame of an answer, before its payload is read.
 //!
-//! Pure. Each piece asked for is answered once, by its bytes or by not-have, one piece after the other; its parts come
-//! in order and add up to a total that is within what the asker expects of it.
+//! Pure. Each piece asked for is answered once, by its bytes or by not-have, one piece after the other; its parts
+//! come in order and add up to a total that is within what the asker expects of it.
 
 use shoal_proto::{Data, Message, Status};
 

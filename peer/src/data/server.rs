@@ -1,9 +1,10 @@
 //! Answering: what a peer may ask of this node at a time, and the sender through which a service answers.
 //!
 //! The frames of an answer are written by the service's own task through [`AnswerSender`], which waits when the
-//! network does. Beside it one task per request, [`serve`], listens for the asker to lose interest, and afterwards sees
-//! to it that the last bytes leave within a time. A peer that reads too slowly loses its answer, never the server its
-//! memory: bytes that are read and not acknowledged count against one [`Budget`](super::slots::Budget) for all.
+//! network does. Beside it one task per request, [`serve`], listens for the asker to lose interest, and afterwards
+//! sees to it that the last bytes leave within a time. A peer that reads too slowly loses its answer, never the
+//! server its memory: bytes that are read and not acknowledged count against an allowance of the peer and one of
+//! all peers ([`Budget`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -93,8 +94,9 @@ impl AnswerSender {
         &self.cancelled
     }
 
-    /// Waits until there is room in memory for `length` bytes of an answer, which the next [`AnswerSender::send_data`]
-    /// uses. To be called before the bytes are read. Prefetch waits longer than on-demand.
+    /// Waits until there is room in memory for `length` bytes of an answer, which the next
+    /// [`AnswerSender::send_data`] uses. To be called before the bytes are read. Prefetch waits longer than
+    /// on-demand.
     ///
     /// # Errors
     /// [`SendError::Cancelled`] if the asker loses interest meanwhile.

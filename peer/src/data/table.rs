@@ -1,8 +1,8 @@
 //! Who is connected, being dialled, backed off from or banned. Pure: time is an argument, the links are the caller's.
 //!
 //! Two peers keep one connection. When both dial at once, both see two connections, and both keep the one that the
-//! peer with the smaller id dialled. Later than [`SIMULTANEOUS`] a second connection is no coincidence: the other side
-//! has lost the first, by a crash for instance, and the newer one counts.
+//! peer with the smaller id dialled. Later than [`SIMULTANEOUS`] a second connection is no coincidence: the other
+//! side has lost the first, by a crash for instance, and the newer one counts.
 
 use std::{
     collections::{HashMap, HashSet},
