@@ -82,8 +82,14 @@ fn dropping_answers_everyone_who_waits() {
     let source = BlobDir::open(image, &dir.path().join("blobs"), 1).unwrap();
     let (sender, receiver) = channel();
     let (held, hold) = channel::<()>();
+    let (started, start) = channel();
     // The only worker is kept busy by its first reply.
-    source.read(chunk(0), Priority::OnDemand, Box::new(move |_| hold.recv().unwrap()));
+    let first = move |_| {
+        started.send(()).unwrap();
+        hold.recv().unwrap();
+    };
+    source.read(chunk(0), Priority::OnDemand, Box::new(first));
+    start.recv_timeout(LONG).unwrap();
     for index in 1..20 {
         let sender = sender.clone();
         source.read(chunk(index), Priority::Prefetch, Box::new(move |outcome| sender.send(outcome.is_ok()).unwrap()));
