@@ -10,6 +10,7 @@ mod link;
 mod node;
 mod report;
 mod scenario;
+mod setup;
 mod world;
 
 pub use report::{Registry, Report, Spread};

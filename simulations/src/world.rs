@@ -3,24 +3,21 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::{BTreeMap, BTreeSet, BinaryHeap},
-    sync::Arc,
     time::Duration,
 };
 
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use shoal_proto::{Bitfield, PeerId};
-use shoal_scheduler::{BlobKey, Config, Event, Item, RequestId, Scheduler, Time};
+use shoal_scheduler::{BlobKey, Event, Item, RequestId, Time};
 
 use crate::{
     link::Link,
     node::{Errand, Index, Message, Node, Parcel, REMIND, Ticket},
     report::{Registry, Report, Spread},
-    scenario::{Role, Scenario, WorkloadKind},
+    scenario::{Role, Scenario},
 };
 
-/// Neighbours that a node looks for in its zone, and elsewhere.
-const NEIGHBOURS: (usize, usize) = (12, 2);
 /// News of pieces go out this often at most.
 const FLUSH: Duration = Duration::from_millis(100);
 /// Life of a lease, and how often it is renewed.
@@ -29,9 +26,9 @@ const LEASE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_sec
 const NOTICE: Duration = Duration::from_secs(2);
 /// A world that stands still for so long will not move again.
 const STANDSTILL: Duration = Duration::from_secs(600);
-const BLOB: BlobKey = BlobKey { id: [0x5a; 32], variant: 0 };
+pub(crate) const BLOB: BlobKey = BlobKey { id: [0x5a; 32], variant: 0 };
 
-enum Happening {
+pub(crate) enum Happening {
     Start(Index),
     Timeout(Index),
     Message { from: Index, to: Index, message: Message },
@@ -81,19 +78,19 @@ struct RegistryParcel {
     bytes: u64,
 }
 
-struct World<'a> {
-    scenario: &'a Scenario,
+pub(crate) struct World<'a> {
+    pub(crate) scenario: &'a Scenario,
     now: Time,
     turn: u64,
     queue: BinaryHeap<Reverse<Entry>>,
-    nodes: Vec<Node>,
-    index: BTreeMap<PeerId, Index>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) index: BTreeMap<PeerId, Index>,
     linked: BTreeSet<(Index, Index)>,
     registry: Link<RegistryParcel>,
     registry_requests: u64,
     registry_bytes: BTreeMap<String, u64>,
-    pieces: Vec<u64>,
-    rng: ChaCha8Rng,
+    pub(crate) pieces: Vec<u64>,
+    pub(crate) rng: ChaCha8Rng,
     last_arrival: Time,
 }
 
@@ -137,94 +134,8 @@ impl<'a> World<'a> {
         }
     }
 
-    fn set_up(&mut self) {
-        let identities: Vec<Vec<PeerId>> =
-            self.scenario.nodes.iter().map(|group| self.identities(group.count)).collect();
-        let groups = || self.scenario.nodes.iter().zip(&identities);
-        let seeds =
-            groups().filter(|(group, _)| group.role == Role::Seed).flat_map(|(_, ids)| ids).copied().collect();
-        let extents = self.extents();
-        for (group, ids) in groups() {
-            for &id in ids {
-                self.add(group, id, &seeds, &extents);
-            }
-        }
-        self.happen(Happening::Leases);
-        self.connect_all();
-        let over = match self.scenario.workload.kind {
-            WorkloadKind::FlashCrowd => 0.0,
-            WorkloadKind::Rolling => self.scenario.workload.over_s,
-        };
-        let readers: Vec<Index> = self.readers().collect();
-        for (turn, &node) in readers.iter().enumerate() {
-            let delay = over * turn as f64 / readers.len() as f64;
-            self.after(Duration::from_secs_f64(delay) + Duration::from_millis(10), Happening::Start(node));
-        }
-        for (at, fault) in self.scenario.faults.iter().enumerate() {
-            self.after(Duration::from_secs_f64(fault.at_s), Happening::Fault(at));
-        }
-    }
-
-    fn identities(&mut self, count: usize) -> Vec<PeerId> {
-        let mut identity = || {
-            let mut bytes = [0; 32];
-            self.rng.fill_bytes(&mut bytes);
-            PeerId::new(bytes)
-        };
-        (0..count).map(|_| identity()).collect()
-    }
-
-    fn extents(&self) -> Arc<[std::ops::Range<u64>]> {
-        let ends = self.pieces.iter().scan(0, |end, bytes| {
-            *end += bytes;
-            Some(*end)
-        });
-        ends.zip(&self.pieces).map(|(end, bytes)| end - bytes..end).collect()
-    }
-
-    fn add(
-        &mut self,
-        group: &crate::scenario::Nodes,
-        id: PeerId,
-        seeds: &BTreeSet<PeerId>,
-        extents: &Arc<[std::ops::Range<u64>]>,
-    ) {
-        let mut seed = [0; 32];
-        self.rng.fill_bytes(&mut seed);
-        let mut scheduler = Scheduler::new(Config::new(id, group.zone.clone()), Time::ZERO, seed);
-        let present = Bitfield::new(self.pieces.len() as u32);
-        scheduler.handle_event(Time::ZERO, Event::BlobAdded { blob: BLOB, extents: extents.clone(), present });
-        let rates = (group.up_mbit, group.down_mbit);
-        let node =
-            Node::new(id, group.zone.clone(), group.role, scheduler, rates, BLOB, self.pieces.clone(), seeds.clone());
-        self.index.insert(id, self.nodes.len());
-        self.nodes.push(node);
-    }
-
-    fn readers(&self) -> impl Iterator<Item = Index> + '_ {
+    pub(crate) fn readers(&self) -> impl Iterator<Item = Index> + '_ {
         self.nodes.iter().enumerate().filter(|(_, node)| node.role == Role::Node).map(|(at, _)| at)
-    }
-
-    /// Every node knows the seed peers of its zone, and some others.
-    fn connect_all(&mut self) {
-        for at in 0..self.nodes.len() {
-            let same = |other: &Index| self.nodes[*other].zone == self.nodes[at].zone;
-            let (mut near, mut far): (Vec<Index>, Vec<Index>) =
-                (0..self.nodes.len()).filter(|&other| other != at).partition(same);
-            let seeds: Vec<_> = near.extract_if(.., |other| self.nodes[*other].role == Role::Seed).collect();
-            self.shuffle(&mut near);
-            self.shuffle(&mut far);
-            let chosen = near.into_iter().take(NEIGHBOURS.0).chain(far.into_iter().take(NEIGHBOURS.1));
-            for other in seeds.into_iter().chain(chosen).collect::<Vec<_>>() {
-                self.connect(at, other);
-            }
-        }
-    }
-
-    fn shuffle(&mut self, items: &mut [Index]) {
-        for at in (1..items.len()).rev() {
-            items.swap(at, (self.rng.next_u64() % (at as u64 + 1)) as usize);
-        }
     }
 
     fn latency(&self, from: Index, to: Index) -> Duration {
@@ -232,7 +143,7 @@ impl<'a> World<'a> {
         Duration::from_secs_f64(self.scenario.latency_ms(from, to) / 1e3)
     }
 
-    fn after(&mut self, delay: Duration, what: Happening) {
+    pub(crate) fn after(&mut self, delay: Duration, what: Happening) {
         self.turn += 1;
         self.queue.push(Reverse(Entry { at: self.now + delay, turn: self.turn, what }));
     }
@@ -241,7 +152,7 @@ impl<'a> World<'a> {
         self.readers().map(|at| &self.nodes[at]).all(|node| !node.alive || node.is_complete())
     }
 
-    fn happen(&mut self, what: Happening) {
+    pub(crate) fn happen(&mut self, what: Happening) {
         match what {
             Happening::Start(at) => self.tell(at, |node, now, window| node.start(now, window)),
             Happening::Timeout(at) => {
@@ -325,7 +236,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn connect(&mut self, a: Index, b: Index) {
+    pub(crate) fn connect(&mut self, a: Index, b: Index) {
         if !self.linked.contains(&pair(a, b)) {
             self.after(self.latency(a, b) * 2, Happening::Connected(a, b));
         }
