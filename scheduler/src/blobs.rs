@@ -14,7 +14,8 @@ pub(crate) struct Blob {
     /// Pieces whose flight looks for a source, prefetch and on-demand: what a peer with room is matched against, a
     /// word of 64 pieces at a time.
     waiting: [Bitfield; 2],
-    haves: BTreeMap<Slot, Bitfield>,
+    /// By slot; looked at for many peers in a row when a rare piece is searched for, hence no map.
+    haves: Vec<Option<Bitfield>>,
     /// How many of `haves` have each piece; most pieces that are searched for have none.
     holders: Vec<u32>,
     /// Homes by stripe, as of an epoch of the leases.
@@ -29,7 +30,7 @@ impl Blob {
             extents,
             present: present.window(0, len),
             waiting: [Bitfield::new(len), Bitfield::new(len)],
-            haves: BTreeMap::new(),
+            haves: Vec::new(),
             holders: vec![0; len as usize],
             ranking: BTreeMap::new(),
             ranking_epoch: 0,
@@ -47,7 +48,7 @@ impl Blob {
         let len = len as u32;
         self.present = self.present.window(0, len);
         self.waiting = [self.waiting[0].window(0, len), self.waiting[1].window(0, len)];
-        for have in self.haves.values_mut() {
+        for have in self.haves.iter_mut().flatten() {
             *have = have.window(0, len);
         }
         self.holders.resize(len as usize, 0);
@@ -89,22 +90,26 @@ impl Blob {
     }
 
     pub(crate) fn has(&self, slot: Slot, piece: u32) -> bool {
-        self.haves.get(&slot).is_some_and(|have| have.contains(piece))
+        self.have(slot).is_some_and(|have| have.contains(piece))
     }
 
     pub(crate) fn have(&self, slot: Slot) -> Option<&Bitfield> {
-        self.haves.get(&slot)
+        self.haves.get(slot as usize)?.as_ref()
     }
 
     /// Everybody who ever spoke of this blob.
     pub(crate) fn speakers(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.haves.keys().copied()
+        (0..).zip(&self.haves).filter(|(_, have)| have.is_some()).map(|(slot, _)| slot)
     }
 
     /// Notes what a peer announced and returns the pieces that it did not have before.
     pub(crate) fn learn(&mut self, slot: Slot, first: u32, news: &Bitfield, full: bool) -> Vec<u32> {
         let len = self.len();
-        let have = self.haves.entry(slot).or_insert_with(|| Bitfield::new(len));
+        let at = slot as usize;
+        if at >= self.haves.len() {
+            self.haves.resize(at + 1, None);
+        }
+        let have = self.haves[at].get_or_insert_with(|| Bitfield::new(len));
         if full {
             let window = first..first.saturating_add(news.len()).min(len);
             let gone = window.filter(|&piece| have.contains(piece) && !news.contains(piece - first));
@@ -123,14 +128,15 @@ impl Blob {
 
     /// The peer does not have this piece after all.
     pub(crate) fn unlearn(&mut self, slot: Slot, piece: u32) {
-        if self.haves.get_mut(&slot).is_some_and(|have| have.remove(piece)) {
+        let have = self.haves.get_mut(slot as usize).and_then(Option::as_mut);
+        if have.is_some_and(|have| have.remove(piece)) {
             self.holders[piece as usize] -= 1;
         }
     }
 
     /// The peer is gone.
     pub(crate) fn forget(&mut self, slot: Slot) {
-        if let Some(have) = self.haves.remove(&slot) {
+        if let Some(have) = self.haves.get_mut(slot as usize).and_then(Option::take) {
             have.iter().for_each(|piece| self.holders[piece as usize] -= 1);
         }
     }
