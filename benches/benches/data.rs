@@ -1,0 +1,182 @@
+//! How fast do pieces go from one node to another over the data plane, next to a bare quinn stream and a TCP stream on
+//! the same loopback? Both ends share the processors; bytes come from memory and are dropped on arrival.
+
+use std::{net::Ipv4Addr, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures::{StreamExt, TryStreamExt, stream};
+use libp2p::identity::Keypair;
+use shoal::{
+    data::{Admit, Answer, AnswerSender, DataOptions, DataPlane, Limits, PeerContext, PeerEvent, Service},
+    membership::Admitted,
+};
+use shoal_benches::half_compressible;
+use shoal_proto::{Asked, BlobId, Fingerprint, Hello, ImageSource, ObjectId, PeerId, Priority, Request, Role};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime::Runtime,
+    sync::mpsc,
+};
+
+const PIECE: usize = 1 << 20;
+/// Pieces of a request, and requests in flight: what a node has under way with a good neighbour.
+const RUN: usize = 16;
+const IN_FLIGHT: usize = 4;
+const REQUESTS: usize = 16;
+const TOTAL: usize = PIECE * RUN * REQUESTS;
+/// What a bare stream is written and read in.
+const PART: usize = 256 << 10;
+
+/// Answers every piece with the same bytes.
+struct Memory(Bytes);
+
+impl Service for Memory {
+    fn handle(&self, _: PeerContext, request: Request, mut answers: AnswerSender) {
+        let bytes = self.0.clone();
+        tokio::spawn(async move {
+            let Asked::Pieces { first, fingerprints, .. } = &request.what else { return Ok(()) };
+            for piece in (*first..).take(fingerprints.len()) {
+                answers.reserve(bytes.len()).await?;
+                answers.send_data(piece, bytes.clone()).await?;
+            }
+            answers.end().await
+        });
+    }
+}
+
+fn node(service: Arc<dyn Service>) -> (DataPlane, mpsc::Receiver<PeerEvent>, PeerId) {
+    let keypair = Keypair::generate_ed25519();
+    let peer = PeerId::new(keypair.public().try_into_ed25519().expect("an ed25519 key").to_bytes());
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let hello = Hello {
+        version: shoal_proto::VERSION,
+        min_version: shoal_proto::MIN_VERSION,
+        features: 0,
+        membership: Bytes::new(),
+        role: Role::Node,
+        zone: String::new(),
+        labels: Default::default(),
+        data_addresses: vec![listen],
+        name: String::new(),
+    };
+    let admit: Admit = Arc::new(|peer, _| Ok(Admitted { peer: *peer, role: Role::Node, zone: String::new() }));
+    let options = DataOptions { keypair, listen, hello, admit, limits: Limits::default() };
+    let (plane, events) = DataPlane::start(options, service).expect("loopback can be listened on");
+    (plane, events, peer)
+}
+
+async fn ask(plane: &DataPlane, peer: PeerId, first: u32) -> usize {
+    let what = Asked::Pieces {
+        bootstrap: ObjectId::new([1; 32]),
+        blob: BlobId::new([2; 32]),
+        first,
+        fingerprints: vec![Fingerprint::new([3; 32]); RUN],
+    };
+    let image = ImageSource { registry: "registry.test".into(), repository: "app".into() };
+    let deadline = Duration::from_secs(60);
+    let request = Request { id: 0, image, what, priority: Priority::Prefetch, source: false, deadline };
+    let answers = plane.request(peer, request, vec![PIECE as u64; RUN]).await.expect("the peer is connected");
+    let received = answers.try_fold(0, async |sum, answer| match answer {
+        Answer::Data { bytes, .. } => Ok(sum + bytes.len()),
+        other => panic!("no data: {other:?}"),
+    });
+    received.await.expect("it answers")
+}
+
+async fn planes(bytes: Bytes) -> (DataPlane, DataPlane, PeerId) {
+    let (server, mut arrivals, peer) = node(Arc::new(Memory(bytes)));
+    let (client, mut events, _) = node(Arc::new(Memory(Bytes::new())));
+    tokio::spawn(async move { while arrivals.recv().await.is_some() {} });
+    client.connect(peer, &[server.local_address()]);
+    assert!(matches!(events.recv().await, Some(PeerEvent::Up { .. })), "the peer can be reached");
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    (server, client, peer)
+}
+
+async fn fetch(plane: &DataPlane, peer: PeerId) {
+    let requests = (0..REQUESTS).map(|n| ask(plane, peer, (n * RUN) as u32));
+    let received: usize = stream::iter(requests).buffer_unordered(IN_FLIGHT).fold(0, async |sum, n| sum + n).await;
+    assert_eq!(received, TOTAL);
+}
+
+/// A bare connection with the data plane's datagram size: one that both ends keep for all iterations.
+async fn bare_quinn() -> (quinn::Connection, quinn::Connection) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
+    let certificate = made.cert.der().clone();
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(6000);
+    let mut transport = quinn::TransportConfig::default();
+    transport.mtu_discovery_config(Some(mtu));
+    let transport = Arc::new(transport);
+    let mut server = quinn::ServerConfig::with_single_cert(vec![certificate.clone()], key.into()).expect("a server");
+    server.transport_config(transport.clone());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).expect("a root");
+    let mut client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).expect("a client");
+    client.transport_config(transport);
+    let bind = |server| {
+        let mut config = quinn::EndpointConfig::default();
+        config.max_udp_payload_size(6000).expect("it fits");
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+        quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime)).expect("an endpoint")
+    };
+    let listening = bind(Some(server));
+    let address = listening.local_addr().expect("an address");
+    let accepted = tokio::spawn(async move { listening.accept().await.expect("a dial").await.expect("a handshake") });
+    let dialled = bind(None).connect_with(client, address, "localhost").expect("a dial").await.expect("a handshake");
+    (accepted.await.expect("it accepts"), dialled)
+}
+
+async fn quinn_stream((sender, receiver): &(quinn::Connection, quinn::Connection), bytes: &Bytes) {
+    let receiver = receiver.clone();
+    let receiving = tokio::spawn(async move {
+        let mut stream = receiver.accept_uni().await.expect("a stream");
+        let mut received = 0;
+        while let Some(chunk) = stream.read_chunk(PART, true).await.expect("it arrives") {
+            received += chunk.bytes.len();
+        }
+        received
+    });
+    let mut stream = sender.open_uni().await.expect("a stream");
+    for _ in 0..TOTAL / PIECE {
+        stream.write_chunk(bytes.clone()).await.expect("it is sent");
+    }
+    stream.finish().expect("it ends");
+    assert_eq!(receiving.await.expect("it receives"), TOTAL);
+}
+
+async fn tcp_stream(bytes: &Bytes) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
+    let address = listener.local_addr().expect("an address");
+    let receiving = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let (mut buffer, mut received) = (vec![0; PART], 0);
+        while received < TOTAL {
+            received += stream.read(&mut buffer).await.expect("it arrives");
+        }
+    });
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    for _ in 0..TOTAL / PIECE {
+        stream.write_all(bytes).await.expect("it is sent");
+    }
+    receiving.await.expect("it receives");
+}
+
+fn data(c: &mut Criterion) {
+    let runtime = Runtime::new().expect("a runtime");
+    let bytes = Bytes::from(half_compressible(PIECE));
+    let mut group = c.benchmark_group("data");
+    group.sample_size(10).throughput(Throughput::Bytes(TOTAL as u64));
+    group.bench_function("limit: TCP stream", |b| b.iter(|| runtime.block_on(tcp_stream(&bytes))));
+    let connections = runtime.block_on(bare_quinn());
+    group.bench_function("limit: quinn stream", |b| b.iter(|| runtime.block_on(quinn_stream(&connections, &bytes))));
+    let (_server, client, peer) = runtime.block_on(planes(bytes.clone()));
+    group.bench_function("data plane", |b| b.iter(|| runtime.block_on(fetch(&client, peer))));
+    group.finish();
+}
+
+criterion_group!(benches, data);
+criterion_main!(benches);
