@@ -118,7 +118,8 @@ async fn run(nodes: u16, source: &Path, interrupted: Arc<AtomicBool>) -> Result<
         };
         let status = daemon.client().await?.status(StatusRequest {}).await.map_err(|s| ctl::said(&s))?.into_inner();
         let seconds = (seen.first_byte.unwrap_or_default().as_secs_f64(), seen.all.as_secs_f64());
-        figures.push(NodeFigures::new(daemon.name().to_owned(), &status, seconds, identical));
+        let peak = daemon.peak_rss_bytes()?;
+        figures.push(NodeFigures::new(daemon.name().to_owned(), &status, seconds, peak, identical));
     }
     daemons.iter_mut().for_each(NodeProcess::terminate);
     drop(daemons);

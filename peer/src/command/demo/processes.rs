@@ -49,6 +49,13 @@ impl Process {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
+    /// The most memory that was resident at a time, in bytes (`VmHWM` of proc(5)).
+    fn peak_rss_bytes(&self) -> Result<u64, Failure> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        Ok(kib.ok_or_else(|| format!("no peak memory of {} in proc", self.name))?.parse::<u64>()? << 10)
+    }
+
     fn terminate(&mut self) {
         if !self.ended()
             && let Some(pid) = Pid::from_raw(self.child.id() as i32)
@@ -142,6 +149,11 @@ impl NodeProcess {
     /// Where this node mounts the image.
     pub(super) fn mountpoint(&self) -> PathBuf {
         self.folder.join("mnt")
+    }
+
+    /// The most memory that was resident at a time so far, in bytes.
+    pub(super) fn peak_rss_bytes(&self) -> Result<u64, Failure> {
+        self.process.peak_rss_bytes()
     }
 
     /// A connection to the daemon's control socket.

@@ -30,12 +30,20 @@ pub(super) struct NodeFigures {
     pub bytes: BySource,
     pub objects: BySource,
     pub digest_failures: u64,
+    /// The most memory that was resident at a time.
+    pub peak_rss_bytes: u64,
     pub identical: bool,
 }
 
 impl NodeFigures {
     /// The traffic in `status` is the whole node's, so that what a seed peer reads for others shows.
-    pub(super) fn new(name: String, status: &StatusReply, seconds: (f64, f64), identical: bool) -> Self {
+    pub(super) fn new(
+        name: String,
+        status: &StatusReply,
+        seconds: (f64, f64),
+        peak_rss_bytes: u64,
+        identical: bool,
+    ) -> Self {
         let total = status.total.unwrap_or_default();
         Self {
             name,
@@ -45,6 +53,7 @@ impl NodeFigures {
             bytes: total.bytes.unwrap_or_default(),
             objects: total.objects.unwrap_or_default(),
             digest_failures: total.rejected_chunks,
+            peak_rss_bytes,
             identical,
         }
     }
@@ -64,12 +73,12 @@ impl Report {
             human_bytes(self.image.encoded_bytes)
         );
         println!(
-            "{:<8} {:>10} {:>8} {:>12} {:>12} {:>12} {:>12} {:>8}  identical",
-            "node", "first byte", "all", "registry", "seed", "peers", "local", "failures"
+            "{:<8} {:>10} {:>8} {:>12} {:>12} {:>12} {:>12} {:>12} {:>8}  identical",
+            "node", "first byte", "all", "registry", "seed", "peers", "local", "peak memory", "failures"
         );
         for node in &self.nodes {
             println!(
-                "{:<8} {:>8.3} s {:>6.2} s {:>12} {:>12} {:>12} {:>12} {:>8}  {}",
+                "{:<8} {:>8.3} s {:>6.2} s {:>12} {:>12} {:>12} {:>12} {:>12} {:>8}  {}",
                 node.name,
                 node.first_byte_seconds,
                 node.all_seconds,
@@ -77,6 +86,7 @@ impl Report {
                 human_bytes(node.bytes.seed + node.objects.seed),
                 human_bytes(node.bytes.peer + node.objects.peer),
                 human_bytes(node.bytes.local),
+                human_bytes(node.peak_rss_bytes),
                 node.digest_failures,
                 if node.identical { "yes" } else { "NO" }
             );
