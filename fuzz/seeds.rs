@@ -1,5 +1,6 @@
-//! Writes starting points for the fuzz targets into `corpus/`, taken from freshly built images: every kind of node, full
-//! and partial directory blocks, xattrs, hard links, a compressed and a plain chunk table, an image without a blob.
+//! `cargo run --release --example seeds` writes starting points for the fuzz targets into `seeds/`, taken from freshly
+//! built images: every kind of node, full and partial directory blocks, xattrs, hard links, a compressed and a plain chunk
+//! table, an image without a blob.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,7 +9,7 @@ use std::path::Path;
 use shoal_rafs::{BuildOptions, Builder, Compressor, chunk_table_file};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     let dir = tempfile::tempdir()?;
     let source = dir.path().join("source");
     fs::create_dir_all(source.join("empty"))?;
