@@ -1,15 +1,14 @@
 //! Back-to-source: pieces and objects read from the registry, as few requests as bytes allow.
 //!
-//! Pieces that lie next to each other, or nearly so, are read with one ranged request and handed on one by one as they
-//! complete. What is handed on is *encoded and unverified*: whoever asked decodes it with the piece table, which is the
-//! one place where bytes become trusted. Objects are verified here, whole.
+//! A run of pieces is read with one ranged request, gaps included, and handed on one by one as they complete; which pieces
+//! make a run, the scheduler has decided. What is handed on is *encoded and unverified*: whoever asked decodes it with the
+//! piece table, which is the one place where bytes become trusted. Objects are verified here, whole.
 //!
 //! Memory: at most one piece and one network buffer per stream. Everything queues for a slot, on-demand first, and, if
 //! there is a byte budget, for that. No retries of whole requests beyond those of the client, except that a transfer
 //! that breaks half-way goes on where it broke.
 
 mod budget;
-mod join;
 mod slots;
 
 use std::{
@@ -32,7 +31,6 @@ use shoal_rafs::{
 
 use self::{
     budget::Budget,
-    join::Read,
     slots::{Slot, Slots},
 };
 
@@ -42,11 +40,6 @@ const FRUITLESS: u32 = 2;
 /// How the registry is read.
 #[derive(Debug, Clone)]
 pub struct OriginOptions {
-    /// Pieces with at most this many bytes between them share a request. Default 64 KiB: less than what a request costs
-    /// in time on a long path.
-    pub gap: u64,
-    /// Most bytes of one request, unless a single piece is larger. Default 16 MiB, a stripe.
-    pub max_request: u64,
     /// Requests at a time. Default 16.
     pub concurrency: usize,
     /// Of these, kept free for on-demand reads. Default 4.
@@ -57,7 +50,7 @@ pub struct OriginOptions {
 
 impl Default for OriginOptions {
     fn default() -> Self {
-        Self { gap: 64 << 10, max_request: 16 << 20, concurrency: 16, reserved_on_demand: 4, rate_bytes_per_s: None }
+        Self { concurrency: 16, reserved_on_demand: 4, rate_bytes_per_s: None }
     }
 }
 
@@ -95,7 +88,6 @@ pub struct Origin {
 #[derive(Debug)]
 struct Shared {
     registry: Registry,
-    options: OriginOptions,
     slots: Slots,
     budget: Option<Mutex<Budget>>,
     started: Instant,
@@ -111,7 +103,6 @@ impl Origin {
         Self {
             shared: Arc::new(Shared {
                 registry,
-                options,
                 slots,
                 budget,
                 started: Instant::now(),
@@ -134,8 +125,9 @@ impl Origin {
         }
     }
 
-    /// Reads pieces of a blob: each of `pieces` once with its encoded bytes, in the order of the blob. After an error
-    /// nothing follows; what came before is good. Dropping the stream ends the transfer and frees its slot.
+    /// Reads pieces of a blob, in ascending order, with one request from the first byte of the first to the last of the
+    /// last: each with its encoded bytes. After an error nothing follows; what came before is good. Dropping the stream
+    /// ends the transfer and frees its slot.
     pub fn pieces(
         &self,
         source: &Source,
@@ -144,7 +136,7 @@ impl Origin {
         priority: Priority,
     ) -> impl Stream<Item = Result<(u32, Bytes), OriginError>> + Send + use<> {
         let blob = table.blob();
-        let ranges: Result<Vec<_>, _> = pieces
+        let pieces: Result<VecDeque<_>, _> = pieces
             .iter()
             .map(|&piece| match table.piece(piece) {
                 Some(found) => Ok((piece, found.encoded())),
@@ -152,10 +144,7 @@ impl Origin {
             })
             .collect();
         let (shared, source) = (self.shared.clone(), source.clone());
-        let run = ranges.map(|ranges| {
-            let reads = join::join(ranges, shared.options.gap, shared.options.max_request).into();
-            Run { shared, source, blob, priority, reads, current: None }
-        });
+        let run = pieces.map(|pieces| Run { shared, source, blob, priority, pieces, transfer: None });
         futures::stream::once(async { run }).flat_map(|run| match run {
             Err(error) => futures::stream::once(async { Err(error) }).left_stream(),
             Ok(run) => futures::stream::try_unfold(run, |mut run| async move {
@@ -214,54 +203,51 @@ impl Shared {
     }
 }
 
-/// The reads of one call, one after the other.
+/// The pieces of one call that are still to come.
 struct Run {
     shared: Arc<Shared>,
     source: Source,
     blob: BlobId,
     priority: Priority,
-    reads: VecDeque<Read>,
-    current: Option<Transfer>,
+    pieces: VecDeque<(u32, Range<u64>)>,
+    transfer: Option<Transfer>,
 }
 
-/// A request under way.
+/// The request under way.
 struct Transfer {
     stream: BlobStream,
-    pieces: VecDeque<(u32, Range<u64>)>,
-    end: u64,
-    /// Bytes of the blob from `at` on that have come and are not handed on.
-    buffer: BytesMut,
+    /// Bytes of the blob from `at` to `end` are to come; those in the buffer have, and are not handed on.
     at: u64,
+    end: u64,
+    buffer: BytesMut,
     fruitless: u32,
     _slot: Slot,
 }
 
 impl Run {
     async fn next(&mut self) -> Result<Option<(u32, Bytes)>, OriginError> {
-        loop {
-            if let Some(transfer) = &mut self.current {
-                if let Some(piece) = transfer.complete() {
-                    return Ok(Some(piece));
-                }
-                if !transfer.pieces.is_empty() {
-                    self.receive().await?;
-                    continue;
-                }
+        while let Some((piece, range)) = self.pieces.front().cloned() {
+            match &mut self.transfer {
+                None => self.transfer = Some(self.begin(range.start).await?),
+                Some(transfer) => match transfer.complete(&range) {
+                    Some(bytes) => {
+                        self.pieces.pop_front();
+                        return Ok(Some((piece, bytes)));
+                    }
+                    None => self.receive().await?,
+                },
             }
-            self.current = None;
-            let Some(read) = self.reads.pop_front() else { return Ok(None) };
-            self.current = Some(self.begin(read).await?);
         }
+        Ok(None)
     }
 
     /// Takes `&mut self`, as everything here, because a stream cannot be looked at from two threads.
-    async fn begin(&mut self, read: Read) -> Result<Transfer, OriginError> {
-        let (at, end) = (read.range.start, read.range.end);
+    async fn begin(&mut self, at: u64) -> Result<Transfer, OriginError> {
+        let end = self.pieces.back().map_or(at, |(_, range)| range.end);
         self.shared.pay(end - at, self.priority).await;
         let slot = self.shared.slots.acquire(self.priority).await;
-        let stream = self.open(read.range).await?;
-        let pieces = read.pieces.into();
-        Ok(Transfer { stream, pieces, end, buffer: BytesMut::new(), at, fruitless: 0, _slot: slot })
+        let stream = self.open(at..end).await?;
+        Ok(Transfer { stream, at, end, buffer: BytesMut::new(), fruitless: 0, _slot: slot })
     }
 
     async fn open(&mut self, range: Range<u64>) -> Result<BlobStream, RegistryError> {
@@ -271,7 +257,7 @@ impl Run {
 
     /// Takes one more chunk from the network, going on with a new request where the old one broke.
     async fn receive(&mut self) -> Result<(), OriginError> {
-        let Some(transfer) = &mut self.current else { return Ok(()) };
+        let Some(transfer) = &mut self.transfer else { return Ok(()) };
         let error = match transfer.stream.next().await {
             Some(Ok(chunk)) => {
                 self.shared.received_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
@@ -294,7 +280,7 @@ impl Run {
         let rest = transfer.at + transfer.buffer.len() as u64..transfer.end;
         tracing::debug!(%error, blob = %self.blob, ?rest, "a transfer broke and goes on");
         let stream = self.open(rest).await?;
-        if let Some(transfer) = &mut self.current {
+        if let Some(transfer) = &mut self.transfer {
             transfer.stream = stream;
         }
         Ok(())
@@ -302,19 +288,17 @@ impl Run {
 }
 
 impl Transfer {
-    /// The next piece, if all its bytes have come. Gaps are dropped as they come.
-    fn complete(&mut self) -> Option<(u32, Bytes)> {
-        let (piece, range) = self.pieces.front()?.clone();
-        let skip = (range.start - self.at).min(self.buffer.len() as u64);
+    /// The bytes of `range`, if all of them have come. What lies before it is dropped as it comes.
+    fn complete(&mut self, range: &Range<u64>) -> Option<Bytes> {
+        let skip = range.start.saturating_sub(self.at).min(self.buffer.len() as u64);
         self.buffer.advance(skip as usize);
         self.at += skip;
         let length = range.end - range.start;
         if self.at < range.start || (self.buffer.len() as u64) < length {
             return None;
         }
-        self.pieces.pop_front();
         self.at += length;
-        Some((piece, self.buffer.split_to(length as usize).freeze()))
+        Some(self.buffer.split_to(length as usize).freeze())
     }
 }
 
