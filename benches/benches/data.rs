@@ -61,7 +61,9 @@ fn node(service: Arc<dyn Service>) -> (DataPlane, mpsc::Receiver<PeerEvent>, Pee
         data_addresses: vec![listen],
         name: String::new(),
     };
-    let admit: Admit = Arc::new(|peer, _| Ok(Admitted { peer: *peer, role: Role::Node, zone: String::new() }));
+    let admit: Admit = Arc::new(|peer, _| {
+        Ok(Admitted { peer: *peer, role: Role::Node, zone: String::new(), issued: 0, expires: u64::MAX })
+    });
     let options = DataOptions { keypair, listen, hello, admit, limits: Limits::default() };
     let (plane, events) = DataPlane::start(options, service).expect("loopback can be listened on");
     (plane, events, peer)

@@ -15,8 +15,8 @@ use std::{
 };
 
 use shoal_proto::control::{
-    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, StatusReply,
-    StatusRequest, UnmountReply, UnmountRequest,
+    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, RevokeReply,
+    RevokeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest,
 };
 use tokio::{
     net::UnixListener,
@@ -117,6 +117,11 @@ impl Control for Api {
 
     async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {
         Ok(Response::new(PeersReply { peers: self.parts.peers() }))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
+        let new = self.parts.revoke(request.into_inner().revocation.into()).await.map_err(|e| invalid(&e))?;
+        Ok(Response::new(RevokeReply { new }))
     }
 
     type PrefetchStream = Pin<Box<dyn Stream<Item = Result<PrefetchProgress, Status>> + Send>>;

@@ -1,8 +1,10 @@
 //! The command line. Each verb has a file below `command/`; this one holds what they share.
 
+mod cluster;
 mod ctl;
 mod daemon;
 mod demo;
+mod identity;
 mod image;
 mod mount;
 mod serve_layout;
@@ -33,6 +35,11 @@ enum Verb {
     Mount(mount::Mount),
     /// Run the node daemon.
     Daemon(daemon::Daemon),
+    /// Make a cluster's key, and decide with it who may join.
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(cluster::Cluster),
+    /// Print the identity of the node.
+    Identity(identity::Identity),
     /// Talk to the node daemon.
     Ctl(ctl::Ctl),
     /// Serve an OCI layout directory as a read-only registry.
@@ -59,6 +66,8 @@ impl Cli {
             Verb::Image(verb) => verb.run(),
             Verb::Mount(verb) => verb.run(),
             Verb::Daemon(verb) => verb.run(),
+            Verb::Cluster(verb) => verb.run(),
+            Verb::Identity(verb) => verb.run(),
             Verb::Ctl(verb) => verb.run(),
             Verb::ServeLayout(verb) => verb.run(),
             Verb::Demo(verb) => verb.run(),

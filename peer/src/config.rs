@@ -260,6 +260,14 @@ impl Config {
         }
         typed("configuration", table)
     }
+
+    /// Where the node's certificate of membership lies; none in a cluster without a key.
+    pub fn membership_file(&self) -> Option<PathBuf> {
+        let cluster = &self.cluster;
+        let file = &cluster.membership;
+        let file = if file.as_os_str().is_empty() { self.data_dir.join("membership") } else { file.clone() };
+        (!cluster.public_key.is_empty()).then_some(file)
+    }
 }
 
 fn parse_table(origin: &str, text: &str) -> Result<Table, ConfigError> {

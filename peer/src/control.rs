@@ -8,7 +8,7 @@
 //! - **Membership first.** It is a step of the connection upgrade (`admission`); strangers reach no protocol.
 //! - **identify** carries the address of the data plane, next to the plane's own; **ping** finds dead connections.
 //! - **Kademlia** holds provider records (`provider`). No read waits for it.
-//! - **gossipsub** carries leases of seed peers (`lease`), and nothing else so far.
+//! - **gossipsub** carries leases of seed peers (`lease`) and revocations, and nothing else so far.
 //! - **mDNS**, or a list of addresses and names (`bootstrap`), is the way in.
 //!
 //! Not here: what to do about any of it. A peer that is lost here may well be alive on the data plane: in a large
@@ -35,15 +35,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use libp2p::Multiaddr;
 use shoal_proto::{BlobId, PeerId, Role};
 use tokio::sync::{mpsc, oneshot};
 
 use self::admission::Gate;
-use crate::{
-    identity::Identity,
-    membership::{Membership, MembershipError, Policy},
-};
+use crate::{admission::Admission, identity::Identity, membership::MembershipError};
 
 /// Commands that wait for the plane.
 const COMMANDS: usize = 64;
@@ -56,10 +54,8 @@ const EVENTS: usize = 256;
 pub struct ControlOptions {
     /// The node's key.
     pub identity: Identity,
-    /// What it shows to others; role and zone are taken from here.
-    pub membership: Membership,
-    /// Whose membership it believes.
-    pub policy: Policy,
+    /// What it shows to others (role and zone are taken from here), and whom it lets in.
+    pub admission: Admission,
     /// Whether a cluster without a key may reach beyond loopback.
     pub insecure_open: bool,
     /// TCP multiaddresses to listen on. Port 0 takes any free one; none at all only dials.
@@ -210,6 +206,7 @@ enum Command {
     Withdraw(BlobId),
     FindProviders(BlobId, oneshot::Sender<Result<(), ControlError>>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Revoke(Bytes),
     Stop(oneshot::Sender<()>),
 }
 
@@ -221,7 +218,7 @@ impl Control {
     pub async fn start(options: ControlOptions) -> Result<(Self, mpsc::Receiver<ControlEvent>), ControlError> {
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
         let (event_sender, events) = mpsc::channel(EVENTS);
-        let gate = Arc::new(Gate::new(options.policy.clone(), options.membership.shown().clone()));
+        let gate = Arc::new(Gate::new(options.admission.clone()));
         let mut plane = plane::Plane::new(options, gate.clone())?;
         plane.listen().await?;
         tokio::spawn(plane.run(command_receiver, event_sender));
@@ -259,6 +256,14 @@ impl Control {
     /// The plane has stopped.
     pub async fn peers(&self) -> Result<Vec<PeerStatus>, ControlError> {
         self.ask(Command::Peers).await
+    }
+
+    /// Passes a signed revocation on to everyone. The node itself has taken it in before ([`Admission::revoke`]).
+    ///
+    /// # Errors
+    /// The plane has stopped.
+    pub async fn revoke(&self, signed: Bytes) -> Result<(), ControlError> {
+        self.commands.send(Command::Revoke(signed)).await.map_err(|_| ControlError::Stopped)
     }
 
     /// How many connections were refused for want of membership, since the start.

@@ -7,11 +7,12 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use shoal_proto::{
     Hello, MIN_VERSION, PeerId, Role, VERSION,
@@ -25,6 +26,7 @@ use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
+    admission::{self, Admission, Keeper, KeeperParts, Record},
     api::ApiServer,
     config::{Config, OnStop},
     contacts::Contacts,
@@ -35,7 +37,7 @@ use crate::{
     fetch::Fetcher,
     identity::{self, Identity, IdentityError},
     images::Images,
-    membership::{self, Membership, MembershipError, Policy, unix_now},
+    membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
     metrics::{MetricsServer, Vitals},
     mounts::{Mounts, MountsError},
     node::Node,
@@ -58,6 +60,15 @@ pub enum StartError {
     /// The certificate of membership or the cluster's key.
     #[error(transparent)]
     Membership(#[from] MembershipError),
+    /// Who was revoked is not known.
+    #[error("cannot read the revocations in {path}")]
+    Revocations {
+        /// The data directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The registry client's options.
     #[error("cannot set up the registry client")]
     Registry(#[from] RegistryError),
@@ -99,6 +110,15 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why a revocation was not passed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RevokeError {
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
 }
 
 /// The node without planes: it reads images from registries and layouts only. `shoal mount REF` is this.
@@ -155,6 +175,7 @@ pub(crate) struct Parts {
     data: DataPlane,
     contacts: Contacts,
     identity: Identity,
+    admission: Admission,
     role: Role,
     zone: String,
     started: Instant,
@@ -169,7 +190,7 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let core = Core::open(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
-        let (policy, membership) = admission(&config, identity.peer())?;
+        let admission = admission(&config, identity.peer())?;
         let contacts = core.contacts.clone();
         let role = Role::from(config.role);
 
@@ -182,21 +203,24 @@ impl Daemon {
             contacts: contacts.clone(),
             runtime: tokio::runtime::Handle::current(),
         };
-        let admit_by = policy.clone();
         let data_options = DataOptions {
             keypair: identity.keypair().clone(),
             listen: config.data.listen,
-            hello: hello(&config, &membership),
-            admit: Arc::new(move |peer: &PeerId, shown: &[u8]| {
-                membership::verify(&admit_by, shown, peer, unix_now()).map_err(|refusal| refusal.to_string())
-            }),
+            hello: hello(&config, &admission.own()),
+            admit: admission::in_words(&admission),
             limits: Limits::default(),
         };
         let (data, peer_events) = DataPlane::start(data_options, Arc::new(server))?;
+        // Before anybody can tell of a revocation.
+        let keeper = Keeper::new(KeeperParts {
+            admission: admission.clone(),
+            file: config.membership_file(),
+            record: Record::new(&config.data_dir),
+            data: data.clone(),
+        });
         let control_options = ControlOptions {
             identity: identity.clone(),
-            membership,
-            policy,
+            admission: admission.clone(),
             insecure_open: config.cluster.insecure_open,
             listen: multiaddresses("control.listen", &config.control.listen)?,
             bootstrap_peers: multiaddresses("control.bootstrap_peers", &config.control.bootstrap_peers)?,
@@ -223,6 +247,7 @@ impl Daemon {
             contacts: contacts.clone(),
         });
         let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
+        let keeping = tokio::spawn(keeper.run());
         let mounts = Mounts::new(node.clone(), Some(exchange), mount_options(&config));
         let parts = Arc::new(Parts {
             node,
@@ -232,6 +257,7 @@ impl Daemon {
             data,
             contacts,
             identity,
+            admission,
             role,
             zone: config.zone.clone(),
             started: Instant::now(),
@@ -243,7 +269,7 @@ impl Daemon {
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
-        Ok(Self { parts, api, http, tasks: vec![driver, exchanging], on_stop: config.mounts.on_stop })
+        Ok(Self { parts, api, http, tasks: vec![driver, exchanging, keeping], on_stop: config.mounts.on_stop })
     }
 
     /// Stops in order: see the module.
@@ -290,11 +316,28 @@ impl Parts {
             total: Some(self.node.traffic.snapshot()),
             mounts: self.mounts.status(),
             store: Some(self.store()),
+            membership_expires: self.membership_expires(),
+            revocations: self.admission.revocations() as u64,
         }
     }
 
+    /// When others stop to accept this node, in seconds since 1970; 0 for never, in an open cluster.
+    fn membership_expires(&self) -> u64 {
+        match self.admission.policy() {
+            Policy::Open => 0,
+            Policy::Key(_) => self.admission.own().expires(),
+        }
+    }
+
+    /// Takes a signed revocation in and passes it on to everyone; false if it says nothing new.
+    pub(crate) async fn revoke(&self, signed: Bytes) -> Result<bool, RevokeError> {
+        let new = self.admission.revoke(&signed, unix_now())?;
+        self.control.revoke(signed).await?;
+        Ok(new)
+    }
+
     fn identity_text(&self) -> String {
-        peer_text(self.identity.peer())
+        identity::to_text(&self.identity.peer())
     }
 
     pub(crate) fn peers(&self) -> Vec<PeerStatus> {
@@ -303,7 +346,7 @@ impl Parts {
         let all = self.contacts.all().into_iter().map(|(peer, known)| {
             let open = connection(peer);
             PeerStatus {
-                peer: peer_text(peer),
+                peer: identity::to_text(&peer),
                 role: known.role.to_string(),
                 zone: known.zone.clone(),
                 connected: open.is_some(),
@@ -334,6 +377,8 @@ impl Vitals for Parts {
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
         metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
         metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
+        metrics::gauge!("shoal_membership_expires_seconds").set(self.membership_expires() as f64);
+        metrics::gauge!("shoal_revocations").set(self.admission.revocations() as f64);
         metrics::gauge!("shoal_connections").set(self.data.connections().len() as f64);
     }
 
@@ -421,15 +466,18 @@ fn mount_options(config: &Config) -> MountOptions {
 }
 
 /// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.
-fn admission(config: &Config, me: PeerId) -> Result<(Policy, Membership), StartError> {
-    let cluster = &config.cluster;
-    let policy = Policy::parse(&cluster.public_key)?;
-    policy.permits(config.data.listen.ip(), cluster.insecure_open)?;
-    let membership = match policy {
-        Policy::Open => Membership::open(me, config.role.into(), &config.zone)?,
-        Policy::Key(_) => Membership::load(&policy, &cluster.membership, &me, unix_now())?,
+fn admission(config: &Config, me: PeerId) -> Result<Admission, StartError> {
+    let (policy, now) = (Policy::parse(&config.cluster.public_key)?, unix_now());
+    policy.permits(config.data.listen.ip(), config.cluster.insecure_open)?;
+    let own = match config.membership_file() {
+        None => Membership::open(me, config.role.into(), &config.zone)?,
+        Some(file) => Membership::load(&policy, &file, &me, now)?,
     };
-    Ok((policy, membership))
+    admission::agree(&own, config.role.into(), &config.zone)?;
+    let revocations = Record::new(&config.data_dir).load(&policy, now);
+    let revocations =
+        revocations.map_err(|source| StartError::Revocations { path: config.data_dir.clone(), source })?;
+    Ok(Admission::with_revocations(policy, own, revocations))
 }
 
 /// What this node says of itself on the data plane.
@@ -460,11 +508,6 @@ fn multiaddresses(key: &'static str, texts: &[String]) -> Result<Vec<Multiaddr>,
 fn with_id(address: &Multiaddr, id: &str) -> String {
     let named = address.iter().any(|part| matches!(part, Protocol::P2p(_)));
     if named { address.to_string() } else { format!("{address}/p2p/{id}") }
-}
-
-/// A peer id as libp2p's tools print it.
-fn peer_text(peer: PeerId) -> String {
-    identity::to_libp2p(&peer).map_or_else(|_| peer.to_string(), |id| id.to_string())
 }
 
 async fn close(store: Store) {

@@ -39,8 +39,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use libp2p::identity::Keypair;
-use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request, Role};
+use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
@@ -205,10 +206,8 @@ pub enum PeerEvent {
 pub struct ConnectionStatus {
     /// Who is at the other end.
     pub peer: PeerId,
-    /// Its role, as its membership has it.
-    pub role: Role,
-    /// Its zone, as its membership has it.
-    pub zone: String,
+    /// As what it was let in.
+    pub admitted: Admitted,
     /// Its name in logs.
     pub name: String,
     /// Where it is.
@@ -245,6 +244,8 @@ struct Shared {
     client: quinn::ClientConfig,
     address: SocketAddr,
     hello: Hello,
+    /// What the hello shows of it at present; held for a copy only.
+    membership: Mutex<Bytes>,
     admit: Admit,
     limits: Limits,
     service: Arc<dyn Service>,
@@ -281,6 +282,7 @@ impl DataPlane {
             endpoint,
             client,
             address,
+            membership: Mutex::new(hello.membership.clone()),
             hello,
             admit,
             service,
@@ -323,6 +325,18 @@ impl DataPlane {
         let link = self.shared().table().ban(peer, time, Instant::now());
         if let Some(link) = link {
             link.close(Closing::Banned, "");
+        }
+    }
+
+    /// Shows `membership` from now on, on connections yet to come.
+    pub fn renew(&self, membership: Bytes) {
+        *self.shared().membership.lock().unwrap_or_else(PoisonError::into_inner) = membership;
+    }
+
+    /// Closes the connection to a peer that may not stay, because of `why`.
+    pub fn expel(&self, peer: PeerId, why: Closing) {
+        if let Some(link) = self.shared().link(&peer) {
+            link.close(why, "");
         }
     }
 
@@ -394,8 +408,7 @@ fn status(entry: &Entry<Arc<Link>>) -> ConnectionStatus {
     let (received_bytes, sent_bytes) = link.traffic();
     ConnectionStatus {
         peer: link.peer(),
-        role: link.admitted().role,
-        zone: link.admitted().zone.clone(),
+        admitted: link.admitted().clone(),
         name: link.hello().name.clone(),
         address: link.connection().remote_address(),
         dialled: entry.dialled,
@@ -414,6 +427,12 @@ impl Shared {
 
     fn link(&self, peer: &PeerId) -> Option<Arc<Link>> {
         self.table().link(peer).cloned()
+    }
+
+    /// What this node says of itself.
+    fn hello(&self) -> Hello {
+        let membership = self.membership.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Hello { membership, ..self.hello.clone() }
     }
 
     /// Makes a connection known, or closes it.

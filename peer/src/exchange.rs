@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     contacts::Contacts,
     control::{Control, ControlEvent},
-    data::{DataPlane, PeerEvent},
+    data::{Closing, DataPlane, Gone, PeerEvent},
     driver::{Clock, DriverHandle},
     images::{Image, ImageBlob, Images},
 };
@@ -125,6 +125,10 @@ impl Exchange {
                     peers.remove(&peer);
                 }
                 self.parts.driver.event(Event::PeerDown { peer }).await;
+                if matches!(why, Gone::Ours { why: Closing::Expired, .. }) {
+                    // It may have a new certificate to show.
+                    self.approach(peer, MANY_NEIGHBOURS);
+                }
             }
             PeerEvent::Have { peer, have } => {
                 if let Some(blob) = self.blob((have.bootstrap, have.blob)) {

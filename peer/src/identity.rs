@@ -23,11 +23,14 @@ const FILE: &str = "identity";
 /// A key file is 68 bytes; whatever is much longer is something else.
 const MAX_FILE_BYTES: u64 = 4096;
 
+/// Longest text of an identity that is looked at; both forms have less than 80 bytes.
+const MAX_TEXT_BYTES: usize = 128;
+
 /// Why an identity could not be loaded, made or translated.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file could not be read or written.
-    #[error("cannot use the identity file {path}")]
+    #[error("cannot use the key file {path}")]
     File {
         /// Path of the file.
         path: PathBuf,
@@ -52,6 +55,9 @@ pub enum IdentityError {
     /// The peer's key is not ed25519, or its identity is not the canonical one of its key.
     #[error("peer {0} is not named by an ed25519 key")]
     Unsupported(String),
+    /// A text that names no peer.
+    #[error("{0:?} is no peer id, such as `shoal identity` prints")]
+    Text(String),
 }
 
 /// The node's key pair, and the identity that it gives.
@@ -74,17 +80,13 @@ impl Identity {
     /// The file cannot be read or written, is not a key, or may be read by others.
     pub fn load_or_create(data_dir: &Path) -> Result<Self, IdentityError> {
         let path = data_dir.join(FILE);
-        let file_error = |source| IdentityError::File { path: path.clone(), source };
         match load(&path) {
             Err(IdentityError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             loaded => return loaded,
         }
-        let key = ed25519::Keypair::generate();
-        let encoded = Keypair::from(key).to_protobuf_encoding().map_err(|e| file_error(io::Error::other(e)))?;
-        match create(data_dir, &path, &encoded) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(file_error(error)),
+        match create_key(&path, &ed25519::Keypair::generate()) {
+            Err(IdentityError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            created => created?,
         }
         load(&path)
     }
@@ -129,7 +131,35 @@ pub fn to_libp2p(peer: &PeerId) -> Result<libp2p::PeerId, IdentityError> {
     Ok(PublicKey::from(key).to_peer_id())
 }
 
+/// A peer id as people see it, the way libp2p's tools print it.
+pub fn to_text(peer: &PeerId) -> String {
+    to_libp2p(peer).map_or_else(|_| peer.to_string(), |id| id.to_string())
+}
+
+/// The peer that `text` names: as [`to_text`] writes it, or as 64 hexadecimal digits, which stand in logs.
+///
+/// # Errors
+/// [`IdentityError::Text`] if it is neither, [`IdentityError::Unsupported`] if it is the name of another kind of key.
+pub fn from_text(text: &str) -> Result<PeerId, IdentityError> {
+    let unknown = || IdentityError::Text(text.chars().take(MAX_TEXT_BYTES).collect());
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(unknown());
+    }
+    match text.parse::<PeerId>() {
+        Ok(peer) => to_libp2p(&peer).map(|_| peer),
+        Err(_) => from_libp2p(&text.parse().map_err(|_| unknown())?),
+    }
+}
+
 fn load(path: &Path) -> Result<Identity, IdentityError> {
+    load_key(path).map(|key| Identity::from_ed25519(&key))
+}
+
+/// The key in the file `path`.
+///
+/// # Errors
+/// The file cannot be read, is not a key, or may be read by others.
+pub(crate) fn load_key(path: &Path) -> Result<ed25519::Keypair, IdentityError> {
     let file_error = |source| IdentityError::File { path: path.to_owned(), source };
     let malformed = || IdentityError::Malformed { path: path.to_owned() };
     let metadata = fs::metadata(path).map_err(file_error)?;
@@ -142,13 +172,23 @@ fn load(path: &Path) -> Result<Identity, IdentityError> {
     }
     let encoded = fs::read(path).map_err(file_error)?;
     let key = Keypair::from_protobuf_encoding(&encoded).map_err(|_| malformed())?;
-    let key = key.try_into_ed25519().map_err(|_| malformed())?;
-    Ok(Identity::from_ed25519(&key))
+    key.try_into_ed25519().map_err(|_| malformed())
 }
 
-/// Writes a whole file or none, readable by its owner alone from the first moment.
-fn create(dir: &Path, path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(".identity").tempfile_in(dir)?;
+/// Writes `key` to the file `path`, whole or not at all, readable by its owner alone from the first moment.
+///
+/// # Errors
+/// [`IdentityError::File`]; its kind is `AlreadyExists` if there is such a file.
+pub(crate) fn create_key(path: &Path, key: &ed25519::Keypair) -> Result<(), IdentityError> {
+    let file_error = |source| IdentityError::File { path: path.to_owned(), source };
+    let encoded = Keypair::from(key.clone()).to_protobuf_encoding();
+    let encoded = encoded.map_err(|error| file_error(io::Error::other(error)))?;
+    create(path, &encoded).map_err(file_error)
+}
+
+fn create(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::Builder::new().prefix(".key").tempfile_in(dir)?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     file.persist_noclobber(path).map_err(|e| e.error)?;
@@ -192,6 +232,18 @@ mod tests {
         let other = to_libp2p(&identity.peer()).unwrap();
         assert_eq!(other, identity.keypair().public().to_peer_id());
         assert_eq!(from_libp2p(&other).unwrap(), identity.peer());
+    }
+
+    #[test]
+    fn texts_name_peers_in_both_forms() {
+        let peer = Identity::generate().peer();
+        assert_eq!(from_text(&to_text(&peer)).unwrap(), peer);
+        assert_eq!(from_text(&peer.to_string()).unwrap(), peer);
+        for text in ["", "me", &"1".repeat(1000)] {
+            assert!(matches!(from_text(text), Err(IdentityError::Text(_))), "{text}");
+        }
+        let other = libp2p::PeerId::random().to_string();
+        assert!(matches!(from_text(&other), Err(IdentityError::Unsupported(_))));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! One task owns the scheduler, one the libp2p swarm, one the exchange; each connection of the data plane has its own.
 //! They talk over bounded channels. Whatever touches the disk runs on blocking threads.
 
+pub mod admission;
 mod api;
 pub mod command;
 pub mod config;

@@ -5,19 +5,27 @@
 //! use to whoever copies it. What is shown is at most [`MAX_BYTES`] long and looks like this (prost):
 //!
 //! ```text
-//! Shown { body: Body { peer, role, zone, expires }, signature: ed25519("shoal membership 1\0" | body) }
+//! Shown { body: Body { peer, role, zone, expires, issued }, signature: ed25519("shoal membership 1\0" | body) }
 //! ```
 //!
 //! A cluster without a key is *open*: its nodes show the same statement without a signature, and everybody who
 //! reaches the port is a member. That is allowed on loopback only, unless the operator says otherwise in so many words
 //! ([`Policy::permits`]).
 //!
-//! Not here: how certificates are handed out, renewed and revoked, and what a member may read.
+//! A certificate that should end before its time is revoked ([`Revocation`]): the cluster's key says that whatever
+//! was issued to a peer until then is void.
+//!
+//! Not here: when a node reads its certificate again and who is told of a revocation, and what a member may read.
+
+mod key;
+mod revocation;
 
 use std::{
+    fs::File,
+    io::Read,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -25,12 +33,22 @@ use libp2p::identity::{Keypair, ed25519};
 use prost::Message;
 use shoal_proto::{PeerId, Role};
 
+pub(crate) use self::revocation::{MAX_SIGNED, decode_list, encode_list};
+pub use self::{
+    key::ClusterKey,
+    revocation::{MAX_REVOCATIONS, Revocation, RevocationError, Revocations},
+};
+use crate::identity::{self, IdentityError};
+
 /// Longest statement of membership that is looked at. A real one has about 200 bytes; the lease of a seed peer has to
 /// carry it in one small gossip message.
 pub const MAX_BYTES: usize = 1024;
 
 /// Longest name of a zone, in bytes.
 pub const MAX_ZONE_BYTES: usize = 64;
+
+/// Longest life of a certificate. It bounds how long a revocation has to be remembered.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(400 * 24 * 3600);
 
 /// Signed in front of the body, so that a signature made for something else with the same key is none here.
 const DOMAIN: &[u8] = b"shoal membership 1\0";
@@ -44,7 +62,9 @@ pub struct Certificate {
     pub role: Role,
     /// Where it is.
     pub zone: String,
-    /// Seconds since 1970 from which on it is void.
+    /// When it was signed, in seconds since 1970: a revocation is about what was issued until then.
+    pub issued: u64,
+    /// Seconds since 1970 from which on it is void; at most [`MAX_LIFETIME`] after `issued`.
     pub expires: u64,
 }
 
@@ -55,8 +75,16 @@ impl Certificate {
     /// The zone is not a valid name, or the key cannot sign.
     pub fn sign(&self, cluster_key: &Keypair) -> Result<Bytes, MembershipError> {
         let body = self.encode()?;
-        let signature = cluster_key.sign(&signed_text(&body)).map_err(|_| MembershipError::Signing)?;
+        let signature = cluster_key.sign(&signed_text(DOMAIN, &body)).map_err(|_| MembershipError::Signing)?;
         Ok(Shown { body, signature }.encode_to_vec().into())
+    }
+
+    /// What the statement `shown` says, whoever signed it: for people to look at.
+    ///
+    /// # Errors
+    /// [`Refusal::TooLong`] or [`Refusal::Malformed`].
+    pub fn read(shown: &[u8]) -> Result<Self, Refusal> {
+        decode_shown(shown).map(|(_, certificate)| certificate)
     }
 
     fn encode(&self) -> Result<Vec<u8>, MembershipError> {
@@ -72,6 +100,7 @@ impl Certificate {
             role: role.into(),
             zone: self.zone.clone(),
             expires: self.expires,
+            issued: self.issued,
         };
         Ok(body.encode_to_vec())
     }
@@ -127,9 +156,9 @@ impl Membership {
     /// # Errors
     /// The zone is not a valid name.
     pub fn open(peer: PeerId, role: Role, zone: &str) -> Result<Self, MembershipError> {
-        let certificate = Certificate { peer, role, zone: zone.to_owned(), expires: u64::MAX };
+        let certificate = Certificate { peer, role, zone: zone.to_owned(), issued: 0, expires: u64::MAX };
         let shown = Shown { body: certificate.encode()?, signature: Vec::new() }.encode_to_vec();
-        Ok(Self { shown: shown.into(), admitted: Admitted { peer, role, zone: zone.to_owned() } })
+        Ok(Self { shown: shown.into(), admitted: certificate })
     }
 
     /// The certificate of `peer`, checked as the others will check it.
@@ -147,7 +176,11 @@ impl Membership {
     /// The file cannot be read, or the certificate would be refused.
     pub fn load(policy: &Policy, file: &Path, peer: &PeerId, now_unix: u64) -> Result<Self, MembershipError> {
         let path = || file.to_owned();
-        let shown = std::fs::read(file).map_err(|source| MembershipError::File { path: path(), source })?;
+        let unreadable = |source| MembershipError::File { path: path(), node: identity::to_text(peer), source };
+        let mut shown = Vec::new();
+        // A byte more than is ever right is enough to refuse the rest.
+        let limit = MAX_BYTES as u64 + 1;
+        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut shown)).map_err(unreadable)?;
         Self::certified(policy, shown.into(), peer, now_unix)
             .map_err(|refusal| MembershipError::Certificate { path: path(), refusal })
     }
@@ -155,6 +188,12 @@ impl Membership {
     /// The bytes to show at the start of a connection.
     pub fn shown(&self) -> &Bytes {
         &self.shown
+    }
+
+    /// The same node, which shows something else.
+    #[cfg(test)]
+    pub(crate) fn showing(self, shown: Bytes) -> Self {
+        Self { shown, ..self }
     }
 
     /// The node itself.
@@ -171,18 +210,20 @@ impl Membership {
     pub fn zone(&self) -> &str {
         &self.admitted.zone
     }
+
+    /// Until when others accept it, in seconds since 1970; `u64::MAX` in an open cluster.
+    pub fn expires(&self) -> u64 {
+        self.admitted.expires
+    }
+
+    /// When it was issued, in seconds since 1970; 0 in an open cluster.
+    pub fn issued(&self) -> u64 {
+        self.admitted.issued
+    }
 }
 
-/// A peer that may join, and as what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted {
-    /// Who it is.
-    pub peer: PeerId,
-    /// What it may do for the others.
-    pub role: Role,
-    /// Where it is.
-    pub zone: String,
-}
+/// A peer that may join, as what, and until when: what its certificate says, once it was checked.
+pub type Admitted = Certificate;
 
 /// Why a statement of membership is refused. The codes are what the refused side is told on the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -206,25 +247,40 @@ pub enum Refusal {
     /// It was good once.
     #[error("the certificate of membership has expired")]
     Expired = 6,
+    /// The cluster took it back.
+    #[error("the certificate of membership was revoked")]
+    Revoked = 7,
 }
 
 impl Refusal {
     /// The refusal with this code on the wire; `None` for codes of a later version.
     pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Missing, Self::TooLong, Self::Malformed, Self::WrongPeer, Self::BadSignature, Self::Expired]
-            .into_iter()
-            .find(|refusal| *refusal as u8 == code)
+        Self::KNOWN.into_iter().find(|refusal| *refusal as u8 == code)
     }
+
+    const KNOWN: [Self; 7] = [
+        Self::Missing,
+        Self::TooLong,
+        Self::Malformed,
+        Self::WrongPeer,
+        Self::BadSignature,
+        Self::Expired,
+        Self::Revoked,
+    ];
 }
 
 /// Why a node's own membership or the policy cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
     /// The file with the certificate could not be read.
-    #[error("cannot read the certificate of membership {path}")]
+    #[error(
+        "cannot read {path}, the certificate of membership of this node, {node} (`shoal cluster issue` makes it)"
+    )]
     File {
         /// Path of the file.
         path: PathBuf,
+        /// Whose certificate should be there.
+        node: String,
         /// What the system said.
         #[source]
         source: std::io::Error,
@@ -238,6 +294,22 @@ pub enum MembershipError {
         #[source]
         refusal: Refusal,
     },
+    /// The certificate is for another place or another purpose than the configuration.
+    #[error("the certificate of membership says {what} {certified}, the configuration says {configured}")]
+    Mismatch {
+        /// `role` or `zone`.
+        what: &'static str,
+        /// As the cluster's key signed it.
+        certified: String,
+        /// As the configuration has it.
+        configured: String,
+    },
+    /// The file with the cluster's key.
+    #[error(transparent)]
+    KeyFile(#[from] IdentityError),
+    /// It would be valid for too long.
+    #[error("a certificate is valid for a second at least and {} days at most", MAX_LIFETIME.as_secs() / 86400)]
+    Lifetime,
     /// The configured key of the cluster is not one.
     #[error("the cluster's public key must be 64 hexadecimal digits that are an ed25519 key")]
     Key,
@@ -258,7 +330,8 @@ pub enum MembershipError {
     },
 }
 
-/// Checks what `claimed` shows, whose identity the channel has proved, at `now_unix` seconds since 1970.
+/// Checks what `claimed` shows, whose identity the channel has proved, at `now_unix` seconds since 1970. Revocations
+/// are not looked at here.
 ///
 /// # Errors
 /// A [`Refusal`]; the caller tells the peer and closes the connection.
@@ -266,11 +339,7 @@ pub fn verify(policy: &Policy, shown: &[u8], claimed: &PeerId, now_unix: u64) ->
     if shown.is_empty() {
         return Err(Refusal::Missing);
     }
-    if shown.len() > MAX_BYTES {
-        return Err(Refusal::TooLong);
-    }
-    let envelope: Shown = decode_canonical(shown)?;
-    let certificate = decode_body(&envelope.body)?;
+    let (envelope, certificate) = decode_shown(shown)?;
     if certificate.peer != *claimed {
         return Err(Refusal::WrongPeer);
     }
@@ -278,14 +347,17 @@ pub fn verify(policy: &Policy, shown: &[u8], claimed: &PeerId, now_unix: u64) ->
         if envelope.signature.is_empty() {
             return Err(Refusal::Missing);
         }
-        if !key.verify(&signed_text(&envelope.body), &envelope.signature) {
+        if !key.verify(&signed_text(DOMAIN, &envelope.body), &envelope.signature) {
             return Err(Refusal::BadSignature);
+        }
+        if certificate.expires.saturating_sub(certificate.issued) > MAX_LIFETIME.as_secs() {
+            return Err(Refusal::Malformed);
         }
         if now_unix >= certificate.expires {
             return Err(Refusal::Expired);
         }
     }
-    Ok(Admitted { peer: certificate.peer, role: certificate.role, zone: certificate.zone })
+    Ok(certificate)
 }
 
 /// The wall clock, in seconds since 1970. A clock before 1970 counts as 1970.
@@ -311,6 +383,8 @@ struct Body {
     zone: String,
     #[prost(uint64, tag = "4")]
     expires: u64,
+    #[prost(uint64, tag = "5")]
+    issued: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
@@ -321,8 +395,17 @@ enum RoleCode {
     Seed = 2,
 }
 
-fn signed_text(body: &[u8]) -> Vec<u8> {
-    [DOMAIN, body].concat()
+fn signed_text(domain: &[u8], body: &[u8]) -> Vec<u8> {
+    [domain, body].concat()
+}
+
+fn decode_shown(shown: &[u8]) -> Result<(Shown, Certificate), Refusal> {
+    if shown.len() > MAX_BYTES {
+        return Err(Refusal::TooLong);
+    }
+    let envelope: Shown = decode_canonical(shown)?;
+    let certificate = decode_body(&envelope.body)?;
+    Ok((envelope, certificate))
 }
 
 /// One text per certificate: nothing may be added that decoders skip.
@@ -342,7 +425,7 @@ fn decode_body(bytes: &[u8]) -> Result<Certificate, Refusal> {
         return Err(Refusal::Malformed);
     }
     let peer = PeerId::try_from(body.peer.as_slice()).map_err(|_| Refusal::Malformed)?;
-    Ok(Certificate { peer, role, zone: body.zone, expires: body.expires })
+    Ok(Certificate { peer, role, zone: body.zone, issued: body.issued, expires: body.expires })
 }
 
 fn valid_zone(zone: &str) -> bool {

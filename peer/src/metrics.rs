@@ -102,6 +102,12 @@ fn describe() {
     describe_counter!("shoal_served_bytes_total", Unit::Bytes, "Encoded bytes sent to other nodes.");
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");
+    describe_gauge!(
+        "shoal_membership_expires_seconds",
+        Unit::Seconds,
+        "When the node's certificate of membership expires, since 1970; 0 in an open cluster."
+    );
+    describe_gauge!("shoal_revocations", Unit::Count, "Revocations of memberships that are known.");
     describe_gauge!("shoal_requests_in_flight", Unit::Count, "Requests of this node that are under way.");
     describe_gauge!("shoal_store_bytes", Unit::Bytes, "Encoded bytes of the pieces in the store.");
     describe_gauge!("shoal_store_pieces", Unit::Count, "Pieces in the store.");

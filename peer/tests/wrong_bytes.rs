@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal::{
+    admission::Admission,
     control::{Control, ControlOptions},
     data::{AnswerSender, DataOptions, DataPlane, Limits, PeerContext, Service},
     identity::Identity,
@@ -53,6 +54,7 @@ async fn lie() -> (DataPlane, Control, String) {
         data_addresses: vec![listen],
         name: "liar".into(),
     };
+    let admission = Admission::new(Policy::Open, membership.clone());
     let options = DataOptions {
         keypair: identity.keypair().clone(),
         listen,
@@ -65,8 +67,7 @@ async fn lie() -> (DataPlane, Control, String) {
     let (data, mut peer_events) = DataPlane::start(options, Arc::new(Liar)).expect("a data plane");
     let options = ControlOptions {
         identity: identity.clone(),
-        membership,
-        policy: Policy::Open,
+        admission,
         insecure_open: false,
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
         bootstrap_peers: Vec::new(),

@@ -8,7 +8,8 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::control::{
-    BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, StatusReply, StatusRequest, UnmountRequest,
+    BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, RevokeRequest, StatusReply, StatusRequest,
+    UnmountRequest,
 };
 use tonic::{Status, transport::Channel};
 
@@ -49,6 +50,11 @@ enum Verb {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Take in a revocation that `shoal cluster revoke` made, and pass it on to every node.
+    Revoke {
+        /// The revocation.
+        file: PathBuf,
     },
     /// Fetch the whole image; reads that somebody waits for go first.
     Prefetch {
@@ -111,6 +117,10 @@ impl Verb {
                 let peers = client.peers(PeersRequest {}).await.map_err(|s| said(&s))?.into_inner();
                 if json { print_json(&peers)? } else { peers.peers.iter().for_each(print_peer) }
             }
+            Self::Revoke { file } => {
+                let signed = std::fs::read(&file).map_err(|e| format!("cannot read {}: {e}", file.display()))?;
+                revoke(client, signed).await?;
+            }
             Self::Prefetch { reference } => prefetch(client, reference).await?,
         }
         Ok(())
@@ -120,6 +130,13 @@ impl Verb {
 fn absolute(path: &Path) -> Result<String, Failure> {
     let path = std::path::absolute(path)?;
     Ok(path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))?.to_owned())
+}
+
+/// Hands a signed revocation to the daemon, which tells all others.
+pub(super) async fn revoke(mut client: ControlClient<Channel>, revocation: Vec<u8>) -> Result<(), Failure> {
+    let reply = client.revoke(RevokeRequest { revocation }).await.map_err(|s| said(&s))?.into_inner();
+    println!("{}", if reply.new { "revoked" } else { "was revoked before" });
+    Ok(())
 }
 
 async fn prefetch(mut client: ControlClient<Channel>, reference: String) -> Result<(), Failure> {

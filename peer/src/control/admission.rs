@@ -18,7 +18,6 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, future::BoxFuture};
 use libp2p::{
     core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo},
@@ -28,8 +27,9 @@ use libp2p::{
 use lru::LruCache;
 
 use crate::{
+    admission::Admission,
     identity::{self, IdentityError},
-    membership::{self, Admitted, Policy, Refusal},
+    membership::{self, Admitted, Refusal},
 };
 
 const PROTOCOL: &str = "/shoal/noise/1";
@@ -58,8 +58,7 @@ pub(super) enum AdmissionError {
 /// What every connection of the node shares: its own membership, whose it believes, and who was let in.
 #[derive(Debug)]
 pub(super) struct Gate {
-    policy: Policy,
-    shown: Bytes,
+    admission: Admission,
     /// The upgrade of a connection runs in a task of its own and can hand nothing but the peer's identity to the
     /// swarm; the rest goes by here. Never held across an await.
     admitted: Mutex<LruCache<libp2p::PeerId, Admitted>>,
@@ -67,9 +66,9 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(policy: Policy, shown: Bytes) -> Self {
+    pub(super) fn new(admission: Admission) -> Self {
         let admitted = Mutex::new(LruCache::new(REMEMBERED));
-        Self { policy, shown, admitted, refused: AtomicU64::new(0) }
+        Self { admission, admitted, refused: AtomicU64::new(0) }
     }
 
     /// As what `peer` was let in.
@@ -87,9 +86,9 @@ impl Gate {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let claimed = identity::from_libp2p(&peer)?;
-        write_shown(channel, &self.shown).await?;
+        write_shown(channel, self.admission.own().shown()).await?;
         let verdict = match read_shown(channel).await? {
-            Ok(shown) => membership::verify(&self.policy, &shown, &claimed, membership::unix_now()),
+            Ok(shown) => self.admission.admit(&shown, &claimed, membership::unix_now()),
             Err(refusal) => Err(refusal),
         };
         if verdict.is_err() {
@@ -112,12 +111,12 @@ impl Gate {
 
 /// Noise and the membership step, as one upgrade of a raw connection.
 #[derive(Clone)]
-pub(super) struct Admission {
+pub(super) struct Step {
     noise: noise::Config,
     gate: Arc<Gate>,
 }
 
-impl Admission {
+impl Step {
     /// # Errors
     /// The key cannot sign noise's own keys.
     pub(super) fn new(keypair: &Keypair, gate: Arc<Gate>) -> Result<Self, noise::Error> {
@@ -125,7 +124,7 @@ impl Admission {
     }
 }
 
-impl UpgradeInfo for Admission {
+impl UpgradeInfo for Step {
     type Info = &'static str;
     type InfoIter = std::iter::Once<Self::Info>;
 
@@ -134,7 +133,7 @@ impl UpgradeInfo for Admission {
     }
 }
 
-impl<T> InboundConnectionUpgrade<T> for Admission
+impl<T> InboundConnectionUpgrade<T> for Step
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -151,7 +150,7 @@ where
     }
 }
 
-impl<T> OutboundConnectionUpgrade<T> for Admission
+impl<T> OutboundConnectionUpgrade<T> for Step
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -18,8 +18,14 @@ use super::{ControlError, provider};
 const PROTOCOL: &str = "/shoal/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/shoal/kad/1");
 
-/// Leases are gossiped under this topic; no other is known here.
+/// Leases are gossiped under this topic.
 const LEASES: &str = "shoal/leases/1";
+
+/// Revocations are gossiped under this topic, lists of at most [`MAX_LISTED`]. No other topic is known here.
+const REVOCATIONS: &str = "shoal/revocations/1";
+
+/// Revocations in one message; each has less than 160 bytes.
+pub(super) const MAX_LISTED: usize = 24;
 
 /// Largest gossip message. A lease has some 300 bytes.
 const MAX_GOSSIP_BYTES: usize = 4096;
@@ -68,6 +74,11 @@ pub(super) fn leases() -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(LEASES)
 }
 
+/// The topic of the revocations.
+pub(super) fn revocations() -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(REVOCATIONS)
+}
+
 fn limits() -> ConnectionLimits {
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_HANDSHAKES))
@@ -102,10 +113,13 @@ fn gossip(keypair: &Keypair) -> Result<Gossip, ControlError> {
         .connection_handler_queue_len(256)
         .build()
         .map_err(|error| ControlError::Gossip(error.to_string()))?;
-    let topics = WhitelistSubscriptionFilter([leases().hash()].into());
+    let topics = [leases(), revocations()];
+    let known = WhitelistSubscriptionFilter(topics.iter().map(gossipsub::IdentTopic::hash).collect());
     let signed = MessageAuthenticity::Signed(keypair.clone());
-    let mut gossip = Gossip::new_with_subscription_filter(signed, config, topics)
+    let mut gossip = Gossip::new_with_subscription_filter(signed, config, known)
         .map_err(|error| ControlError::Gossip(error.to_owned()))?;
-    gossip.subscribe(&leases()).map_err(|error| ControlError::Gossip(error.to_string()))?;
+    for topic in topics {
+        gossip.subscribe(&topic).map_err(|error| ControlError::Gossip(error.to_string()))?;
+    }
     Ok(gossip)
 }

@@ -17,7 +17,7 @@ use prost::Message;
 use shoal_proto::{PeerId, Role};
 
 use super::addresses::MAX_ADDRESSES;
-use crate::membership::{self, Policy, Refusal};
+use crate::{admission::Admission, membership::Refusal};
 
 /// Seeds that are remembered, living or gone. A cluster has a few per zone.
 const MAX_SEEDS: usize = 1024;
@@ -62,9 +62,14 @@ impl Lease {
     }
 
     /// Reads what `author` wrote, whom gossip has authenticated.
-    pub(super) fn decode(bytes: &[u8], author: &PeerId, policy: &Policy, now_unix: u64) -> Result<Self, LeaseError> {
+    pub(super) fn decode(
+        bytes: &[u8],
+        author: &PeerId,
+        admission: &Admission,
+        now_unix: u64,
+    ) -> Result<Self, LeaseError> {
         let message = LeaseMessage::decode(bytes).map_err(|_| LeaseError::Malformed)?;
-        let admitted = membership::verify(policy, &message.membership, author, now_unix)?;
+        let admitted = admission.admit(&message.membership, author, now_unix)?;
         if admitted.role != Role::Seed {
             return Err(LeaseError::NotASeed);
         }
@@ -164,6 +169,11 @@ impl Leases {
         }
     }
 
+    /// Ends the lease of a seed that may not stay; false if it had none.
+    pub(super) fn end(&mut self, peer: &PeerId) -> bool {
+        self.seeds.get_mut(peer).and_then(|seed| seed.until.take()).is_some()
+    }
+
     /// The seeds whose lease ended by `now`, each told once.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<PeerId> {
         let ended = self.seeds.iter_mut().filter(|(_, seed)| seed.until.is_some_and(|until| until <= now));
@@ -196,7 +206,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{identity::Identity, membership::Membership};
+    use crate::{
+        identity::Identity,
+        membership::{Membership, Policy},
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -214,7 +227,8 @@ mod tests {
     }
 
     fn decode(bytes: &[u8], author: &PeerId) -> Result<Lease, LeaseError> {
-        Lease::decode(bytes, author, &Policy::Open, 0)
+        let own = Membership::open(Identity::generate().peer(), Role::Node, "a").unwrap();
+        Lease::decode(bytes, author, &Admission::new(Policy::Open, own), 0)
     }
 
     #[test]
@@ -251,7 +265,9 @@ mod tests {
         assert_eq!(leases.handle(now + 5 * SECOND, peer(1), 11, 3 * SECOND), Change::Nothing);
         assert_eq!(leases.handle(now + 5 * SECOND, peer(1), 12, Duration::ZERO), Change::Nothing);
         assert!(matches!(leases.handle(now + 5 * SECOND, peer(1), 13, SECOND), Change::Until(_)));
-        assert_eq!(leases.handle(now + 5 * SECOND, peer(1), 14, Duration::ZERO), Change::Ended);
+        assert!(leases.end(&peer(1)) && !leases.end(&peer(1)) && !leases.end(&peer(2)));
+        assert!(matches!(leases.handle(now + 5 * SECOND, peer(1), 14, SECOND), Change::Until(_)));
+        assert_eq!(leases.handle(now + 5 * SECOND, peer(1), 15, Duration::ZERO), Change::Ended);
     }
 
     #[test]

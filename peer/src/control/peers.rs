@@ -108,6 +108,11 @@ impl Peers {
         }
     }
 
+    /// Everyone, as what it was let in, and where its control plane listens.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&libp2p::PeerId, &Admitted, &BTreeSet<Multiaddr>)> {
+        self.peers.iter().map(|(peer, entry)| (peer, &entry.admitted, &entry.control_addresses))
+    }
+
     /// For `ctl peers`, in the order of identities.
     pub(super) fn status(&self, has_lease: impl Fn(&shoal_proto::PeerId) -> bool) -> Vec<PeerStatus> {
         let mut status: Vec<_> = self.peers.values().map(|entry| entry.status(&has_lease)).collect();
@@ -150,11 +155,15 @@ mod tests {
         }
     }
 
+    fn admitted(n: u8) -> Admitted {
+        Admitted { peer: PeerId::new([n; 32]), role: Role::Node, zone: "a".into(), issued: 0, expires: u64::MAX }
+    }
+
     #[test]
     fn a_peer_is_seen_when_it_has_spoken_and_lost_with_its_last_connection() {
         let (mut peers, id) = (Peers::default(), libp2p::PeerId::random());
         let peer = PeerId::new([1; 32]);
-        let admitted = Admitted { peer, role: Role::Node, zone: "a".into() };
+        let admitted = admitted(1);
         let connections = [1, 2].map(ConnectionId::new_unchecked);
         for connection in connections {
             peers.connected(id, admitted.clone(), connection, Some([127, 0, 0, 1].into()));
@@ -179,7 +188,7 @@ mod tests {
     #[test]
     fn a_peer_that_never_spoke_is_never_lost() {
         let (mut peers, id) = (Peers::default(), libp2p::PeerId::random());
-        let admitted = Admitted { peer: PeerId::new([1; 32]), role: Role::Node, zone: "a".into() };
+        let admitted = admitted(1);
         let connection = ConnectionId::new_unchecked(1);
         peers.connected(id, admitted, connection, None);
         assert_eq!(peers.closed(&id, connection), None);

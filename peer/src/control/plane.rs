@@ -2,6 +2,7 @@
 //! is taken in by [`incoming`]; nothing is decided here that a table next door could decide.
 
 mod incoming;
+mod members;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,7 +14,7 @@ use std::{
 
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, Swarm, TransportError,
+    Multiaddr, Swarm, TransportError, kad,
     multiaddr::Protocol,
     swarm::{self, DialError, SwarmEvent, dial_opts::DialOpts},
 };
@@ -23,6 +24,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use self::members::Members;
 use super::{
     Command, ControlError, ControlEvent, ControlOptions,
     addresses::{self, MAX_ADDRESSES},
@@ -64,6 +66,7 @@ pub(super) struct Plane {
     resolving: JoinSet<(usize, Multiaddr, Vec<IpAddr>)>,
     /// Of a seed peer's own lease.
     renewal: Option<Renewal>,
+    members: Members,
     backlog: VecDeque<ControlEvent>,
 }
 
@@ -75,7 +78,7 @@ struct Renewal {
 
 impl Plane {
     pub(super) fn new(options: ControlOptions, gate: Arc<Gate>) -> Result<Self, ControlError> {
-        let reach = Reach { policy: options.policy.clone(), insecure_open: options.insecure_open };
+        let reach = Reach { policy: options.admission.policy().clone(), insecure_open: options.insecure_open };
         check(&options, &reach)?;
         let keypair = options.identity.keypair();
         let swarm = Swarm::new(
@@ -85,10 +88,11 @@ impl Plane {
             swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE),
         );
         let now = Instant::now();
-        let is_seed = options.membership.role() == Role::Seed;
+        let is_seed = options.admission.own().role() == Role::Seed;
         let phase = options.identity.peer().as_bytes()[0];
         Ok(Self {
             bootstrap: Bootstrap::new(options.bootstrap_peers.clone(), phase, now),
+            members: Members::new(now),
             renewal: is_seed.then_some(Renewal { last: None, next: now, sequence: 0 }),
             swarm,
             options,
@@ -139,6 +143,7 @@ impl Plane {
 
     /// The loop. It ends when it is told to, or when nobody can tell it anything or hear of it any more.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<ControlEvent>) {
+        let mut changes = self.options.admission.changes();
         let stopped = loop {
             self.handle_timeout(Instant::now());
             let deadline = tokio::time::Instant::from_std(self.deadline());
@@ -154,6 +159,8 @@ impl Plane {
                     _ => break None,
                 },
                 () = events.closed() => break None,
+                // The sender lives as long as the options of this plane.
+                _ = changes.changed() => self.members.look_now(),
                 Some(resolved) = self.resolving.join_next() => {
                     if let Ok((index, address, ips)) = resolved {
                         self.dial_target(index, ips.into_iter().map(|ip| addresses::with_ip(&address, ip)));
@@ -168,13 +175,13 @@ impl Plane {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Announce(blob, reply) => {
-                let key = provider::key(&blob, self.options.membership.zone());
+                let key = self.provider_key(&blob);
                 let started = self.swarm.behaviour_mut().kad.start_providing(key);
                 // Who asked may have gone; the announcement stands. The same below.
                 let _ = reply.send(started.map(|_| ()).map_err(|_| ControlError::Full("announced blobs")));
             }
             Command::Withdraw(blob) => {
-                let key = provider::key(&blob, self.options.membership.zone());
+                let key = self.provider_key(&blob);
                 self.swarm.behaviour_mut().kad.stop_providing(&key);
             }
             Command::FindProviders(blob, reply) => {
@@ -183,9 +190,14 @@ impl Plane {
             Command::Peers(reply) => {
                 let _ = reply.send(self.peers.status(|peer| self.leases.is_current(peer)));
             }
+            Command::Revoke(signed) => self.tell_revocations(crate::admission::single(signed)),
             // The loop takes it before it comes here.
             Command::Stop(reply) => drop(reply),
         }
+    }
+
+    fn provider_key(&self, blob: &BlobId) -> kad::RecordKey {
+        provider::key(blob, self.options.admission.own().zone())
     }
 
     fn look_up(&mut self, blob: BlobId) -> Result<(), ControlError> {
@@ -195,7 +207,7 @@ impl Plane {
         if self.lookups.is_full() {
             return Err(ControlError::Full("look-ups at a time"));
         }
-        let key = provider::key(&blob, self.options.membership.zone());
+        let key = self.provider_key(&blob);
         let query = self.swarm.behaviour_mut().kad.get_providers(key);
         self.lookups.start(query, blob);
         Ok(())
@@ -205,14 +217,14 @@ impl Plane {
     fn deadline(&self) -> Instant {
         let renewal = self.renewal.as_ref().map(|renewal| renewal.next);
         let others = [self.leases.deadline(), self.bootstrap.deadline(self.peers.len())];
-        let earliest = renewal.into_iter().chain(others.into_iter().flatten()).min();
-        earliest.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+        renewal.into_iter().chain(others.into_iter().flatten()).fold(self.members.deadline(), Instant::min)
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         if self.renewal.as_ref().is_some_and(|renewal| renewal.next <= now) {
             self.publish(now, self.options.lease);
         }
+        self.look_after_members(now);
         let ended = self.leases.expire(now);
         self.backlog.extend(ended.into_iter().map(|peer| ControlEvent::LeaseEnded { peer }));
         for (index, address) in self.bootstrap.due(now, self.peers.len()) {
@@ -253,7 +265,7 @@ impl Plane {
         renewal.sequence = u64::try_from(unix_ms).unwrap_or(0).max(renewal.sequence + 1);
         renewal.last = Some(now);
         renewal.next = now + length / 3;
-        let membership = &self.options.membership;
+        let membership = self.options.admission.own();
         let lease = Lease {
             peer: membership.peer(),
             zone: membership.zone().to_owned(),
@@ -325,7 +337,7 @@ impl Plane {
 
 /// Refuses at the start what would fail again and again later, or open the node to strangers.
 fn check(options: &ControlOptions, reach: &Reach) -> Result<(), ControlError> {
-    let (identity, membership) = (options.identity.peer(), options.membership.peer());
+    let (identity, membership) = (options.identity.peer(), options.admission.own().peer());
     if identity != membership {
         return Err(ControlError::OtherMembership { membership, identity });
     }

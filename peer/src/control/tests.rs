@@ -14,7 +14,7 @@ use shoal_proto::{BlobId, Role};
 use tokio::{runtime::Runtime, sync::mpsc};
 
 use super::*;
-use crate::membership::{self, Certificate};
+use crate::membership::{self, Certificate, Membership, Policy};
 
 /// Far beyond what any step takes; only a failure waits that long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,12 +35,11 @@ impl Cluster {
         let identity = Identity::generate();
         let expires = membership::unix_now() + 3600;
         let peer = identity.peer();
-        let shown = Certificate { peer, role, zone: "a".into(), expires }.sign(&self.key).unwrap();
+        let shown = certificate(peer, role, expires).sign(&self.key).unwrap();
         let membership = Membership::certified(&self.policy, shown, &peer, membership::unix_now()).unwrap();
         ControlOptions {
             identity,
-            membership,
-            policy: self.policy.clone(),
+            admission: Admission::new(self.policy.clone(), membership),
             insecure_open: false,
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
             bootstrap_peers,
@@ -50,6 +49,10 @@ impl Cluster {
             data_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 4802)),
         }
     }
+}
+
+fn certificate(peer: PeerId, role: Role, expires: u64) -> Certificate {
+    Certificate { peer, role, zone: "a".into(), issued: membership::unix_now() - 10, expires }
 }
 
 /// A node with a runtime of its own, so that it can be killed with all that it does.
@@ -242,7 +245,7 @@ fn what_cannot_work_is_refused_at_the_start() {
     let start = |options: ControlOptions| runtime.block_on(Control::start(options)).map(|_| ()).unwrap_err();
 
     let open = Membership::open(good.identity.peer(), Role::Node, "a").unwrap();
-    let open = ControlOptions { membership: open, policy: Policy::Open, ..good.clone() };
+    let open = ControlOptions { admission: Admission::new(Policy::Open, open), ..good.clone() };
     let outside: Multiaddr = "/ip4/0.0.0.0/tcp/0".parse().unwrap();
     let exposed = ControlOptions { listen: vec![outside.clone()], ..open.clone() };
     assert!(matches!(start(exposed), ControlError::Membership(MembershipError::OpenCluster { .. })));
@@ -269,7 +272,7 @@ fn an_open_cluster_works_on_loopback() {
     let open = |bootstrap_peers| {
         let options = Cluster::new().options(Role::Node, bootstrap_peers);
         let membership = Membership::open(options.identity.peer(), Role::Node, "b").unwrap();
-        ControlOptions { membership, policy: Policy::Open, ..options }
+        ControlOptions { admission: Admission::new(Policy::Open, membership), ..options }
     };
     let first = Node::start(open(vec![]));
     let mut second = Node::start(open(vec![first.address.clone()]));

@@ -12,7 +12,7 @@ use libp2p::{
 
 use super::{
     addresses,
-    admission::{Admission, Gate},
+    admission::{Gate, Step},
 };
 use crate::membership::{MembershipError, Policy};
 
@@ -31,7 +31,7 @@ pub(super) fn transport(
 ) -> Result<Boxed<(libp2p::PeerId, StreamMuxerBox)>, noise::Error> {
     let mut yamux = yamux::Config::default();
     yamux.set_max_num_streams(MAX_STREAMS);
-    let admission = Admission::new(keypair, gate)?;
+    let admission = Step::new(keypair, gate)?;
     let transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
         .and_then(move |socket, endpoint| std::future::ready(reach.check(&endpoint).map(|()| socket)))
         .upgrade(Version::V1Lazy)

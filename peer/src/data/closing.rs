@@ -26,12 +26,14 @@ pub enum Closing {
     Version = 7,
     /// The caller asked for it.
     Disconnected = 8,
+    /// The certificate that the other side showed has expired; it may come again with another one.
+    Expired = 9,
     /// A code of a later version.
     Unknown = u32::MAX,
 }
 
 impl Closing {
-    const KNOWN: [Self; 9] = [
+    const KNOWN: [Self; 10] = [
         Self::Stopping,
         Self::Violation,
         Self::Refused,
@@ -41,6 +43,7 @@ impl Closing {
         Self::Full,
         Self::Version,
         Self::Disconnected,
+        Self::Expired,
     ];
 
     pub(super) fn code(self) -> VarInt {
@@ -64,6 +67,7 @@ impl fmt::Display for Closing {
             Self::Full => "too many connections",
             Self::Version => "no common version",
             Self::Disconnected => "disconnected",
+            Self::Expired => "the certificate of membership has expired",
             Self::Unknown => "unknown reason",
         })
     }

@@ -117,7 +117,7 @@ pub(super) async fn greet(shared: &Shared, connection: Connection, dialled: bool
 
 async fn greet_first(shared: &Shared, connection: &Connection) -> Result<Greeted, HandshakeError> {
     let (mut send, receive) = connection.open_bi().await?;
-    frames::write(&mut send, &Message::Hello(shared.hello.clone())).await?;
+    frames::write(&mut send, &Message::Hello(shared.hello())).await?;
     let mut frames = FrameReader::new(receive);
     let (link, outgoing) = admit(shared, connection, frames.next().await?)?;
     Ok(Greeted { link, outgoing, send, frames, reply: None })
@@ -127,7 +127,7 @@ async fn greet_back(shared: &Shared, connection: &Connection) -> Result<Greeted,
     let (send, receive) = connection.accept_bi().await?;
     let mut frames = FrameReader::new(receive);
     let (link, outgoing) = admit(shared, connection, frames.next().await?)?;
-    Ok(Greeted { link, outgoing, send, frames, reply: Some(shared.hello.clone()) })
+    Ok(Greeted { link, outgoing, send, frames, reply: Some(shared.hello()) })
 }
 
 /// Checks who is there and what it showed first.

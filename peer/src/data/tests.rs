@@ -7,9 +7,7 @@ mod membership;
 use std::{future::Future, net::Ipv4Addr};
 
 use futures::StreamExt;
-use shoal_proto::{Asked, Fingerprint, ImageSource, ObjectKind, Priority};
-
-use bytes::Bytes;
+use shoal_proto::{Asked, Fingerprint, ImageSource, ObjectKind, Priority, Role};
 
 use super::*;
 
@@ -89,7 +87,7 @@ fn hello(name: &str, membership: &'static [u8]) -> Hello {
 
 fn admit() -> Admit {
     Arc::new(|peer, shown| {
-        let admitted = Admitted { peer: *peer, role: Role::Seed, zone: "proved".into() };
+        let admitted = Admitted { peer: *peer, role: Role::Seed, zone: "proved".into(), issued: 0, expires: 1 };
         if shown == MEMBER { Ok(admitted) } else { Err("no member".into()) }
     })
 }

@@ -188,6 +188,31 @@ pub mod control_client {
                 .insert(GrpcMethod::new("shoal.control.v1.Control", "Peers"));
             self.inner.unary(req, path, codec).await
         }
+        /// Takes in a revocation that the cluster's key has signed, and passes it on to every node.
+        pub async fn revoke(
+            &mut self,
+            request: impl tonic::IntoRequest<::shoal_proto::control::RevokeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::RevokeReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.control.v1.Control/Revoke",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.control.v1.Control", "Revoke"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Fetches every piece of an image that is not here. Ends when all are present or the first one fails.
         pub async fn prefetch(
             &mut self,
@@ -258,6 +283,14 @@ pub mod control_server {
             request: tonic::Request<::shoal_proto::control::PeersRequest>,
         ) -> std::result::Result<
             tonic::Response<::shoal_proto::control::PeersReply>,
+            tonic::Status,
+        >;
+        /// Takes in a revocation that the cluster's key has signed, and passes it on to every node.
+        async fn revoke(
+            &self,
+            request: tonic::Request<::shoal_proto::control::RevokeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::RevokeReply>,
             tonic::Status,
         >;
         /// Server streaming response type for the Prefetch method.
@@ -520,6 +553,53 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PeersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.control.v1.Control/Revoke" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<::shoal_proto::control::RevokeRequest>
+                    for RevokeSvc<T> {
+                        type Response = ::shoal_proto::control::RevokeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::shoal_proto::control::RevokeRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::revoke(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

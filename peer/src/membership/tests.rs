@@ -14,6 +14,10 @@ struct Cluster {
     policy: Policy,
 }
 
+fn seed_in_a(peer: PeerId) -> Certificate {
+    Certificate { peer, role: Role::Seed, zone: "a".into(), issued: NOW - 10, expires: NOW + 10 }
+}
+
 impl Cluster {
     fn new() -> Self {
         let key = ed25519::Keypair::generate();
@@ -21,7 +25,7 @@ impl Cluster {
     }
 
     fn certificate(&self, peer: PeerId) -> Bytes {
-        Certificate { peer, role: Role::Seed, zone: "a".into(), expires: NOW + 10 }.sign(&self.key).unwrap()
+        seed_in_a(peer).sign(&self.key).unwrap()
     }
 
     fn verify(&self, shown: &[u8], peer: &PeerId) -> Result<Admitted, Refusal> {
@@ -33,8 +37,8 @@ impl Cluster {
 fn a_member_is_admitted_with_its_role_and_zone() {
     let (cluster, peer) = (Cluster::new(), Identity::generate().peer());
     let shown = cluster.certificate(peer);
-    let admitted = Admitted { peer, role: Role::Seed, zone: "a".into() };
-    assert_eq!(cluster.verify(&shown, &peer), Ok(admitted));
+    assert_eq!(cluster.verify(&shown, &peer), Ok(seed_in_a(peer)));
+    assert_eq!(Certificate::read(&shown), Ok(seed_in_a(peer)));
     let own = Membership::certified(&cluster.policy, shown.clone(), &peer, NOW).unwrap();
     assert_eq!((own.shown(), own.peer(), own.role(), own.zone()), (&shown, peer, Role::Seed, "a"));
 }
@@ -53,6 +57,8 @@ fn strangers_are_refused_for_what_they_lack() {
     assert_eq!(cluster.verify(&Cluster::new().certificate(peer), &peer), Err(Refusal::BadSignature));
     assert_eq!(verify(&cluster.policy, &shown, &peer, NOW + 9).map(|a| a.peer), Ok(peer));
     assert_eq!(verify(&cluster.policy, &shown, &peer, NOW + 10), Err(Refusal::Expired));
+    let eternal = Certificate { expires: NOW + MAX_LIFETIME.as_secs(), ..seed_in_a(peer) };
+    assert_eq!(cluster.verify(&eternal.sign(&cluster.key).unwrap(), &peer), Err(Refusal::Malformed));
 }
 
 #[test]
@@ -93,7 +99,7 @@ fn the_policy_is_parsed_from_hexadecimal_digits() {
 fn refusals_keep_their_codes() {
     for code in 0..=u8::MAX {
         let refusal = Refusal::from_code(code);
-        assert_eq!(refusal.map(|r| r as u8), (1..=6).contains(&code).then_some(code));
+        assert_eq!(refusal.map(|r| r as u8), (1..=7).contains(&code).then_some(code));
     }
 }
 
@@ -127,13 +133,16 @@ proptest! {
         seed: bool,
         zone in "[a-zA-Z0-9._-]{1,64}",
         expires in 0..2 * NOW,
+        lifetime in 0..=MAX_LIFETIME.as_secs(),
         flips in proptest::collection::btree_set(0usize..4096, 1..4),
     ) {
         let (cluster, peer) = (Cluster::new(), Identity::generate().peer());
         let role = if seed { Role::Seed } else { Role::Node };
-        let shown = Certificate { peer, role, zone: zone.clone(), expires }.sign(&cluster.key).unwrap();
+        let issued = expires.saturating_sub(lifetime);
+        let certificate = Certificate { peer, role, zone, issued, expires };
+        let shown = certificate.sign(&cluster.key).unwrap();
         prop_assert!(shown.len() <= MAX_BYTES / 2);
-        let expected = if expires > NOW { Ok(Admitted { peer, role, zone }) } else { Err(Refusal::Expired) };
+        let expected = if expires > NOW { Ok(certificate) } else { Err(Refusal::Expired) };
         prop_assert_eq!(cluster.verify(&shown, &peer), expected);
 
         let mut bad = shown.to_vec();

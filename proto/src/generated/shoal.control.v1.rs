@@ -65,6 +65,12 @@ pub struct StatusReply {
     pub mounts: ::prost::alloc::vec::Vec<MountStatus>,
     #[prost(message, optional, tag = "11")]
     pub store: ::core::option::Option<StoreStatus>,
+    /// When this node's certificate of membership expires, seconds since 1970; 0 in a cluster without a key.
+    #[prost(uint64, tag = "12")]
+    pub membership_expires: u64,
+    /// Revocations of memberships that are known.
+    #[prost(uint64, tag = "13")]
+    pub revocations: u64,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -171,6 +177,20 @@ pub struct PeerStatus {
     /// Whether it is a seed peer with a current lease.
     #[prost(bool, tag = "10")]
     pub lease: bool,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeRequest {
+    /// As `shoal cluster revoke` makes it.
+    #[prost(bytes = "vec", tag = "1")]
+    pub revocation: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeReply {
+    /// False when it said nothing new.
+    #[prost(bool, tag = "1")]
+    pub new: bool,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -18,7 +18,7 @@ use crate::{
     control::{
         ControlEvent,
         addresses::{self, MAX_ADDRESSES},
-        behaviour::BehaviourEvent,
+        behaviour::{self, BehaviourEvent},
         lease::{Change, Lease, LeaseError},
     },
     membership,
@@ -86,7 +86,10 @@ impl Plane {
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
                 gossip.report_message_validation_result(&message_id, &propagation_source, acceptance);
             }
-            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) => self.renew_soon(now),
+            BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. }) => {
+                self.renew_soon(now);
+                self.members.tell_soon(now);
+            }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.handle_neighbours(found),
             _ => {}
         }
@@ -165,17 +168,22 @@ impl Plane {
         self.lookups.found(query, providers.iter().filter_map(known));
     }
 
-    /// Takes a lease in. What is not one stops here; what is old news is not passed on either.
+    /// Takes a lease in, or revocations. What is neither stops here; what is old news is not passed on either.
     fn handle_gossip(&mut self, now: Instant, message: &gossipsub::Message) -> MessageAcceptance {
         let Some(author) = message.source.as_ref().and_then(known) else { return MessageAcceptance::Reject };
-        let lease = Lease::decode(&message.data, &author, &self.options.policy, membership::unix_now());
+        if message.topic == behaviour::revocations().hash() {
+            return self.handle_revocations(&author, &message.data);
+        }
+        let lease = Lease::decode(&message.data, &author, &self.options.admission, membership::unix_now());
         match lease {
             Ok(lease) => match self.lease(now, lease) {
                 Change::Nothing => MessageAcceptance::Ignore,
                 Change::Until(_) | Change::Ended | Change::Full => MessageAcceptance::Accept,
             },
-            // Clocks differ: where this certificate has expired, the next node's clock may say otherwise.
-            Err(LeaseError::Membership(membership::Refusal::Expired)) => MessageAcceptance::Ignore,
+            // Clocks differ, and news travels: the next node may know better, and who passed it on is not to blame.
+            Err(LeaseError::Membership(membership::Refusal::Expired | membership::Refusal::Revoked)) => {
+                MessageAcceptance::Ignore
+            }
             Err(error) => {
                 tracing::debug!(%author, %error, "not a lease");
                 MessageAcceptance::Reject
@@ -190,7 +198,7 @@ impl Plane {
         }
     }
 
-    fn dial(&mut self, options: DialOpts) {
+    pub(super) fn dial(&mut self, options: DialOpts) {
         match self.swarm.dial(options) {
             Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
             Err(error) => tracing::debug!(%error, "a peer cannot be dialed"),

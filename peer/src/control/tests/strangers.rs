@@ -24,7 +24,8 @@ struct Outcome {
 fn knock(identity: &Identity, shown: Vec<u8>, target: &Multiaddr) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _context = runtime.enter();
-    let gate = Arc::new(Gate::new(Policy::Open, shown.into()));
+    let own = Membership::open(identity.peer(), Role::Node, "a").unwrap();
+    let gate = Arc::new(Gate::new(Admission::new(Policy::Open, own.showing(shown.into()))));
     let reach = Reach { policy: Policy::Open, insecure_open: true };
     let config = identify::Config::new("/shoal/1".into(), identity.keypair().public());
     let mut swarm = Swarm::new(
@@ -70,7 +71,7 @@ fn strangers_are_turned_away_before_any_protocol() {
     let stranger = Identity::generate();
     let peer = stranger.peer();
     let certificate = |cluster: &Cluster, peer, expires| {
-        Certificate { peer, role: Role::Seed, zone: "a".into(), expires }.sign(&cluster.key).unwrap().to_vec()
+        certificate(peer, Role::Seed, expires).sign(&cluster.key).unwrap().to_vec()
     };
     let later = membership::unix_now() + 3600;
     let cases = [
