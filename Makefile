@@ -9,8 +9,9 @@ BIN := $(CARGO_TARGET_DIR)/release
 SOURCE ?=
 NODES ?= 4
 JSON ?=
+SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench lint fuzz setup
+.PHONY: build demo test bench cluster lint fuzz setup
 
 setup:
 	@scripts/setup
@@ -28,6 +29,10 @@ test: setup
 
 bench: setup
 	scripts/bench $(if $(JSON),"$(JSON)")
+
+cluster: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-cluster" "$(SCENARIO)" $(if $(JSON),--json "$(JSON)")
 
 lint: setup
 	scripts/lint

@@ -1,4 +1,7 @@
-//! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput.
+//! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput. And
+//! [`cluster`], which measures real daemons behind shaped links.
+
+pub mod cluster;
 
 use std::path::Path;
 

@@ -2,7 +2,14 @@
 //!
 //! The socket is made with mode 0600: who may open it may mount file systems on this host.
 
-#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated from control.proto")]
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    reason = "generated from control.proto"
+)]
 mod generated {
     include!("generated/shoal.control.v1.rs");
 }
@@ -27,11 +34,34 @@ use tokio_stream::{
     Stream,
     wrappers::{ReceiverStream, UnixListenerStream},
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::Channel};
 
-pub(crate) use self::generated::control_client::ControlClient;
+pub use self::generated::control_client::ControlClient;
 use self::generated::control_server::{Control, ControlServer};
-use crate::daemon::Parts;
+use crate::{command::Failure, daemon::Parts};
+
+/// A connection to the daemon whose socket is `socket`.
+///
+/// # Errors
+/// Nobody answers there.
+pub async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Failure> {
+    let unreachable = |error: &dyn std::fmt::Display| format!("no daemon answers at {}: {error}", socket.display());
+    let path = std::path::absolute(socket)?;
+    let path = path.to_str().ok_or_else(|| format!("{} is not UTF-8", socket.display()))?;
+    if let Err(error) = tokio::net::UnixStream::connect(path).await {
+        return Err(unreachable(&error).into());
+    }
+    let channel = tonic::transport::Endpoint::from_shared(format!("unix://{path}"))?
+        .connect()
+        .await
+        .map_err(|e| unreachable(&e))?;
+    Ok(ControlClient::new(channel))
+}
+
+/// The daemon's own words, without gRPC's.
+pub fn said(status: &Status) -> Failure {
+    status.message().to_owned().into()
+}
 
 /// The listening API; [`ApiServer::stop`] ends it.
 #[derive(Debug)]

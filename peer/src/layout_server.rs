@@ -11,18 +11,20 @@ mod listener;
 mod path;
 
 use std::{
+    collections::BTreeMap,
     future::IntoFuture,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use axum::Router;
+use serde::{Deserialize, Serialize};
 use shoal_rafs::oci::Layout;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
@@ -49,10 +51,27 @@ pub struct LayoutStats {
     pub sent_bytes: u64,
 }
 
+/// Clients that are counted one by one. Those that come later count in the sum alone.
+const MAX_CLIENTS: usize = 4096;
+
+/// What a registry sent, headers and all: the last line of `shoal serve-layout`, and a part of the demo's report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RegistryFigures {
+    /// Requests answered.
+    pub requests: u64,
+    /// Bytes written to sockets.
+    pub bytes_sent: u64,
+    /// The bytes by the address of who asked, if they were asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub clients: BTreeMap<IpAddr, u64>,
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     requests: AtomicU64,
     sent_bytes: AtomicU64,
+    /// Held while a connection is accepted or the counters are read.
+    clients: Mutex<BTreeMap<IpAddr, Arc<AtomicU64>>>,
 }
 
 impl Counters {
@@ -61,6 +80,15 @@ impl Counters {
             requests: self.requests.load(Ordering::Relaxed),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// The counter of one client.
+    fn client(&self, client: IpAddr) -> Arc<AtomicU64> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
+            return Arc::default();
+        }
+        clients.entry(client).or_default().clone()
     }
 }
 
@@ -112,8 +140,19 @@ impl LayoutServer {
         self.counters.read()
     }
 
+    /// Bytes written so far to the sockets of each client.
+    pub fn clients(&self) -> BTreeMap<IpAddr, u64> {
+        let clients = self.counters.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.iter().map(|(client, bytes)| (*client, bytes.load(Ordering::Relaxed))).collect()
+    }
+
     /// Takes no more connections, lets the answers under way end for a few seconds, and returns.
-    pub async fn stop(mut self) -> LayoutStats {
+    pub async fn stop(self) -> LayoutStats {
+        self.stop_and_count().await.1
+    }
+
+    /// As [`stop`](Self::stop); gives what each client was sent as well.
+    pub async fn stop_and_count(mut self) -> (BTreeMap<IpAddr, u64>, LayoutStats) {
         if let Some(stop) = self.stop.take() {
             // An error says that the server has ended by itself.
             let _ = stop.send(());
@@ -121,7 +160,7 @@ impl LayoutServer {
         if let Err(error) = (&mut self.task).await {
             tracing::error!(%error, "the layout server broke down");
         }
-        self.stats()
+        (self.clients(), self.stats())
     }
 }
 

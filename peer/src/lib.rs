@@ -17,7 +17,7 @@
 //! They talk over bounded channels. Whatever touches the disk runs on blocking threads.
 
 pub mod admission;
-mod api;
+pub mod api;
 pub mod command;
 pub mod config;
 mod contacts;
@@ -37,6 +37,7 @@ mod mounts;
 mod node;
 pub mod origin;
 mod prefetch;
+pub mod processes;
 mod reader;
 mod serve;
 pub mod store;

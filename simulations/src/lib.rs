@@ -15,6 +15,6 @@ mod world;
 
 pub use report::{Registry, Report, Spread};
 pub use scenario::{
-    Fault, FaultKind, Image, Nodes, Read, Role, Scenario, ScenarioError, Workload, WorkloadKind, Zone,
+    Fault, FaultKind, Image, Nodes, Read, Role, Scenario, ScenarioError, Shares, Workload, WorkloadKind, Zone,
 };
 pub use world::run;

@@ -39,6 +39,8 @@ enum Failure {
     File { path: String, error: std::io::Error },
     #[error("{path}: {error}")]
     Scenario { path: String, error: ScenarioError },
+    #[error("{path}: {what}; `make cluster` can run it")]
+    NotSimulated { path: String, what: &'static str },
     #[error("{complete} of {nodes} nodes are complete")]
     Incomplete { complete: usize, nodes: usize },
 }
@@ -62,6 +64,9 @@ fn simulate(path: &Path, seed: Option<u64>, json: Option<&Path>) -> Result<(), F
     let text = fs::read_to_string(path).map_err(file(path))?;
     let scenario =
         Scenario::parse(&text).map_err(|error| Failure::Scenario { path: path.display().to_string(), error })?;
+    if let Some(what) = scenario.not_simulated() {
+        return Err(Failure::NotSimulated { path: path.display().to_string(), what });
+    }
     let report = run(&scenario, seed.unwrap_or(scenario.seed));
     println!("{report}");
     if let Some(json) = json {

@@ -1,7 +1,7 @@
 //! Scenario files: a swarm, an image, a workload and what goes wrong. The keys are those of the design's scenario
 //! page; unknown keys are refused, so that a typing error does not silently simulate something else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -56,9 +56,22 @@ pub struct Image {
     pub encoded_mib: f64,
     /// Encoded size of a piece, KiB.
     pub piece_kib: u64,
-    /// Decoded by encoded bytes; scales nothing but the report. Default 1.
+    /// Decoded by encoded bytes; in the simulator it scales nothing but the report. Default 1.
     #[serde(default = "ratio")]
     pub decoded_ratio: f64,
+    /// Another image that all nodes have read before, and how much of this one it has.
+    #[serde(default)]
+    pub shares: Option<Shares>,
+}
+
+/// What an image has in common with an earlier one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shares {
+    /// Tag of the earlier image.
+    pub with: String,
+    /// Part of the chunks that both have, between 0 and 1.
+    pub fraction: f64,
 }
 
 fn ratio() -> f64 {
@@ -144,10 +157,30 @@ pub struct Fault {
     pub at_s: f64,
     /// What.
     pub kind: FaultKind,
-    /// To whom.
-    pub select: Role,
-    /// To which part of them, rounded up.
+    /// To whom. Without it, and for `cut` only, to the zone's link to the rest of the world.
+    #[serde(default)]
+    pub select: Option<Role>,
+    /// In which zone. Default: in each.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// To which part of them, rounded up. Default all.
+    #[serde(default = "ratio")]
     pub fraction: f64,
+    /// How long a cut lasts, seconds.
+    #[serde(default)]
+    pub for_s: f64,
+}
+
+impl Fault {
+    /// How many of `count` nodes that fit it concerns.
+    pub fn concerned(&self, count: usize) -> usize {
+        (count as f64 * self.fraction).ceil() as usize
+    }
+
+    /// Whether it concerns nodes of this zone and role.
+    pub fn fits(&self, zone: &str, role: Role) -> bool {
+        self.select == Some(role) && self.zone.as_deref().is_none_or(|only| only == zone)
+    }
 }
 
 /// What goes wrong.
@@ -156,6 +189,8 @@ pub struct Fault {
 pub enum FaultKind {
     /// They vanish without a word.
     Kill,
+    /// They are cut off for `for_s`; only the cluster harness can do that so far.
+    Cut,
 }
 
 /// Why a scenario cannot be run.
@@ -205,11 +240,43 @@ impl Scenario {
         }
         for fault in &self.faults {
             not_negative("faults.at_s", fault.at_s)?;
-            if !(0.0..=1.0).contains(&fault.fraction) {
-                return Err(format!("faults.fraction = {} is not between 0 and 1", fault.fraction));
+            not_negative("faults.for_s", fault.for_s)?;
+            part("faults.fraction", fault.fraction)?;
+            if fault.select.is_none() && fault.kind == FaultKind::Kill {
+                return Err("faults.select is missing: kill node or seed".to_owned());
+            }
+            if let Some(zone) = fault.zone.as_ref().filter(|name| !self.zones.iter().any(|zone| zone.name == **name))
+            {
+                return Err(format!("faults.zone = {zone:?} is not among the zones"));
             }
         }
+        if let Some(shares) = &self.image.shares {
+            part("image.shares.fraction", shares.fraction)?;
+        }
         Ok(())
+    }
+
+    /// What of this scenario the simulator cannot do, if anything.
+    pub fn not_simulated(&self) -> Option<&'static str> {
+        if self.faults.iter().any(|fault| fault.kind == FaultKind::Cut) {
+            return Some("faults of kind \"cut\" are not simulated");
+        }
+        self.image.shares.is_some().then_some("image.shares is not simulated")
+    }
+
+    /// Seconds before which nobody can be done: the registry sends `bytes` once to each zone, the slowest node takes
+    /// them in, and all that is received is sent by somebody. `share` is the part of a link's rate that is payload.
+    pub fn bound_s(&self, bytes: u64, share: f64) -> f64 {
+        let bytes = bytes as f64;
+        let rate = |mbit: f64| mbit * 125_000.0 * share;
+        let groups = || self.nodes.iter().filter(|group| group.count > 0);
+        let zones: BTreeSet<_> = groups().map(|group| &group.zone).collect();
+        let registry = rate(self.registry.egress_mbit);
+        let slowest = groups().map(|group| rate(group.down_mbit)).fold(f64::INFINITY, f64::min);
+        let up: f64 = groups().map(|group| group.count as f64 * rate(group.up_mbit)).sum();
+        let count: usize = groups().map(|group| group.count).sum();
+        let all = count as f64 * bytes / (registry + up);
+        (zones.len() as f64 * bytes / registry).max(bytes / slowest).max(all)
     }
 
     /// Encoded bytes of the image.
@@ -229,6 +296,10 @@ fn positive(key: &str, value: f64) -> Result<(), String> {
     if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{key} = {value} is not positive")) }
 }
 
+fn part(key: &str, value: f64) -> Result<(), String> {
+    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(format!("{key} = {value} is not between 0 and 1")) }
+}
+
 fn not_negative(key: &str, value: f64) -> Result<(), String> {
     if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{key} = {value} is negative")) }
 }
@@ -238,6 +309,28 @@ mod tests {
     use super::*;
 
     const GOOD: &str = include_str!("../scenarios/flash-crowd.toml");
+    const CLUSTER: [&str; 4] = [
+        include_str!("../scenarios/cluster-small.toml"),
+        include_str!("../scenarios/cluster-32-seeds.toml"),
+        include_str!("../scenarios/cluster-32-faults.toml"),
+        include_str!("../scenarios/cluster-v2.toml"),
+    ];
+
+    #[test]
+    fn scenarios_of_the_cluster_harness_parse() {
+        let parsed = CLUSTER.map(|text| Scenario::parse(text).unwrap());
+        assert_eq!(parsed.each_ref().map(|s| s.not_simulated().is_some()), [false, false, true, true]);
+        let text = CLUSTER[2].replace("zone = \"b\"\nfor_s", "zone = \"c\"\nfor_s");
+        assert!(Scenario::parse(&text).unwrap_err().to_string().contains("faults.zone"));
+    }
+
+    #[test]
+    fn the_bound_is_the_narrowest_place() {
+        let scenario = Scenario::parse(CLUSTER[1]).unwrap();
+        let bytes = scenario.encoded_bytes();
+        assert!((scenario.bound_s(bytes, 1.0) - bytes as f64 / 2.5e6).abs() < 1e-6, "a node's own link");
+        assert!(scenario.bound_s(bytes, 0.5) > 1.9 * scenario.bound_s(bytes, 1.0));
+    }
 
     #[test]
     fn shipped_scenario_parses_and_mistakes_are_named() {

@@ -356,9 +356,9 @@ impl<'a> World<'a> {
         let fault = &self.scenario.faults[at];
         let mut chosen: Vec<Index> = Vec::new();
         for zone in self.scenario.zones.iter().map(|zone| zone.name.clone()) {
-            let fits = |node: &Node| node.alive && node.role == fault.select && node.zone == zone;
+            let fits = |node: &Node| node.alive && node.zone == zone && fault.fits(&zone, node.role);
             let mut fitting: Vec<Index> = (0..self.nodes.len()).filter(|&at| fits(&self.nodes[at])).collect();
-            let count = (fitting.len() as f64 * fault.fraction).ceil() as usize;
+            let count = fault.concerned(fitting.len());
             self.shuffle(&mut fitting);
             chosen.extend(fitting.into_iter().take(count));
         }
@@ -369,19 +369,6 @@ impl<'a> World<'a> {
                 self.after(NOTICE, Happening::Noticed { at: other, gone });
             }
         }
-    }
-
-    /// No schedule is faster: the registry sends the image once to each zone, the slowest node takes it in, and all
-    /// that is received is sent by somebody.
-    fn bound_s(&self) -> f64 {
-        let bytes = self.scenario.encoded_bytes() as f64;
-        let groups = || self.scenario.nodes.iter().filter(|group| group.count > 0);
-        let zones: BTreeSet<_> = groups().map(|group| &group.zone).collect();
-        let registry = self.scenario.registry.egress_mbit * 125_000.0;
-        let slowest = groups().map(|group| group.down_mbit * 125_000.0).fold(f64::INFINITY, f64::min);
-        let up: f64 = groups().map(|group| group.count as f64 * group.up_mbit * 125_000.0).sum();
-        let all = self.nodes.len() as f64 * bytes / (registry + up);
-        (zones.len() as f64 * bytes / registry).max(bytes / slowest).max(all)
     }
 
     fn report(&self, seed: u64) -> Report {
@@ -405,7 +392,7 @@ impl<'a> World<'a> {
             failed_reads: readers.iter().map(|node| node.failed_reads).sum(),
             first_s: spread(|node| node.first),
             all_s: spread(|node| node.last),
-            bound_s: self.bound_s(),
+            bound_s: self.scenario.bound_s(self.scenario.encoded_bytes(), 1.0),
             registry: Registry {
                 requests: self.registry_requests,
                 bytes: self.registry_bytes.values().sum(),

@@ -73,7 +73,7 @@ fn losing_a_quarter_of_the_nodes_and_a_seed_peer_costs_little() {
 fn losing_every_seed_peer_sends_the_nodes_to_the_registry() {
     let mut scenario = small(LOST_SEED);
     for fault in &mut scenario.faults {
-        (fault.at_s, fault.fraction) = (0.5, if fault.select == shoal_sim::Role::Seed { 1.0 } else { 0.0 });
+        (fault.at_s, fault.fraction) = (0.5, if fault.select == Some(shoal_sim::Role::Seed) { 1.0 } else { 0.0 });
     }
     complete(&run(&scenario, 1));
 }

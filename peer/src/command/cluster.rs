@@ -14,6 +14,7 @@ use shoal_proto::PeerId;
 
 use super::{Failure, ctl, runtime};
 use crate::{
+    api,
     config::Role,
     identity::{self, Identity},
     membership::{Certificate, ClusterKey, unix_now},
@@ -132,7 +133,7 @@ impl Revoke {
         }
         match &self.socket {
             Some(socket) => {
-                runtime()?.block_on(async { ctl::revoke(ctl::connect(socket).await?, signed.to_vec()).await })
+                runtime()?.block_on(async { ctl::revoke(api::connect(socket).await?, signed.to_vec()).await })
             }
             None => Ok(()),
         }

@@ -11,10 +11,10 @@ use shoal_proto::control::{
     BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, RevokeRequest, StatusReply, StatusRequest,
     UnmountRequest,
 };
-use tonic::{Status, transport::Channel};
+use tonic::transport::Channel;
 
 use super::{Failure, human_bytes, print_json, runtime};
-use crate::api::ControlClient;
+use crate::api::{ControlClient, connect, said};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Ctl {
@@ -61,26 +61,6 @@ enum Verb {
         /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
         reference: String,
     },
-}
-
-/// A connection to the daemon whose socket is `socket`.
-pub(super) async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Failure> {
-    let unreachable = |error: &dyn std::fmt::Display| format!("no daemon answers at {}: {error}", socket.display());
-    let path = std::path::absolute(socket)?;
-    let path = path.to_str().ok_or_else(|| format!("{} is not UTF-8", socket.display()))?;
-    if let Err(error) = tokio::net::UnixStream::connect(path).await {
-        return Err(unreachable(&error).into());
-    }
-    let channel = tonic::transport::Endpoint::from_shared(format!("unix://{path}"))?
-        .connect()
-        .await
-        .map_err(|e| unreachable(&e))?;
-    Ok(ControlClient::new(channel))
-}
-
-/// The daemon's own words, without gRPC's.
-pub(super) fn said(status: &Status) -> Failure {
-    status.message().to_owned().into()
 }
 
 impl Ctl {

@@ -2,20 +2,20 @@
 //! compared. What a user sees first, and what the end-to-end tests run.
 
 mod compare;
-mod processes;
 mod report;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use shoal_proto::control::{MountRequest, PeersRequest, StatusRequest};
+use shoal_proto::control::{MountRequest, StatusRequest};
 use shoal_rafs::{
     BuildOptions, Builder,
     oci::{PushOptions, Reference, Registry, RegistryOptions, push},
@@ -23,10 +23,13 @@ use shoal_rafs::{
 
 use self::{
     compare::{Comparison, Difference, Seen},
-    processes::{NodeProcess, RegistryProcess},
     report::{ImageFigures, NodeFigures, Report},
 };
-use super::{Failure, ctl, human_bytes, print_json, runtime, stop_signal};
+use super::{Failure, human_bytes, print_json, runtime, stop_signal};
+use crate::{
+    api,
+    processes::{NodeProcess, RegistryProcess, this_program},
+};
 
 /// Exits 1 when a byte differs or a process fails. Progress goes to standard error.
 #[derive(Debug, clap::Args)]
@@ -90,16 +93,16 @@ async fn run(nodes: u16, source: &Path, interrupted: Arc<AtomicBool>) -> Result<
     let (image, layout) = prepare(source, folder.path()).await?;
 
     eprintln!("demo: starting a registry, a seed peer and {nodes} nodes");
-    let registry = RegistryProcess::start(&layout, folder.path())?;
-    let mut seed = NodeProcess::start("seed", "seed", folder.path(), &[])?;
+    let registry = RegistryProcess::start(this_program()?, &layout, loopback(0), folder.path())?;
+    let mut seed = start("seed", "seed", folder.path(), &[])?;
     let join = seed.ready().await?.control_addresses;
     let mut daemons = vec![seed];
     for n in 1..=nodes {
-        daemons.push(NodeProcess::start(&format!("node{n}"), "node", folder.path(), &join)?);
+        daemons.push(start(&format!("node{n}"), "node", folder.path(), &join)?);
     }
     for daemon in &mut daemons[1..] {
         daemon.ready().await?;
-        knows_a_seed(daemon).await?;
+        daemon.knows_seeds("default", 1).await?;
     }
 
     eprintln!("demo: mounting on every node and reading everything at once");
@@ -116,14 +119,16 @@ async fn run(nodes: u16, source: &Path, interrupted: Arc<AtomicBool>) -> Result<
                 (Seen::default(), false)
             }
         };
-        let status = daemon.client().await?.status(StatusRequest {}).await.map_err(|s| ctl::said(&s))?.into_inner();
+        let status = daemon.client().await?.status(StatusRequest {}).await.map_err(|s| api::said(&s))?.into_inner();
         let seconds = (seen.first_byte.unwrap_or_default().as_secs_f64(), seen.all.as_secs_f64());
         let peak = daemon.peak_rss_bytes()?;
         figures.push(NodeFigures::new(daemon.name().to_owned(), &status, seconds, peak, identical));
     }
     daemons.iter_mut().for_each(NodeProcess::terminate);
     drop(daemons);
-    Ok(Report { image, registry: registry.stop()?, nodes: figures })
+    let mut registry = registry.stop()?;
+    registry.clients.clear();
+    Ok(Report { image, registry, nodes: figures })
 }
 
 /// Builds the image and pushes it into an OCI layout.
@@ -151,19 +156,20 @@ async fn prepare(source: &Path, folder: &Path) -> Result<(ImageFigures, PathBuf)
     Ok((image, layout))
 }
 
-/// Waits until the node is connected to the seed peer and has heard of its lease: the demo is to show a cluster at work,
-/// and the first reads of a node that is alone go to the registry.
-async fn knows_a_seed(daemon: &NodeProcess) -> Result<(), Failure> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let mut client = daemon.client().await?;
-    while Instant::now() < deadline {
-        let peers = client.peers(PeersRequest {}).await.map_err(|s| ctl::said(&s))?.into_inner().peers;
-        if peers.iter().any(|peer| peer.lease && peer.connected) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Err(format!("{} found no seed peer", daemon.name()).into())
+/// Starts a daemon on free loopback ports; `bootstrap_peers` are the others to join through.
+fn start(name: &str, role: &str, folder: &Path, bootstrap_peers: &[String]) -> Result<NodeProcess, Failure> {
+    let settings = [
+        ("role", role.into()),
+        ("control.listen", vec!["/ip4/127.0.0.1/tcp/0"].into()),
+        ("control.bootstrap_peers", bootstrap_peers.to_vec().into()),
+        ("data.listen", loopback(0).to_string().into()),
+        ("http.listen", loopback(0).to_string().into()),
+    ];
+    NodeProcess::start(name, folder, this_program()?, &settings)
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 async fn read_all(
@@ -175,7 +181,7 @@ async fn read_all(
     let started = Instant::now();
     let mountpoint = daemon.mountpoint();
     let request = MountRequest { reference: reference.to_owned(), mountpoint: mountpoint.display().to_string() };
-    daemon.client().await?.mount(request).await.map_err(|s| ctl::said(&s))?;
+    daemon.client().await?.mount(request).await.map_err(|s| api::said(&s))?;
     let (source, interrupted) = (source.to_owned(), interrupted.clone());
     let compared =
         tokio::task::spawn_blocking(move || Comparison::new(started, &interrupted).run(&source, &mountpoint));

@@ -1,18 +1,9 @@
 //! `shoal serve-layout`: a read-only registry over an OCI layout directory.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
-
-use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use super::{Failure, runtime, stop_signal};
-use crate::layout_server::LayoutServer;
-
-/// What a registry sent, headers and all: the last line of `shoal serve-layout`, and a part of the demo's report.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct RegistryFigures {
-    pub requests: u64,
-    pub bytes_sent: u64,
-}
+use crate::layout_server::{LayoutServer, RegistryFigures};
 
 /// Prints `listening on ADDRESS` on standard output once it serves; stops on SIGTERM or SIGINT, and then prints
 /// `{"requests":N,"bytes_sent":N}`.
@@ -24,6 +15,9 @@ pub(super) struct ServeLayout {
     /// network.
     #[arg(long, default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
+    /// Print the bytes sent to each client address as well: `"clients":{"ADDRESS":N}`.
+    #[arg(long)]
+    by_client: bool,
 }
 
 impl ServeLayout {
@@ -32,8 +26,9 @@ impl ServeLayout {
             let server = LayoutServer::start(&self.dir, self.listen).await?;
             println!("listening on {}", server.addr());
             stop_signal().await?;
-            let stats = server.stop().await;
-            let figures = RegistryFigures { requests: stats.requests, bytes_sent: stats.sent_bytes };
+            let (clients, stats) = server.stop_and_count().await;
+            let clients = if self.by_client { clients } else { BTreeMap::new() };
+            let figures = RegistryFigures { requests: stats.requests, bytes_sent: stats.sent_bytes, clients };
             println!("{}", serde_json::to_string(&figures)?);
             Ok(ExitCode::SUCCESS)
         })

@@ -4,7 +4,10 @@ use std::{
     io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -42,7 +45,8 @@ impl Listener for CountedListener {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
-                    return (CountedStream { stream, counters: self.counters.clone() }, addr);
+                    let client = self.counters.client(addr.ip());
+                    return (CountedStream { stream, counters: self.counters.clone(), client }, addr);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -60,12 +64,14 @@ impl Listener for CountedListener {
 pub(super) struct CountedStream {
     stream: TcpStream,
     counters: Arc<Counters>,
+    client: Arc<AtomicU64>,
 }
 
 impl CountedStream {
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.counters.sent_bytes.fetch_add(*bytes as u64, Ordering::Relaxed);
+            self.client.fetch_add(*bytes as u64, Ordering::Relaxed);
         }
         written
     }

@@ -179,6 +179,7 @@ async fn every_byte_sent_is_counted() {
         requests += 1;
         sent += (head.len() + body.len()) as u64;
         assert_eq!(f.server.stats(), LayoutStats { requests, sent_bytes: sent }, "{request}");
+        assert_eq!(f.server.clients().into_values().collect::<Vec<_>>(), [sent], "all came from one address");
     }
     let (head, body) = f.raw("GET /metrics").await;
     let text = String::from_utf8(body).unwrap();

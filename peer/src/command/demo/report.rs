@@ -3,7 +3,7 @@
 use serde::Serialize;
 use shoal_proto::control::{BySource, StatusReply};
 
-use crate::command::{human_bytes, serve_layout::RegistryFigures};
+use crate::{command::human_bytes, layout_server::RegistryFigures};
 
 /// The keys are a contract with scripts: see the README.
 #[derive(Debug, Serialize)]
