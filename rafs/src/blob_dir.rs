@@ -17,6 +17,7 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, Priority};
 
 use crate::bootstrap::Bootstrap;
+use crate::error_chain::chain;
 use crate::piece::PieceTable;
 use crate::source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
 
@@ -94,18 +95,6 @@ impl BlobFile {
         let decoded = table.decode(number, &encoded).map_err(|error| failed(chain(&error)))?;
         decoded.chunk(index).ok_or_else(|| failed("its piece decodes without it".into()))
     }
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// The [`ChunkSource`] of an image whose blobs lie in a folder. Dropping it answers what still waits with an error.

@@ -16,9 +16,10 @@ use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 
 use crate::blob::ChunkTable;
-use crate::blob_dir::{BlobFile, chain};
+use crate::blob_dir::BlobFile;
 use crate::bootstrap::{Blob, Bootstrap, BootstrapError, Inode, Kind, Nid};
 use crate::codec::Compressor;
+use crate::error_chain::chain;
 use crate::layout::chunk_flags;
 use crate::piece::{Chunk, Piece, PieceTable};
 use crate::source::ChunkId;

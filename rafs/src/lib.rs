@@ -27,6 +27,7 @@ mod builder;
 mod check;
 mod chunk_cache;
 mod codec;
+mod error_chain;
 mod expand;
 mod extent;
 #[cfg(feature = "mount")]
@@ -47,6 +48,7 @@ pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
 pub use chunk_cache::ChunkCache;
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
+pub use error_chain::chain;
 pub use expand::{ExpandError, expand_blob};
 pub use extent::{Extent, extents};
 #[cfg(feature = "mount")]
