@@ -1,6 +1,6 @@
 //! A source of chunks that does what a test tells it: late, wrong or never, always from threads of its own.
 
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub)] // each test program uses its part
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
