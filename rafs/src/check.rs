@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -16,12 +15,12 @@ use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 
 use crate::blob::ChunkTable;
-use crate::blob_dir::BlobFile;
+use crate::blob_dir::{BlobDirError, BlobFile};
 use crate::bootstrap::{Blob, Bootstrap, BootstrapError, Inode, Kind, Nid};
 use crate::codec::Compressor;
 use crate::error_chain::chain;
 use crate::layout::chunk_flags;
-use crate::piece::{Chunk, Piece, PieceTable};
+use crate::piece::agreement;
 use crate::source::ChunkId;
 
 /// Most problems that a report lists; further ones are counted.
@@ -193,7 +192,6 @@ fn count(inode: &Inode<'_>, report: &mut CheckReport) {
 fn blobs(image: &Bootstrap, blob_dir: Option<&Path>, report: &mut CheckReport) {
     let checksums = image.checksums();
     for (blob, index) in image.blobs().iter().zip(0..) {
-        let table = image.piece_table(index);
         let mut checked = CheckedBlob {
             id: blob.id.to_string(),
             compressor: blob.compressor,
@@ -201,14 +199,18 @@ fn blobs(image: &Bootstrap, blob_dir: Option<&Path>, report: &mut CheckReport) {
             encoded_size: blob.encoded_size,
             decoded_size: blob.decoded_size,
             chunks: blob.chunk_count,
-            named_chunks: table.pieces().map(|(_, piece)| piece.chunks().len() as u64).sum(),
+            named_chunks: image.chunks(index).count() as u64,
             verified_chunks: 0,
         };
         if let Some(dir) = blob_dir {
             let path = dir.join(blob.id.to_string());
             blob_file(&path, blob, report);
-            chunk_table(&path, blob, table.pieces().map(|(_, piece)| piece), report);
-            checked.verified_chunks = chunks(dir, index, &table, &checksums, report);
+            chunk_table(&path, image, index, report);
+            checked.verified_chunks = chunks(dir, image, index, &checksums, report);
+        } else if !blob.has_batches()
+            && let Err(error) = image.piece_table(index, None)
+        {
+            report.problem(format!("blob {}", blob.id), chain(&error));
         }
         report.blobs.push(checked);
     }
@@ -217,28 +219,48 @@ fn blobs(image: &Bootstrap, blob_dir: Option<&Path>, report: &mut CheckReport) {
 /// Reads every chunk that the image names; how many are right.
 fn chunks(
     dir: &Path,
+    image: &Bootstrap,
     blob: u32,
-    table: &Arc<PieceTable>,
     checksums: &HashMap<ChunkId, u32>,
     report: &mut CheckReport,
 ) -> u64 {
-    // That the file is missing has been said.
-    let Ok(file) = BlobFile::open(Arc::clone(table), dir) else { return 0 };
+    let file = match BlobFile::open(image, blob, dir) {
+        Ok(file) => file,
+        // That the file or its chunk table cannot be read has been said.
+        Err(BlobDirError::Pieces { source, .. }) => {
+            report.problem(format!("blob {}", image.blobs()[blob as usize].id), chain(&source));
+            return 0;
+        }
+        Err(_) => return 0,
+    };
     let mut verified = 0;
-    for chunk in table.pieces().flat_map(|(_, piece)| piece.chunks()) {
-        let checksum = checksums.get(&ChunkId { blob, index: chunk.index });
-        match verify(&file, chunk.index, checksum.copied()) {
-            Ok(()) => verified += 1,
-            Err(problem) => report.problem(format!("chunk {} of blob {}", chunk.index, table.blob()), problem),
+    for (number, piece) in file.table.pieces() {
+        match file.read(number) {
+            Ok(decoded) => {
+                for (index, bytes) in decoded.chunks() {
+                    match checksum(bytes, checksums.get(&ChunkId { blob, index }).copied()) {
+                        Ok(()) => verified += 1,
+                        Err(problem) => {
+                            report.problem(format!("chunk {index} of blob {}", file.table.blob()), problem);
+                        }
+                    }
+                }
+            }
+            // All its chunks are lost, also where the first one is to blame.
+            Err(error) => {
+                for chunk in piece.chunks() {
+                    let place = format!("chunk {} of blob {}", chunk.index, file.table.blob());
+                    report.problem(place, &*error.reason);
+                }
+            }
         }
     }
     verified
 }
 
-fn verify(file: &BlobFile, index: u32, checksum: Option<u32>) -> Result<(), String> {
-    let bytes = file.read(index).map_err(|error| error.reason.to_string())?;
-    let found = crc32c::crc32c(&bytes);
-    match checksum {
+fn checksum(bytes: &[u8], stated: Option<u32>) -> Result<(), String> {
+    let found = crc32c::crc32c(bytes);
+    match stated {
         Some(stated) if stated != found => Err(format!("CRC-32C {stated:#010x}, its bytes have {found:#010x}")),
         _ => Ok(()),
     }
@@ -276,7 +298,8 @@ fn hash(path: &Path) -> io::Result<(BlobId, u64)> {
 }
 
 /// The copy of the chunk table at the end of the blob, and its header, against the bootstrap.
-fn chunk_table<'a>(path: &Path, blob: &Blob, pieces: impl Iterator<Item = &'a Piece>, report: &mut CheckReport) {
+fn chunk_table(path: &Path, image: &Bootstrap, index: u32, report: &mut CheckReport) {
+    let blob = &image.blobs()[index as usize];
     if blob.chunk_count == 0 {
         return;
     }
@@ -285,31 +308,20 @@ fn chunk_table<'a>(path: &Path, blob: &Blob, pieces: impl Iterator<Item = &'a Pi
         Ok(table) => table,
         Err(error) => return report.problem(place, chain(&error)),
     };
-    let stated = (blob.chunk_table.offset, blob.chunk_table.encoded_size, blob.chunk_table.compressor);
-    let found = (table.offset, table.encoded_size, table.compressor);
+    let (stated, found) = (blob.chunk_table, table.range());
     if stated != found {
-        report.problem(&place, format!("offset, size and compressor are {found:?}, {stated:?} in the blob table"));
+        report.problem(&place, format!("it is {found:?}, {stated:?} in the blob table"));
     }
-    if table.chunks.len() != blob.chunk_count as usize {
-        let problem = format!("{} chunks, {} in the blob table", table.chunks.len(), blob.chunk_count);
+    if table.len() != blob.chunk_count {
+        let problem = format!("{} chunks, {} in the blob table", table.len(), blob.chunk_count);
         return report.problem(place, problem);
     }
-    for piece in pieces {
-        for chunk in piece.chunks() {
-            if !agrees(&table, piece, chunk) {
-                report.problem(format!("entry {} of the {place}", chunk.index), "it differs from the bootstrap");
-            }
+    for named in image.named(index) {
+        let entry = table.chunk(named.chunk.index);
+        if let Some(Err(problem)) = entry.map(|entry| agreement(&named, &entry)) {
+            report.problem(format!("entry {} of the {place}", named.chunk.index), problem);
         }
     }
-}
-
-fn agrees(table: &ChunkTable, piece: &Piece, chunk: &Chunk) -> bool {
-    table.chunks.get(chunk.index as usize).is_some_and(|entry| {
-        let encoded = entry.encoded_offset..entry.encoded_offset + u64::from(entry.encoded_len);
-        encoded == piece.encoded()
-            && (entry.decoded_offset, entry.decoded_len) == (chunk.decoded_offset, chunk.decoded_len)
-            && entry.compressed == chunk.compressed
-    })
 }
 
 impl Bootstrap {

@@ -41,12 +41,12 @@ mod piece;
 mod source;
 mod unpack;
 
-pub use blob::{ChunkInfo, ChunkTable, ChunkTableError, chunk_table_file};
+pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, DECODED_CACHE_BYTES};
 pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
 pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
-pub use chunk_cache::ChunkCache;
+pub use chunk_cache::{ChunkCache, Lead};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use error_chain::chain;
 pub use expand::{ExpandError, expand_blob};

@@ -19,10 +19,13 @@ mod bed;
 #[path = "support/scripted_source.rs"]
 mod scripted_source;
 mod support;
+#[path = "support/batch.rs"]
+mod support_batch;
 
 use bed::{Bed, errno};
 use scripted_source::Answer;
 use support::{assert_same, facts, noise};
+use support_batch::rebatch;
 
 #[test]
 fn a_mount_is_the_tree_that_the_image_was_made_of() {
@@ -49,6 +52,19 @@ fn a_mount_is_the_tree_that_the_image_was_made_of() {
         assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
         assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn an_image_with_batches_is_mounted_like_any_other() {
+    let Some(mut bed) = Bed::new() else { return };
+    support::nasty_tree(&bed.path("source"));
+    let built = bed.build(0x1000);
+    let batches = rebatch(&built.boot, &built.blobs, 0x4000, &|bytes| zstd::bulk::compress(bytes, 3).unwrap());
+    assert!(batches > 10);
+    bed.reopen();
+    let mount = bed.mount_blobs();
+    assert_same(&facts(&bed.path("source")), &facts(&bed.path("mnt")));
+    assert_eq!(mount.stats().errors, 0);
 }
 
 #[test]
@@ -180,7 +196,7 @@ fn a_damaged_chunk_fails_its_own_reads_only() {
     fs::write(bed.source("other"), b"other").unwrap();
     let blob = bed.build(0x1000).report.blob.unwrap().to_string();
     let blob = File::options().write(true).open(bed.built().blobs.join(blob)).unwrap();
-    let table = bed.built().image.piece_table(0);
+    let table = bed.built().image.piece_table(0, None).unwrap();
     // `data` comes first: its chunk number 3.
     let place = table.piece(3).unwrap().encoded().start;
     blob.write_all_at(&[!content[0x3000]], place).unwrap();
