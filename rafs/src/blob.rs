@@ -14,7 +14,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -25,11 +24,20 @@ use crate::codec::{self, Compressor};
 use crate::layout::{self, CI_HEADER, CiHeader, features};
 
 mod entry;
+mod members;
+mod toc;
 
 pub use entry::{Batch, ChunkInfo, InBatch};
+pub use members::Member;
+pub(crate) use members::{ReadAt, TAR_HEADER, content, members};
+pub use toc::{Toc, TocEntry};
 
-/// Most files that may follow the chunk table in a blob.
-const MAX_TRAILERS: usize = 8;
+/// Name of the chunk table and its header among the files of a blob.
+const TABLE_NAME: &str = "blob.meta";
+/// Name of a bootstrap inside a blob.
+pub(crate) const BOOTSTRAP_NAME: &str = "image.boot";
+/// Name of the table of contents.
+pub(crate) const TOC_NAME: &str = "rafs.blob.toc";
 /// Bytes of the context of a batch.
 const CONTEXT: usize = 40;
 
@@ -61,7 +69,7 @@ pub enum ChunkTableError {
     },
 }
 
-fn invalid(structure: &'static str, problem: impl Into<String>) -> ChunkTableError {
+pub(crate) fn invalid(structure: &'static str, problem: impl Into<String>) -> ChunkTableError {
     ChunkTableError::Invalid { structure, problem: problem.into() }
 }
 
@@ -208,7 +216,9 @@ fn read_decoded(path: &Path) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableEr
     let failed = |source| ChunkTableError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
-    let end = find_end(&file, size).map_err(failed)?;
+    // Its end is that of the file, or that of a member when files follow it.
+    let members = members(&file, size).map_err(failed)?;
+    let end = members.iter().find(|member| member.name == TABLE_NAME).map_or(size, |member| member.range.end);
     let start =
         end.checked_sub(CI_HEADER).ok_or_else(|| invalid("blob", format!("{size} bytes have no chunk table")))?;
     let mut header = vec![0; CI_HEADER as usize];
@@ -224,33 +234,6 @@ fn read_decoded(path: &Path) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableEr
     let table = codec::decode(compressor, &stored, decoded_size as usize)
         .map_err(|error| invalid("chunk table", error.to_string()))?;
     Ok((stored_header, header, table))
-}
-
-/// End of the header: that of the file, or of the tar member `blob.meta` when files follow it. Tar headers stand behind
-/// their data here, so the way leads backwards.
-fn find_end(file: &File, size: u64) -> io::Result<u64> {
-    let mut end = size;
-    for _ in 0..MAX_TRAILERS {
-        let Some(start) = end.checked_sub(512) else { break };
-        let mut block = [0; 512];
-        file.read_exact_at(&mut block, start)?;
-        let header = tar::Header::from_byte_slice(&block);
-        if header.as_gnu().is_none() || !checksum_matches(header) {
-            break;
-        }
-        if header.path_bytes().as_ref() == b"blob.meta" {
-            return Ok(start);
-        }
-        let Some(previous) = header.entry_size().ok().and_then(|len| start.checked_sub(len)) else { break };
-        end = previous;
-    }
-    Ok(size)
-}
-
-fn checksum_matches(header: &tar::Header) -> bool {
-    let mut copy = header.clone();
-    copy.set_cksum();
-    copy.cksum().ok().zip(header.cksum().ok()).is_some_and(|(expected, found)| expected == found)
 }
 
 /// Bytes of an entry.

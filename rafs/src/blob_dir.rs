@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use shoal_proto::Priority;
+use shoal_proto::{BlobId, Priority};
 
 use crate::blob::ChunkTableError;
 use crate::bootstrap::Bootstrap;
@@ -27,9 +27,35 @@ pub(crate) use reader::{BlobFile, PieceId};
 /// Bytes of decoded chunks that a [`BlobDir`] keeps: a few files read in turns, little next to the page cache.
 pub const DECODED_CACHE_BYTES: u64 = 32 << 20;
 
+/// Where the blob files of an image are.
+#[derive(Debug, Clone, Default)]
+pub struct BlobPaths {
+    dir: Option<PathBuf>,
+    own: Option<(BlobId, PathBuf)>,
+}
+
+impl BlobPaths {
+    /// The blob of `own` is the file beside it; any other lies in `dir` under its id.
+    pub fn new(dir: Option<&Path>, own: Option<(BlobId, PathBuf)>) -> Self {
+        Self { dir: dir.map(Path::to_owned), own }
+    }
+
+    /// Where a blob should be, if anybody has said.
+    pub fn path(&self, blob: BlobId) -> Option<PathBuf> {
+        let own = self.own.as_ref().filter(|(id, _)| *id == blob).map(|(_, path)| path.clone());
+        own.or_else(|| Some(self.dir.as_ref()?.join(blob.to_string())))
+    }
+}
+
 /// Why a blob of the image cannot be read from the folder.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobDirError {
+    /// It is not the file that holds the bootstrap, and no folder was given.
+    #[error("blob {blob} is in another file, and no folder of blobs is given")]
+    NoFolder {
+        /// The blob.
+        blob: BlobId,
+    },
     /// Its file cannot be opened.
     #[error("cannot open blob file {}", path.display())]
     Open {
@@ -58,10 +84,8 @@ pub enum BlobDirError {
         source: PieceTableError,
     },
     /// A thread could not be started.
-    #[error("cannot start a thread for {}", path.display())]
+    #[error("cannot start a thread")]
     Thread {
-        /// The folder.
-        path: PathBuf,
         /// What the system said.
         #[source]
         source: io::Error,
@@ -97,14 +121,18 @@ struct Queues {
 impl BlobDir {
     /// Opens the blobs of an image in `dir` and starts `threads` workers (0: one per processor).
     pub fn open(bootstrap: Bootstrap, dir: &Path, threads: usize) -> Result<Self, BlobDirError> {
-        let reader = BlobDirReader::open(&bootstrap, dir)?;
+        Self::new(BlobDirReader::open(&bootstrap, dir)?, threads)
+    }
+
+    /// Over blobs that are open.
+    pub fn new(reader: BlobDirReader, threads: usize) -> Result<Self, BlobDirError> {
         let cache = ChunkCache::new(DECODED_CACHE_BYTES);
         let shared = Arc::new(Shared { reader, cache, queues: Mutex::default(), work: Condvar::new() });
         let threads = if threads == 0 { thread::available_parallelism().map_or(1, usize::from) } else { threads };
         let worker = |number| {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name(format!("decode-{number}")).spawn(move || shared.run());
-            thread.map_err(|source| BlobDirError::Thread { path: dir.to_owned(), source })
+            thread.map_err(|source| BlobDirError::Thread { source })
         };
         let workers = (0..threads).map(worker).collect::<Result<_, _>>();
         let workers = workers.inspect_err(|_| shared.close())?;

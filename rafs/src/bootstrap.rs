@@ -12,6 +12,7 @@
 //!
 //! What it does not read: RAFS v5, tarfs, ZRAN, encryption. Each ends in [`BootstrapError::Unsupported`].
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,8 +37,10 @@ mod xattr;
 
 pub use error::BootstrapError;
 pub use inode::{ChunkRef, Entry, Inode, Kind};
+pub use superblock::SuperBlocks;
 
 use image::Image;
+use superblock::Declared;
 
 /// Where an inode lies: its offset from the start of the meta area in units of 32 bytes. Unique within an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +73,19 @@ pub struct Blob {
     pub chunk_table: ChunkTableRange,
     /// Feature bits of the format.
     pub features: u32,
+    /// Where its decoded form lies on a flat device, in blocks of 4096; 0 where nobody has said.
+    pub mapped_block: u32,
+    /// The table of contents at its end, if it has one and the bootstrap knows.
+    pub toc: Option<TocRange>,
+}
+
+/// The table of contents of a blob, with its tar header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TocRange {
+    /// Bytes.
+    pub size: u32,
+    /// Their sha256.
+    pub sha256: [u8; 32],
 }
 
 impl Blob {
@@ -105,15 +121,26 @@ struct Inner {
     algorithm: Algorithm,
     compressor: Compressor,
     prefetch: Vec<Nid>,
-    declared_names: u64,
+    declared: Declared,
+    super_blocks: SuperBlocks,
+    tables: Vec<(Range<u64>, &'static str)>,
     walked: walk::Walked,
 }
 
 impl Bootstrap {
     /// Verifies a bootstrap in full. Time and memory are proportional to `bytes`.
     pub fn parse(bytes: Bytes) -> Result<Self, BootstrapError> {
+        Self::parse_in(bytes, None)
+    }
+
+    /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
+    pub fn parse_inlined(bytes: Bytes, own: BlobId) -> Result<Self, BootstrapError> {
+        Self::parse_in(bytes, Some(own))
+    }
+
+    fn parse_in(bytes: Bytes, own: Option<BlobId>) -> Result<Self, BootstrapError> {
         let header = superblock::read(&bytes)?;
-        let blobs = tables::blobs(&bytes, &header)?;
+        let blobs = tables::blobs(&bytes, &header, own)?;
         let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;
         let image = Image {
             meta_offset: header.meta_offset,
@@ -130,7 +157,9 @@ impl Bootstrap {
                 root: header.root,
                 algorithm: header.algorithm,
                 compressor: header.compressor,
-                declared_names: header.declared_names,
+                declared: header.declared,
+                super_blocks: header.super_blocks(),
+                tables: header.tables(),
                 image,
                 prefetch,
                 walked,
@@ -190,6 +219,15 @@ impl Bootstrap {
         self.named(blob).map(|named| named.chunk)
     }
 
+    pub(crate) fn named_chunk(&self, id: ChunkId) -> Option<Named> {
+        self.inner.image.chunk(id)
+    }
+
+    /// Both super blocks, for people who want to see them.
+    pub fn super_blocks(&self) -> SuperBlocks {
+        self.inner.super_blocks
+    }
+
     pub(crate) fn named(&self, blob: u32) -> impl Iterator<Item = Named> {
         let image = &self.inner.image;
         let described = image.blobs.get(blob as usize);
@@ -211,9 +249,14 @@ impl Bootstrap {
         self.inner.walked.names
     }
 
-    /// Number of names that the super block states. Informational; `check` compares.
-    pub(crate) fn declared_names(&self) -> u64 {
-        self.inner.declared_names
+    /// What the super blocks state of the rest.
+    pub(crate) fn declared(&self) -> Declared {
+        self.inner.declared
+    }
+
+    /// Super blocks and tables: where they lie, and what they are called.
+    pub(crate) fn tables(&self) -> Vec<(Range<u64>, &'static str)> {
+        self.inner.tables.clone()
     }
 
     /// The chunk table as it lies in the file.

@@ -32,6 +32,7 @@ mod expand;
 mod extent;
 #[cfg(feature = "mount")]
 mod fs;
+mod image_file;
 mod layout;
 #[cfg(feature = "mount")]
 mod mount;
@@ -41,16 +42,19 @@ mod piece;
 mod source;
 mod unpack;
 
-pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, chunk_table_file};
-pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, DECODED_CACHE_BYTES};
-pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
+pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
+pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
+pub use bootstrap::{
+    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, SuperBlocks, TocRange,
+};
 pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
-pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
+pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use error_chain::chain;
 pub use expand::{ExpandError, expand_blob};
 pub use extent::{Extent, extents};
+pub use image_file::{ImageFile, ImageFileError};
 #[cfg(feature = "mount")]
 pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};

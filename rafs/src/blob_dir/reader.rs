@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use shoal_proto::BlobId;
 
-use super::{BlobDirError, DECODED_CACHE_BYTES};
+use super::{BlobDirError, BlobPaths, DECODED_CACHE_BYTES};
 use crate::blob::ChunkTable;
 use crate::bootstrap::Bootstrap;
 use crate::chunk_cache::Lru;
@@ -36,7 +36,15 @@ pub struct BlobDirReader {
 impl BlobDirReader {
     /// Opens every blob of an image. Says nothing yet about the bytes of chunks.
     pub fn open(bootstrap: &Bootstrap, dir: &Path) -> Result<Self, BlobDirError> {
-        let blobs = (0..bootstrap.blobs().len() as u32).map(|blob| BlobFile::open(bootstrap, blob, dir));
+        Self::at(bootstrap, &BlobPaths::new(Some(dir), None))
+    }
+
+    /// Opens every blob of an image where `paths` says.
+    pub fn at(bootstrap: &Bootstrap, paths: &BlobPaths) -> Result<Self, BlobDirError> {
+        let blobs = bootstrap.blobs().iter().zip(0..).map(|(described, blob)| {
+            let path = paths.path(described.id).ok_or(BlobDirError::NoFolder { blob: described.id })?;
+            BlobFile::open(bootstrap, blob, &path)
+        });
         Ok(Self {
             blobs: blobs.collect::<Result<_, _>>()?,
             recent: Mutex::new(Lru::new(DECODED_CACHE_BYTES as usize)),
@@ -95,9 +103,9 @@ pub(crate) struct BlobFile {
 
 impl BlobFile {
     /// Opens the file of a blob and, where the bootstrap does not say all, reads its chunk table.
-    pub(crate) fn open(bootstrap: &Bootstrap, blob: u32, dir: &Path) -> Result<Self, BlobDirError> {
+    pub(crate) fn open(bootstrap: &Bootstrap, blob: u32, path: &Path) -> Result<Self, BlobDirError> {
         let described = &bootstrap.blobs()[blob as usize];
-        let path = dir.join(described.id.to_string());
+        let path = path.to_owned();
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(source) => return Err(BlobDirError::Open { path, source }),

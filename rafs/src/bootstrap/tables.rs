@@ -7,13 +7,15 @@ use shoal_proto::{Algorithm, BlobId};
 use super::error::At;
 use super::image::{Image, view};
 use super::superblock::Header;
-use super::{Blob, BootstrapError, ChunkTableRange, Nid};
+use super::{Blob, BootstrapError, ChunkTableRange, Nid, TocRange};
 use crate::blob;
 use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
 
 /// All blobs in the order of the table.
-pub(super) fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, BootstrapError> {
+///
+/// `own` is the blob that the bootstrap lies in, if it does: it is named `xxxx...` there.
+pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<BlobId>) -> Result<Vec<Blob>, BootstrapError> {
     let count = (header.device_table.end - header.device_table.start) / 128;
     let mut ids = BTreeSet::new();
     let mut blobs = Vec::new();
@@ -22,7 +24,7 @@ pub(super) fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, Bootstra
         let device: &DeviceSlot = view(bytes, device_at)?;
         let at = At::new("blob entry", header.blob_table.start + 256 * index);
         let entry: &BlobEntry = view(bytes, at)?;
-        let blob = blob_of(at, entry, header.chunk_size)?;
+        let blob = blob_of(at, entry, device, header.chunk_size, own)?;
         at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
         at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
         device_at.require(device.blob_id == entry.blob_id, || "another blob id than in the blob table".into())?;
@@ -35,8 +37,14 @@ pub(super) fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, Bootstra
     Ok(blobs)
 }
 
-fn blob_of(at: At, entry: &BlobEntry, chunk_size: u32) -> Result<Blob, BootstrapError> {
-    let id = blob_id(at, &entry.blob_id)?;
+fn blob_of(
+    at: At,
+    entry: &BlobEntry,
+    device: &DeviceSlot,
+    chunk_size: u32,
+    own: Option<BlobId>,
+) -> Result<Blob, BootstrapError> {
+    let id = blob_id(at, &entry.blob_id, own)?;
     check_features(at, entry)?;
     at.require(entry.chunk_size.get() == chunk_size, || {
         format!("chunk size {:#x}, in the super block {chunk_size:#x}", entry.chunk_size)
@@ -76,12 +84,15 @@ fn blob_of(at: At, entry: &BlobEntry, chunk_size: u32) -> Result<Blob, Bootstrap
         data_end: data_end.ok_or_else(|| at.invalid("its chunk table starts inside the first tar header"))?,
         chunk_table,
         features: bits,
+        mapped_block: device.mapped_block.get(),
+        toc: (entry.toc_size.get() > 0).then_some(TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest }),
     })
 }
 
-fn blob_id(at: At, text: &[u8; 64]) -> Result<BlobId, BootstrapError> {
+fn blob_id(at: At, text: &[u8; 64], own: Option<BlobId>) -> Result<BlobId, BootstrapError> {
     if text == &[b'x'; 64] {
-        return Err(at.unsupported("a bootstrap inlined in its own blob (blob id x...x)"));
+        let outside = || at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob");
+        return own.ok_or_else(outside);
     }
     let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))

@@ -101,6 +101,8 @@ fn model(units: &[Unit]) -> Model {
         data_end: offset,
         chunk_table: range,
         features: features::ALIGNED | features::CHUNK_INFO_V2 | features::BATCH,
+        mapped_block: 0,
+        toc: None,
     };
     Model { meta, named, places, blob }
 }
