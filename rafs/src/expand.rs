@@ -38,11 +38,16 @@ pub fn expand_blob(
 ) -> Result<(), ExpandError> {
     let described = bootstrap.blobs().get(blob as usize).ok_or(ExpandError::UnknownBlob { blob })?;
     output.set_len(described.decoded_size)?;
+    write_blob(reader, blob, output, 0)
+}
+
+/// Writes the decoded chunks of a blob from `start` of a file on; says nothing about its length.
+pub(crate) fn write_blob(reader: &BlobDirReader, blob: u32, output: &File, start: u64) -> Result<(), ExpandError> {
     let table = reader.table(blob).ok_or(ExpandError::UnknownBlob { blob })?;
     for (number, piece) in table.pieces() {
         let decoded = reader.piece(PieceId { blob, piece: number })?;
         for (chunk, (_, bytes)) in piece.chunks().iter().zip(decoded.chunks()) {
-            output.write_all_at(bytes, chunk.decoded_offset)?;
+            output.write_all_at(bytes, start + chunk.decoded_offset)?;
         }
     }
     Ok(())

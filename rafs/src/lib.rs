@@ -29,10 +29,12 @@ mod chunk_cache;
 mod codec;
 mod error_chain;
 mod expand;
+mod export;
 mod extent;
 #[cfg(feature = "mount")]
 mod fs;
 mod image_file;
+mod inspect;
 mod layout;
 #[cfg(feature = "mount")]
 mod mount;
@@ -53,8 +55,10 @@ pub use chunk_cache::{ChunkCache, Lead};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use error_chain::chain;
 pub use expand::{ExpandError, expand_blob};
+pub use export::export_block;
 pub use extent::{Extent, extents};
 pub use image_file::{ImageFile, ImageFileError};
+pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSummary, inspect, inspect_path};
 #[cfg(feature = "mount")]
 pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};

@@ -16,6 +16,8 @@ use shoal_rafs::{
 use super::{Failure, human_bytes, print_json, runtime};
 
 mod check;
+mod export;
+mod inspect;
 mod unpack;
 
 #[derive(Debug, Subcommand)]
@@ -24,8 +26,12 @@ pub(super) enum Image {
     Build(Build),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
     Check(check::Check),
+    /// Show what an image says of itself: super blocks, blobs, an inode by its path, the chunks of a file.
+    Inspect(inspect::Inspect),
     /// Write the tree of an image as a tar.
     Unpack(unpack::Unpack),
+    /// Write an image in a form that is mounted without Shoal.
+    Export(export::Export),
     /// Push an image to a registry or into an OCI layout.
     Push(Push),
 }
@@ -35,7 +41,9 @@ impl Image {
         match self {
             Self::Build(verb) => verb.run(),
             Self::Check(verb) => verb.run(),
+            Self::Inspect(verb) => verb.run(),
             Self::Unpack(verb) => verb.run(),
+            Self::Export(verb) => verb.run(),
             Self::Push(verb) => verb.run(),
         }
     }
