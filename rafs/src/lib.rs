@@ -41,7 +41,9 @@ mod mount;
 #[cfg(feature = "oci")]
 pub mod oci;
 mod piece;
+mod prefetch;
 mod source;
+mod trace;
 mod unpack;
 
 pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
@@ -63,4 +65,5 @@ pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSu
 pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+pub use trace::{Trace, TraceError};
 pub use unpack::{UnpackError, UnpackReport, unpack};

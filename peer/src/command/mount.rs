@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use shoal_rafs::{BlobDir, BlobDirReader, ChunkSource, Mount as Session, MountOptions, oci::Reference};
+use shoal_rafs::{BlobDir, BlobDirReader, ChunkSource, Mount as Session, MountOptions, Trace, oci::Reference};
 
 use super::{Failure, bad_usage, image, runtime, stop_signal};
 use crate::{config::Config, daemon};
@@ -23,6 +23,9 @@ pub(super) struct Mount {
     /// Keep what is fetched in this directory, for the next time. Without it, it goes with the mount.
     #[arg(long, value_name = "DIR", conflicts_with = "bootstrap")]
     data_dir: Option<PathBuf>,
+    /// Write which chunks of which files were read, in the order of their first access, when the mount ends.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Sets an option of the daemon's configuration, for instance `--set 'registry.authfile="FILE"'`.
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "bootstrap")]
     overrides: Vec<String>,
@@ -33,7 +36,7 @@ impl Mount {
         let mountpoint = PathBuf::from(self.operands.pop().unwrap_or_default());
         match (self.operands.pop(), self.bootstrap.take(), self.blob_dir.take()) {
             (None, Some(bootstrap), blob_dir) => {
-                from_files(&bootstrap, blob_dir.as_deref(), &mountpoint)
+                from_files(&bootstrap, blob_dir.as_deref(), &mountpoint, self.trace.as_deref())
             }
             (Some(reference), None, None) => self.mount_reference(&reference, &mountpoint),
             _ => {
@@ -50,9 +53,10 @@ impl Mount {
         config.data_dir = self.data_dir.unwrap_or_else(|| scratch.path().to_owned());
         runtime()?.block_on(async {
             let alone = daemon::Alone::start(config).await?;
-            let session = alone.mount(&reference, mountpoint).await?;
-            until_stopped(session).await?;
+            let mounted = alone.mount(&reference, mountpoint, self.trace.is_some()).await?;
+            until_stopped(mounted.session).await?;
             alone.stop().await;
+            write_trace(mounted.trace.as_deref(), self.trace.as_deref())?;
             Ok(ExitCode::SUCCESS)
         })
     }
@@ -62,15 +66,27 @@ fn from_files(
     bootstrap: &std::path::Path,
     blob_dir: Option<&std::path::Path>,
     mountpoint: &std::path::Path,
+    trace_file: Option<&std::path::Path>,
 ) -> Result<ExitCode, Failure> {
     let (file, image) = image::open(bootstrap, blob_dir)?;
     let reader = BlobDirReader::at(&image, &file.blob_paths(blob_dir))?;
     let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::new(reader, 0)?);
+    let trace = trace_file.map(|_| Arc::new(Trace::new(image.clone())));
     runtime()?.block_on(async {
-        let session = Session::new(image, source, mountpoint, MountOptions::default())?;
+        let options = MountOptions { trace: trace.clone(), ..MountOptions::default() };
+        let session = Session::new(image, source, mountpoint, options)?;
         until_stopped(session).await?;
+        write_trace(trace.as_deref(), trace_file)?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn write_trace(trace: Option<&Trace>, path: Option<&std::path::Path>) -> Result<(), Failure> {
+    if let (Some(trace), Some(path)) = (trace, path) {
+        let file = std::fs::File::create(path).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        trace.write(std::io::BufWriter::new(file))?;
+    }
+    Ok(())
 }
 
 /// Waits for a signal or for an unmount from outside, then unmounts.
