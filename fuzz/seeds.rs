@@ -27,6 +27,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let options = BuildOptions { compressor, chunk_size: 0x1000, ..BuildOptions::default() };
         image(&source, dir.path(), &corpus, &compressor.to_string(), options)?;
     }
+    // Two entries of a table of contents: flags, name, digest, three numbers.
+    let entry = |name: &[u8], place: u64| {
+        let numbers: Vec<u8> = [place, 100, 4096].iter().flat_map(|number: &u64| number.to_le_bytes()).collect();
+        let name = [name, &vec![0; 16 - name.len()]].concat();
+        [&[1, 0, 0, 0, 0, 0, 0, 0][..], &name, &[7; 32], &numbers, &[0; 48]].concat()
+    };
+    fs::create_dir_all(corpus.join("toc"))?;
+    fs::write(corpus.join("toc/two"), [entry(b"image.blob", 0), entry(b"image.boot", 612)].concat())?;
     Ok(())
 }
 
@@ -41,10 +49,15 @@ fn image(
     let (boot, blobs) = (work.join("boot"), work.join("blobs"));
     let report = Builder::new(options).build(source, &boot, &blobs)?;
     fs::create_dir_all(corpus.join("bootstrap_load"))?;
-    fs::copy(boot, corpus.join("bootstrap_load").join(name))?;
+    fs::copy(&boot, corpus.join("bootstrap_load").join(name))?;
     fs::create_dir_all(corpus.join("blob_meta"))?;
     if let Some(blob) = report.blob {
-        fs::write(corpus.join("blob_meta").join(name), chunk_table_file(&blobs.join(blob.to_string()))?)?;
+        let meta = chunk_table_file(&blobs.join(blob.to_string()))?;
+        fs::write(corpus.join("blob_meta").join(name), &meta)?;
+        let bootstrap = fs::read(boot)?;
+        let both = [&(bootstrap.len() as u32).to_le_bytes()[..], &bootstrap, &meta].concat();
+        fs::create_dir_all(corpus.join("piece_table"))?;
+        fs::write(corpus.join("piece_table").join(name), both)?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ fn decode(c: &mut Criterion) {
         let built = Builder::new(BuildOptions { compressor, ..BuildOptions::default() });
         let blob = built.build(&source, &bootstrap, &blobs).expect("an image").blob.expect("a blob");
         let image = Bootstrap::parse(std::fs::read(bootstrap).expect("the bootstrap").into()).expect("a bootstrap");
-        let table = image.piece_table(0);
+        let table = image.piece_table(0, None).expect("its pieces");
         let range = table.piece(0).expect("a piece").encoded();
         let stored = std::fs::read(blobs.join(blob.to_string())).expect("the blob");
         let encoded = &stored[range.start as usize..range.end as usize];

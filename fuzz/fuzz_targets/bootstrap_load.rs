@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
             let sizes: u64 = extents(&inode, 0, u64::MAX).map(|extent| u64::from(extent.len)).sum();
             assert_eq!(sizes, if inode.kind() == Kind::File { inode.size() } else { 0 });
             for chunk in inode.chunks() {
-                assert!(image.piece_table(chunk.id.blob).chunk(chunk.id.index).is_some());
+                assert!(image.chunk(chunk.id).is_some());
             }
             if entry.kind == Kind::Directory {
                 directories.push(entry.nid);

@@ -75,6 +75,11 @@ impl Cli {
     }
 }
 
+/// Ends the process as clap does for arguments that it refuses itself: a message with the usage, and code 2.
+fn bad_usage(kind: clap::error::ErrorKind, message: &str) -> ! {
+    <Cli as clap::CommandFactory>::command().error(kind, message).exit()
+}
+
 /// A runtime for the verbs that do network I/O.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)

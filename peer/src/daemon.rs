@@ -19,7 +19,7 @@ use shoal_proto::{
     control::{PeerStatus, StatusReply, StoreStatus},
 };
 use shoal_rafs::{
-    ChunkCache, Mount, MountOptions,
+    ChunkCache, MountOptions,
     oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
@@ -39,7 +39,7 @@ use crate::{
     images::Images,
     membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
     metrics::{MetricsServer, Vitals},
-    mounts::{Mounts, MountsError},
+    mounts::{Mounts, MountsError, Unrecorded},
     node::Node,
     origin::{Origin, OriginOptions},
     reader::Ahead,
@@ -142,12 +142,18 @@ impl Alone {
         Ok(Self { node, threads: mount_options(&config), driver })
     }
 
-    /// Mounts what `reference` names at present. The mount ends when the value is dropped.
+    /// Mounts what `reference` names at present; with `traced`, what is read is noted. The mount ends when the value is
+    /// dropped.
     ///
     /// # Errors
     /// When the image cannot be loaded, or the kernel refuses the mount.
-    pub async fn mount(&self, reference: &Reference, mountpoint: &Path) -> Result<Mount, MountsError> {
-        Mounts::new(self.node.clone(), None, self.threads.clone()).unrecorded(reference, mountpoint).await
+    pub async fn mount(
+        &self,
+        reference: &Reference,
+        mountpoint: &Path,
+        traced: bool,
+    ) -> Result<Unrecorded, MountsError> {
+        Mounts::new(self.node.clone(), None, self.threads.clone()).unrecorded(reference, mountpoint, traced).await
     }
 
     /// Closes the store.

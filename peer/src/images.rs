@@ -11,9 +11,9 @@ use std::{
 use bytes::Bytes;
 use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
-    Bootstrap, BootstrapError, PieceTable,
+    Bootstrap, BootstrapError, ChunkTable, ChunkTableError, PieceTable, PieceTableError,
     oci::{
-        LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source,
+        BootstrapLayer, LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source,
         read_bootstrap_layer,
     },
 };
@@ -86,6 +86,28 @@ pub enum ImageError {
         /// What is wrong with it.
         #[source]
         source: Arc<BootstrapError>,
+    },
+    /// The layer's copy of a blob's chunk table is damaged.
+    #[error("chunk table of blob {blob} in layer sha256:{layer}")]
+    ChunkTable {
+        /// The layer.
+        layer: ObjectId,
+        /// The blob.
+        blob: BlobId,
+        /// What is wrong with it.
+        #[source]
+        source: Arc<ChunkTableError>,
+    },
+    /// Bootstrap and chunk table of a blob disagree, or one of them contradicts itself.
+    #[error("blob {blob} in layer sha256:{layer}")]
+    Pieces {
+        /// The layer.
+        layer: ObjectId,
+        /// The blob.
+        blob: BlobId,
+        /// Which rule is broken.
+        #[source]
+        source: PieceTableError,
     },
     /// The store refused.
     #[error("the store cannot take the image")]
@@ -321,12 +343,12 @@ impl Images {
 
 /// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
 fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<ImageBlob>), ImageError> {
-    let unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
+    let mut unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
         .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
-    let bootstrap =
-        Bootstrap::parse(unpacked.bootstrap).map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
+    let bootstrap = Bootstrap::parse(std::mem::take(&mut unpacked.bootstrap))
+        .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
     let blobs = (0..bootstrap.blobs().len() as u32).map(|index| {
-        let table = bootstrap.piece_table(index);
+        let table = Arc::new(pieces(&bootstrap, index, &unpacked, layer)?);
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
         let stored = handle.key();
         let key = BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant };
@@ -335,6 +357,20 @@ fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
     Ok((bootstrap, blobs))
+}
+
+/// The pieces of a blob, by the layer's copy of its chunk table where there is one: layers of older converters have none,
+/// and blobs without batches need none.
+fn pieces(
+    bootstrap: &Bootstrap,
+    index: u32,
+    unpacked: &BootstrapLayer,
+    layer: ObjectId,
+) -> Result<PieceTable, ImageError> {
+    let blob = bootstrap.blobs()[index as usize].id;
+    let table = unpacked.chunk_tables.get(&blob).map(ChunkTable::parse).transpose();
+    let table = table.map_err(|e| ImageError::ChunkTable { layer, blob, source: Arc::new(e) })?;
+    bootstrap.piece_table(index, table.as_ref()).map_err(|source| ImageError::Pieces { layer, blob, source })
 }
 
 /// Drops loaded images that nobody uses, but for a few.

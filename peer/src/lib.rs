@@ -43,16 +43,4 @@ mod serve;
 pub mod store;
 pub mod traffic;
 
-/// An error and its causes on one line; a cause that is quoted already is left out.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
+pub use shoal_rafs::chain;

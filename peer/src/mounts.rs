@@ -12,14 +12,16 @@ use std::{
 
 use shoal_proto::{ObjectId, control::MountStatus};
 use shoal_rafs::{
-    Mount, MountError, MountOptions, Unmounted,
+    Mount, MountError, MountOptions, Trace, Unmounted,
     oci::{Reference, ReferenceError},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     exchange::Exchange,
     images::{Image, ImageError},
     node::Node,
+    prefetch,
     reader::Reader,
     store::{MountRecord, StoreError},
 };
@@ -74,6 +76,18 @@ struct Mounted {
     manifest: ObjectId,
     reader: Reader,
     session: Mount,
+    /// Fetches what the image lists; ends with the mount.
+    _prefetch: AbortOnDropHandle<()>,
+}
+
+/// A mount that ends when it is dropped, and is not recorded.
+#[derive(Debug)]
+pub struct Unrecorded {
+    /// The mount.
+    pub session: Mount,
+    /// What is read from it, if that is to be noted.
+    pub trace: Option<Arc<Trace>>,
+    _prefetch: AbortOnDropHandle<()>,
 }
 
 impl Mounts {
@@ -162,9 +176,18 @@ impl Mounts {
     }
 
     /// Mounts without recording: for a mount that ends with its process.
-    pub(crate) async fn unrecorded(&self, reference: &Reference, mountpoint: &Path) -> Result<Mount, MountsError> {
+    /// With `traced`, what is read is noted.
+    pub(crate) async fn unrecorded(
+        mut self,
+        reference: &Reference,
+        mountpoint: &Path,
+        traced: bool,
+    ) -> Result<Unrecorded, MountsError> {
         let (manifest, image) = self.node.image(reference).await?;
-        Ok(self.session(reference, manifest, image, mountpoint).await?.session)
+        let trace = traced.then(|| Arc::new(Trace::new(image.bootstrap.clone())));
+        self.options.trace.clone_from(&trace);
+        let Mounted { session, _prefetch, .. } = self.session(reference, manifest, image, mountpoint).await?;
+        Ok(Unrecorded { session, trace, _prefetch })
     }
 
     async fn session(
@@ -179,8 +202,11 @@ impl Mounts {
         }
         let reader = Reader::new(self.node.clone(), image.clone(), tokio::runtime::Handle::current());
         let (source, options, path) = (Arc::new(reader.clone()), self.options.clone(), mountpoint.to_owned());
-        let session = blocking(move || Mount::new(image.bootstrap.clone(), source, &path, options)).await?;
-        Ok(Mounted { reference: reference.to_string(), manifest, reader, session })
+        let bootstrap = image.bootstrap.clone();
+        let session = blocking(move || Mount::new(bootstrap, source, &path, options)).await?;
+        let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), image));
+        let _prefetch = AbortOnDropHandle::new(prefetch);
+        Ok(Mounted { reference: reference.to_string(), manifest, reader, session, _prefetch })
     }
 
     async fn remount(&self, record: &MountRecord, claim: &Claim) -> Result<(), MountsError> {

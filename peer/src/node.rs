@@ -8,7 +8,7 @@ use shoal_rafs::{ChunkCache, oci::Reference};
 use crate::{
     driver::DriverHandle,
     images::{Image, ImageError, Images},
-    reader::{Ahead, ChunkKey},
+    reader::{Ahead, PieceKey},
     store::Store,
     traffic::Traffic,
 };
@@ -22,8 +22,8 @@ pub(crate) struct Node {
     pub(crate) driver: DriverHandle,
     /// Loaded images.
     pub(crate) images: Images,
-    /// Decoded chunks in memory, over all mounts.
-    pub(crate) decoded: Arc<ChunkCache<ChunkKey>>,
+    /// Decoded pieces in memory, over all mounts.
+    pub(crate) decoded: Arc<ChunkCache<PieceKey>>,
     /// Where this node's bytes came from.
     pub(crate) traffic: Arc<Traffic>,
     /// How long a read waits.

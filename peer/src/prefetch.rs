@@ -1,14 +1,19 @@
-//! Fetches all pieces of an image that are not here, behind every read that somebody waits for.
+//! Fetches pieces of an image that are not here, behind every read that somebody waits for: when the image is mounted,
+//! those that its prefetch table lists; when somebody asks for it, all of them, the listed ones first.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use shoal_proto::{Priority, control::PrefetchProgress};
 use shoal_scheduler::{Item, Origin};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::{driver::WantFailed, images::Image, node::Node};
+use crate::{
+    driver::WantFailed,
+    images::{Image, ImageBlob},
+    node::Node,
+};
 
 /// Pieces that are wanted at a time: enough to keep every source busy, few enough to leave a queue to join from.
 const WINDOW: usize = 256;
@@ -27,23 +32,24 @@ pub(crate) async fn run(
 ) -> Result<(), WantFailed> {
     let mut now = PrefetchProgress::default();
     let mut missing = Vec::new();
-    for blob in &image.blobs {
-        for number in blob.pieces() {
-            let bytes = blob.encoded_len(number) as u64;
-            now.pieces += 1;
-            now.bytes += bytes;
-            if blob.handle.is_present(number) {
-                now.present_pieces += 1;
-                now.present_bytes += bytes;
-            } else {
-                missing.push((Item { blob: blob.key, piece: number }, bytes));
-            }
+    let rest = image.blobs.iter().flat_map(|blob| blob.pieces().map(move |number| (blob, number)));
+    let mut seen = HashSet::new();
+    for (blob, number) in listed(image).into_iter().chain(rest) {
+        let item = Item { blob: blob.key, piece: number };
+        if !seen.insert(item) {
+            continue;
+        }
+        let bytes = blob.encoded_len(number) as u64;
+        now.pieces += 1;
+        now.bytes += bytes;
+        if blob.handle.is_present(number) {
+            now.present_pieces += 1;
+            now.present_bytes += bytes;
+        } else {
+            missing.push((item, bytes));
         }
     }
-    let fetches = futures::stream::iter(missing).map(|(item, bytes)| async move {
-        node.driver.want(item, Priority::Prefetch, PATIENCE, Origin::Local).await.map(|_| bytes)
-    });
-    let mut fetches = fetches.buffer_unordered(WINDOW);
+    let mut fetches = std::pin::pin!(fetches(node, missing));
     while let Some(bytes) = fetches.try_next().await? {
         now.present_pieces += 1;
         now.present_bytes += bytes;
@@ -56,4 +62,44 @@ pub(crate) async fn run(
     // A listener that has just gone does not need it.
     let _ = progress.send(Ok(now)).await;
     Ok(())
+}
+
+/// Fetches what the prefetch table of a mounted image lists. Whoever reads what could not be had asks again.
+pub(crate) async fn run_listed(node: Arc<Node>, image: Arc<Image>) {
+    let mut seen = HashSet::new();
+    let missing = listed(&image).into_iter().filter(|(blob, number)| !blob.handle.is_present(*number));
+    let items = missing.map(|(blob, piece)| (Item { blob: blob.key, piece }, 0));
+    let missing: Vec<_> = items.filter(|(item, _)| seen.insert(*item)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    tracing::debug!(layer = %image.layer, pieces = missing.len(), "fetching what the prefetch table lists");
+    let mut fetches = std::pin::pin!(fetches(&node, missing));
+    while let Some(fetched) = fetches.next().await {
+        if let Err(error) = fetched {
+            tracing::debug!(layer = %image.layer, "a listed piece is not here: {error}");
+        }
+    }
+}
+
+/// Wants the pieces in order, a window of them at a time, and gives the number that came with each.
+fn fetches(node: &Node, missing: Vec<(Item, u64)>) -> impl Stream<Item = Result<u64, WantFailed>> {
+    let fetches = futures::stream::iter(missing).map(move |(item, bytes)| async move {
+        node.driver.want(item, Priority::Prefetch, PATIENCE, Origin::Local).await.map(|_| bytes)
+    });
+    fetches.buffer_unordered(WINDOW)
+}
+
+/// The pieces that the prefetch table lists, in its order; one that holds several chunks may come several times.
+fn listed(image: &Image) -> Vec<(&ImageBlob, u32)> {
+    let chunks = image.bootstrap.prefetch_chunks().unwrap_or_else(|error| {
+        tracing::warn!(layer = %image.layer, "cannot follow the prefetch table: {error}");
+        Vec::new()
+    });
+    let piece = |blob: &ImageBlob, index| blob.table.piece_of_chunk(index);
+    let places = chunks.into_iter().filter_map(|chunk| {
+        let blob = image.blobs.get(chunk.blob as usize)?;
+        Some((blob, piece(blob, chunk.index)?))
+    });
+    places.collect()
 }

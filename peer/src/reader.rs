@@ -10,9 +10,8 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use shoal_proto::Priority;
-use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece};
+use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::runtime::Handle;
 
@@ -23,8 +22,8 @@ use crate::{
     traffic::{Provenance, Traffic},
 };
 
-/// What the memory of decoded chunks is keyed by: a variant of a blob, and a chunk of it.
-pub(crate) type ChunkKey = (BlobKey, u32);
+/// What the memory of decoded pieces is keyed by: a variant of a blob, and a piece of it.
+pub(crate) type PieceKey = (BlobKey, u32);
 
 /// Chunks of one mounted image. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,7 +33,7 @@ pub(crate) struct Reader(Arc<Inner>);
 struct Inner {
     node: Arc<Node>,
     image: Arc<Image>,
-    cache: Arc<ChunkCache<ChunkKey>>,
+    cache: Arc<ChunkCache<PieceKey>>,
     traffic: Traffic,
     errors: AtomicU64,
     /// Pieces that were counted. Locked for one look.
@@ -80,38 +79,47 @@ impl ChunkSource for Reader {
             let blob = blob.map_or(shoal_proto::BlobId::new([0; 32]), |blob| blob.table.blob());
             return reply(Err(ChunkError { blob, index: chunk.index, reason: "the image does not name it".into() }));
         };
-        let key = (blob.key, chunk.index);
-        if self.0.cache.lead(&key, reply) {
-            let (inner, blob) = (self.0.clone(), blob.clone());
-            self.0.runtime.spawn(async move {
-                let outcome = inner.chunk(&blob, piece, chunk.index, priority).await;
-                if outcome.is_err() {
-                    inner.errors.fetch_add(1, Relaxed);
-                }
-                inner.cache.complete(key, outcome);
-            });
+        let key = (blob.key, piece);
+        match self.0.cache.read(&key, chunk.index, reply) {
+            Lead::Answered | Lead::Joined => {}
+            Lead::Leads => {
+                let (inner, blob) = (self.0.clone(), blob.clone());
+                self.0.runtime.spawn(async move {
+                    let outcome = inner.piece(&blob, piece, chunk.index, priority).await;
+                    if outcome.is_err() {
+                        inner.errors.fetch_add(1, Relaxed);
+                    }
+                    inner.cache.complete(key, outcome);
+                });
+            }
+            Lead::Refused(reply) => {
+                self.0.errors.fetch_add(1, Relaxed);
+                let (blob, reason) = (blob.table.blob(), "too many reads wait".into());
+                reply(Err(ChunkError { blob, index: chunk.index, reason }));
+            }
         }
     }
 }
 
 impl Inner {
-    async fn chunk(
+    /// Gets a piece from the store or from elsewhere. An error names the chunk for whose sake.
+    async fn piece(
         self: &Arc<Self>,
         blob: &ImageBlob,
         piece: u32,
         index: u32,
         priority: Priority,
-    ) -> Result<Bytes, ChunkError> {
-        let fail = |reason: &str| ChunkError { blob: blob.table.blob(), index, reason: reason.into() };
+    ) -> Result<Arc<DecodedPiece>, ChunkError> {
+        let fail = |reason: String| ChunkError { blob: blob.table.blob(), index, reason: reason.into() };
         let (decoded, from) = match self.stored(blob, piece).await {
             Some(decoded) => (decoded, Provenance::Local),
             None => {
                 self.read_ahead(blob, piece);
-                self.fetched(blob, piece, priority).await.map_err(|reason| fail(&reason))?
+                self.fetched(blob, piece, priority).await.map_err(fail)?
             }
         };
         self.count(blob, piece, from);
-        decoded.chunk(index).ok_or_else(|| fail("the piece does not hold it"))
+        Ok(decoded)
     }
 
     /// Counts a piece for this mount the first time that it is read, and for the node if it was here before the start.

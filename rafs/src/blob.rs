@@ -3,31 +3,43 @@
 //! ```text
 //! chunk data                      back to back, no alignment
 //! [tar header]                    in blobs made for registries by other builders
-//! chunk table, maybe compressed   16 (v1) or 24 (v2) bytes per chunk
+//! chunk table, maybe compressed   16 (v1) or 24 (v2) bytes per chunk, then 40 bytes per batch
 //! header, 4096 bytes              magic, entries, offset, sizes ... magic
 //! [tar header, more files]
 //! ```
 //!
-//! The bootstrap's chunk table says the same and has the digests, so reading files needs none of this: the table matters
-//! to `check`, to pushes (which put it next to the bootstrap) and to numbering the pieces of a blob without a bootstrap.
-//! Contexts of batched and ZRAN chunks are refused.
+//! The bootstrap's chunk table says the same and has the digests, but only of the chunks that the image uses, and it knows
+//! nothing of batches: small chunks that were compressed as one. So the table here is what pieces are numbered by.
+//! ZRAN contexts and encryption are refused.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use crate::bootstrap::ChunkTableRange;
 use crate::codec::{self, Compressor};
 use crate::layout::{self, CI_HEADER, CiHeader, features};
 
 mod entry;
+mod members;
+mod toc;
 
-pub use entry::ChunkInfo;
+pub use entry::{Batch, ChunkInfo, InBatch};
+pub use members::Member;
+pub(crate) use members::{ReadAt, TAR_HEADER, content, members};
+pub use toc::{Toc, TocEntry};
 
-/// Most files that may follow the chunk table in a blob.
-const MAX_TRAILERS: usize = 8;
+/// Name of the chunk table and its header among the files of a blob.
+const TABLE_NAME: &str = "blob.meta";
+/// Name of a bootstrap inside a blob.
+pub(crate) const BOOTSTRAP_NAME: &str = "image.boot";
+/// Name of the table of contents.
+pub(crate) const TOC_NAME: &str = "rafs.blob.toc";
+/// Bytes of the context of a batch.
+const CONTEXT: usize = 40;
 
 /// Why a chunk table could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -57,58 +69,104 @@ pub enum ChunkTableError {
     },
 }
 
-fn invalid(structure: &'static str, problem: impl Into<String>) -> ChunkTableError {
+pub(crate) fn invalid(structure: &'static str, problem: impl Into<String>) -> ChunkTableError {
     ChunkTableError::Invalid { structure, problem: problem.into() }
 }
 
-/// A chunk table, decoded.
+/// A chunk table. Every entry was read once when it was made; they are read again when asked for, so that it takes no
+/// more memory than its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkTable {
-    /// Feature bits of the format.
-    pub features: u32,
-    /// How the table is stored in the blob.
-    pub compressor: Compressor,
-    /// Where it starts in the blob.
-    pub offset: u64,
-    /// Its stored size.
-    pub encoded_size: u64,
-    /// All chunks of the blob by index.
-    pub chunks: Vec<ChunkInfo>,
+    header: Header,
+    /// The decoded table: entries, then contexts.
+    bytes: Bytes,
+}
+
+/// The header of a chunk table, checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    features: u32,
+    entries: u32,
+    range: ChunkTableRange,
+    /// Offset of the first context in the decoded table.
+    context_offset: usize,
+    contexts: u32,
 }
 
 impl ChunkTable {
     /// Finds and reads the table of a stored blob.
     pub fn read(blob_file: &Path) -> Result<Self, ChunkTableError> {
-        let (header, table) = read_decoded(blob_file)?;
-        Self::decode(&header, &table)
+        let (_, header, bytes) = read_decoded(blob_file)?;
+        Self::new(header, bytes.into())
     }
 
-    /// Parses a `<digest>.blob.meta` file: see [`chunk_table_file`].
-    pub fn parse(meta: &[u8]) -> Result<Self, ChunkTableError> {
+    /// Parses a `<digest>.blob.meta` file: see [`chunk_table_file`]. Keeps its bytes.
+    pub fn parse(meta: &Bytes) -> Result<Self, ChunkTableError> {
         let table_len = meta.len().checked_sub(CI_HEADER as usize).filter(|len| len.is_multiple_of(4096));
         let table_len = table_len.ok_or_else(|| invalid("chunk table file", format!("{} bytes", meta.len())))?;
-        let header = read_header(&meta[table_len..])?;
-        let len =
-            usize::try_from(header.decoded_size.get()).ok().filter(|len| len.next_multiple_of(4096) == table_len);
-        let len = len.ok_or_else(|| {
-            invalid("chunk table file", format!("{table_len} bytes of a table of {}", header.decoded_size))
+        let (_, header) = read_header(&meta[table_len..])?;
+        let len = usize::try_from(header.range.decoded_size).ok();
+        let len = len.filter(|len| len.next_multiple_of(4096) == table_len).ok_or_else(|| {
+            invalid("chunk table file", format!("{table_len} bytes of a table of {}", header.range.decoded_size))
         })?;
-        Self::decode(&header, &meta[..len])
+        Self::new(header, meta.slice(..len))
     }
 
-    fn decode(header: &CiHeader, table: &[u8]) -> Result<Self, ChunkTableError> {
-        let unit = entry_size(header.features.get());
-        let chunks = table.chunks_exact(unit).enumerate().map(|(index, bytes)| {
-            let chunk = if unit == 16 { ChunkInfo::from_v1(bytes) } else { ChunkInfo::from_v2(bytes) };
-            chunk.map_err(|problem| invalid("chunk table entry", format!("{index}: {problem}")))
-        });
-        Ok(Self {
-            features: header.features.get(),
-            compressor: compressor(header)?,
-            offset: header.offset.get(),
-            encoded_size: header.encoded_size.get(),
-            chunks: chunks.collect::<Result<_, _>>()?,
-        })
+    fn new(header: Header, bytes: Bytes) -> Result<Self, ChunkTableError> {
+        let table = Self { header, bytes };
+        for index in 0..table.len() {
+            let fail = |problem: &str| invalid("chunk table entry", format!("{index}: {problem}"));
+            let chunk = table.entry(index).map_err(fail)?;
+            if chunk.batch.is_some_and(|batch| batch.index >= header.contexts) {
+                return Err(fail("its batch has no context"));
+            }
+        }
+        Ok(table)
+    }
+
+    /// Feature bits of the format.
+    pub fn features(&self) -> u32 {
+        self.header.features
+    }
+
+    /// Where it lies in the blob, and how it is stored there.
+    pub fn range(&self) -> ChunkTableRange {
+        self.header.range
+    }
+
+    /// Chunks of the blob.
+    pub fn len(&self) -> u32 {
+        self.header.entries
+    }
+
+    /// Whether the blob has no chunks.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The chunk with this index.
+    pub fn chunk(&self, index: u32) -> Option<ChunkInfo> {
+        // Each was read when the table was made.
+        (index < self.len()).then(|| self.entry(index).ok()).flatten()
+    }
+
+    /// All chunks of the blob, by index.
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkInfo> {
+        (0..self.len()).map_while(|index| self.chunk(index))
+    }
+
+    /// The batch with this number.
+    pub fn batch(&self, index: u32) -> Option<Batch> {
+        let start = self.header.context_offset.checked_add(index as usize * CONTEXT)?;
+        let known = index < self.header.contexts;
+        known.then(|| self.bytes.get(start..start + CONTEXT).map(Batch::from_context)).flatten()
+    }
+
+    fn entry(&self, index: u32) -> Result<ChunkInfo, &'static str> {
+        let unit = entry_size(self.header.features);
+        let start = index as usize * unit;
+        let bytes = self.bytes.get(start..start + unit).ok_or("it lies behind the table")?;
+        if unit == 16 { ChunkInfo::from_v1(bytes) } else { ChunkInfo::from_v2(bytes) }
     }
 
     /// The bytes that follow the chunk data at `offset` in a new blob (table and header), and the table's description.
@@ -140,7 +198,7 @@ impl ChunkTable {
 /// The chunk table of a stored blob as registries carry it next to the bootstrap (`image/<digest>.blob.meta`): the
 /// decoded table, zeroes up to a multiple of 4096, the header as it is in the blob.
 pub fn chunk_table_file(blob_file: &Path) -> Result<Vec<u8>, ChunkTableError> {
-    let (header, mut bytes) = read_decoded(blob_file)?;
+    let (header, _, mut bytes) = read_decoded(blob_file)?;
     bytes.resize(bytes.len().next_multiple_of(4096), 0);
     append_header(&mut bytes, &header);
     Ok(bytes)
@@ -153,91 +211,88 @@ fn append_header(bytes: &mut Vec<u8>, header: &CiHeader) {
     bytes.extend_from_slice(&layout::CI_MAGIC.to_le_bytes());
 }
 
-/// Header and decoded table of a stored blob.
-fn read_decoded(path: &Path) -> Result<(CiHeader, Vec<u8>), ChunkTableError> {
+/// Header, also as it lies there, and decoded table of a stored blob.
+fn read_decoded(path: &Path) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableError> {
     let failed = |source| ChunkTableError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
-    let end = find_end(&file, size).map_err(failed)?;
+    // Its end is that of the file, or that of a member when files follow it.
+    let members = members(&file, size).map_err(failed)?;
+    let end = members.iter().find(|member| member.name == TABLE_NAME).map_or(size, |member| member.range.end);
     let start =
         end.checked_sub(CI_HEADER).ok_or_else(|| invalid("blob", format!("{size} bytes have no chunk table")))?;
     let mut header = vec![0; CI_HEADER as usize];
     file.read_exact_at(&mut header, start).map_err(failed)?;
-    let header = read_header(&header)?;
-    let (offset, encoded_size) = (header.offset.get(), header.encoded_size.get());
+    let (stored_header, header) = read_header(&header)?;
+    let ChunkTableRange { offset, encoded_size, decoded_size, compressor } = header.range;
     if offset.checked_add(encoded_size) != Some(start) {
         let problem = format!("{encoded_size} bytes at {offset} do not end at the header at {start}");
         return Err(invalid("chunk table", problem));
     }
     let mut stored = vec![0; encoded_size as usize];
     file.read_exact_at(&mut stored, offset).map_err(failed)?;
-    let table = codec::decode(compressor(&header)?, &stored, header.decoded_size.get() as usize)
+    let table = codec::decode(compressor, &stored, decoded_size as usize)
         .map_err(|error| invalid("chunk table", error.to_string()))?;
-    Ok((header, table))
+    Ok((stored_header, header, table))
 }
 
-/// End of the header: that of the file, or of the tar member `blob.meta` when files follow it. Tar headers stand behind
-/// their data here, so the way leads backwards.
-fn find_end(file: &File, size: u64) -> io::Result<u64> {
-    let mut end = size;
-    for _ in 0..MAX_TRAILERS {
-        let Some(start) = end.checked_sub(512) else { break };
-        let mut block = [0; 512];
-        file.read_exact_at(&mut block, start)?;
-        let header = tar::Header::from_byte_slice(&block);
-        if header.as_gnu().is_none() || !checksum_matches(header) {
-            break;
-        }
-        if header.path_bytes().as_ref() == b"blob.meta" {
-            return Ok(start);
-        }
-        let Some(previous) = header.entry_size().ok().and_then(|len| start.checked_sub(len)) else { break };
-        end = previous;
-    }
-    Ok(size)
-}
-
-fn checksum_matches(header: &tar::Header) -> bool {
-    let mut copy = header.clone();
-    copy.set_cksum();
-    copy.cksum().ok().zip(header.cksum().ok()).is_some_and(|(expected, found)| expected == found)
-}
-
-fn compressor(header: &CiHeader) -> Result<Compressor, ChunkTableError> {
-    let code = header.compressor.get();
-    Compressor::from_code(code).ok_or_else(|| invalid("chunk table header", format!("unknown compressor {code}")))
-}
-
-fn entry_size(bits: u32) -> usize {
+/// Bytes of an entry.
+pub(crate) fn entry_size(bits: u32) -> usize {
     if bits & features::CHUNK_INFO_V2 != 0 { 24 } else { 16 }
 }
 
-fn read_header(bytes: &[u8]) -> Result<CiHeader, ChunkTableError> {
+/// Whether a decoded table of this size can hold the entries. One with batches may have a context for each chunk.
+pub(crate) fn size_fits(decoded_size: u64, entries: u32, bits: u32) -> bool {
+    let table = u64::from(entries) * entry_size(bits) as u64;
+    let contexts = if bits & features::BATCH != 0 { u64::from(entries) * CONTEXT as u64 } else { 0 };
+    (table..=table + contexts).contains(&decoded_size)
+}
+
+fn read_header(bytes: &[u8]) -> Result<(CiHeader, Header), ChunkTableError> {
     let what = "chunk table header";
-    let (header, _) = CiHeader::read_from_prefix(bytes).map_err(|_| invalid(what, "it is too short"))?;
+    let (stored, _) = CiHeader::read_from_prefix(bytes).map_err(|_| invalid(what, "it is too short"))?;
     let magic = layout::CI_MAGIC.to_le_bytes();
-    if header.magic.get() != layout::CI_MAGIC || !bytes.ends_with(&magic) {
+    if stored.magic.get() != layout::CI_MAGIC || !bytes.ends_with(&magic) {
         return Err(invalid(what, "no magic at both ends"));
     }
-    let bits = header.features.get();
-    let refused = [
-        (features::ZRAN, "zran contexts"),
-        (features::BATCH, "batches"),
-        (features::ENCRYPTED, "encryption"),
-        (features::TARFS, "tarfs mode"),
-    ];
+    let bits = stored.features.get();
+    let refused =
+        [(features::ZRAN, "zran contexts"), (features::ENCRYPTED, "encryption"), (features::TARFS, "tarfs mode")];
     if let Some((_, what)) = refused.into_iter().find(|(bit, _)| bits & bit != 0) {
         return Err(ChunkTableError::Unsupported { what });
     }
-    let entries = header.entries.get();
+    let entries = stored.entries.get();
     if entries > layout::MAX_CHUNKS + 1 {
         return Err(invalid(what, format!("{entries} entries")));
     }
-    let (encoded, decoded) = (header.encoded_size.get(), header.decoded_size.get());
-    if decoded != u64::from(entries) * entry_size(bits) as u64 || encoded > decoded {
-        return Err(invalid(what, format!("{entries} entries in {decoded} bytes, stored {encoded}")));
+    let (encoded_size, decoded_size) = (stored.encoded_size.get(), stored.decoded_size.get());
+    if !size_fits(decoded_size, entries, bits) || encoded_size > decoded_size {
+        return Err(invalid(what, format!("{entries} entries in {decoded_size} bytes, stored {encoded_size}")));
     }
-    Ok(header)
+    let code = stored.compressor.get();
+    let compressor = Compressor::from_code(code);
+    let compressor = compressor.ok_or_else(|| invalid(what, format!("unknown compressor {code}")))?;
+    let range = ChunkTableRange { offset: stored.offset.get(), encoded_size, decoded_size, compressor };
+    let (context_offset, contexts) = contexts(&stored)?;
+    Ok((stored, Header { features: bits, entries, range, context_offset, contexts }))
+}
+
+/// Where the contexts of batches start, and their number.
+fn contexts(header: &CiHeader) -> Result<(usize, u32), ChunkTableError> {
+    let bits = header.features.get();
+    if bits & features::BATCH == 0 {
+        return Ok((0, 0));
+    }
+    let (offset, size, count) = (header.context_offset.get(), header.context_size.get(), header.context_count.get());
+    let table = u64::from(header.entries.get()) * entry_size(bits) as u64;
+    let fits = bits & features::CHUNK_INFO_V2 != 0
+        && size == u64::from(count) * CONTEXT as u64
+        && offset >= table
+        && offset.checked_add(size).is_some_and(|end| end <= header.decoded_size.get());
+    match usize::try_from(offset) {
+        Ok(offset) if fits => Ok((offset, count)),
+        _ => Err(invalid("chunk table header", format!("{count} batches in {size} bytes at {offset}"))),
+    }
 }
 
 #[cfg(test)]

@@ -1,111 +1,95 @@
 //! Chunks from a folder of blob files: the image alone, with no peer and no registry.
 //!
-//! [`BlobDirReader`] reads and verifies one chunk at a time in the caller's thread; `check` and `unpack` use it.
-//! [`BlobDir`] is the [`ChunkSource`] over it: its own few threads, on-demand before prefetch, one decode for all that
-//! wait for a chunk, and a cache of decoded chunks, because a reader asks for 128 KiB at a time and a chunk has 1 MiB.
-//! Nothing that failed is remembered: a blob file that is mended serves again.
+//! [`BlobDirReader`] reads and verifies in the caller's thread; `check`, `unpack` and `expand` use it. [`BlobDir`] is the
+//! [`ChunkSource`] over it: its own few threads, on-demand before prefetch, and a [`ChunkCache`] in front, because a reader
+//! asks for 128 KiB at a time and a chunk has 1 MiB. Nothing that failed is remembered: a blob file that is mended serves
+//! again.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use bytes::Bytes;
 use shoal_proto::{BlobId, Priority};
 
+use crate::blob::ChunkTableError;
 use crate::bootstrap::Bootstrap;
-use crate::piece::PieceTable;
-use crate::source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+use crate::chunk_cache::{ChunkCache, Lead};
+use crate::piece::PieceTableError;
+use crate::source::{ChunkId, ChunkReply, ChunkSource};
 
-mod cache;
+mod reader;
 
-use cache::Cache;
+pub use reader::BlobDirReader;
+pub(crate) use reader::{BlobFile, PieceId};
 
 /// Bytes of decoded chunks that a [`BlobDir`] keeps: a few files read in turns, little next to the page cache.
-pub const DECODED_CACHE_BYTES: usize = 32 << 20;
-/// Most reads that wait at a time; further ones fail. The kernel's own limits are far below.
-const MAX_WAITING: usize = 1 << 16;
+pub const DECODED_CACHE_BYTES: u64 = 32 << 20;
 
-/// A blob of the image that is not in the folder.
+/// Where the blob files of an image are.
+#[derive(Debug, Clone, Default)]
+pub struct BlobPaths {
+    dir: Option<PathBuf>,
+    own: Option<(BlobId, PathBuf)>,
+}
+
+impl BlobPaths {
+    /// The blob of `own` is the file beside it; any other lies in `dir` under its id.
+    pub fn new(dir: Option<&Path>, own: Option<(BlobId, PathBuf)>) -> Self {
+        Self { dir: dir.map(Path::to_owned), own }
+    }
+
+    /// Where a blob should be, if anybody has said.
+    pub fn path(&self, blob: BlobId) -> Option<PathBuf> {
+        let own = self.own.as_ref().filter(|(id, _)| *id == blob).map(|(_, path)| path.clone());
+        own.or_else(|| Some(self.dir.as_ref()?.join(blob.to_string())))
+    }
+}
+
+/// Why a blob of the image cannot be read from the folder.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open blob file {}", path.display())]
-pub struct BlobDirError {
-    /// The file.
-    pub path: PathBuf,
-    /// What the system said.
-    #[source]
-    pub source: io::Error,
-}
-
-/// The blob files of one image, in a folder, named by blob id.
-#[derive(Debug)]
-pub struct BlobDirReader {
-    blobs: Vec<BlobFile>,
-}
-
-impl BlobDirReader {
-    /// Opens every blob of an image. Says nothing yet about their bytes.
-    pub fn open(bootstrap: &Bootstrap, dir: &Path) -> Result<Self, BlobDirError> {
-        let tables = (0..bootstrap.blobs().len() as u32).map(|blob| bootstrap.piece_table(blob));
-        Ok(Self { blobs: tables.map(|table| BlobFile::open(table, dir)).collect::<Result<_, _>>()? })
-    }
-
-    /// Reads, decodes and verifies one chunk.
-    pub fn read(&self, chunk: ChunkId) -> Result<Bytes, ChunkError> {
-        match self.blobs.get(chunk.blob as usize) {
-            Some(blob) => blob.read(chunk.index),
-            None => Err(self.error(chunk, format!("the image has no blob {}", chunk.blob))),
-        }
-    }
-
-    fn error(&self, chunk: ChunkId, reason: impl Into<Arc<str>>) -> ChunkError {
-        // A blob that the image does not have has no id.
-        let blob = self.blobs.get(chunk.blob as usize).map_or(BlobId::new([0; 32]), |blob| blob.table.blob());
-        ChunkError { blob, index: chunk.index, reason: reason.into() }
-    }
-}
-
-/// One stored blob.
-#[derive(Debug)]
-pub(crate) struct BlobFile {
-    file: File,
-    table: Arc<PieceTable>,
-}
-
-impl BlobFile {
-    pub(crate) fn open(table: Arc<PieceTable>, dir: &Path) -> Result<Self, BlobDirError> {
-        let path = dir.join(table.blob().to_string());
-        let file = File::open(&path).map_err(|source| BlobDirError { path, source })?;
-        Ok(Self { file, table })
-    }
-
-    /// Reads, decodes and verifies the chunk with this index.
-    pub(crate) fn read(&self, index: u32) -> Result<Bytes, ChunkError> {
-        let table = &self.table;
-        let failed = |reason: String| ChunkError { blob: table.blob(), index, reason: reason.into() };
-        let named = table.piece_of_chunk(index).and_then(|number| Some((number, table.piece(number)?)));
-        let (number, piece) = named.ok_or_else(|| failed("the image does not name it".into()))?;
-        let range = piece.encoded();
-        let mut encoded = vec![0; (range.end - range.start) as usize];
-        self.file.read_exact_at(&mut encoded, range.start).map_err(|error| failed(format!("blob file: {error}")))?;
-        let decoded = table.decode(number, &encoded).map_err(|error| failed(chain(&error)))?;
-        decoded.chunk(index).ok_or_else(|| failed("its piece decodes without it".into()))
-    }
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+pub enum BlobDirError {
+    /// It is not the file that holds the bootstrap, and no folder was given.
+    #[error("blob {blob} is in another file, and no folder of blobs is given")]
+    NoFolder {
+        /// The blob.
+        blob: BlobId,
+    },
+    /// Its file cannot be opened.
+    #[error("cannot open blob file {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Its chunk table, without which its batches cannot be found, is not in the file.
+    #[error("cannot read the chunk table of {}", path.display())]
+    ChunkTable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ChunkTableError,
+    },
+    /// Its tables contradict themselves or each other.
+    #[error("blob file {}", path.display())]
+    Pieces {
+        /// The file.
+        path: PathBuf,
+        /// Which rule they break.
+        #[source]
+        source: PieceTableError,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// The [`ChunkSource`] of an image whose blobs lie in a folder. Dropping it answers what still waits with an error.
@@ -118,45 +102,37 @@ pub struct BlobDir {
 #[derive(Debug)]
 struct Shared {
     reader: BlobDirReader,
+    cache: ChunkCache<PieceId>,
     /// Held for look-ups only, never while reading, decoding or replying.
-    state: Mutex<State>,
+    queues: Mutex<Queues>,
     work: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    on_demand: VecDeque<ChunkId>,
-    prefetch: VecDeque<ChunkId>,
-    /// Who waits for which chunk; the chunk is in a queue or with a worker.
-    flights: HashMap<ChunkId, Flight>,
-    waiting: usize,
-    cache: Cache,
+/// Pieces that somebody waits for and no worker has yet.
+#[derive(Debug, Default)]
+struct Queues {
+    on_demand: VecDeque<PieceId>,
+    prefetch: VecDeque<PieceId>,
+    /// What is queued, and how urgently. A place in a queue that this does not confirm is void.
+    queued: HashMap<PieceId, Priority>,
     closed: bool,
-}
-
-struct Flight {
-    replies: Vec<ChunkReply>,
-    priority: Priority,
-    /// A worker has it.
-    running: bool,
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("flights", &self.flights.len()).field("waiting", &self.waiting).finish()
-    }
 }
 
 impl BlobDir {
     /// Opens the blobs of an image in `dir` and starts `threads` workers (0: one per processor).
     pub fn open(bootstrap: Bootstrap, dir: &Path, threads: usize) -> Result<Self, BlobDirError> {
-        let reader = BlobDirReader::open(&bootstrap, dir)?;
-        let shared = Arc::new(Shared { reader, state: Mutex::default(), work: Condvar::new() });
+        Self::new(BlobDirReader::open(&bootstrap, dir)?, threads)
+    }
+
+    /// Over blobs that are open.
+    pub fn new(reader: BlobDirReader, threads: usize) -> Result<Self, BlobDirError> {
+        let cache = ChunkCache::new(DECODED_CACHE_BYTES);
+        let shared = Arc::new(Shared { reader, cache, queues: Mutex::default(), work: Condvar::new() });
         let threads = if threads == 0 { thread::available_parallelism().map_or(1, usize::from) } else { threads };
         let worker = |number| {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name(format!("decode-{number}")).spawn(move || shared.run());
-            thread.map_err(|source| BlobDirError { path: dir.to_owned(), source })
+            thread.map_err(|source| BlobDirError::Thread { source })
         };
         let workers = (0..threads).map(worker).collect::<Result<_, _>>();
         let workers = workers.inspect_err(|_| shared.close())?;
@@ -166,8 +142,15 @@ impl BlobDir {
 
 impl ChunkSource for BlobDir {
     fn read(&self, chunk: ChunkId, priority: Priority, reply: ChunkReply) {
-        if let Some((reply, outcome)) = self.shared.submit(chunk, priority, reply) {
-            reply(outcome);
+        let shared = &self.shared;
+        let Some(piece) = shared.reader.piece_of(chunk) else {
+            return reply(Err(shared.reader.error(chunk, "the image does not name it")));
+        };
+        match shared.cache.read(&piece, chunk.index, reply) {
+            Lead::Answered => {}
+            Lead::Refused(reply) => reply(Err(shared.reader.error(chunk, "too many reads wait"))),
+            Lead::Leads => shared.queue(piece, priority),
+            Lead::Joined => shared.lift(piece, priority),
         }
     }
 }
@@ -185,101 +168,81 @@ impl Drop for BlobDir {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a read, or gives it back with its outcome when that is known at once.
-    fn submit(
-        &self,
-        chunk: ChunkId,
-        priority: Priority,
-        reply: ChunkReply,
-    ) -> Option<(ChunkReply, Result<Bytes, ChunkError>)> {
-        let mut state = self.lock();
-        if let Some(bytes) = state.cache.get(chunk) {
-            return Some((reply, Ok(bytes)));
+    fn queue(&self, piece: PieceId, priority: Priority) {
+        let mut queues = self.lock();
+        if queues.closed {
+            drop(queues);
+            return self.refuse(piece);
         }
-        if state.closed || state.waiting == MAX_WAITING {
-            let reason = if state.closed { "the image is being closed" } else { "too many reads wait" };
-            return Some((reply, Err(self.reader.error(chunk, reason))));
-        }
-        state.waiting += 1;
-        let flight = state.flights.get_mut(&chunk);
-        let queue = match flight {
-            Some(flight) => {
-                flight.replies.push(reply);
-                let urgent = priority > flight.priority && !flight.running;
-                flight.priority = flight.priority.max(priority);
-                urgent
-            }
-            None => {
-                state.flights.insert(chunk, Flight { replies: vec![reply], priority, running: false });
-                true
-            }
-        };
-        if queue {
-            // An older place in the other queue is skipped when its turn comes.
-            let queue = if priority == Priority::OnDemand { &mut state.on_demand } else { &mut state.prefetch };
-            queue.push_back(chunk);
+        queues.push(piece, priority);
+        self.work.notify_one();
+    }
+
+    /// Moves a piece that is queued for prefetch before those, when somebody waits for it now.
+    fn lift(&self, piece: PieceId, priority: Priority) {
+        let mut queues = self.lock();
+        // Not queued: a worker has it, or is about to get it from whoever leads.
+        if queues.queued.get(&piece).is_some_and(|queued| priority > *queued) {
+            queues.push(piece, priority);
             self.work.notify_one();
         }
-        None
     }
 
     fn run(&self) {
-        while let Some(chunk) = self.next() {
-            let outcome = self.reader.read(chunk);
-            for reply in self.finish(chunk, &outcome) {
-                reply(outcome.clone());
-            }
+        while let Some(piece) = self.next() {
+            self.cache.complete(piece, self.reader.piece(piece).map(Arc::new));
         }
     }
 
-    /// Waits for a chunk to read; `None` when closed.
-    fn next(&self) -> Option<ChunkId> {
-        let mut state = self.lock();
+    /// Waits for a piece to read; `None` when closed.
+    fn next(&self) -> Option<PieceId> {
+        let mut queues = self.lock();
         loop {
-            if state.closed {
+            if queues.closed {
                 return None;
             }
-            let next = state.on_demand.pop_front().or_else(|| state.prefetch.pop_front());
-            let Some(chunk) = next else {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            if let Some(flight) = state.flights.get_mut(&chunk).filter(|flight| !flight.running) {
-                flight.running = true;
-                return Some(chunk);
+            match queues.pop() {
+                Some(piece) => return Some(piece),
+                None => queues = self.work.wait(queues).unwrap_or_else(PoisonError::into_inner),
             }
         }
-    }
-
-    fn finish(&self, chunk: ChunkId, outcome: &Result<Bytes, ChunkError>) -> Vec<ChunkReply> {
-        let mut state = self.lock();
-        if let Ok(bytes) = outcome {
-            state.cache.insert(chunk, bytes.clone());
-        }
-        let replies = state.flights.remove(&chunk).map_or_else(Vec::new, |flight| flight.replies);
-        state.waiting -= replies.len();
-        replies
     }
 
     fn close(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        let mut waiting = Vec::new();
-        for (chunk, flight) in &mut state.flights {
-            // What runs is answered by its worker.
-            if !flight.running {
-                waiting.extend(flight.replies.drain(..).map(|reply| (*chunk, reply)));
-            }
-        }
-        state.waiting -= waiting.len();
+        let mut queues = self.lock();
+        queues.closed = true;
+        // What a worker has, it answers.
+        let queued = std::mem::take(&mut queues.queued);
         self.work.notify_all();
-        drop(state);
-        for (chunk, reply) in waiting {
-            reply(Err(self.reader.error(chunk, "the image is being closed")));
+        drop(queues);
+        for piece in queued.into_keys() {
+            self.refuse(piece);
+        }
+    }
+
+    fn refuse(&self, piece: PieceId) {
+        // The index is that of each waiter.
+        let chunk = ChunkId { blob: piece.blob, index: 0 };
+        self.cache.complete(piece, Err(self.reader.error(chunk, "the image is being closed")));
+    }
+}
+
+impl Queues {
+    fn push(&mut self, piece: PieceId, priority: Priority) {
+        self.queued.insert(piece, priority);
+        if priority == Priority::OnDemand { &mut self.on_demand } else { &mut self.prefetch }.push_back(piece);
+    }
+
+    fn pop(&mut self) -> Option<PieceId> {
+        loop {
+            let piece = self.on_demand.pop_front().or_else(|| self.prefetch.pop_front())?;
+            if self.queued.remove(&piece).is_some() {
+                return Some(piece);
+            }
         }
     }
 }

@@ -6,23 +6,26 @@
 //! from strangers; whatever they are, it ends, with memory proportional to their number, in a tree or in an error that
 //! names the structure and its offset.
 //!
-//! Nothing is unpacked: an [`Inode`] is decoded from the file's bytes when asked for. Only the chunk table becomes a
-//! structure of its own (one [`PieceTable`] per blob), because everything below asks it by number.
+//! Nothing is unpacked: inodes and chunks are decoded from the file's bytes when asked for. Which *pieces* of a blob hold
+//! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
+//! own chunk table.
 //!
-//! What it does not read: RAFS v5, tarfs, ZRAN, batched chunks, encryption. Each ends in
-//! [`BootstrapError::Unsupported`].
+//! What it does not read: RAFS v5, tarfs, ZRAN, encryption. Each ends in [`BootstrapError::Unsupported`].
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use shoal_proto::{Algorithm, BlobId};
-use zerocopy::FromBytes;
 
+use crate::blob::ChunkTable;
 use crate::codec::Compressor;
-use crate::layout::ChunkRecord;
-use crate::piece::PieceTable;
+use crate::layout::{ChunkRecord, features};
+use crate::piece::{self, Chunk, Named, PieceTable, PieceTableError};
+use crate::source::ChunkId;
 
+mod chunks;
 mod directory;
 mod error;
 mod image;
@@ -34,8 +37,10 @@ mod xattr;
 
 pub use error::BootstrapError;
 pub use inode::{ChunkRef, Entry, Inode, Kind};
+pub use superblock::SuperBlocks;
 
 use image::Image;
+use superblock::Declared;
 
 /// Where an inode lies: its offset from the start of the meta area in units of 32 bytes. Unique within an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +73,26 @@ pub struct Blob {
     pub chunk_table: ChunkTableRange,
     /// Feature bits of the format.
     pub features: u32,
+    /// Where its decoded form lies on a flat device, in blocks of 4096; 0 where nobody has said.
+    pub mapped_block: u32,
+    /// The table of contents at its end, if it has one and the bootstrap knows.
+    pub toc: Option<TocRange>,
+}
+
+/// The table of contents of a blob, with its tar header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TocRange {
+    /// Bytes.
+    pub size: u32,
+    /// Their sha256.
+    pub sha256: [u8; 32],
+}
+
+impl Blob {
+    /// Whether small chunks may have been compressed as one: where those lie, only the blob's own chunk table tells.
+    pub fn has_batches(&self) -> bool {
+        self.features & features::BATCH != 0
+    }
 }
 
 /// Where the chunk table of a blob lies in the stored file. A header of 4096 bytes follows it.
@@ -96,22 +121,33 @@ struct Inner {
     algorithm: Algorithm,
     compressor: Compressor,
     prefetch: Vec<Nid>,
-    declared_names: u64,
-    chunk_table: std::ops::Range<u64>,
+    declared: Declared,
+    super_blocks: SuperBlocks,
+    tables: Vec<(Range<u64>, &'static str)>,
     walked: walk::Walked,
 }
 
 impl Bootstrap {
     /// Verifies a bootstrap in full. Time and memory are proportional to `bytes`.
     pub fn parse(bytes: Bytes) -> Result<Self, BootstrapError> {
+        Self::parse_in(bytes, None)
+    }
+
+    /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
+    pub fn parse_inlined(bytes: Bytes, own: BlobId) -> Result<Self, BootstrapError> {
+        Self::parse_in(bytes, Some(own))
+    }
+
+    fn parse_in(bytes: Bytes, own: Option<BlobId>) -> Result<Self, BootstrapError> {
         let header = superblock::read(&bytes)?;
-        let (blobs, pieces) = tables::read(&bytes, &header)?;
+        let blobs = tables::blobs(&bytes, &header, own)?;
+        let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;
         let image = Image {
             meta_offset: header.meta_offset,
             chunk_size: header.chunk_size,
             owners: header.owners(),
             blobs,
-            pieces,
+            chunks,
             bytes,
         };
         let walked = walk::walk(&image, header.root)?;
@@ -121,8 +157,9 @@ impl Bootstrap {
                 root: header.root,
                 algorithm: header.algorithm,
                 compressor: header.compressor,
-                declared_names: header.declared_names,
-                chunk_table: header.chunk_table,
+                declared: header.declared,
+                super_blocks: header.super_blocks(),
+                tables: header.tables(),
                 image,
                 prefetch,
                 walked,
@@ -161,13 +198,40 @@ impl Bootstrap {
         &self.inner.image.blobs
     }
 
-    /// The pieces of a blob; `blob` is a position in [`blobs`](Self::blobs).
+    /// The pieces of a blob; `blob` is a position in [`blobs`](Self::blobs). With its own chunk table, both tables are
+    /// compared; without, a blob with batches is refused.
     ///
     /// # Panics
     ///
     /// Panics if there is no such blob.
-    pub fn piece_table(&self, blob: u32) -> Arc<PieceTable> {
-        Arc::clone(&self.inner.image.pieces[blob as usize])
+    pub fn piece_table(&self, blob: u32, table: Option<&ChunkTable>) -> Result<PieceTable, PieceTableError> {
+        let described = &self.blobs()[blob as usize];
+        piece::group(described, self.named(blob), table)
+    }
+
+    /// A chunk as the image names it. Whether its stored bytes are compressed, it knows of plain chunks only.
+    pub fn chunk(&self, id: ChunkId) -> Option<Chunk> {
+        self.inner.image.chunk(id).map(|named| named.chunk)
+    }
+
+    /// Every chunk of a blob that the image names, by index.
+    pub fn chunks(&self, blob: u32) -> impl Iterator<Item = Chunk> {
+        self.named(blob).map(|named| named.chunk)
+    }
+
+    pub(crate) fn named_chunk(&self, id: ChunkId) -> Option<Named> {
+        self.inner.image.chunk(id)
+    }
+
+    /// Both super blocks, for people who want to see them.
+    pub fn super_blocks(&self) -> SuperBlocks {
+        self.inner.super_blocks
+    }
+
+    pub(crate) fn named(&self, blob: u32) -> impl Iterator<Item = Named> {
+        let image = &self.inner.image;
+        let described = image.blobs.get(blob as usize);
+        described.into_iter().flat_map(move |described| image.chunks.of(blob as usize, described))
     }
 
     /// The root directory.
@@ -185,16 +249,19 @@ impl Bootstrap {
         self.inner.walked.names
     }
 
-    /// Number of names that the super block states. Informational; `check` compares.
-    pub(crate) fn declared_names(&self) -> u64 {
-        self.inner.declared_names
+    /// What the super blocks state of the rest.
+    pub(crate) fn declared(&self) -> Declared {
+        self.inner.declared
+    }
+
+    /// Super blocks and tables: where they lie, and what they are called.
+    pub(crate) fn tables(&self) -> Vec<(Range<u64>, &'static str)> {
+        self.inner.tables.clone()
     }
 
     /// The chunk table as it lies in the file.
     pub(crate) fn records(&self) -> impl Iterator<Item = &ChunkRecord> {
-        let range = self.inner.chunk_table.start as usize..self.inner.chunk_table.end as usize;
-        let table = self.inner.image.bytes.get(range).unwrap_or(&[]);
-        table.chunks_exact(size_of::<ChunkRecord>()).filter_map(|record| ChunkRecord::ref_from_bytes(record).ok())
+        self.inner.image.chunks.records()
     }
 
     /// Decodes an inode. Only inodes of the tree exist: any other nid is [`BootstrapError::UnknownInode`].

@@ -1,27 +1,24 @@
 //! Checks an image: every structure of the bootstrap and, with the blobs, every chunk.
 //!
-//! What [`Bootstrap::parse`] refuses is one problem and the end. What it lets pass because reading does not depend on it
-//! is looked at here: counts and link counts; and with the blob files their size and sha256, the copy of the chunk table
-//! at their end, digest and checksum of each chunk. It reads everything and changes nothing.
+//! What [`Bootstrap::parse`](crate::Bootstrap::parse) refuses is one problem and the end. What it lets pass because
+//! reading does not depend on it is looked at here: counts and link counts, bytes with two owners or none, padding, the
+//! order of tables; and with the blob files their size and sha256, the copy of the chunk table at their end, what a
+//! table of contents lists, digest and checksum of each chunk. It reads everything and changes nothing.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
-use shoal_proto::BlobId;
 
-use crate::blob::ChunkTable;
-use crate::blob_dir::{BlobFile, chain};
-use crate::bootstrap::{Blob, Bootstrap, BootstrapError, Inode, Kind, Nid};
+use crate::bootstrap::{Bootstrap, BootstrapError};
 use crate::codec::Compressor;
-use crate::layout::chunk_flags;
-use crate::piece::{Chunk, Piece, PieceTable};
-use crate::source::ChunkId;
+use crate::error_chain::chain;
+use crate::image_file::ImageFile;
+
+mod blobs;
+mod contents;
+mod layout;
+mod tree;
 
 /// Most problems that a report lists; further ones are counted.
 const MAX_PROBLEMS: usize = 1000;
@@ -92,6 +89,8 @@ pub struct CheckReport {
     pub decoded_bytes: u64,
     /// The blobs.
     pub blobs: Vec<CheckedBlob>,
+    /// Chunks that the chunk table names and no file uses. Nothing is wrong with them.
+    pub unused_chunks: u64,
     /// What is wrong, at most 1000 problems.
     pub problems: Vec<Problem>,
     /// Further problems that are not listed.
@@ -108,15 +107,20 @@ impl CheckReport {
     }
 }
 
-/// Checks a bootstrap and, if `blob_dir` is given, the blobs in it.
+/// Checks a bootstrap and, if `blob_dir` is given, the blobs in it, on all processors.
 pub fn check(bootstrap: Bytes, blob_dir: Option<&Path>) -> CheckReport {
-    let mut report = CheckReport { bootstrap_bytes: bootstrap.len() as u64, ..CheckReport::default() };
-    match Bootstrap::parse(bootstrap) {
-        Ok(image) => {
-            if let Err(error) = tree(&image, &mut report) {
+    check_file(&bootstrap.into(), blob_dir)
+}
+
+/// Like [`check`], for a file of either kind: a blob that has the bootstrap inside is checked with it.
+pub fn check_file(image: &ImageFile, blob_dir: Option<&Path>) -> CheckReport {
+    let mut report = CheckReport { bootstrap_bytes: image.bootstrap().len() as u64, ..CheckReport::default() };
+    match image.parse() {
+        Ok(bootstrap) => {
+            if let Err(error) = structures(&bootstrap, &mut report) {
                 report.problem("tree", chain(&error));
             }
-            blobs(&image, blob_dir, &mut report);
+            blobs::check(&bootstrap, &image.blob_paths(blob_dir), 0, &mut report);
         }
         Err(BootstrapError::Invalid { structure, offset, problem }) => {
             report.problem(format!("{structure} at byte {offset}"), problem);
@@ -127,195 +131,7 @@ pub fn check(bootstrap: Bytes, blob_dir: Option<&Path>) -> CheckReport {
     report
 }
 
-/// Counts the tree and compares the counts with what inodes and super block state.
-fn tree(image: &Bootstrap, report: &mut CheckReport) -> Result<(), BootstrapError> {
-    report.chunk_size = image.chunk_size();
-    report.names = image.name_count();
-    if image.declared_names() != report.names {
-        let stated = image.declared_names();
-        report.problem("super block at byte 1024", format!("it counts {stated} names, there are {}", report.names));
-    }
-    let mut links: HashMap<Nid, u32> = HashMap::new();
-    let mut directories = vec![image.inode(image.root())?];
-    count(&directories[0], report);
-    while let Some(directory) = directories.pop() {
-        let mut expected = 2;
-        for entry in directory.entries() {
-            let entry = entry?;
-            if entry.name == b"." || entry.name == b".." {
-                continue;
-            }
-            let inode = image.inode(entry.nid)?;
-            let names = links.entry(entry.nid).or_default();
-            *names += 1;
-            if *names == 1 {
-                count(&inode, report);
-            }
-            if entry.kind == Kind::Directory {
-                expected += 1;
-                directories.push(inode);
-            }
-        }
-        check_links(&directory, expected, report);
-    }
-    for (nid, names) in links {
-        let inode = image.inode(nid)?;
-        if inode.kind() != Kind::Directory {
-            check_links(&inode, names, report);
-        }
-    }
-    Ok(())
-}
-
-fn check_links(inode: &Inode<'_>, expected: u32, report: &mut CheckReport) {
-    if inode.nlink() != expected {
-        report.problem(format!("inode {}", inode.nid()), format!("{} links, counted {expected}", inode.nlink()));
-    }
-}
-
-fn count(inode: &Inode<'_>, report: &mut CheckReport) {
-    let counts = &mut report.inodes;
-    match inode.kind() {
-        Kind::File => {
-            counts.files += 1;
-            report.decoded_bytes += inode.size();
-        }
-        Kind::Directory => counts.directories += 1,
-        Kind::Symlink => counts.symlinks += 1,
-        Kind::CharDevice | Kind::BlockDevice => counts.devices += 1,
-        Kind::Fifo => counts.fifos += 1,
-        Kind::Socket => counts.sockets += 1,
-    }
-    report.xattrs += inode.xattrs().count() as u64;
-}
-
-fn blobs(image: &Bootstrap, blob_dir: Option<&Path>, report: &mut CheckReport) {
-    let checksums = image.checksums();
-    for (blob, index) in image.blobs().iter().zip(0..) {
-        let table = image.piece_table(index);
-        let mut checked = CheckedBlob {
-            id: blob.id.to_string(),
-            compressor: blob.compressor,
-            digester: blob.algorithm.to_string(),
-            encoded_size: blob.encoded_size,
-            decoded_size: blob.decoded_size,
-            chunks: blob.chunk_count,
-            named_chunks: table.pieces().map(|(_, piece)| piece.chunks().len() as u64).sum(),
-            verified_chunks: 0,
-        };
-        if let Some(dir) = blob_dir {
-            let path = dir.join(blob.id.to_string());
-            blob_file(&path, blob, report);
-            chunk_table(&path, blob, table.pieces().map(|(_, piece)| piece), report);
-            checked.verified_chunks = chunks(dir, index, &table, &checksums, report);
-        }
-        report.blobs.push(checked);
-    }
-}
-
-/// Reads every chunk that the image names; how many are right.
-fn chunks(
-    dir: &Path,
-    blob: u32,
-    table: &Arc<PieceTable>,
-    checksums: &HashMap<ChunkId, u32>,
-    report: &mut CheckReport,
-) -> u64 {
-    // That the file is missing has been said.
-    let Ok(file) = BlobFile::open(Arc::clone(table), dir) else { return 0 };
-    let mut verified = 0;
-    for chunk in table.pieces().flat_map(|(_, piece)| piece.chunks()) {
-        let checksum = checksums.get(&ChunkId { blob, index: chunk.index });
-        match verify(&file, chunk.index, checksum.copied()) {
-            Ok(()) => verified += 1,
-            Err(problem) => report.problem(format!("chunk {} of blob {}", chunk.index, table.blob()), problem),
-        }
-    }
-    verified
-}
-
-fn verify(file: &BlobFile, index: u32, checksum: Option<u32>) -> Result<(), String> {
-    let bytes = file.read(index).map_err(|error| error.reason.to_string())?;
-    let found = crc32c::crc32c(&bytes);
-    match checksum {
-        Some(stated) if stated != found => Err(format!("CRC-32C {stated:#010x}, its bytes have {found:#010x}")),
-        _ => Ok(()),
-    }
-}
-
-/// Size and sha256 of the stored file.
-fn blob_file(path: &Path, blob: &Blob, report: &mut CheckReport) {
-    let place = format!("blob {}", blob.id);
-    match hash(path) {
-        Ok((id, size)) => {
-            if size != blob.encoded_size {
-                report.problem(&place, format!("{size} bytes, {} in the blob table", blob.encoded_size));
-            }
-            if id != blob.id {
-                report.problem(place, format!("its bytes have sha256 {id}"));
-            }
-        }
-        Err(error) => report.problem(place, format!("cannot read {}: {error}", path.display())),
-    }
-}
-
-fn hash(path: &Path) -> io::Result<(BlobId, u64)> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        let len = file.read(&mut buffer)?;
-        if len == 0 {
-            return Ok((BlobId::new(hasher.finalize().into()), size));
-        }
-        hasher.update(&buffer[..len]);
-        size += len as u64;
-    }
-}
-
-/// The copy of the chunk table at the end of the blob, and its header, against the bootstrap.
-fn chunk_table<'a>(path: &Path, blob: &Blob, pieces: impl Iterator<Item = &'a Piece>, report: &mut CheckReport) {
-    if blob.chunk_count == 0 {
-        return;
-    }
-    let place = format!("chunk table of blob {}", blob.id);
-    let table = match ChunkTable::read(path) {
-        Ok(table) => table,
-        Err(error) => return report.problem(place, chain(&error)),
-    };
-    let stated = (blob.chunk_table.offset, blob.chunk_table.encoded_size, blob.chunk_table.compressor);
-    let found = (table.offset, table.encoded_size, table.compressor);
-    if stated != found {
-        report.problem(&place, format!("offset, size and compressor are {found:?}, {stated:?} in the blob table"));
-    }
-    if table.chunks.len() != blob.chunk_count as usize {
-        let problem = format!("{} chunks, {} in the blob table", table.chunks.len(), blob.chunk_count);
-        return report.problem(place, problem);
-    }
-    for piece in pieces {
-        for chunk in piece.chunks() {
-            if !agrees(&table, piece, chunk) {
-                report.problem(format!("entry {} of the {place}", chunk.index), "it differs from the bootstrap");
-            }
-        }
-    }
-}
-
-fn agrees(table: &ChunkTable, piece: &Piece, chunk: &Chunk) -> bool {
-    table.chunks.get(chunk.index as usize).is_some_and(|entry| {
-        let encoded = entry.encoded_offset..entry.encoded_offset + u64::from(entry.encoded_len);
-        encoded == piece.encoded()
-            && (entry.decoded_offset, entry.decoded_len) == (chunk.decoded_offset, chunk.decoded_len)
-            && entry.compressed == chunk.compressed
-    })
-}
-
-impl Bootstrap {
-    /// Checksums in the chunk table, where it has them.
-    fn checksums(&self) -> HashMap<ChunkId, u32> {
-        let checked = self.records().filter(|record| record.flags.get() & chunk_flags::HAS_CRC != 0);
-        let id = |blob, index| ChunkId { blob, index };
-        checked.map(|record| (id(record.blob.get(), record.index.get()), record.crc32.get())).collect()
-    }
+fn structures(image: &Bootstrap, report: &mut CheckReport) -> Result<(), BootstrapError> {
+    tree::check(image, report)?;
+    layout::check(image, report)
 }

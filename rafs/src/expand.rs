@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::blob_dir::BlobDirReader;
+use crate::blob_dir::{BlobDirReader, PieceId};
 use crate::bootstrap::Bootstrap;
-use crate::source::{ChunkError, ChunkId};
+use crate::source::ChunkError;
 
 /// Why a blob could not be expanded.
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +38,16 @@ pub fn expand_blob(
 ) -> Result<(), ExpandError> {
     let described = bootstrap.blobs().get(blob as usize).ok_or(ExpandError::UnknownBlob { blob })?;
     output.set_len(described.decoded_size)?;
-    for (_, piece) in bootstrap.piece_table(blob).pieces() {
-        for chunk in piece.chunks() {
-            let bytes = reader.read(ChunkId { blob, index: chunk.index })?;
-            output.write_all_at(&bytes, chunk.decoded_offset)?;
+    write_blob(reader, blob, output, 0)
+}
+
+/// Writes the decoded chunks of a blob from `start` of a file on; says nothing about its length.
+pub(crate) fn write_blob(reader: &BlobDirReader, blob: u32, output: &File, start: u64) -> Result<(), ExpandError> {
+    let table = reader.table(blob).ok_or(ExpandError::UnknownBlob { blob })?;
+    for (number, piece) in table.pieces() {
+        let decoded = reader.piece(PieceId { blob, piece: number })?;
+        for (chunk, (_, bytes)) in piece.chunks().iter().zip(decoded.chunks()) {
+            output.write_all_at(bytes, start + chunk.decoded_offset)?;
         }
     }
     Ok(())

@@ -22,6 +22,7 @@ use fuser::{
 
 use crate::bootstrap::{Bootstrap, BootstrapError, Inode, Kind};
 use crate::source::ChunkSource;
+use crate::trace::Trace;
 
 mod attr;
 mod read;
@@ -69,6 +70,7 @@ pub(crate) struct ImageFs {
     /// The image's name in log lines.
     name: Arc<str>,
     counters: Arc<Counters>,
+    trace: Option<Arc<Trace>>,
     numbers: Numbers,
     /// Anyone may look, so requests need no uid: containers with user namespaces can map owners.
     idmap: bool,
@@ -82,10 +84,11 @@ impl ImageFs {
         source: Arc<dyn ChunkSource>,
         name: Arc<str>,
         counters: Arc<Counters>,
+        trace: Option<Arc<Trace>>,
         idmap: bool,
     ) -> Self {
         let numbers = Numbers::new(bootstrap.root());
-        Self { bootstrap, source, name, counters, numbers, idmap, no_open: false, no_opendir: false }
+        Self { bootstrap, source, name, counters, trace, numbers, idmap, no_open: false, no_opendir: false }
     }
 
     fn inode(&self, ino: INodeNo) -> Result<Inode<'_>, Errno> {
@@ -210,6 +213,9 @@ impl Filesystem for ImageFs {
         };
         let (counters, name, nid) = (Arc::clone(&self.counters), Arc::clone(&self.name), inode.nid());
         counters.reads.fetch_add(1, Relaxed);
+        if let Some(trace) = &self.trace {
+            trace.read(nid, offset, size.into());
+        }
         read::read(&*self.source, &inode, offset, size.into(), move |outcome| match outcome {
             Ok(data) => {
                 counters.bytes.fetch_add(data.len() as u64, Relaxed);

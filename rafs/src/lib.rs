@@ -27,30 +27,43 @@ mod builder;
 mod check;
 mod chunk_cache;
 mod codec;
+mod error_chain;
 mod expand;
+mod export;
 mod extent;
 #[cfg(feature = "mount")]
 mod fs;
+mod image_file;
+mod inspect;
 mod layout;
 #[cfg(feature = "mount")]
 mod mount;
 #[cfg(feature = "oci")]
 pub mod oci;
 mod piece;
+mod prefetch;
 mod source;
+mod trace;
 mod unpack;
 
-pub use blob::{ChunkInfo, ChunkTable, ChunkTableError, chunk_table_file};
-pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, DECODED_CACHE_BYTES};
-pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
+pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
+pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
+pub use bootstrap::{
+    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, SuperBlocks, TocRange,
+};
 pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
-pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
-pub use chunk_cache::ChunkCache;
+pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
+pub use chunk_cache::{ChunkCache, Lead};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
+pub use error_chain::chain;
 pub use expand::{ExpandError, expand_blob};
+pub use export::export_block;
 pub use extent::{Extent, extents};
+pub use image_file::{ImageFile, ImageFileError};
+pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSummary, inspect, inspect_path};
 #[cfg(feature = "mount")]
 pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+pub use trace::{Trace, TraceError};
 pub use unpack::{UnpackError, UnpackReport, unpack};

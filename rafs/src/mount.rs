@@ -40,6 +40,7 @@ use rustix::process::{getegid, geteuid};
 use crate::bootstrap::Bootstrap;
 use crate::fs::{Counters, ImageFs};
 use crate::source::ChunkSource;
+use crate::trace::Trace;
 
 mod table;
 
@@ -49,7 +50,7 @@ const MAX_DEAD: usize = 16;
 const END_GRACE: Duration = Duration::from_secs(3);
 
 /// How to mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct MountOptions {
     /// Threads that take requests from the kernel; at least 1. Default: 4. They only look into memory, so more than
     /// there are cores help little.
@@ -61,11 +62,14 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// The source column of the mount table, and the image's name in log lines. Default: `shoal`.
     pub fs_name: String,
+    /// Where reads are noted, if anywhere. Default: nowhere.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { threads: 4, read_ahead_kib: 1024, allow_other: geteuid().is_root(), fs_name: "shoal".into() }
+        let (allow_other, fs_name) = (geteuid().is_root(), "shoal".into());
+        Self { threads: 4, read_ahead_kib: 1024, allow_other, fs_name, trace: None }
     }
 }
 
@@ -180,7 +184,8 @@ impl Mount {
         let entry = table::top(mountpoint)?.ok_or_else(|| io::Error::other("the mount went away at once"))?;
         let counters = Arc::new(Counters::default());
         let name = Arc::from(options.fs_name.as_str());
-        let fs = ImageFs::new(bootstrap, source, name, Arc::clone(&counters), options.allow_other);
+        let fs =
+            ImageFs::new(bootstrap, source, name, Arc::clone(&counters), options.trace.clone(), options.allow_other);
         let config = config(options);
         let session = Session::from_fd(fs, device.into(), config.acl, config)?;
         let end = Arc::new(End::default());

@@ -2,101 +2,30 @@
 #![cfg(feature = "mount")]
 
 use std::fs::{self, File};
-use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use shoal_rafs::{
-    BlobDir, BuildOptions, ChunkId, ChunkSource, Compressor, Mount, MountError, MountOptions, Unmounted,
-};
-use support::image::{Built, build};
-use support::{assert_same, facts, noise};
+use shoal_rafs::Unmounted;
 
+#[path = "support/bed.rs"]
+mod bed;
 #[path = "support/scripted_source.rs"]
 mod scripted_source;
 mod support;
+#[path = "support/batch.rs"]
+mod support_batch;
 
-use scripted_source::{Answer, ScriptedSource};
-
-/// More than any step here can take; whoever waits longer hangs.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A folder with a source tree, an image of it and a mountpoint.
-struct Bed {
-    dir: tempfile::TempDir,
-    built: Option<Built>,
-}
-
-impl Bed {
-    /// None where mounting is impossible.
-    fn new() -> Option<Self> {
-        if !support::is_root() || File::open("/dev/fuse").is_err() {
-            println!("skipped: mounting with FUSE needs root and /dev/fuse");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        // Others may look inside.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["source", "mnt"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        Some(Self { dir, built: None })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn source(&self, name: &str) -> PathBuf {
-        self.path("source").join(name)
-    }
-
-    fn mounted(&self, name: &str) -> PathBuf {
-        self.path("mnt").join(name)
-    }
-
-    fn build(&mut self, chunk_size: u32) -> &Built {
-        let options = BuildOptions { chunk_size, compressor: Compressor::Zstd, ..BuildOptions::default() };
-        self.built.insert(build(&self.path("source"), &self.path(&format!("image-{chunk_size}")), options))
-    }
-
-    fn built(&self) -> &Built {
-        self.built.as_ref().unwrap()
-    }
-
-    fn mount(&self, source: Arc<dyn ChunkSource>) -> Result<Mount, MountError> {
-        Mount::new(self.built().image.clone(), source, &self.path("mnt"), MountOptions::default())
-    }
-
-    fn mount_blobs(&self) -> Mount {
-        let built = self.built();
-        self.mount(Arc::new(BlobDir::open(built.image.clone(), &built.blobs, 2).unwrap())).unwrap()
-    }
-
-    fn scripted(&self, script: impl Fn(ChunkId) -> Answer + Send + Sync + 'static) -> Arc<ScriptedSource> {
-        ScriptedSource::new(&self.built().image, &self.built().reader, 8, script)
-    }
-}
-
-fn errno(error: &io::Error) -> Option<Errno> {
-    Errno::from_io_error(error)
-}
-
-/// The outcome of `work` in a thread, or a failure when it hangs.
-fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, receiver) = channel();
-    thread::spawn(move || sender.send(work()));
-    receiver.recv_timeout(LIMIT).expect("hangs")
-}
+use bed::{Bed, errno};
+use scripted_source::Answer;
+use support::{assert_same, facts, noise};
+use support_batch::rebatch;
 
 #[test]
 fn a_mount_is_the_tree_that_the_image_was_made_of() {
@@ -123,6 +52,19 @@ fn a_mount_is_the_tree_that_the_image_was_made_of() {
         assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
         assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn an_image_with_batches_is_mounted_like_any_other() {
+    let Some(mut bed) = Bed::new() else { return };
+    support::nasty_tree(&bed.path("source"));
+    let built = bed.build(0x1000);
+    let batches = rebatch(&built.boot, &built.blobs, 0x4000, &|bytes| zstd::bulk::compress(bytes, 3).unwrap());
+    assert!(batches > 10);
+    bed.reopen();
+    let mount = bed.mount_blobs();
+    assert_same(&facts(&bed.path("source")), &facts(&bed.path("mnt")));
+    assert_eq!(mount.stats().errors, 0);
 }
 
 #[test]
@@ -254,7 +196,7 @@ fn a_damaged_chunk_fails_its_own_reads_only() {
     fs::write(bed.source("other"), b"other").unwrap();
     let blob = bed.build(0x1000).report.blob.unwrap().to_string();
     let blob = File::options().write(true).open(bed.built().blobs.join(blob)).unwrap();
-    let table = bed.built().image.piece_table(0);
+    let table = bed.built().image.piece_table(0, None).unwrap();
     // `data` comes first: its chunk number 3.
     let place = table.piece(3).unwrap().encoded().start;
     blob.write_all_at(&[!content[0x3000]], place).unwrap();
@@ -369,138 +311,4 @@ fn an_overlay_above_can_be_changed() {
     drop(file);
     unmount(bed.path("merged"), UnmountFlags::empty()).unwrap();
     assert_same(&facts(&bed.path("source")), &facts(&bed.path("mnt")));
-}
-
-/// A process cannot even be killed while a thread of it waits for an answer that only the process itself can give.
-struct CloseAtEnd(Arc<ScriptedSource>);
-
-impl Drop for CloseAtEnd {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-#[test]
-fn unmounting_waits_for_no_reader() {
-    for answered in [true, false] {
-        let Some(mut bed) = Bed::new() else { return };
-        fs::write(bed.source("data"), noise(5, 4096)).unwrap();
-        bed.build(0x1000);
-        let source = bed.scripted(|_| Answer::Keep);
-        let _last = CloseAtEnd(source.clone());
-        let mount = Arc::new(bed.mount(source.clone()).unwrap());
-        let mut file = File::open(bed.mounted("data")).unwrap();
-        let reader = thread::spawn(move || {
-            let mut content = Vec::new();
-            file.read_to_end(&mut content).map(|_| content)
-        });
-        let waiting = source.clone();
-        in_time(move || waiting.wait_for_kept());
-        let unmounting = mount.clone();
-        assert_eq!(in_time(move || unmounting.unmount()).unwrap(), Unmounted::Detached);
-        assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
-        // Again, and with something else in its place, it finds nothing to do.
-        let successor = bed.mount_blobs();
-        assert_eq!(mount.unmount().unwrap(), Unmounted::Detached);
-        assert!(fs::read(bed.mounted("data")).unwrap() == noise(5, 4096));
-
-        // The reader is still there, and gets what the source gives.
-        assert!(!reader.is_finished());
-        if answered {
-            source.release()
-        } else {
-            source.close()
-        }
-        let content = in_time(|| reader.join().unwrap());
-        match answered {
-            true => assert!(content.unwrap() == noise(5, 4096)),
-            false => assert_eq!(errno(&content.unwrap_err()), Some(Errno::IO)),
-        }
-        let ending = mount.clone();
-        in_time(move || ending.wait());
-        assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
-        drop(mount);
-        assert!(fs::read(bed.mounted("data")).unwrap() == noise(5, 4096));
-        assert_eq!(successor.unmount().unwrap(), Unmounted::Gone);
-    }
-}
-
-#[test]
-fn unmounted_from_outside() {
-    let Some(mut bed) = Bed::new() else { return };
-    bed.build(0x1000);
-    let mount = Arc::new(bed.mount_blobs());
-    let waiting = mount.clone();
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        waiting.wait();
-        sender.send(())
-    });
-    unmount(bed.path("mnt"), UnmountFlags::empty()).unwrap();
-    receiver.recv_timeout(LIMIT).unwrap();
-    assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
-}
-
-#[test]
-fn dropping_unmounts() {
-    let Some(mut bed) = Bed::new() else { return };
-    fs::write(bed.source("file"), b"x").unwrap();
-    bed.build(0x1000);
-    drop(bed.mount_blobs());
-    assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
-}
-
-#[test]
-fn unusable_mountpoints_are_named() {
-    let Some(mut bed) = Bed::new() else { return };
-    fs::write(bed.source("file"), b"x").unwrap();
-    let image = bed.build(0x1000).image.clone();
-    let mount = |path: &Path| {
-        let source = bed.scripted(|_| Answer::Now);
-        Mount::new(image.clone(), source, path, MountOptions::default())
-    };
-    assert!(matches!(mount(&bed.path("missing")), Err(MountError::Mountpoint { .. })));
-    assert!(matches!(mount(&bed.source("file")), Err(MountError::NotADirectory { .. })));
-    let _mount = bed.mount_blobs();
-    assert!(matches!(mount(&bed.path("mnt")), Err(MountError::Occupied { .. })));
-}
-
-const CHILD: &str = "SHOAL_TEST_MOUNT";
-
-/// The other process of `a_dead_mount_makes_way`: mounts what the variable says and waits to be killed.
-#[test]
-fn mount_in_a_process_of_its_own() {
-    let Some(work) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
-    let image = shoal_rafs::Bootstrap::open(&work.join("image-4096/boot")).unwrap();
-    let source = Arc::new(BlobDir::open(image.clone(), &work.join("image-4096/blobs"), 2).unwrap());
-    let mount = Mount::new(image, source, &work.join("mnt"), MountOptions::default()).unwrap();
-    fs::write(work.join("ready"), b"").unwrap();
-    mount.wait();
-}
-
-#[test]
-fn a_dead_mount_makes_way() {
-    let Some(mut bed) = Bed::new() else { return };
-    fs::write(bed.source("file"), b"x").unwrap();
-    bed.build(0x1000);
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "mount_in_a_process_of_its_own"])
-        .env(CHILD, bed.path(""))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let ready = bed.path("ready");
-    in_time(move || {
-        while !ready.exists() {
-            thread::sleep(Duration::from_millis(5));
-        }
-    });
-    assert_eq!(fs::read(bed.mounted("file")).unwrap(), b"x");
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(rustix::fs::statfs(bed.path("mnt")).unwrap_err(), Errno::NOTCONN);
-    let mount = bed.mount_blobs();
-    assert_eq!(fs::read(bed.mounted("file")).unwrap(), b"x");
-    assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
-    assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
 }

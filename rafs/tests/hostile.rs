@@ -197,7 +197,7 @@ fn a_flipped_byte_of_a_blob_fails_the_chunk_that_has_it() {
     for compressor in [Compressor::None, Compressor::Lz4, Compressor::Zstd] {
         let dir = tempfile::tempdir().unwrap();
         let built = image(dir.path(), compressor);
-        let table = built.image.piece_table(0);
+        let table = built.image.piece_table(0, None).unwrap();
         let path = built.blobs.join(table.blob().to_string());
         let mut stored = fs::read(&path).unwrap();
         let originals: Vec<Bytes> = (0..table.len()).map(|number| decode(&table, number, &stored).unwrap()).collect();
@@ -248,7 +248,7 @@ fn check_finds_every_flipped_byte_of_a_blob() {
         problems(&bytes)
     };
     let has = |problems: &[String], text: &str| problems.iter().any(|problem| problem.contains(text));
-    let in_chunk = flipped(built.image.piece_table(0).piece(2).unwrap().encoded().start + 5);
+    let in_chunk = flipped(built.image.piece_table(0, None).unwrap().piece(2).unwrap().encoded().start + 5);
     assert!(has(&in_chunk, "sha256") && has(&in_chunk, "chunk 2 of blob"), "{in_chunk:?}");
     let in_table = flipped(blob.chunk_table.offset + 8);
     assert!(has(&in_table, "sha256") && has(&in_table, "chunk table"), "{in_table:?}");

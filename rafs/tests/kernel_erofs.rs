@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use shoal_proto::Algorithm;
-use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, expand_blob};
+use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, expand_blob, export_block};
 
 mod support;
 
@@ -46,8 +46,41 @@ fn round_trip(source: &Path, work: &Path, options: BuildOptions) {
     let data = CString::new(devices.join(&b","[..])).unwrap();
     let target = work.join("mnt");
     mount(&boot, &target, "erofs", MountFlags::RDONLY, data.as_c_str()).expect("mount(2) of type erofs");
+    let mounted = Mounted(&target);
+    support::assert_same(&support::facts(source), &support::facts(&target));
+    drop(mounted);
+    flat(&image, &reader, source, work);
+}
+
+/// The same as one disk image, which needs no further device.
+fn flat(image: &Bootstrap, reader: &BlobDirReader, source: &Path, work: &Path) {
+    let path = work.join("flat");
+    let file = File::create_new(&path).unwrap();
+    let size = export_block(image, reader, &file).unwrap();
+    assert_eq!((size, size % 4096), (file.metadata().unwrap().len(), 0));
+    let target = work.join("mnt");
+    mount(&path, &target, "erofs", MountFlags::RDONLY, None).expect("mount(2) of the flat image");
     let _mounted = Mounted(&target);
     support::assert_same(&support::facts(source), &support::facts(&target));
+}
+
+#[test]
+fn blobs_that_nobody_mapped_are_mapped_for_the_flat_image() {
+    if !available() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, work) = (dir.path().join("source"), dir.path().join("work"));
+    fs::create_dir_all(work.join("mnt")).unwrap();
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), support::noise(1, 100_000)).unwrap();
+    let boot = work.join("boot");
+    Builder::new(BuildOptions::default()).build(&source, &boot, &work.join("blobs")).unwrap();
+    let mut bytes = fs::read(&boot).unwrap();
+    bytes[1408 + 68..1408 + 72].fill(0);
+    let image = Bootstrap::parse(bytes.into()).unwrap();
+    let reader = BlobDirReader::open(&image, &work.join("blobs")).unwrap();
+    flat(&image, &reader, &source, &work);
 }
 
 #[test]

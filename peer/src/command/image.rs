@@ -1,31 +1,37 @@
-//! `shoal image`: build, check, unpack and push, with no daemon.
+//! `shoal image`: what is done to images with no daemon.
 
 use std::{
-    fs::File,
-    io::{BufWriter, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use bytes::Bytes;
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
 use shoal_rafs::{
-    BlobDirReader, Bootstrap, BuildOptions, Builder, CheckReport, Compressor, Problem,
+    Bootstrap, BuildOptions, Builder, Compressor, ImageFile,
     oci::{Authfile, PushOptions, Reference, Registry, RegistryOptions, push},
 };
 
 use super::{Failure, human_bytes, print_json, runtime};
+
+mod check;
+mod export;
+mod inspect;
+mod unpack;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Image {
     /// Build a bootstrap and a data blob from a directory.
     Build(Build),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
-    Check(Check),
+    Check(check::Check),
+    /// Show what an image says of itself: super blocks, blobs, an inode by its path, the chunks of a file.
+    Inspect(inspect::Inspect),
     /// Write the tree of an image as a tar.
-    Unpack(Unpack),
+    Unpack(unpack::Unpack),
+    /// Write an image in a form that is mounted without Shoal.
+    Export(export::Export),
     /// Push an image to a registry or into an OCI layout.
     Push(Push),
 }
@@ -35,10 +41,23 @@ impl Image {
         match self {
             Self::Build(verb) => verb.run(),
             Self::Check(verb) => verb.run(),
+            Self::Inspect(verb) => verb.run(),
             Self::Unpack(verb) => verb.run(),
+            Self::Export(verb) => verb.run(),
             Self::Push(verb) => verb.run(),
         }
     }
+}
+
+/// The image in a file: a bootstrap, or a blob with the bootstrap inside.
+pub(super) fn open(path: &Path, blob_dir: Option<&Path>) -> Result<(ImageFile, Bootstrap), Failure> {
+    let file = ImageFile::open(path)?;
+    if file.own_blob().is_none() && blob_dir.is_none() {
+        let message = format!("{} has no blob inside: give --blob-dir", path.display());
+        super::bad_usage(clap::error::ErrorKind::MissingRequiredArgument, &message);
+    }
+    let bootstrap = file.parse().map_err(|e| format!("{}: {}", path.display(), crate::chain(&e)))?;
+    Ok((file, bootstrap))
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -124,96 +143,6 @@ impl Build {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Check {
-    /// Bootstrap file.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory with the image's blobs; with it every chunk is decoded and verified.
-    #[arg(long)]
-    blob_dir: Option<PathBuf>,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Check {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let report = shoal_rafs::check(read_bootstrap(&self.bootstrap)?, self.blob_dir.as_deref());
-        if self.json {
-            print_json(&report)?
-        } else {
-            print_check(&report)
-        }
-        Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    }
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Unpack {
-    /// Bootstrap file.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory with the image's blobs.
-    #[arg(long)]
-    blob_dir: PathBuf,
-    /// Tar to write; `-` is standard output.
-    #[arg(long)]
-    output: PathBuf,
-}
-
-impl Unpack {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let bootstrap = Bootstrap::parse(read_bootstrap(&self.bootstrap)?)
-            .map_err(|e| format!("{}: {}", self.bootstrap.display(), crate::chain(&e)))?;
-        let reader = BlobDirReader::open(&bootstrap, &self.blob_dir)?;
-        let out: Box<dyn Write> = if self.output.as_os_str() == "-" {
-            Box::new(std::io::stdout().lock())
-        } else {
-            let create = File::create(&self.output);
-            Box::new(create.map_err(|e| format!("cannot write {}: {e}", self.output.display()))?)
-        };
-        let mut out = BufWriter::with_capacity(1 << 20, out);
-        let report = shoal_rafs::unpack(&bootstrap, &reader, &mut out)?;
-        out.flush()?;
-        for socket in &report.sockets {
-            eprintln!("note: {socket} is a socket, which a tar cannot hold");
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-fn read_bootstrap(path: &Path) -> Result<Bytes, Failure> {
-    Ok(std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?.into())
-}
-
-fn print_check(report: &CheckReport) {
-    println!(
-        "bootstrap {}, chunks of {}, {} names, {} xattrs, files of {}",
-        human_bytes(report.bootstrap_bytes),
-        human_bytes(report.chunk_size.into()),
-        report.names,
-        report.xattrs,
-        human_bytes(report.decoded_bytes)
-    );
-    for blob in &report.blobs {
-        println!(
-            "blob {} {}: {} of {} named chunks verified",
-            blob.id,
-            human_bytes(blob.encoded_size),
-            blob.verified_chunks,
-            blob.named_chunks
-        );
-    }
-    for Problem { place, problem } in &report.problems {
-        println!("{place}: {problem}");
-    }
-    if report.problems_left_out > 0 {
-        println!("and {} more problems", report.problems_left_out);
-    }
-    println!("{}", if report.ok { "sound" } else { "NOT SOUND" });
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,20 +2,20 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use shoal_rafs::{BlobDir, Bootstrap, ChunkSource, Mount as Session, MountOptions, oci::Reference};
+use shoal_rafs::{BlobDir, BlobDirReader, ChunkSource, Mount as Session, MountOptions, Trace, oci::Reference};
 
-use super::{Failure, runtime, stop_signal};
+use super::{Failure, bad_usage, image, runtime, stop_signal};
 use crate::{config::Config, daemon};
 
 /// Stays in the foreground and unmounts on SIGTERM or SIGINT, or ends when it is unmounted from outside.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "shoal mount [OPTIONS] <REF | --bootstrap FILE --blob-dir DIR> <MOUNTPOINT>")]
+#[command(override_usage = "shoal mount [OPTIONS] <REF | --bootstrap FILE [--blob-dir DIR]> <MOUNTPOINT>")]
 pub(super) struct Mount {
     /// [REF] MOUNTPOINT, where REF is `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
     #[arg(required = true, num_args = 1..=2, value_names = ["REF", "MOUNTPOINT"])]
     operands: Vec<String>,
-    /// Bootstrap file of an image whose blobs lie in a directory.
-    #[arg(long, value_name = "FILE", requires = "blob_dir")]
+    /// Bootstrap file of an image whose blobs lie in a directory, or a blob with the bootstrap inside.
+    #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
     /// Directory with the image's blobs, named by their sha256.
     #[arg(long, value_name = "DIR", requires = "bootstrap")]
@@ -23,6 +23,9 @@ pub(super) struct Mount {
     /// Keep what is fetched in this directory, for the next time. Without it, it goes with the mount.
     #[arg(long, value_name = "DIR", conflicts_with = "bootstrap")]
     data_dir: Option<PathBuf>,
+    /// Write which chunks of which files were read, in the order of their first access, when the mount ends.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Sets an option of the daemon's configuration, for instance `--set 'registry.authfile="FILE"'`.
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "bootstrap")]
     overrides: Vec<String>,
@@ -32,13 +35,13 @@ impl Mount {
     pub(super) fn run(mut self) -> Result<ExitCode, Failure> {
         let mountpoint = PathBuf::from(self.operands.pop().unwrap_or_default());
         match (self.operands.pop(), self.bootstrap.take(), self.blob_dir.take()) {
-            (None, Some(bootstrap), Some(blob_dir)) => from_files(&bootstrap, &blob_dir, &mountpoint),
+            (None, Some(bootstrap), blob_dir) => {
+                from_files(&bootstrap, blob_dir.as_deref(), &mountpoint, self.trace.as_deref())
+            }
             (Some(reference), None, None) => self.mount_reference(&reference, &mountpoint),
             _ => {
                 let message = "give either REF and MOUNTPOINT, or --bootstrap, --blob-dir and MOUNTPOINT";
-                <super::Cli as clap::CommandFactory>::command()
-                    .error(clap::error::ErrorKind::ArgumentConflict, message)
-                    .exit()
+                bad_usage(clap::error::ErrorKind::ArgumentConflict, message)
             }
         }
     }
@@ -50,9 +53,10 @@ impl Mount {
         config.data_dir = self.data_dir.unwrap_or_else(|| scratch.path().to_owned());
         runtime()?.block_on(async {
             let alone = daemon::Alone::start(config).await?;
-            let session = alone.mount(&reference, mountpoint).await?;
-            until_stopped(session).await?;
+            let mounted = alone.mount(&reference, mountpoint, self.trace.is_some()).await?;
+            until_stopped(mounted.session).await?;
             alone.stop().await;
+            write_trace(mounted.trace.as_deref(), self.trace.as_deref())?;
             Ok(ExitCode::SUCCESS)
         })
     }
@@ -60,18 +64,29 @@ impl Mount {
 
 fn from_files(
     bootstrap: &std::path::Path,
-    blob_dir: &std::path::Path,
+    blob_dir: Option<&std::path::Path>,
     mountpoint: &std::path::Path,
+    trace_file: Option<&std::path::Path>,
 ) -> Result<ExitCode, Failure> {
-    let bytes = std::fs::read(bootstrap).map_err(|e| format!("cannot read {}: {e}", bootstrap.display()))?;
-    let image =
-        Bootstrap::parse(bytes.into()).map_err(|e| format!("{}: {}", bootstrap.display(), crate::chain(&e)))?;
-    let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::open(image.clone(), blob_dir, 0)?);
+    let (file, image) = image::open(bootstrap, blob_dir)?;
+    let reader = BlobDirReader::at(&image, &file.blob_paths(blob_dir))?;
+    let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::new(reader, 0)?);
+    let trace = trace_file.map(|_| Arc::new(Trace::new(image.clone())));
     runtime()?.block_on(async {
-        let session = Session::new(image, source, mountpoint, MountOptions::default())?;
+        let options = MountOptions { trace: trace.clone(), ..MountOptions::default() };
+        let session = Session::new(image, source, mountpoint, options)?;
         until_stopped(session).await?;
+        write_trace(trace.as_deref(), trace_file)?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn write_trace(trace: Option<&Trace>, path: Option<&std::path::Path>) -> Result<(), Failure> {
+    if let (Some(trace), Some(path)) = (trace, path) {
+        let file = std::fs::File::create(path).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        trace.write(std::io::BufWriter::new(file))?;
+    }
+    Ok(())
 }
 
 /// Waits for a signal or for an unmount from outside, then unmounts.

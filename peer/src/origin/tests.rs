@@ -50,7 +50,7 @@ impl Image {
         let options = BuildOptions { chunk_size: CHUNK, ..Default::default() };
         Builder::new(options).build(&path("source"), &path("boot"), &path("blobs")).unwrap();
         let bootstrap = Bootstrap::parse(std::fs::read(path("boot")).unwrap().into()).unwrap();
-        let table = bootstrap.piece_table(0);
+        let table = Arc::new(bootstrap.piece_table(0, None).unwrap());
         let stored = std::fs::read(path("blobs").join(table.blob().to_string())).unwrap();
         let reference: Reference = format!("oci:{}:v1", path("layout").display()).parse().unwrap();
         let report =

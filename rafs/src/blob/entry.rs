@@ -1,11 +1,11 @@
-//! One entry of a chunk table, in both of its forms.
+//! One entry of a chunk table, in both of its forms, and the context of a batch.
 
 /// Where a chunk lies in its blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkInfo {
     /// Offset in the stored blob, below 2^40.
     pub encoded_offset: u64,
-    /// Stored bytes, 1 to 2^24.
+    /// Stored bytes, 1 to 2^24; 0 in a batch, which has stored bytes only as a whole.
     pub encoded_len: u32,
     /// Offset in the decoded address space, a multiple of 4096 below 2^44.
     pub decoded_offset: u64,
@@ -15,6 +15,39 @@ pub struct ChunkInfo {
     pub compressed: bool,
     /// CRC-32C of the decoded bytes, in tables of the second form.
     pub crc32: Option<u32>,
+    /// The batch that it is a part of, in tables of the second form.
+    pub batch: Option<InBatch>,
+}
+
+/// Where a chunk lies in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InBatch {
+    /// Number of the batch in its blob.
+    pub index: u32,
+    /// Where the chunk starts in the decoded batch.
+    pub offset: u32,
+}
+
+/// Small chunks that were compressed as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Stored bytes.
+    pub encoded_len: u32,
+    /// Bytes of its chunks together.
+    pub decoded_len: u32,
+}
+
+impl Batch {
+    /// Whether it is compressed with the blob's compressor; the format has no flag for it.
+    pub fn is_compressed(self) -> bool {
+        self.encoded_len != self.decoded_len
+    }
+
+    /// From its context of 40 bytes: stored size, decoded size, reserved.
+    pub(super) fn from_context(bytes: &[u8]) -> Self {
+        let [sizes] = words(bytes);
+        Self { encoded_len: sizes as u32, decoded_len: (sizes >> 32) as u32 }
+    }
 }
 
 const OFFSET_BITS: u64 = (1 << 40) - 1;
@@ -45,6 +78,7 @@ impl ChunkInfo {
             decoded_len,
             compressed: encoded_len != decoded_len,
             crc32: None,
+            batch: None,
         })
     }
 
@@ -63,18 +97,23 @@ impl ChunkInfo {
     }
 
     /// From 24 bytes: word 0 decoded offset / 4096 (0..32), size - 1 (32..56), flags (56..64); word 1 encoded offset
-    /// (0..40), size (40..64); word 2 the checksum.
+    /// (0..40), size (40..64); word 2 the checksum, or offset in the batch (0..32) and its number (32..64).
     pub(super) fn from_v2(bytes: &[u8]) -> Result<Self, &'static str> {
         const COMPRESSED: u64 = 1;
+        const BATCH: u64 = 4;
         const HAS_CRC: u64 = 0x10;
         let [decoded, encoded, data] = words(bytes);
         let flags = decoded >> 56;
-        if flags & !(COMPRESSED | HAS_CRC) != 0 {
-            return Err("it is batched, zran or encrypted");
+        if flags & !(COMPRESSED | BATCH | HAS_CRC) != 0 {
+            return Err("it is zran or encrypted");
+        }
+        let batched = flags & BATCH != 0;
+        if batched && flags & HAS_CRC != 0 {
+            return Err("it has a checksum in place of its batch");
         }
         let encoded_len = (encoded >> 40) as u32;
-        if encoded_len == 0 {
-            return Err("it has no stored bytes");
+        if (encoded_len == 0) != batched {
+            return Err(if batched { "it has stored bytes beside its batch" } else { "it has no stored bytes" });
         }
         Ok(Self {
             encoded_offset: encoded & OFFSET_BITS,
@@ -83,6 +122,7 @@ impl ChunkInfo {
             decoded_len: (decoded >> 32 & 0xFF_FFFF) as u32 + 1,
             compressed: flags & COMPRESSED != 0,
             crc32: (flags & HAS_CRC != 0).then_some(data as u32),
+            batch: batched.then_some(InBatch { index: (data >> 32) as u32, offset: data as u32 }),
         })
     }
 }
@@ -103,7 +143,7 @@ mod tests {
         ) {
             let compressed = encoded_len != decoded_len;
             let decoded_offset = block << 12;
-            let chunk = ChunkInfo { encoded_offset, encoded_len, decoded_offset, decoded_len, compressed, crc32: None };
+            let chunk = ChunkInfo { encoded_offset, encoded_len, decoded_offset, decoded_len, compressed, crc32: None, batch: None };
             prop_assert_eq!(ChunkInfo::from_v1(&chunk.to_v1()), Ok(chunk));
         }
 
@@ -127,7 +167,25 @@ mod tests {
             decoded_len: 4096,
             compressed: true,
             crc32: Some(0xDEAD_BEEF),
+            batch: None,
         };
         assert_eq!(ChunkInfo::from_v2(&bytes), Ok(expected));
+    }
+
+    #[test]
+    fn chunks_of_batches_are_read() {
+        let entry = |flags: u64, encoded_len: u64, data: u64| -> Vec<u8> {
+            let words = [flags << 56 | 99 << 32 | 3, encoded_len << 40 | 7, data];
+            words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        };
+        let chunk = ChunkInfo::from_v2(&entry(5, 0, 2 << 32 | 100)).unwrap();
+        assert_eq!(chunk.batch, Some(InBatch { index: 2, offset: 100 }));
+        assert_eq!((chunk.encoded_offset, chunk.encoded_len, chunk.decoded_len), (7, 0, 100));
+        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(2, 1, 0), entry(8, 1, 0)] {
+            assert!(ChunkInfo::from_v2(&wrong).is_err());
+        }
+        let context = [&100u32.to_le_bytes()[..], &300u32.to_le_bytes(), &[0; 32]].concat();
+        let batch = Batch::from_context(&context);
+        assert_eq!((batch.encoded_len, batch.decoded_len, batch.is_compressed()), (100, 300, true));
     }
 }

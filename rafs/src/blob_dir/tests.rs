@@ -70,7 +70,7 @@ fn a_mended_blob_serves_again() {
     // Written over, not replaced: the source keeps the file open.
     fs::write(&path, vec![0; stored.len()]).unwrap();
     let error = read().unwrap_err();
-    assert_eq!((error.blob, error.index), (source.shared.reader.blobs[0].table.blob(), 3));
+    assert_eq!((error.blob, error.index), (source.shared.reader.table(0).unwrap().blob(), 3));
     fs::write(&path, &stored).unwrap();
     assert_eq!(read().unwrap(), content[3 * 0x1000..4 * 0x1000]);
 }

@@ -1,13 +1,13 @@
 //! The bytes of a bootstrap with what is needed to read inodes in them.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+use super::chunks::Chunks;
 use super::error::At;
 use super::{Blob, BootstrapError, Nid};
-use crate::piece::PieceTable;
+use crate::piece::Named;
+use crate::source::ChunkId;
 
 /// Decoded super blocks and tables next to the raw bytes. Says nothing yet about the tree.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Image {
     /// Owner of every inode, in images that do not store owners.
     pub(super) owners: Option<(u32, u32)>,
     pub(super) blobs: Vec<Blob>,
-    pub(super) pieces: Vec<Arc<PieceTable>>,
+    pub(super) chunks: Chunks,
 }
 
 impl Image {
@@ -32,6 +32,12 @@ impl Image {
         T: FromBytes + Immutable + KnownLayout + Unaligned,
     {
         view(&self.bytes, at)
+    }
+
+    /// A chunk that the image names.
+    pub(super) fn chunk(&self, id: ChunkId) -> Option<Named> {
+        let position = id.blob as usize;
+        self.chunks.find(position, self.blobs.get(position)?, id.index)
     }
 
     /// Offset of an inode, or `None` where no file reaches.

@@ -1,5 +1,7 @@
 //! Inodes, decoded from the bootstrap's bytes when asked for.
 
+use std::ops::Range;
+
 use super::directory::{self, Block};
 use super::error::At;
 use super::image::Image;
@@ -221,6 +223,31 @@ impl<'a> Inode<'a> {
             _ => 0,
         };
         self.end - self.offset + data
+    }
+
+    /// The parts of the bootstrap that it owns, and what they are called.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<u64>, &'static str)> + use<'a> {
+        let (fixed, data) = (
+            self.offset..self.end,
+            match self.kind {
+                Kind::File => {
+                    let start = self.indexes_offset();
+                    [(start..start + self.chunk_count() * layout::CHUNK_INDEX, "chunk indexes"), (0..0, "")]
+                }
+                Kind::Directory | Kind::Symlink => {
+                    let (tail, start) = (self.inline_tail(), self.blocks_offset());
+                    [(self.end..self.end + tail, "inline data"), (start..start + self.size - tail, "data blocks")]
+                }
+                _ => [(0..0, ""), (0..0, "")],
+            },
+        );
+        [(fixed, "inode")].into_iter().chain(data).filter(|(range, _)| !range.is_empty())
+    }
+
+    /// Whether the kernel is told that the file is one run of its blob, so that it looks at the first index only.
+    pub(crate) fn is_one_run_for_the_kernel(&self) -> bool {
+        let bits = (self.u & 0x1F) + u32::from(layout::BLOCK_BITS);
+        self.kind == Kind::File && self.size > 0 && bits != self.image.chunk_size.trailing_zeros()
     }
 
     pub(super) fn at(&self) -> At {

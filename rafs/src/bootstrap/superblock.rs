@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use serde::Serialize;
 use shoal_proto::Algorithm;
 
 use super::error::At;
@@ -10,16 +11,58 @@ use super::{BootstrapError, Nid};
 use crate::codec::Compressor;
 use crate::layout::{self, ExtSuperBlock, SuperBlock, flags};
 
+/// Both super blocks as an image has them, for `inspect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SuperBlocks {
+    /// Nid of the root directory.
+    pub root_nid: u64,
+    /// Offset of nid 0.
+    pub meta_offset: u64,
+    /// Names that it counts.
+    pub names: u64,
+    /// Blocks of all blobs that it counts.
+    pub blocks: u32,
+    /// Number of blobs.
+    pub blobs: u64,
+    /// Flags of RAFS in the extended super block.
+    pub flags: u64,
+    /// Chunk size.
+    pub chunk_size: u32,
+    /// Offset of the blob table.
+    pub blob_table_offset: u64,
+    /// Its size.
+    pub blob_table_size: u64,
+    /// Offset of the chunk table.
+    pub chunk_table_offset: u64,
+    /// Its size.
+    pub chunk_table_size: u64,
+    /// Offset of the prefetch table; 0 for none.
+    pub prefetch_table_offset: u64,
+    /// Its size.
+    pub prefetch_table_size: u64,
+}
+
+/// What the super blocks say of the rest. Reading does not depend on it; `check` compares.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Declared {
+    /// Names in the tree.
+    pub(crate) names: u64,
+    /// Blocks of all blobs.
+    pub(crate) blocks: u32,
+    /// Whether any inode has xattrs.
+    pub(crate) has_xattrs: bool,
+}
+
 /// Both super blocks, checked. The ranges lie in the file and do not overlap.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) root: Nid,
     pub(super) meta_offset: u64,
-    pub(super) declared_names: u64,
+    pub(super) declared: Declared,
     pub(super) chunk_size: u32,
     pub(super) algorithm: Algorithm,
     pub(super) compressor: Compressor,
-    explicit_owners: bool,
+    flags: u64,
     pub(super) device_table: Range<u64>,
     pub(super) blob_table: Range<u64>,
     pub(super) prefetch_table: Range<u64>,
@@ -27,10 +70,40 @@ pub(super) struct Header {
 }
 
 impl Header {
+    pub(super) fn super_blocks(&self) -> SuperBlocks {
+        let size = |range: &Range<u64>| range.end - range.start;
+        SuperBlocks {
+            root_nid: self.root.0,
+            meta_offset: self.meta_offset,
+            names: self.declared.names,
+            blocks: self.declared.blocks,
+            blobs: size(&self.device_table) / 128,
+            flags: self.flags,
+            chunk_size: self.chunk_size,
+            blob_table_offset: self.blob_table.start,
+            blob_table_size: size(&self.blob_table),
+            chunk_table_offset: self.chunk_table.start,
+            chunk_table_size: size(&self.chunk_table),
+            prefetch_table_offset: self.prefetch_table.start,
+            prefetch_table_size: size(&self.prefetch_table),
+        }
+    }
+
+    /// The parts of the file in front of the tree, and the chunk table.
+    pub(super) fn tables(&self) -> Vec<(Range<u64>, &'static str)> {
+        vec![
+            (0..layout::DEVICE_TABLE_OFFSET, "super blocks"),
+            (self.device_table.clone(), "device table"),
+            (self.blob_table.clone(), "blob table"),
+            (self.prefetch_table.clone(), "prefetch table"),
+            (self.chunk_table.clone(), "chunk table"),
+        ]
+    }
+
     /// Images without owners belong to whoever serves them.
     pub(super) fn owners(&self) -> Option<(u32, u32)> {
         let owners = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        (!self.explicit_owners).then(owners)
+        (self.flags & flags::EXPLICIT_OWNERS == 0).then(owners)
     }
 }
 
@@ -71,11 +144,15 @@ pub(super) fn read(bytes: &[u8]) -> Result<Header, BootstrapError> {
     Ok(Header {
         root: Nid(block.root_nid.get().into()),
         meta_offset: u64::from(block.meta_block.get()) * layout::BLOCK,
-        declared_names: block.inos.get(),
+        declared: Declared {
+            names: block.inos.get(),
+            blocks: block.blocks.get(),
+            has_xattrs: ext.flags.get() & flags::HAS_XATTRS != 0,
+        },
         chunk_size: ext.chunk_size.get(),
         algorithm,
         compressor,
-        explicit_owners: ext.flags.get() & flags::EXPLICIT_OWNERS != 0,
+        flags: ext.flags.get(),
         device_table,
         blob_table,
         prefetch_table,

@@ -1,42 +1,21 @@
-//! Device table, blob table, chunk table and prefetch table.
+//! Device table, blob table and prefetch table.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use shoal_proto::{Algorithm, BlobId, Digest};
-use zerocopy::FromBytes;
+use shoal_proto::{Algorithm, BlobId};
 
 use super::error::At;
-use super::image::{Image, slice, view};
+use super::image::{Image, view};
 use super::superblock::Header;
-use super::{Blob, BootstrapError, ChunkTableRange, Nid};
+use super::{Blob, BootstrapError, ChunkTableRange, Nid, TocRange};
+use crate::blob;
 use crate::codec::Compressor;
-use crate::layout::{self, BlobEntry, ChunkRecord, DeviceSlot, chunk_flags, features};
-use crate::piece::{Chunk, Piece, PieceTable};
+use crate::layout::{self, BlobEntry, DeviceSlot, features};
 
-/// All blobs, each with its pieces.
-pub(super) fn read(bytes: &[u8], header: &Header) -> Result<(Vec<Blob>, Vec<Arc<PieceTable>>), BootstrapError> {
-    let blobs = blobs(bytes, header)?;
-    let mut pieces: Vec<Vec<Piece>> = blobs.iter().map(|_| Vec::new()).collect();
-    let table_at = At::new("chunk table", header.chunk_table.start);
-    let table = slice(bytes, table_at, header.chunk_table.end - header.chunk_table.start)?;
-    for (number, record) in table.chunks_exact(size_of::<ChunkRecord>()).enumerate() {
-        let at = At::new("chunk record", header.chunk_table.start + 80 * number as u64);
-        let record = ChunkRecord::ref_from_bytes(record).map_err(|error| at.invalid(error.to_string()))?;
-        let position = record.blob.get() as usize;
-        let blob = blobs.get(position);
-        let blob = blob.ok_or_else(|| at.invalid(format!("blob {position} of {}", blobs.len())))?;
-        pieces[position].push(piece(at, record, blob, header.chunk_size)?);
-    }
-    let tables = blobs.iter().zip(pieces).map(|(blob, pieces)| {
-        PieceTable::new(blob.id, blob.encoded_size, blob.chunk_count, pieces)
-            .map(Arc::new)
-            .map_err(|error| table_at.invalid(format!("blob {}: {error}", blob.id)))
-    });
-    Ok((tables.collect::<Result<_, _>>()?, blobs)).map(|(tables, blobs): (Vec<_>, _)| (blobs, tables))
-}
-
-fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, BootstrapError> {
+/// All blobs in the order of the table.
+///
+/// `own` is the blob that the bootstrap lies in, if it does: it is named `xxxx...` there.
+pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<BlobId>) -> Result<Vec<Blob>, BootstrapError> {
     let count = (header.device_table.end - header.device_table.start) / 128;
     let mut ids = BTreeSet::new();
     let mut blobs = Vec::new();
@@ -45,7 +24,7 @@ fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, BootstrapError> {
         let device: &DeviceSlot = view(bytes, device_at)?;
         let at = At::new("blob entry", header.blob_table.start + 256 * index);
         let entry: &BlobEntry = view(bytes, at)?;
-        let blob = blob(at, entry, header.chunk_size)?;
+        let blob = blob_of(at, entry, device, header.chunk_size, own)?;
         at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
         at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
         device_at.require(device.blob_id == entry.blob_id, || "another blob id than in the blob table".into())?;
@@ -58,8 +37,14 @@ fn blobs(bytes: &[u8], header: &Header) -> Result<Vec<Blob>, BootstrapError> {
     Ok(blobs)
 }
 
-fn blob(at: At, entry: &BlobEntry, chunk_size: u32) -> Result<Blob, BootstrapError> {
-    let id = blob_id(at, &entry.blob_id)?;
+fn blob_of(
+    at: At,
+    entry: &BlobEntry,
+    device: &DeviceSlot,
+    chunk_size: u32,
+    own: Option<BlobId>,
+) -> Result<Blob, BootstrapError> {
+    let id = blob_id(at, &entry.blob_id, own)?;
     check_features(at, entry)?;
     at.require(entry.chunk_size.get() == chunk_size, || {
         format!("chunk size {:#x}, in the super block {chunk_size:#x}", entry.chunk_size)
@@ -99,12 +84,15 @@ fn blob(at: At, entry: &BlobEntry, chunk_size: u32) -> Result<Blob, BootstrapErr
         data_end: data_end.ok_or_else(|| at.invalid("its chunk table starts inside the first tar header"))?,
         chunk_table,
         features: bits,
+        mapped_block: device.mapped_block.get(),
+        toc: (entry.toc_size.get() > 0).then_some(TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest }),
     })
 }
 
-fn blob_id(at: At, text: &[u8; 64]) -> Result<BlobId, BootstrapError> {
+fn blob_id(at: At, text: &[u8; 64], own: Option<BlobId>) -> Result<BlobId, BootstrapError> {
     if text == &[b'x'; 64] {
-        return Err(at.unsupported("a bootstrap inlined in its own blob (blob id x...x)"));
+        let outside = || at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob");
+        return own.ok_or_else(outside);
     }
     let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))
@@ -118,7 +106,6 @@ fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
         (features::TARFS, "tarfs mode"),
         (features::ZRAN, "zran (chunks of a gzip layer)"),
         (features::SEPARATE, "separate chunk data and metadata"),
-        (features::BATCH, "batched chunks"),
         (features::ENCRYPTED, "encryption"),
         (features::EXTERNAL, "an external backend"),
     ];
@@ -132,10 +119,12 @@ fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
 }
 
 fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Result<(), BootstrapError> {
-    let chunks = u64::from(entry.chunk_count.get());
-    let unit = if entry.features.get() & features::CHUNK_INFO_V2 != 0 { 24 } else { 16 };
-    at.require(table.decoded_size == chunks * unit, || {
-        format!("a chunk table of {} bytes for {chunks} chunks of {unit}", table.decoded_size)
+    let (chunks, bits) = (entry.chunk_count.get(), entry.features.get());
+    at.require(bits & features::BATCH == 0 || bits & features::CHUNK_INFO_V2 != 0, || {
+        format!("feature bits {bits:#x}: batches without the chunk table that can hold them")
+    })?;
+    at.require(blob::size_fits(table.decoded_size, chunks, bits), || {
+        format!("a chunk table of {} bytes for {chunks} chunks, feature bits {bits:#x}", table.decoded_size)
     })?;
     at.require(table.encoded_size <= table.decoded_size, || {
         format!("a chunk table of {} bytes that decodes to {}", table.encoded_size, table.decoded_size)
@@ -144,36 +133,6 @@ fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Resu
     at.require(chunks == 0 || end.is_some_and(|end| end <= entry.encoded_size.get()), || {
         format!("its chunk table at {} ends behind the blob of {} bytes", table.offset, entry.encoded_size)
     })
-}
-
-fn piece(at: At, record: &ChunkRecord, blob: &Blob, chunk_size: u32) -> Result<Piece, BootstrapError> {
-    let bits = record.flags.get();
-    if bits & chunk_flags::ENCRYPTED != 0 {
-        return Err(at.unsupported("an encrypted chunk"));
-    }
-    if bits & chunk_flags::BATCH != 0 {
-        return Err(at.unsupported("a batched chunk"));
-    }
-    at.require(bits & !(chunk_flags::COMPRESSED | chunk_flags::HAS_CRC) == 0, || format!("flags {bits:#x}"))?;
-    let (decoded_offset, decoded_len) = (record.decoded_offset.get(), record.decoded_size.get());
-    let (encoded_offset, encoded_len) = (record.encoded_offset.get(), record.encoded_size.get());
-    at.require(decoded_len <= chunk_size, || format!("{decoded_len} bytes, the chunk size is {chunk_size}"))?;
-    at.require(decoded_offset.is_multiple_of(layout::BLOCK), || format!("decoded offset {decoded_offset}"))?;
-    let within = |offset: u64, len: u32, end| offset.checked_add(len.into()).is_some_and(|stop| stop <= end);
-    at.require(within(decoded_offset, decoded_len, blob.decoded_size), || {
-        format!("{decoded_len} bytes at {decoded_offset} end behind the decoded {}", blob.decoded_size)
-    })?;
-    at.require(within(encoded_offset, encoded_len, blob.data_end), || {
-        format!("{encoded_len} bytes at {encoded_offset} end behind the chunk data of {}", blob.data_end)
-    })?;
-    let chunk = Chunk {
-        index: record.index.get(),
-        digest: Digest { algorithm: blob.algorithm, bytes: record.digest },
-        decoded_offset,
-        decoded_len,
-        compressed: bits & chunk_flags::COMPRESSED != 0,
-    };
-    Ok(Piece::plain(chunk, encoded_offset, encoded_len, blob.compressor))
 }
 
 /// The prefetch table, in order; each must be in the tree.

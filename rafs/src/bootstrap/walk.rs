@@ -131,10 +131,9 @@ impl<'a> Walk<'a> {
         for number in 0..inode.chunk_count() {
             let at = inode.chunk_at(number);
             let chunk = inode.chunk(number).ok_or_else(|| at.invalid("it names no blob"))?;
-            let table = self.image.pieces.get(chunk.id.blob as usize);
-            let table =
-                table.ok_or_else(|| at.invalid(format!("blob {} of {}", chunk.id.blob, self.image.pieces.len())))?;
-            let record = table.chunk(chunk.id.index);
+            let blobs = self.image.blobs.len();
+            at.require((chunk.id.blob as usize) < blobs, || format!("blob {} of {blobs}", chunk.id.blob))?;
+            let record = self.image.chunk(chunk.id).map(|named| named.chunk);
             let record = record.ok_or_else(|| {
                 at.invalid(format!("chunk {} of blob {} is unknown", chunk.id.index, chunk.id.blob))
             })?;

@@ -156,5 +156,6 @@ fn chunk_info(record: &ChunkRecord) -> ChunkInfo {
         decoded_len: record.decoded_size.get(),
         compressed: record.flags.get() & chunk_flags::COMPRESSED != 0,
         crc32: None,
+        batch: None,
     }
 }

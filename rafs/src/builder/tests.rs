@@ -19,7 +19,7 @@ fn a_small_tree_is_built_and_read_back() {
     assert_eq!((report.names, report.files, report.decoded_bytes), (7, 2, 8000));
     assert_eq!((report.chunks, report.unique_chunks), (2, 2));
     let image = Bootstrap::open(&boot).unwrap();
-    assert_eq!((image.inode_count(), image.name_count(), image.declared_names()), (6, 7, 7));
+    assert_eq!((image.inode_count(), image.name_count(), image.declared().names), (6, 7, 7));
     let root = image.inode(image.root()).unwrap();
     let names: Vec<_> = root.entries().map(|entry| entry.unwrap().name.to_vec()).collect();
     assert_eq!(names, [&b"."[..], b"..", b"a", b"empty", b"link"]);

@@ -73,10 +73,57 @@ fn tables_that_contradict_themselves_are_refused() {
         ("compressed by nothing", vec![with(|chunk| chunk.compressed = true)]),
         ("encoded overflow", vec![raw(1, u64::MAX)]),
         ("decoded overflow", vec![with(|chunk| chunk.decoded_offset = u64::MAX - 1)]),
+        ("no member", vec![batch(0, 100, 100, &[])]),
+        ("member behind its batch", vec![batch(0, 6, 6, &[(1, 4)])]),
+        ("members overlap", vec![batch(0, 6, 6, &[(1, 0), (2, 2)])]),
+        ("members out of order", vec![batch(0, 6, 6, &[(2, 0), (1, 3)])]),
+        ("chunk in two pieces", vec![batch(0, 6, 6, &[(1, 0)]), batch(1, 6, 6, &[(1, 0)])]),
+        ("batch larger than a chunk", vec![batch(0, 6, (1 << 24) + 1, &[(1, 0)])]),
+        ("batch larger encoded", vec![batch(0, 7, 6, &[(1, 0)])]),
+        ("empty batch", vec![batch(0, 0, 6, &[(1, 0)])]),
     ];
     for (name, pieces) in cases {
         assert!(table(pieces).is_err(), "{name}");
     }
+}
+
+/// A batch at the start of the blob whose members, by index and offset, are all `xyz`.
+fn batch(number: u32, encoded_len: u32, decoded_len: u32, members: &[(u32, u32)]) -> Piece {
+    let compressed = encoded_len != decoded_len;
+    let members = members.iter().map(|(index, offset)| (chunk(*index, b"xyz", compressed), *offset));
+    Piece::batch(number, 0, Batch { encoded_len, decoded_len }, Compressor::Zstd, members.collect())
+}
+
+#[test]
+fn of_a_batch_only_named_chunks_come_out_and_each_is_verified() {
+    let table = table(vec![batch(3, 9, 9, &[(2, 0), (4, 6)])]).unwrap();
+    assert_eq!([1, 2, 3, 4, 5].map(|index| table.piece_of_chunk(index)), [None, Some(3), None, Some(3), None]);
+    assert_eq!((table.piece(2), table.chunk(3), table.chunk(4).unwrap().index), (None, None, 4));
+    let decoded = table.decode(3, b"xyz???xyz").unwrap();
+    assert_eq!([2, 3, 4].map(|index| decoded.chunk(index)), [Some("xyz".into()), None, Some("xyz".into())]);
+    assert_eq!(decoded.decoded_len(), 9);
+    assert!(matches!(table.decode(3, b"xyz???xyZ"), Err(VerifyError::Digest { chunk: 4, .. })));
+    assert!(matches!(table.decode(3, b"xyzxyz"), Err(VerifyError::EncodedLength { .. })));
+    let plain = b"xyz".repeat(100);
+    let packed = Encoder::new(Compressor::Zstd).unwrap().encode(&plain).unwrap().unwrap();
+    let table = self::table(vec![batch(0, packed.len() as u32, 300, &[(1, 297)])]).unwrap();
+    assert_eq!(table.decode(0, &packed).unwrap().chunk(1).unwrap(), "xyz");
+}
+
+#[test]
+fn the_fingerprint_of_a_batch_depends_on_what_is_named_of_it() {
+    let batches = [
+        batch(0, 9, 9, &[(1, 0)]),
+        batch(0, 9, 9, &[(1, 0), (2, 3)]),
+        batch(0, 9, 9, &[(1, 3)]),
+        batch(0, 10, 10, &[(1, 0)]),
+        batch(0, 9, 10, &[(1, 0)]),
+        Piece::plain(chunk(1, b"xyz", false), 0, 9, Compressor::Zstd),
+    ];
+    let distinct: std::collections::BTreeSet<_> = batches.iter().map(Piece::fingerprint).collect();
+    assert_eq!(distinct.len(), batches.len());
+    // The number is a name, not a property.
+    assert_eq!(batch(0, 9, 9, &[(1, 0)]).fingerprint(), batch(7, 9, 9, &[(1, 0)]).fingerprint());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A source of chunks that does what a test tells it: late, wrong or never, always from threads of its own.
 
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub)] // each test program uses its part
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -49,7 +49,7 @@ impl ScriptedSource {
         workers: usize,
         script: impl Fn(ChunkId) -> Answer + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let tables = (0..image.blobs().len() as u32).map(|blob| (blob, image.piece_table(blob)));
+        let tables = (0..image.blobs().len() as u32).map(|blob| (blob, image.piece_table(blob, None).unwrap()));
         let ids = tables.flat_map(|(blob, table)| {
             let indexes: Vec<_> = table.pieces().map(|(_, piece)| piece.chunks()[0].index).collect();
             indexes.into_iter().map(move |index| ChunkId { blob, index })

@@ -1,0 +1,46 @@
+//! `shoal image unpack`.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use shoal_rafs::BlobDirReader;
+
+use super::open;
+use crate::command::Failure;
+
+#[derive(Debug, clap::Args)]
+pub(in crate::command) struct Unpack {
+    /// Bootstrap file, or a blob with the bootstrap inside.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory with the image's blobs. Not needed for a blob that has the bootstrap inside.
+    #[arg(long)]
+    blob_dir: Option<PathBuf>,
+    /// Tar to write; `-` is standard output.
+    #[arg(long)]
+    output: PathBuf,
+}
+
+impl Unpack {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        let (file, bootstrap) = open(&self.bootstrap, self.blob_dir.as_deref())?;
+        let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
+        let out: Box<dyn Write> = if self.output.as_os_str() == "-" {
+            Box::new(std::io::stdout().lock())
+        } else {
+            let create = File::create(&self.output);
+            Box::new(create.map_err(|e| format!("cannot write {}: {e}", self.output.display()))?)
+        };
+        let mut out = BufWriter::with_capacity(1 << 20, out);
+        let report = shoal_rafs::unpack(&bootstrap, &reader, &mut out)?;
+        out.flush()?;
+        for socket in &report.sockets {
+            eprintln!("note: {socket} is a socket, which a tar cannot hold");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,42 @@
+//! An image whose small files were compressed in batches: read from the registry, from a neighbour, and from the store
+//! after a restart; the registry sees each batch once.
+
+mod support;
+#[path = "../../rafs/tests/support/batch.rs"]
+mod support_batch;
+
+use support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, total_bytes, tree, wait};
+
+#[test]
+fn batches_travel_and_are_kept() {
+    if !can_mount("batch_image") {
+        return;
+    }
+    let source = tree(7, 60, 3_000);
+    let built = Built::new(source.path(), "none");
+    let batches = support_batch::rebatch(&built.bootstrap(), &built.blobs(), 0x4000, &<[u8]>::to_vec);
+    assert!(batches > 5);
+    let mut registry = Registry::start();
+    let encoded = built.push(&registry.layout(), "1");
+    registry.switch_on();
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut seed = Daemon::start("seed", folder.path(), &["role=seed".into()]);
+    let mut node = Daemon::start("node", folder.path(), &[seed.join()]);
+    node.wait_for_home();
+    node.mount(&registry.reference("1"));
+    assert_same(source.path(), &node.mountpoint());
+    let status = node.status();
+    assert_eq!(total_bytes(&status, "registry"), 0, "{status}");
+    assert!(total_bytes(&seed.status(), "registry") <= encoded, "{}", seed.status());
+
+    // What was kept is found again under the same numbers, and nobody else is there.
+    registry.switch_off();
+    seed.stop();
+    node.stop();
+    node.start_again();
+    wait("mounted again", || node.mountpoint().join("link").is_symlink());
+    drop_caches();
+    assert_same(source.path(), &node.mountpoint());
+    node.stop();
+}

@@ -1,0 +1,131 @@
+//! Reading and verifying pieces of blob files in the caller's thread.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use shoal_proto::BlobId;
+
+use super::{BlobDirError, BlobPaths, DECODED_CACHE_BYTES};
+use crate::blob::ChunkTable;
+use crate::bootstrap::Bootstrap;
+use crate::chunk_cache::Lru;
+use crate::error_chain::chain;
+use crate::piece::{DecodedPiece, PieceTable};
+use crate::source::{ChunkError, ChunkId};
+
+/// A piece of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PieceId {
+    /// Position of the blob in the bootstrap's blob table.
+    pub(crate) blob: u32,
+    /// Number of the piece in the blob.
+    pub(crate) piece: u32,
+}
+
+/// The blob files of one image, in a folder, named by blob id.
+#[derive(Debug)]
+pub struct BlobDirReader {
+    blobs: Vec<BlobFile>,
+    /// For readers that go from chunk to chunk of a batch.
+    recent: Mutex<Lru<PieceId, Arc<DecodedPiece>>>,
+}
+
+impl BlobDirReader {
+    /// Opens every blob of an image. Says nothing yet about the bytes of chunks.
+    pub fn open(bootstrap: &Bootstrap, dir: &Path) -> Result<Self, BlobDirError> {
+        Self::at(bootstrap, &BlobPaths::new(Some(dir), None))
+    }
+
+    /// Opens every blob of an image where `paths` says.
+    pub fn at(bootstrap: &Bootstrap, paths: &BlobPaths) -> Result<Self, BlobDirError> {
+        let blobs = bootstrap.blobs().iter().zip(0..).map(|(described, blob)| {
+            let path = paths.path(described.id).ok_or(BlobDirError::NoFolder { blob: described.id })?;
+            BlobFile::open(bootstrap, blob, &path)
+        });
+        Ok(Self {
+            blobs: blobs.collect::<Result<_, _>>()?,
+            recent: Mutex::new(Lru::new(DECODED_CACHE_BYTES as usize)),
+        })
+    }
+
+    /// One chunk, read, decoded and verified, or from a piece that was read a moment ago.
+    pub fn read(&self, chunk: ChunkId) -> Result<Bytes, ChunkError> {
+        let id = self.piece_of(chunk).ok_or_else(|| self.error(chunk, "the image does not name it"))?;
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = recent().get(&id);
+        let piece = match known {
+            Some(piece) => piece,
+            None => {
+                let piece = self.piece(id).map(Arc::new);
+                let piece = piece.map_err(|error| ChunkError { index: chunk.index, ..error })?;
+                recent().insert(id, Arc::clone(&piece), piece.decoded_len());
+                piece
+            }
+        };
+        piece.chunk(chunk.index).ok_or_else(|| self.error(chunk, "its piece decodes without it"))
+    }
+
+    /// Reads, decodes and verifies a piece. The error names its first chunk.
+    pub(crate) fn piece(&self, id: PieceId) -> Result<DecodedPiece, ChunkError> {
+        match self.blobs.get(id.blob as usize) {
+            Some(blob) => blob.read(id.piece),
+            None => Err(self.error(ChunkId { blob: id.blob, index: 0 }, "the image has no such blob")),
+        }
+    }
+
+    /// The piece that holds a chunk, if the image names it.
+    pub(crate) fn piece_of(&self, chunk: ChunkId) -> Option<PieceId> {
+        let piece = self.blobs.get(chunk.blob as usize)?.table.piece_of_chunk(chunk.index)?;
+        Some(PieceId { blob: chunk.blob, piece })
+    }
+
+    /// The pieces of a blob, by its position in the blob table.
+    pub(crate) fn table(&self, blob: u32) -> Option<&PieceTable> {
+        self.blobs.get(blob as usize).map(|blob| &blob.table)
+    }
+
+    pub(crate) fn error(&self, chunk: ChunkId, reason: &str) -> ChunkError {
+        // A blob that the image does not have has no id.
+        let blob = self.blobs.get(chunk.blob as usize).map_or(BlobId::new([0; 32]), |blob| blob.table.blob());
+        ChunkError { blob, index: chunk.index, reason: reason.into() }
+    }
+}
+
+/// One stored blob.
+#[derive(Debug)]
+pub(crate) struct BlobFile {
+    file: File,
+    pub(crate) table: PieceTable,
+}
+
+impl BlobFile {
+    /// Opens the file of a blob and, where the bootstrap does not say all, reads its chunk table.
+    pub(crate) fn open(bootstrap: &Bootstrap, blob: u32, path: &Path) -> Result<Self, BlobDirError> {
+        let described = &bootstrap.blobs()[blob as usize];
+        let path = path.to_owned();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(source) => return Err(BlobDirError::Open { path, source }),
+        };
+        let chunks = described.has_batches().then(|| ChunkTable::read(&path)).transpose();
+        let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: path.clone(), source })?;
+        let table = bootstrap.piece_table(blob, chunks.as_ref());
+        let table = table.map_err(|source| BlobDirError::Pieces { path, source })?;
+        Ok(Self { file, table })
+    }
+
+    /// Reads, decodes and verifies a piece.
+    pub(crate) fn read(&self, number: u32) -> Result<DecodedPiece, ChunkError> {
+        let table = &self.table;
+        let piece = table.piece(number);
+        let index = piece.and_then(|piece| piece.chunks().first()).map_or(number, |chunk| chunk.index);
+        let failed = |reason: String| ChunkError { blob: table.blob(), index, reason: reason.into() };
+        let range = piece.ok_or_else(|| failed("the image does not name it".into()))?.encoded();
+        let mut encoded = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut encoded, range.start).map_err(|error| failed(format!("blob file: {error}")))?;
+        table.decode(number, &encoded).map_err(|error| failed(chain(&error)))
+    }
+}

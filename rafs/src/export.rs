@@ -1,0 +1,57 @@
+//! One flat disk image: the bootstrap, then each blob in its decoded form at the block that the device table maps it to.
+//! The kernel's EROFS driver mounts it with no daemon and no further device.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::blob_dir::BlobDirReader;
+use crate::bootstrap::{Blob, Bootstrap};
+use crate::expand::{ExpandError, write_blob};
+use crate::layout::{BLOCK, DEVICE_TABLE_OFFSET};
+
+/// Blobs that nobody has mapped are put at multiples of this, as builders do.
+const ALIGNMENT: u64 = 0x8_0000;
+/// Where the mapped block stands in a device slot, and the size of one.
+const MAPPED: u64 = 68;
+const SLOT: u64 = 128;
+
+/// Writes the disk image to an empty file, sparse where nothing is. `reader` must be that of the same bootstrap. Returns
+/// its size in bytes.
+///
+/// Where the device table maps blobs over each other or not at all, it is written anew.
+pub fn export_block(bootstrap: &Bootstrap, reader: &BlobDirReader, output: &File) -> Result<u64, ExpandError> {
+    output.write_all_at(bootstrap.as_bytes(), 0)?;
+    let start = bootstrap.as_bytes().len() as u64;
+    let mapped = bootstrap.blobs().iter().map(|blob| u64::from(blob.mapped_block) * BLOCK).collect::<Vec<_>>();
+    let places =
+        if fits(start, bootstrap.blobs(), &mapped) { mapped } else { remap(start, bootstrap.blobs(), output)? };
+    let mut end = start;
+    for (place, (blob, index)) in places.iter().zip(bootstrap.blobs().iter().zip(0..)) {
+        write_blob(reader, index, output, *place)?;
+        end = end.max(place + blob.decoded_size.next_multiple_of(BLOCK));
+    }
+    output.set_len(end)?;
+    Ok(end)
+}
+
+/// Whether every blob has room where it is mapped.
+fn fits(start: u64, blobs: &[Blob], places: &[u64]) -> bool {
+    let mut ranges: Vec<_> =
+        places.iter().zip(blobs).map(|(place, blob)| (*place, place + blob.decoded_size)).collect();
+    ranges.sort_unstable();
+    ranges.iter().scan(start, |end, (first, last)| Some(*first >= std::mem::replace(end, *last))).all(|fits| fits)
+}
+
+fn remap(start: u64, blobs: &[Blob], output: &File) -> io::Result<Vec<u64>> {
+    let mut end = start;
+    let places = blobs.iter().zip(0..).map(|(blob, index)| {
+        let place = end.next_multiple_of(ALIGNMENT);
+        end = place + blob.decoded_size.next_multiple_of(BLOCK);
+        let block = u32::try_from(place / BLOCK)
+            .map_err(|_| io::Error::other("the blobs have more blocks than EROFS can count"))?;
+        output.write_all_at(&block.to_le_bytes(), DEVICE_TABLE_OFFSET + SLOT * index + MAPPED)?;
+        Ok(place)
+    });
+    places.collect()
+}

@@ -1,0 +1,163 @@
+//! The file that an image is opened by: a bootstrap, or a blob as registries have it with the bootstrap inside.
+//!
+//! A bootstrap inside a blob cannot know the sha256 of that blob. It names it `xxxx...`, and means the file that it was
+//! found in: the file's name, if that begins with a digest, otherwise the sha256 of its bytes.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use shoal_proto::BlobId;
+
+use crate::blob::{self, ChunkTableError, Toc};
+use crate::blob_dir::BlobPaths;
+use crate::bootstrap::{Bootstrap, BootstrapError};
+use crate::codec::{self, Compressor};
+
+/// Most bytes of a bootstrap inside a blob.
+const MAX_BOOTSTRAP: u64 = 1 << 30;
+
+/// Why a file holds no bootstrap.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageFileError {
+    /// It could not be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a blob, and what lies behind its chunks is damaged.
+    #[error("blob {}", path.display())]
+    Contents {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong there.
+        #[source]
+        source: ChunkTableError,
+    },
+    /// It is a blob without a bootstrap inside.
+    #[error("{} is a blob, and has no bootstrap inside", path.display())]
+    NoBootstrap {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A bootstrap that has not been looked at, and the blob that it was found in.
+#[derive(Debug, Clone)]
+pub struct ImageFile {
+    bootstrap: Bytes,
+    own: Option<(BlobId, PathBuf)>,
+}
+
+impl From<Bytes> for ImageFile {
+    fn from(bootstrap: Bytes) -> Self {
+        Self { bootstrap, own: None }
+    }
+}
+
+impl ImageFile {
+    /// Reads the bootstrap of a file of either kind. What ends with a tar header is a blob.
+    pub fn open(path: &Path) -> Result<Self, ImageFileError> {
+        let failed = |source| ImageFileError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let members = blob::members(&file, size).map_err(failed)?;
+        if members.is_empty() {
+            return Ok(Bytes::from(std::fs::read(path).map_err(failed)?).into());
+        }
+        let bootstrap = inlined(&file, &members);
+        let bootstrap = bootstrap.map_err(|source| ImageFileError::Contents { path: path.to_owned(), source })?;
+        let bootstrap = bootstrap.ok_or_else(|| ImageFileError::NoBootstrap { path: path.to_owned() })?;
+        let id = match id_in_name(path) {
+            Some(id) => id,
+            None => sha256(file).map_err(failed)?.0,
+        };
+        Ok(Self { bootstrap, own: Some((id, path.to_owned())) })
+    }
+
+    /// The bootstrap's bytes.
+    pub fn bootstrap(&self) -> &Bytes {
+        &self.bootstrap
+    }
+
+    /// The blob that holds the bootstrap.
+    pub fn own_blob(&self) -> Option<BlobId> {
+        self.own.as_ref().map(|(id, _)| *id)
+    }
+
+    /// Verifies the bootstrap in full.
+    pub fn parse(&self) -> Result<Bootstrap, BootstrapError> {
+        match self.own_blob() {
+            Some(id) => Bootstrap::parse_inlined(self.bootstrap.clone(), id),
+            None => Bootstrap::parse(self.bootstrap.clone()),
+        }
+    }
+
+    /// Where the blobs of the image are: those that are not this file lie in `dir`.
+    pub fn blob_paths(&self, dir: Option<&Path>) -> BlobPaths {
+        BlobPaths::new(dir, self.own.clone())
+    }
+}
+
+/// The bootstrap in a blob. The table of contents says where it lies and how it is stored; without one it is stored as it
+/// is, in front of the last tar header.
+fn inlined(file: &File, members: &[blob::Member]) -> Result<Option<Bytes>, ChunkTableError> {
+    let Some(last) = members.first() else { return Ok(None) };
+    if last.name == blob::BOOTSTRAP_NAME {
+        return bootstrap(file, &last.range, Compressor::None, None).map(Some);
+    }
+    let Some(toc) = Toc::find(file, members)? else { return Ok(None) };
+    let Some(entry) = toc.entry(blob::BOOTSTRAP_NAME) else { return Ok(None) };
+    if entry.range.end > last.range.start {
+        let problem = format!("{} ends behind the table of contents", entry.name);
+        return Err(blob::invalid("table of contents", problem));
+    }
+    let bytes = bootstrap(file, &entry.range, entry.compressor, Some(entry.decoded_size))?;
+    if Sha256::digest(&bytes)[..] != entry.sha256[..] {
+        return Err(blob::invalid("image.boot", "its sha256 is not the one in the table of contents"));
+    }
+    Ok(Some(bytes))
+}
+
+fn bootstrap(
+    file: &File,
+    range: &Range<u64>,
+    compressor: Compressor,
+    decoded_size: Option<u64>,
+) -> Result<Bytes, ChunkTableError> {
+    let what = blob::BOOTSTRAP_NAME;
+    let stored = blob::content(file, range, what, MAX_BOOTSTRAP)?;
+    let decoded_size = decoded_size.unwrap_or(stored.len() as u64);
+    if decoded_size > MAX_BOOTSTRAP {
+        return Err(blob::invalid(what, format!("{decoded_size} bytes, at most {MAX_BOOTSTRAP} are read")));
+    }
+    let decoded = codec::decode(compressor, &stored, decoded_size as usize);
+    Ok(decoded.map_err(|error| blob::invalid(what, error.to_string()))?.into())
+}
+
+/// The digest that a file is named by: everything before the first dot.
+fn id_in_name(path: &Path) -> Option<BlobId> {
+    path.file_name()?.to_str()?.split('.').next()?.parse().ok()
+}
+
+/// The sha256 of all bytes, and their number.
+pub(crate) fn sha256(mut input: impl io::Read) -> io::Result<(BlobId, u64)> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut size = 0;
+    loop {
+        let len = input.read(&mut buffer)?;
+        if len == 0 {
+            return Ok((BlobId::new(hasher.finalize().into()), size));
+        }
+        hasher.update(&buffer[..len]);
+        size += len as u64;
+    }
+}

@@ -1,0 +1,135 @@
+//! From the two tables of chunks to pieces.
+//!
+//! The bootstrap names chunks: digest, place in the decoded address space and, but for batches, place in the blob. The
+//! blob's own chunk table has all chunks of the blob, and alone knows the batches. Where both speak of a chunk they must
+//! say the same; a blob without batches can be read by the bootstrap alone.
+
+use super::{Chunk, Piece, PieceTable, PieceTableError};
+use crate::blob::{Batch, ChunkInfo, ChunkTable};
+use crate::bootstrap::Blob;
+
+/// A chunk as the bootstrap describes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named {
+    pub(crate) chunk: Chunk,
+    /// Where it lies in the stored blob; means nothing for a chunk in a batch.
+    pub(crate) encoded_offset: u64,
+    pub(crate) encoded_len: u32,
+}
+
+/// The pieces of a blob. `named` are its chunks in the bootstrap, by index.
+pub(crate) fn group(
+    blob: &Blob,
+    named: impl Iterator<Item = Named>,
+    table: Option<&ChunkTable>,
+) -> Result<PieceTable, PieceTableError> {
+    let Some(table) = table else {
+        if blob.has_batches() {
+            return Err(PieceTableError::NoChunkTable);
+        }
+        let plain =
+            |named: Named| Piece::plain(named.chunk, named.encoded_offset, named.encoded_len, blob.compressor);
+        return PieceTable::new(blob.id, blob.encoded_size, blob.chunk_count, named.map(plain).collect());
+    };
+    if table.len() != blob.chunk_count {
+        return Err(PieceTableError::Length { expected: blob.chunk_count, found: table.len() });
+    }
+    let mut grouping = Grouping { blob, table, number: 0, next_batch: 0, open: None, pieces: Vec::new() };
+    let mut named = named.peekable();
+    for (index, entry) in (0..).zip(table.chunks()) {
+        let named = named.next_if(|named| named.chunk.index == index);
+        grouping.add(index, &entry, named).map_err(|problem| PieceTableError::Chunk { index, problem })?;
+    }
+    grouping.close();
+    PieceTable::new(blob.id, blob.encoded_size, grouping.number, grouping.pieces)
+}
+
+/// Whether the two tables say the same of a chunk.
+pub(crate) fn agreement(named: &Named, entry: &ChunkInfo) -> Result<(), &'static str> {
+    let chunk = &named.chunk;
+    if (chunk.decoded_offset, chunk.decoded_len) != (entry.decoded_offset, entry.decoded_len) {
+        return Err("its decoded range in the blob's chunk table is another than in the bootstrap");
+    }
+    let same = (named.encoded_offset, named.encoded_len) == (entry.encoded_offset, entry.encoded_len)
+        && chunk.compressed == entry.compressed;
+    // Of a batch the bootstrap knows nothing.
+    if entry.batch.is_none() && !same {
+        return Err("its encoded range in the blob's chunk table is another than in the bootstrap");
+    }
+    Ok(())
+}
+
+/// Chunks in the order of their indexes on the way to pieces.
+struct Grouping<'a> {
+    blob: &'a Blob,
+    table: &'a ChunkTable,
+    /// Pieces so far, the open batch not counted.
+    number: u32,
+    /// Batches are numbered in the order of their chunks.
+    next_batch: u32,
+    open: Option<OpenBatch>,
+    pieces: Vec<Piece>,
+}
+
+struct OpenBatch {
+    index: u32,
+    encoded_offset: u64,
+    batch: Batch,
+    members: Vec<(Chunk, u32)>,
+}
+
+impl Grouping<'_> {
+    fn add(&mut self, index: u32, entry: &ChunkInfo, named: Option<Named>) -> Result<(), &'static str> {
+        debug_assert!(named.is_none_or(|named| named.chunk.index == index));
+        named.as_ref().map_or(Ok(()), |named| agreement(named, entry))?;
+        let Some(place) = entry.batch else {
+            self.close();
+            if let Some(Named { chunk, encoded_offset, encoded_len }) = named {
+                let piece = Piece::plain(chunk, encoded_offset, encoded_len, self.blob.compressor);
+                self.pieces.push(Piece { number: self.number, ..piece });
+            }
+            self.number += 1;
+            return Ok(());
+        };
+        if self.open.as_ref().is_none_or(|open| open.index != place.index) {
+            self.close();
+            self.open = Some(self.begin(place.index, entry.encoded_offset)?);
+        }
+        let open = self.open.as_mut().ok_or("its batch is unknown")?;
+        if open.encoded_offset != entry.encoded_offset {
+            return Err("its batch lies at another offset for another of its chunks");
+        }
+        if let Some(Named { chunk, .. }) = named {
+            let compressed = open.batch.is_compressed();
+            open.members.push((Chunk { compressed, ..chunk }, place.offset));
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, index: u32, encoded_offset: u64) -> Result<OpenBatch, &'static str> {
+        if index < self.next_batch {
+            return Err("its batch is interrupted by other chunks");
+        }
+        self.next_batch = index + 1;
+        let batch = self.table.batch(index).ok_or("its batch is unknown")?;
+        let end = encoded_offset.checked_add(batch.encoded_len.into());
+        if end.is_none_or(|end| end > self.blob.data_end) {
+            return Err("its batch ends behind the chunk data");
+        }
+        Ok(OpenBatch { index, encoded_offset, batch, members: Vec::new() })
+    }
+
+    /// Ends the open batch. One of which the image names nothing has a number and no piece.
+    fn close(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        if !open.members.is_empty() {
+            let compressor = self.blob.compressor;
+            let piece = Piece::batch(self.number, open.encoded_offset, open.batch, compressor, open.members);
+            self.pieces.push(piece);
+        }
+        self.number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

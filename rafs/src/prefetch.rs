@@ -1,0 +1,106 @@
+//! What an image wants read before anybody asks for it, in the order of its prefetch table. Pure.
+
+use std::collections::HashSet;
+
+use crate::bootstrap::{Bootstrap, BootstrapError, Kind, Nid};
+use crate::source::ChunkId;
+
+impl Bootstrap {
+    /// The regular files of the prefetch table, each once and in order. A directory stands for all that is below it, in
+    /// the order of the tree, level by level; a table that names the root alone stands for everything.
+    pub fn prefetch_files(&self) -> Result<Vec<Nid>, BootstrapError> {
+        let mut seen = HashSet::new();
+        let mut files = Vec::new();
+        for &listed in self.prefetch() {
+            let mut level = vec![listed];
+            while !level.is_empty() {
+                let mut below = Vec::new();
+                for nid in level {
+                    // Once is enough, also for whole directories.
+                    if !seen.insert(nid) {
+                        continue;
+                    }
+                    let inode = self.inode(nid)?;
+                    if inode.kind() == Kind::File {
+                        files.push(nid);
+                    }
+                    for entry in inode.entries() {
+                        let entry = entry?;
+                        below.extend((entry.name != b"." && entry.name != b"..").then_some(entry.nid));
+                    }
+                }
+                level = below;
+            }
+        }
+        Ok(files)
+    }
+
+    /// The chunks of [`prefetch_files`](Self::prefetch_files), each once, in order.
+    pub fn prefetch_chunks(&self) -> Result<Vec<ChunkId>, BootstrapError> {
+        let mut seen = HashSet::new();
+        let mut chunks = Vec::new();
+        for nid in self.prefetch_files()? {
+            let of_file = self.inode(nid)?.chunks().map(|chunk| chunk.id);
+            chunks.extend(of_file.filter(|id| seen.insert(*id)));
+        }
+        Ok(chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::builder::{BuildOptions, Builder};
+
+    /// An image of `a/{x,y}`, `b` and `c`, the last two with equal content, and a prefetch table in unused bytes.
+    fn image(dir: &Path, listed: &[&str]) -> Bootstrap {
+        let source = dir.join("source");
+        fs::create_dir_all(source.join("a/sub")).unwrap();
+        for (name, byte) in [("a/x", 1), ("a/sub/y", 2), ("b", 3), ("c", 3)] {
+            fs::write(source.join(name), [byte; 0x1800]).unwrap();
+        }
+        let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
+        Builder::new(options).build(&source, &dir.join("boot"), &dir.join("blobs")).unwrap();
+        let mut bytes = fs::read(dir.join("boot")).unwrap();
+        let image = Bootstrap::parse(bytes.clone().into()).unwrap();
+        for (number, path) in listed.iter().enumerate() {
+            let nid = find(&image, path).0 as u32;
+            bytes[2048 + 4 * number..][..4].copy_from_slice(&nid.to_le_bytes());
+        }
+        bytes[1152 + 40..1152 + 48].copy_from_slice(&2048u64.to_le_bytes());
+        bytes[1152 + 48..1152 + 52].copy_from_slice(&(4 * listed.len() as u32).to_le_bytes());
+        Bootstrap::parse(bytes.into()).unwrap()
+    }
+
+    fn find(image: &Bootstrap, path: &str) -> Nid {
+        path.split('/')
+            .filter(|name| !name.is_empty())
+            .fold(image.root(), |nid, name| image.inode(nid).unwrap().lookup(name.as_bytes()).unwrap().unwrap())
+    }
+
+    #[test]
+    fn directories_stand_for_their_files_and_each_comes_once() {
+        for (listed, expected) in [
+            (&["c", "a", "b"][..], &["c", "a/x", "a/sub/y", "b"][..]),
+            (&["a/sub/y", "a", "a/sub"], &["a/sub/y", "a/x"]),
+            (&[""], &["b", "c", "a/x", "a/sub/y"]),
+            (&[], &[]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let image = image(dir.path(), listed);
+            let expected: Vec<_> = expected.iter().map(|path| find(&image, path)).collect();
+            assert_eq!(image.prefetch_files().unwrap(), expected, "{listed:?}");
+        }
+    }
+
+    #[test]
+    fn shared_chunks_come_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = image(dir.path(), &["c", "b", "a/x"]);
+        let of = |path| image.inode(find(&image, path)).unwrap().chunks().map(|chunk| chunk.id).collect::<Vec<_>>();
+        assert_eq!(image.prefetch_chunks().unwrap(), [of("c"), of("a/x")].concat());
+    }
+}

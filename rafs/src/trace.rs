@@ -1,0 +1,141 @@
+//! Which parts of which files are read, in the order of their first access: what a later build lays out first.
+//!
+//! Written as text, a line for each chunk of a file that was read: the number of the chunk in the file, a tab, the path
+//! from the root. In a path a backslash is `\\`, a newline `\n`; other bytes are as they are. What the kernel reads ahead
+//! of a program counts as read; what it has in its cache is not seen again.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::bootstrap::{Bootstrap, BootstrapError, Kind, Nid};
+
+/// Reads of one mounted image. Memory is bounded by the number of chunks that its files have.
+#[derive(Debug)]
+pub struct Trace {
+    image: Bootstrap,
+    /// Locked for a look.
+    reads: Mutex<Reads>,
+}
+
+#[derive(Debug, Default)]
+struct Reads {
+    seen: HashSet<(Nid, u64)>,
+    order: Vec<(Nid, u64)>,
+}
+
+/// Why a trace could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The image is wrong.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The output could not be written.
+    #[error("cannot write the trace")]
+    Write(#[from] io::Error),
+}
+
+impl Trace {
+    /// A trace of an image, empty at first.
+    pub fn new(image: Bootstrap) -> Self {
+        Self { image, reads: Mutex::default() }
+    }
+
+    /// Notes that `len` bytes of a file were asked for from `offset` on.
+    pub fn read(&self, nid: Nid, offset: u64, len: u64) {
+        let Ok(inode) = self.image.inode(nid) else { return };
+        let chunk_size = u64::from(self.image.chunk_size());
+        let end = offset.saturating_add(len).min(inode.size()).div_ceil(chunk_size).min(inode.chunk_count());
+        let mut reads = self.lock();
+        for chunk in offset / chunk_size..end {
+            if reads.seen.insert((nid, chunk)) {
+                reads.order.push((nid, chunk));
+            }
+        }
+    }
+
+    /// Writes what was read so far. Of a file with several names the first in the order of the tree is told.
+    pub fn write(&self, mut output: impl Write) -> Result<(), TraceError> {
+        let order = self.lock().order.clone();
+        let paths = self.paths(&order.iter().map(|(nid, _)| *nid).collect())?;
+        for (nid, chunk) in order {
+            let Some(path) = paths.get(&nid) else { continue };
+            write!(output, "{chunk}\t")?;
+            for byte in path {
+                match byte {
+                    b'\\' => output.write_all(b"\\\\")?,
+                    b'\n' => output.write_all(b"\\n")?,
+                    byte => output.write_all(&[*byte])?,
+                }
+            }
+            output.write_all(b"\n")?;
+        }
+        Ok(output.flush()?)
+    }
+
+    /// The paths of the inodes that are asked for.
+    fn paths(&self, wanted: &HashSet<Nid>) -> Result<HashMap<Nid, Vec<u8>>, BootstrapError> {
+        let mut paths = HashMap::new();
+        let mut level = vec![(Vec::new(), self.image.root())];
+        while !level.is_empty() {
+            let mut below = Vec::new();
+            for (path, directory) in level {
+                for entry in self.image.inode(directory)?.entries() {
+                    let entry = entry?;
+                    let path = || [&path, &b"/"[..], entry.name].concat();
+                    match entry.kind {
+                        _ if entry.name == b"." || entry.name == b".." => {}
+                        Kind::Directory => below.push((path(), entry.nid)),
+                        _ if wanted.contains(&entry.nid) => _ = paths.entry(entry.nid).or_insert_with(path),
+                        _ => {}
+                    }
+                }
+            }
+            level = below;
+        }
+        Ok(paths)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reads> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::builder::{BuildOptions, Builder};
+
+    #[test]
+    fn chunks_are_told_in_the_order_of_their_first_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        fs::create_dir_all(source.join("d")).unwrap();
+        fs::write(source.join("d/large"), [1; 0x3800]).unwrap();
+        fs::write(source.join("odd\n\\name"), b"x").unwrap();
+        fs::hard_link(source.join("d/large"), source.join("z")).unwrap();
+        let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
+        Builder::new(options).build(&source, &dir.path().join("boot"), &dir.path().join("blobs")).unwrap();
+        let image = Bootstrap::open(&dir.path().join("boot")).unwrap();
+        let root = image.inode(image.root()).unwrap();
+        let (large, odd) = (root.lookup(b"z").unwrap().unwrap(), root.lookup(b"odd\n\\name").unwrap().unwrap());
+        let trace = Trace::new(image.clone());
+        for (nid, offset, len) in [
+            (large, 0x1fff, 2),
+            (odd, 0, 4096),
+            (large, 0, 0x1000),
+            (large, 0x3000, u64::MAX),
+            (large, 0x2000, 1),
+            (large, u64::MAX, 1),
+            (image.root(), 0, 10),
+        ] {
+            trace.read(nid, offset, len);
+        }
+        let mut text = Vec::new();
+        trace.write(&mut text).unwrap();
+        let expected = "1\t/z\n2\t/z\n0\t/odd\\n\\\\name\n0\t/z\n3\t/z\n";
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+}
