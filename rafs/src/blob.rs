@@ -197,7 +197,8 @@ fn find_end(file: &File, size: u64) -> io::Result<u64> {
     Ok(size)
 }
 
-fn checksum_matches(header: &tar::Header) -> bool {
+/// Whether a tar header is one.
+pub(crate) fn checksum_matches(header: &tar::Header) -> bool {
     let mut copy = header.clone();
     copy.set_cksum();
     copy.cksum().ok().zip(header.cksum().ok()).is_some_and(|(expected, found)| expected == found)

@@ -67,9 +67,13 @@ pub(crate) mod flags {
 /// Bits of [`BlobEntry::features`] and [`CiHeader::features`].
 pub(crate) mod features {
     pub(crate) const ALIGNED: u32 = 0x1;
+    /// The bootstrap lies in the blob too.
+    pub(crate) const INLINED_META: u32 = 0x2;
     pub(crate) const CHUNK_INFO_V2: u32 = 0x4;
     pub(crate) const ZRAN: u32 = 0x8;
     pub(crate) const SEPARATE: u32 = 0x10;
+    /// The digests of its chunks lie in the blob, behind the chunk table.
+    pub(crate) const INLINED_DIGESTS: u32 = 0x20;
     pub(crate) const TARFS: u32 = 0x40;
     pub(crate) const BATCH: u32 = 0x80;
     pub(crate) const ENCRYPTED: u32 = 0x100;

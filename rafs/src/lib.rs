@@ -20,6 +20,7 @@
 //! Features: `mount` adds the FUSE file system over a [`ChunkSource`], `oci` the registry client. Without them the crate
 //! is synchronous and has no runtime.
 
+mod archive;
 mod blob;
 mod blob_dir;
 mod bootstrap;
@@ -40,10 +41,13 @@ mod piece;
 mod source;
 mod unpack;
 
+pub use archive::ArchiveError;
 pub use blob::{ChunkInfo, ChunkTable, ChunkTableError, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, DECODED_CACHE_BYTES};
 pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
-pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
+pub use builder::{
+    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, Progress,
+};
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
 pub use chunk_cache::ChunkCache;
 pub use codec::{Compressor, DecodeError, UnknownCompressor};

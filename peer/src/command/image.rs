@@ -1,5 +1,7 @@
 //! `shoal image`: build, check, unpack and push, with no daemon.
 
+mod build;
+
 use std::{
     fs::File,
     io::{BufWriter, Write},
@@ -8,11 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use shoal_proto::Algorithm;
 use shoal_rafs::{
-    BlobDirReader, Bootstrap, BuildOptions, Builder, CheckReport, Compressor, Problem,
+    BlobDirReader, Bootstrap, CheckReport, Problem,
     oci::{Authfile, PushOptions, Reference, Registry, RegistryOptions, push},
 };
 
@@ -20,8 +21,8 @@ use super::{Failure, human_bytes, print_json, runtime};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Image {
-    /// Build a bootstrap and a data blob from a directory.
-    Build(Build),
+    /// Build a bootstrap and a data blob from a directory or a tar.
+    Build(build::Build),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
     Check(Check),
     /// Write the tree of an image as a tar.
@@ -38,91 +39,6 @@ impl Image {
             Self::Unpack(verb) => verb.run(),
             Self::Push(verb) => verb.run(),
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum CompressorName {
-    None,
-    Lz4,
-    Zstd,
-}
-
-impl From<CompressorName> for Compressor {
-    fn from(name: CompressorName) -> Self {
-        match name {
-            CompressorName::None => Self::None,
-            CompressorName::Lz4 => Self::Lz4,
-            CompressorName::Zstd => Self::Zstd,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum DigesterName {
-    Blake3,
-    Sha256,
-}
-
-impl From<DigesterName> for Algorithm {
-    fn from(name: DigesterName) -> Self {
-        match name {
-            DigesterName::Blake3 => Self::Blake3,
-            DigesterName::Sha256 => Self::Sha256,
-        }
-    }
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Build {
-    /// Directory whose tree becomes the image.
-    #[arg(long)]
-    source: PathBuf,
-    /// Bootstrap file to write.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory to write the blob to, named by its sha256.
-    #[arg(long)]
-    blob_dir: PathBuf,
-    /// How chunks are compressed; a chunk that does not shrink is stored as it is.
-    #[arg(long, value_enum, default_value = "zstd")]
-    compressor: CompressorName,
-    /// What names a chunk.
-    #[arg(long, value_enum, default_value = "blake3")]
-    digester: DigesterName,
-    /// Bytes of a chunk: a power of two from 4096 to 16777216.
-    #[arg(long, default_value_t = 1 << 20)]
-    chunk_size: u32,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Build {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let options = BuildOptions {
-            compressor: self.compressor.into(),
-            algorithm: self.digester.into(),
-            chunk_size: self.chunk_size,
-        };
-        let report = Builder::new(options).build(&self.source, &self.bootstrap, &self.blob_dir)?;
-        if self.json {
-            print_json(&report)?;
-        } else {
-            report.notes.iter().for_each(|note| eprintln!("note: {note}"));
-            println!(
-                "{} files, {} in {} chunks ({} unique), encoded {}",
-                report.files,
-                human_bytes(report.decoded_bytes),
-                report.chunks,
-                report.unique_chunks,
-                human_bytes(report.encoded_bytes)
-            );
-            if let Some(blob) = report.blob {
-                println!("blob {blob}");
-            }
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -166,8 +82,7 @@ pub(super) struct Unpack {
 
 impl Unpack {
     fn run(self) -> Result<ExitCode, Failure> {
-        let bootstrap = Bootstrap::parse(read_bootstrap(&self.bootstrap)?)
-            .map_err(|e| format!("{}: {}", self.bootstrap.display(), crate::chain(&e)))?;
+        let bootstrap = open_bootstrap(&self.bootstrap)?;
         let reader = BlobDirReader::open(&bootstrap, &self.blob_dir)?;
         let out: Box<dyn Write> = if self.output.as_os_str() == "-" {
             Box::new(std::io::stdout().lock())
@@ -183,6 +98,11 @@ impl Unpack {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn open_bootstrap(path: &Path) -> Result<Bootstrap, Failure> {
+    let bootstrap = Bootstrap::parse(read_bootstrap(path)?);
+    Ok(bootstrap.map_err(|e| format!("{}: {}", path.display(), crate::chain(&e)))?)
 }
 
 fn read_bootstrap(path: &Path) -> Result<Bytes, Failure> {
