@@ -6,6 +6,7 @@
 //! pipeline   read, hash and compress chunks on worker threads
 //! blob       append each chunk that is not there yet; table and header; the file's sha256 is its name
 //! bootstrap  place inodes, directories and indexes; write the tables
+//! merge      the trees of several bootstraps, one over the other
 //! ```
 //!
 //! The same source gives the same bytes, for any number of threads. Memory depends on the number of names and chunks (a
@@ -35,11 +36,14 @@ use crate::layout;
 mod blob;
 mod bootstrap;
 mod directory;
+mod merge;
 mod pipeline;
 mod place;
 mod scan;
 mod tar;
 mod tree;
+
+pub use merge::{MergeError, MergeReport, merge};
 
 /// How to build an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +232,14 @@ pub enum BuildError {
         /// The limit.
         limit: u64,
     },
+    /// A bootstrap names a chunk that it does not describe.
+    #[error("chunk {index} of blob {blob} is in no chunk table")]
+    UnknownChunk {
+        /// The blob.
+        blob: BlobId,
+        /// Index of the chunk.
+        index: u32,
+    },
     /// A worker thread ended early.
     #[error("a worker thread ended before its work was done")]
     Worker,
@@ -283,7 +295,7 @@ impl Builder {
     /// Like [`build`](Self::build), from a tar, gzip or zstd stream of one; `name` stands in errors. See
     /// [`ArchiveLimits`] for what it may hold.
     ///
-    /// Whiteouts of layers stay ordinary files.
+    /// Whiteouts of layers stay ordinary files: they mean something to [`merge`](crate::merge) only.
     pub fn build_tar(
         &self,
         stream: impl Read,

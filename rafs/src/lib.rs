@@ -46,7 +46,8 @@ pub use blob::{ChunkInfo, ChunkTable, ChunkTableError, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, DECODED_CACHE_BYTES};
 pub use bootstrap::{Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid};
 pub use builder::{
-    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, Progress,
+    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeReport, Progress,
+    merge,
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check};
 pub use chunk_cache::ChunkCache;

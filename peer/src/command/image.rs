@@ -1,6 +1,7 @@
-//! `shoal image`: build, check, unpack and push, with no daemon.
+//! `shoal image`: build, merge, check, unpack and push, with no daemon.
 
 mod build;
+mod merge;
 
 use std::{
     fs::File,
@@ -23,6 +24,8 @@ use super::{Failure, human_bytes, print_json, runtime};
 pub(super) enum Image {
     /// Build a bootstrap and a data blob from a directory or a tar.
     Build(build::Build),
+    /// Merge the bootstraps of layers into that of an image.
+    Merge(merge::Merge),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
     Check(Check),
     /// Write the tree of an image as a tar.
@@ -35,6 +38,7 @@ impl Image {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         match self {
             Self::Build(verb) => verb.run(),
+            Self::Merge(verb) => verb.run(),
             Self::Check(verb) => verb.run(),
             Self::Unpack(verb) => verb.run(),
             Self::Push(verb) => verb.run(),
