@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use shoal_rafs::{BuildOptions, Builder, Compressor, chunk_table_file};
+use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, chunk_table_file, unpack};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Builds one image and puts its bootstrap and chunk table into the corpora.
+/// Builds one image and puts its bootstrap, its chunk table and a tar of it into the corpora.
 fn image(
     source: &Path,
     work: &Path,
@@ -48,6 +48,10 @@ fn image(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (boot, blobs) = (work.join("boot"), work.join("blobs"));
     let report = Builder::new(options).build(source, &boot, &blobs)?;
+    let image = Bootstrap::open(&boot)?;
+    fs::create_dir_all(corpus.join("tar_source"))?;
+    let tar = fs::File::create(corpus.join("tar_source").join(name))?;
+    unpack(&image, &BlobDirReader::open(&image, &blobs)?, tar)?;
     fs::create_dir_all(corpus.join("bootstrap_load"))?;
     fs::copy(&boot, corpus.join("bootstrap_load").join(name))?;
     fs::create_dir_all(corpus.join("blob_meta"))?;

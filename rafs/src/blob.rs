@@ -29,7 +29,7 @@ mod toc;
 
 pub use entry::{Batch, ChunkInfo, InBatch};
 pub use members::Member;
-pub(crate) use members::{ReadAt, TAR_HEADER, content, members};
+pub(crate) use members::{ReadAt, TAR_HEADER, checksum_matches, content, members};
 pub use toc::{Toc, TocEntry};
 
 /// Name of the chunk table and its header among the files of a blob.

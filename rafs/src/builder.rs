@@ -1,37 +1,49 @@
-//! From a directory to an image: one bootstrap and one data blob.
+//! From a directory or an archive to an image: one bootstrap and one data blob.
 //!
 //! ```text
-//! tree       walk the directory breadth first, names in byte order: nodes, owners, xattrs, hard links
-//! chunker    read each file once, in that order; hash and compress chunks on worker threads
+//! scan       walk a directory: names, owners, xattrs, hard links          \  a tree and chunks in their
+//! tar        read a tar once, from front to back, into a tree and chunks  /  order: breadth first, or the tar's
+//! pipeline   read, hash and compress chunks on worker threads
 //! blob       append each chunk that is not there yet; table and header; the file's sha256 is its name
 //! bootstrap  place inodes, directories and indexes; write the tables
+//! merge      the trees of several bootstraps, one over the other
 //! ```
 //!
-//! The same tree gives the same bytes. Memory depends on the number of nodes and chunks and on the chunk size, not on the
-//! size of files. Files that change while they are read end the build: half of one version and half of another is not an
-//! image of anything.
+//! The same source gives the same bytes, for any number of threads. Memory depends on the number of names and chunks (a
+//! few hundred bytes for each name, about 150 for each distinct chunk), and on `2 t + 2` chunks, decoded and encoded,
+//! for `t` threads; not on the size of files. Files and directories that change while they are read end the build: half
+//! of one version and half of another is not an image of anything. Nothing appears under a final name before it is
+//! complete.
 //!
 //! Not kept, because the format has no place for it: access and change times, sparseness, hard links between anything
 //! but regular files (they become equal nodes of their own), xattrs outside `user.`, `trusted.`, `security.` and
 //! `system.posix_acl_*` (skipped, each with a note in the report).
 
-use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use shoal_proto::{Algorithm, BlobId};
 
-use crate::codec::Compressor;
+use crate::archive::ArchiveError;
+use crate::bootstrap::Kind;
+use crate::codec::{self, Compressor};
 use crate::layout;
 
 mod blob;
 mod bootstrap;
-mod chunker;
 mod directory;
+mod merge;
+mod pipeline;
 mod place;
+mod scan;
+mod tar;
 mod tree;
+
+pub use merge::{MergeError, MergeReport, merge};
 
 /// How to build an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +55,76 @@ pub struct BuildOptions {
     /// Bytes of every chunk but the last of a file, a power of two from 0x1000 to 0x1000000. Default: 1 MiB, which costs
     /// little metadata and keeps a read from the network short.
     pub chunk_size: u32,
+    /// Level of the compressor, for zstd only: -7 (fast) to 22 (small). Default: 3.
+    pub level: Option<i32>,
+    /// Threads that hash and compress, at most 256. Default: one for each core. The image does not depend on it.
+    pub threads: Option<NonZeroUsize>,
+    /// What an archive may hold.
+    pub limits: ArchiveLimits,
 }
 
 impl Default for BuildOptions {
     fn default() -> Self {
-        Self { compressor: Compressor::Zstd, algorithm: Algorithm::Blake3, chunk_size: 0x10_0000 }
+        Self {
+            compressor: Compressor::Zstd,
+            algorithm: Algorithm::Blake3,
+            chunk_size: 0x10_0000,
+            level: None,
+            threads: None,
+            limits: ArchiveLimits::default(),
+        }
     }
 }
+
+impl BuildOptions {
+    fn check(&self) -> Result<(), BuildError> {
+        if !self.chunk_size.is_power_of_two() || !layout::CHUNK_SIZES.contains(&self.chunk_size) {
+            return Err(BuildError::ChunkSize { found: self.chunk_size });
+        }
+        if self.compressor == Compressor::Gzip {
+            return Err(BuildError::Compressor { found: self.compressor });
+        }
+        match self.level {
+            Some(level) if self.compressor != Compressor::Zstd || !codec::ZSTD_LEVELS.contains(&level) => {
+                Err(BuildError::Level { compressor: self.compressor, found: level })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn workers(&self) -> usize {
+        let threads = self.threads.or_else(|| std::thread::available_parallelism().ok());
+        threads.map_or(1, usize::from).min(pipeline::MAX_WORKERS)
+    }
+}
+
+/// What an archive may hold. A small compressed file can stand for any amount; whoever made it need not be a friend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchiveLimits {
+    /// Names, parents that no entry describes included. Default: 4 Mi, about 2 GiB of memory.
+    pub names: u64,
+    /// Bytes of the archive once decompressed, and bytes of all files with the holes of sparse ones. Default: 1 TiB.
+    pub bytes: u64,
+}
+
+impl Default for ArchiveLimits {
+    fn default() -> Self {
+        Self { names: 1 << 22, bytes: 1 << 40 }
+    }
+}
+
+/// How far a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of file content that were read, hashed and stored, or found to be there already.
+    pub decoded_bytes: u64,
+    /// Bytes of file content in all; unknown for an archive.
+    pub total_bytes: Option<u64>,
+    /// Bytes of the blob so far.
+    pub encoded_bytes: u64,
+}
+
+type OnProgress = dyn Fn(Progress) + Send + Sync;
 
 /// What was built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -97,6 +172,29 @@ pub enum BuildError {
         /// What was asked for.
         found: Compressor,
     },
+    /// The compressor has no such level.
+    #[error("{compressor} has no compression level {found}: zstd has -7 to 22, the others none")]
+    Level {
+        /// The compressor.
+        compressor: Compressor,
+        /// What was asked for.
+        found: i32,
+    },
+    /// A compressor failed.
+    #[error("cannot compress a chunk: {message}")]
+    Encode {
+        /// What it said.
+        message: String,
+    },
+    /// An archive cannot become an image.
+    #[error("{}", archive.display())]
+    Archive {
+        /// The archive.
+        archive: PathBuf,
+        /// Which entry, and why.
+        #[source]
+        source: ArchiveError,
+    },
     /// A file or directory could not be read or written.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -134,6 +232,14 @@ pub enum BuildError {
         /// The limit.
         limit: u64,
     },
+    /// A bootstrap names a chunk that it does not describe.
+    #[error("chunk {index} of blob {blob} is in no chunk table")]
+    UnknownChunk {
+        /// The blob.
+        blob: BlobId,
+        /// Index of the chunk.
+        index: u32,
+    },
     /// A worker thread ended early.
     #[error("a worker thread ended before its work was done")]
     Worker,
@@ -145,48 +251,134 @@ impl BuildError {
     }
 }
 
-/// Builds images from directories.
-#[derive(Debug, Clone)]
+/// Builds images.
+#[derive(Clone)]
 pub struct Builder {
     options: BuildOptions,
+    progress: Option<Arc<OnProgress>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl Builder {
     /// A builder with these options; they are checked when it builds.
     pub fn new(options: BuildOptions) -> Self {
-        Self { options }
+        Self { options, progress: None }
     }
 
-    /// Builds an image of `source`: writes the bootstrap to `bootstrap` and the blob, named by its id, into `blob_dir`
-    /// (made if missing). Both files appear under their names only when they are complete.
+    /// Tells `progress` after every chunk. It is called from a thread of the builder, which waits meanwhile.
+    pub fn on_progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(progress));
+        self
+    }
+
+    /// Builds an image of the directory `source`: writes the bootstrap to `bootstrap` and the blob, named by its id,
+    /// into `blob_dir` (made if missing). Both files appear under their names only when they are complete.
     pub fn build(&self, source: &Path, bootstrap: &Path, blob_dir: &Path) -> Result<BuildReport, BuildError> {
-        let options = self.options;
-        if !options.chunk_size.is_power_of_two() || !layout::CHUNK_SIZES.contains(&options.chunk_size) {
-            return Err(BuildError::ChunkSize { found: options.chunk_size });
+        self.options.check()?;
+        let mut notes = Notes::default();
+        let mut scanned = scan::scan(source, &mut notes)?;
+        let writer = self.writer(blob_dir)?;
+        let total = scanned.tree.files().map(|inode| inode.size).sum();
+        let (_, stored) =
+            pipeline::run(self.options, writer, self.watch(Some(total)), |feed| feed_files(feed, &scanned))?;
+        for (inode, places) in scanned.tree.inodes.iter_mut().zip(stored.places) {
+            inode.chunks = places;
         }
-        if options.compressor == Compressor::Gzip {
-            return Err(BuildError::Compressor { found: options.compressor });
+        self.finish(&scanned.tree, stored.writer, stored.chunks, notes, bootstrap)
+    }
+
+    /// Like [`build`](Self::build), from a tar, gzip or zstd stream of one; `name` stands in errors. See
+    /// [`ArchiveLimits`] for what it may hold.
+    ///
+    /// Whiteouts of layers stay ordinary files: they mean something to [`merge`](crate::merge) only.
+    pub fn build_tar(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+    ) -> Result<BuildReport, BuildError> {
+        self.options.check()?;
+        let mut notes = Notes::default();
+        let writer = self.writer(blob_dir)?;
+        let (mut draft, stored) = pipeline::run(self.options, writer, self.watch(None), |feed| {
+            tar::read(stream, name, self.options.limits, feed, &mut notes)
+        })?;
+        for (inode, places) in draft.inodes.iter_mut().zip(stored.places) {
+            inode.chunks = places;
         }
-        let mut tree = tree::Tree::scan(source)?;
+        self.finish(&draft.finish(), stored.writer, stored.chunks, notes, bootstrap)
+    }
+
+    fn watch(&self, total_bytes: Option<u64>) -> impl Fn(u64, u64) + Send + '_ {
+        move |decoded_bytes, encoded_bytes| {
+            if let Some(progress) = &self.progress {
+                progress(Progress { decoded_bytes, total_bytes, encoded_bytes });
+            }
+        }
+    }
+
+    fn writer(&self, blob_dir: &Path) -> Result<blob::BlobWriter, BuildError> {
         std::fs::create_dir_all(blob_dir).map_err(BuildError::io("make", blob_dir))?;
-        let mut writer = blob::BlobWriter::new(blob_dir, options)?;
-        let mut chunks = HashMap::new();
-        let count = chunker::run(&tree, options, &mut writer, &mut chunks)?;
-        tree.chunks = chunks;
+        blob::BlobWriter::new(blob_dir, self.options)
+    }
+
+    fn finish(
+        &self,
+        tree: &tree::Tree,
+        writer: blob::BlobWriter,
+        chunks: u64,
+        notes: Notes,
+        bootstrap: &Path,
+    ) -> Result<BuildReport, BuildError> {
+        let BuildOptions { compressor, algorithm, chunk_size, .. } = self.options;
         let blob = writer.finish()?;
-        let bytes = bootstrap::write(&tree, blob.as_ref(), options)?;
+        let records = blob.as_ref().map(|blob| blob.records.clone()).unwrap_or_default();
+        let unique_chunks = records.len() as u64;
+        let blobs = blob.iter().map(|blob| blob.entry(self.options)).collect();
+        let contents = bootstrap::Contents { blobs, records, chunk_size, compressor, algorithm };
+        let bytes = bootstrap::write(tree, contents)?;
         replace(bootstrap, &bytes)?;
         Ok(BuildReport {
             names: tree.nodes.len() as u64,
             files: tree.files().count() as u64,
-            decoded_bytes: tree.files().map(|(_, node)| node.size).sum(),
+            decoded_bytes: tree.files().map(|inode| inode.size).sum(),
             encoded_bytes: blob.as_ref().map_or(0, |blob| blob.encoded_size),
             bootstrap_bytes: bytes.len() as u64,
-            chunks: count,
-            unique_chunks: blob.as_ref().map_or(0, |blob| blob.records.len() as u64),
+            chunks,
+            unique_chunks,
             blob: blob.map(|blob| blob.id),
-            notes: tree.notes,
+            notes: notes.lines,
         })
+    }
+}
+
+/// Feeds the files of a scanned directory, each once, breadth first.
+fn feed_files(feed: &mut pipeline::Feed, scanned: &scan::Scanned) -> Result<(), BuildError> {
+    for (index, node, inode) in scanned.tree.first_names() {
+        if let (Kind::File, Some(version)) = (inode.kind, inode.version) {
+            feed.file(node.inode, pipeline::SourceFile::new(scanned.path(index), version), inode.size)?;
+        }
+    }
+    Ok(())
+}
+
+/// What was left out, for the report.
+#[derive(Debug, Default)]
+struct Notes {
+    lines: Vec<String>,
+}
+
+impl Notes {
+    fn add(&mut self, line: impl FnOnce() -> String) {
+        if self.lines.len() < MAX_NOTES {
+            self.lines.push(line());
+        }
     }
 }
 

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, Digest};
 
-/// Level at which zstd compresses, that of the Nydus builder.
+/// Level at which zstd compresses unless told, that of the Nydus builder.
 const ZSTD_LEVEL: i32 = 3;
+/// Levels of zstd: the negative ones are faster than 1 and compress less.
+pub(crate) const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = -7..=22;
 
 /// How the chunks of a blob are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -149,10 +151,15 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// An encoder for one thread.
+    /// An encoder for one thread, at the usual level.
     pub(crate) fn new(compressor: Compressor) -> std::io::Result<Self> {
+        Self::with_level(compressor, None)
+    }
+
+    /// Like [`new`](Self::new), at one of [`ZSTD_LEVELS`]; the other compressors have none.
+    pub(crate) fn with_level(compressor: Compressor, level: Option<i32>) -> std::io::Result<Self> {
         let zstd = match compressor {
-            Compressor::Zstd => Some(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
+            Compressor::Zstd => Some(zstd::bulk::Compressor::new(level.unwrap_or(ZSTD_LEVEL))?),
             Compressor::None | Compressor::Lz4 => None,
             Compressor::Gzip => return Err(std::io::Error::other("gzip blobs are read, not written")),
         };
@@ -161,12 +168,26 @@ impl Encoder {
 
     /// The encoded form if it is smaller than `decoded`.
     pub(crate) fn encode(&mut self, decoded: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
-        let encoded = match &mut self.zstd {
-            Some(zstd) => zstd.compress(decoded)?,
-            None if self.compressor == Compressor::Lz4 => lz4_flex::block::compress(decoded),
-            None => return Ok(None),
-        };
-        Ok((encoded.len() < decoded.len()).then_some(encoded))
+        let mut encoded = Vec::new();
+        Ok(self.encode_into(decoded, &mut encoded)?.then_some(encoded))
+    }
+
+    /// Replaces `encoded` by the encoded form. Whether that is smaller than `decoded`; if not, it holds nothing of use.
+    pub(crate) fn encode_into(&mut self, decoded: &[u8], encoded: &mut Vec<u8>) -> std::io::Result<bool> {
+        encoded.clear();
+        match &mut self.zstd {
+            Some(zstd) => {
+                encoded.reserve(zstd::zstd_safe::compress_bound(decoded.len()));
+                zstd.compress_to_buffer(decoded, encoded)?;
+            }
+            None if self.compressor == Compressor::Lz4 => {
+                encoded.resize(lz4_flex::block::get_maximum_output_size(decoded.len()), 0);
+                let len = lz4_flex::block::compress_into(decoded, encoded).map_err(std::io::Error::other)?;
+                encoded.truncate(len);
+            }
+            None => return Ok(false),
+        }
+        Ok(encoded.len() < decoded.len())
     }
 }
 
@@ -194,6 +215,17 @@ mod tests {
             }
         }
         assert!(matches!(Encoder::new(Compressor::None).unwrap().encode(&plain), Ok(None)));
+    }
+
+    #[test]
+    fn every_level_round_trips_whatever_the_buffer_held() {
+        let plain: Vec<u8> = (0..50_000u32).flat_map(|n| (n / 7).to_string().into_bytes()).collect();
+        for level in ZSTD_LEVELS {
+            let mut encoded = b"before".to_vec();
+            let mut encoder = Encoder::with_level(Compressor::Zstd, Some(level)).unwrap();
+            assert!(encoder.encode_into(&plain, &mut encoded).unwrap());
+            assert_eq!(decode(Compressor::Zstd, &encoded, plain.len()).unwrap(), plain, "level {level}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //! Features: `mount` adds the FUSE file system over a [`ChunkSource`], `oci` the registry client. Without them the crate
 //! is synchronous and has no runtime.
 
+mod archive;
 mod blob;
 mod blob_dir;
 mod bootstrap;
@@ -46,12 +47,16 @@ mod source;
 mod trace;
 mod unpack;
 
+pub use archive::ArchiveError;
 pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
 pub use bootstrap::{
     Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, SuperBlocks, TocRange,
 };
-pub use builder::{BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES};
+pub use builder::{
+    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeReport, Progress,
+    merge,
+};
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use shoal_proto::Algorithm;
 use shoal_rafs::{
     BlobDirReader, Bootstrap, BootstrapError, BuildOptions, Compressor, Kind, PieceTable, check, unpack,
 };
@@ -35,7 +34,7 @@ fn image(dir: &Path, compressor: Compressor) -> Built {
     for number in 0..60 {
         fs::write(source.join(format!("directory/sub/{number:0100}")), b"").unwrap();
     }
-    build(&source, dir, BuildOptions { compressor, algorithm: Algorithm::Blake3, chunk_size: 0x1000 })
+    build(&source, dir, BuildOptions { compressor, chunk_size: 0x1000, ..BuildOptions::default() })
 }
 
 /// The contents of all files.

@@ -91,7 +91,12 @@ fn the_kernel_mounts_images_of_every_kind() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     support::nasty_tree(&source);
-    let options = |compressor, algorithm, chunk_size| BuildOptions { compressor, algorithm, chunk_size };
+    let options = |compressor, algorithm, chunk_size| BuildOptions {
+        compressor,
+        algorithm,
+        chunk_size,
+        ..BuildOptions::default()
+    };
     let cases = [
         options(Compressor::Zstd, Algorithm::Blake3, 0x1000),
         options(Compressor::Lz4, Algorithm::Sha256, 0x4000),

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use shoal_proto::Algorithm;
@@ -17,7 +19,7 @@ mod support;
 use support::image::{build, content, walk};
 
 fn options(compressor: Compressor, algorithm: Algorithm, chunk_size: u32) -> BuildOptions {
-    BuildOptions { compressor, algorithm, chunk_size }
+    BuildOptions { compressor, algorithm, chunk_size, ..BuildOptions::default() }
 }
 
 #[test]
@@ -47,15 +49,82 @@ fn a_nasty_tree_survives_every_kind_of_image() {
 }
 
 #[test]
-fn the_same_tree_gives_the_same_bytes() {
+fn the_same_tree_gives_the_same_bytes_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     support::nasty_tree(&source);
-    let options = options(Compressor::Zstd, Algorithm::Blake3, 0x1000);
-    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
-    let (first, second) = (build(&source, &first, options), build(&source, &second, options));
-    assert_eq!(first.report, second.report);
-    assert!(fs::read(first.boot).unwrap() == fs::read(second.boot).unwrap(), "the bootstraps differ");
+    for compressor in [Compressor::None, Compressor::Lz4, Compressor::Zstd] {
+        let images = [1, 1, 2, 3, 16].into_iter().enumerate().map(|(run, threads)| {
+            let options = BuildOptions {
+                threads: NonZeroUsize::new(threads),
+                ..options(compressor, Algorithm::Blake3, 0x1000)
+            };
+            let built = build(&source, &dir.path().join(format!("{compressor}-{run}")), options);
+            (fs::read(built.boot).unwrap(), built.report)
+        });
+        let images: Vec<_> = images.collect();
+        assert!(images.iter().all(|image| *image == images[0]), "{compressor}");
+    }
+}
+
+#[test]
+fn progress_ends_with_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let builder = Builder::new(BuildOptions::default()).on_progress({
+        let seen = Arc::clone(&seen);
+        move |progress| seen.lock().unwrap().push(progress)
+    });
+    let report = builder.build(&source, &dir.path().join("boot"), &dir.path().join("blobs")).unwrap();
+    let seen = seen.lock().unwrap();
+    let last = seen.last().unwrap();
+    assert_eq!((last.decoded_bytes, last.total_bytes), (report.decoded_bytes, Some(report.decoded_bytes)));
+    assert!(seen.windows(2).all(|pair| pair[0].decoded_bytes < pair[1].decoded_bytes));
+}
+
+#[test]
+fn levels_change_the_size_and_not_the_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let text: Vec<u8> =
+        (0..200_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_string().into_bytes()).collect();
+    fs::write(source.join("text"), &text).unwrap();
+    let expected = support::facts(&source);
+    let sizes = [-7, 1, 19].map(|level| {
+        let options = BuildOptions { level: Some(level), ..BuildOptions::default() };
+        let built = build(&source, &dir.path().join(level.to_string()), options);
+        support::assert_same(&expected, &support::image::facts(&built.image, &built.reader));
+        built.report.encoded_bytes
+    });
+    assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
+    for (compressor, level) in [(Compressor::Zstd, 23), (Compressor::Zstd, -8), (Compressor::Lz4, 1)] {
+        let options = BuildOptions { compressor, level: Some(level), ..BuildOptions::default() };
+        let error = Builder::new(options).build(&source, &dir.path().join("boot"), &dir.path().join("blobs"));
+        assert!(matches!(error, Err(BuildError::Level { .. })), "{compressor} {level}");
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_build_without_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, small) = (dir.path().join("source"), dir.path().join("small"));
+    fs::create_dir_all(&source).unwrap();
+    fs::create_dir_all(&small).unwrap();
+    for number in 0..8 {
+        fs::write(source.join(number.to_string()), support::noise(number, 1 << 20)).unwrap();
+    }
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "none"]).arg(&small).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return println!("skipped: no permission to mount a small file system");
+    }
+    let built = Builder::new(BuildOptions::default()).build(&source, &small.join("boot"), &small.join("blobs"));
+    let left = [fs::read_dir(small.join("blobs")).unwrap().count(), fs::read_dir(&small).unwrap().count()];
+    assert!(Command::new("umount").arg(&small).status().unwrap().success());
+    assert!(matches!(built, Err(BuildError::Io { .. })), "{built:?}");
+    assert_eq!(left, [0, 1], "only the empty directory of blobs is left");
 }
 
 #[test]

@@ -5,25 +5,28 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use shoal_proto::Algorithm;
 use shoal_rafs::{
-    Bootstrap, BuildOptions, Builder, Compressor, ImageFile,
+    Bootstrap, ImageFile,
     oci::{Authfile, PushOptions, Reference, Registry, RegistryOptions, push},
 };
 
 use super::{Failure, human_bytes, print_json, runtime};
 
+mod build;
 mod check;
 mod export;
 mod inspect;
+mod merge;
 mod unpack;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Image {
-    /// Build a bootstrap and a data blob from a directory.
-    Build(Build),
+    /// Build a bootstrap and a data blob from a directory or a tar.
+    Build(build::Build),
+    /// Merge the bootstraps of layers into that of an image.
+    Merge(merge::Merge),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
     Check(check::Check),
     /// Show what an image says of itself: super blocks, blobs, an inode by its path, the chunks of a file.
@@ -40,6 +43,7 @@ impl Image {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         match self {
             Self::Build(verb) => verb.run(),
+            Self::Merge(verb) => verb.run(),
             Self::Check(verb) => verb.run(),
             Self::Inspect(verb) => verb.run(),
             Self::Unpack(verb) => verb.run(),
@@ -50,99 +54,20 @@ impl Image {
 }
 
 /// The image in a file: a bootstrap, or a blob with the bootstrap inside.
-pub(super) fn open(path: &Path, blob_dir: Option<&Path>) -> Result<(ImageFile, Bootstrap), Failure> {
+fn open(path: &Path) -> Result<(ImageFile, Bootstrap), Failure> {
     let file = ImageFile::open(path)?;
-    if file.own_blob().is_none() && blob_dir.is_none() {
-        let message = format!("{} has no blob inside: give --blob-dir", path.display());
-        super::bad_usage(clap::error::ErrorKind::MissingRequiredArgument, &message);
-    }
     let bootstrap = file.parse().map_err(|e| format!("{}: {}", path.display(), crate::chain(&e)))?;
     Ok((file, bootstrap))
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum CompressorName {
-    None,
-    Lz4,
-    Zstd,
-}
-
-impl From<CompressorName> for Compressor {
-    fn from(name: CompressorName) -> Self {
-        match name {
-            CompressorName::None => Self::None,
-            CompressorName::Lz4 => Self::Lz4,
-            CompressorName::Zstd => Self::Zstd,
-        }
+/// The same where the content of files will be read as well.
+pub(super) fn open_with_blobs(path: &Path, blob_dir: Option<&Path>) -> Result<(ImageFile, Bootstrap), Failure> {
+    let (file, bootstrap) = open(path)?;
+    if file.own_blob().is_none() && blob_dir.is_none() {
+        let message = format!("{} has no blob inside: give --blob-dir", path.display());
+        super::bad_usage(clap::error::ErrorKind::MissingRequiredArgument, &message);
     }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum DigesterName {
-    Blake3,
-    Sha256,
-}
-
-impl From<DigesterName> for Algorithm {
-    fn from(name: DigesterName) -> Self {
-        match name {
-            DigesterName::Blake3 => Self::Blake3,
-            DigesterName::Sha256 => Self::Sha256,
-        }
-    }
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Build {
-    /// Directory whose tree becomes the image.
-    #[arg(long)]
-    source: PathBuf,
-    /// Bootstrap file to write.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory to write the blob to, named by its sha256.
-    #[arg(long)]
-    blob_dir: PathBuf,
-    /// How chunks are compressed; a chunk that does not shrink is stored as it is.
-    #[arg(long, value_enum, default_value = "zstd")]
-    compressor: CompressorName,
-    /// What names a chunk.
-    #[arg(long, value_enum, default_value = "blake3")]
-    digester: DigesterName,
-    /// Bytes of a chunk: a power of two from 4096 to 16777216.
-    #[arg(long, default_value_t = 1 << 20)]
-    chunk_size: u32,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Build {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let options = BuildOptions {
-            compressor: self.compressor.into(),
-            algorithm: self.digester.into(),
-            chunk_size: self.chunk_size,
-        };
-        let report = Builder::new(options).build(&self.source, &self.bootstrap, &self.blob_dir)?;
-        if self.json {
-            print_json(&report)?;
-        } else {
-            report.notes.iter().for_each(|note| eprintln!("note: {note}"));
-            println!(
-                "{} files, {} in {} chunks ({} unique), encoded {}",
-                report.files,
-                human_bytes(report.decoded_bytes),
-                report.chunks,
-                report.unique_chunks,
-                human_bytes(report.encoded_bytes)
-            );
-            if let Some(blob) = report.blob {
-                println!("blob {blob}");
-            }
-        }
-        Ok(ExitCode::SUCCESS)
-    }
+    Ok((file, bootstrap))
 }
 
 #[derive(Debug, clap::Args)]

@@ -68,7 +68,7 @@ fn from_files(
     mountpoint: &std::path::Path,
     trace_file: Option<&std::path::Path>,
 ) -> Result<ExitCode, Failure> {
-    let (file, image) = image::open(bootstrap, blob_dir)?;
+    let (file, image) = image::open_with_blobs(bootstrap, blob_dir)?;
     let reader = BlobDirReader::at(&image, &file.blob_paths(blob_dir))?;
     let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::new(reader, 0)?);
     let trace = trace_file.map(|_| Arc::new(Trace::new(image.clone())));

@@ -6,29 +6,31 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
-use shoal_proto::BlobId;
+use shoal_proto::{Algorithm, BlobId};
+use zerocopy::FromZeros;
 
-use super::chunker::Prepared;
+use super::pipeline::Prepared;
+use super::tree::ChunkPlace;
 use super::{BuildError, BuildOptions};
 use crate::blob::{ChunkInfo, ChunkTable};
-use crate::layout::{self, BLOCK, ChunkRecord, CiHeader, chunk_flags};
+use crate::layout::{self, BLOCK, BlobEntry, ChunkRecord, CiHeader, chunk_flags, features};
 
-/// Digests of the chunks in the blob with their indexes. Written by the thread that appends, read by the workers, both
-/// for the length of one look-up.
+/// Chunks that need not be stored again, by digest. Written by the thread that appends, read by the workers, both for
+/// the length of one look-up.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known(Arc<Mutex<HashMap<[u8; 32], u32>>>);
+pub(super) struct Known(Arc<Mutex<HashMap<[u8; 32], ChunkPlace>>>);
 
 impl Known {
     pub(super) fn contains(&self, digest: &[u8; 32]) -> bool {
-        self.index(digest).is_some()
+        self.place(digest).is_some()
     }
 
-    fn index(&self, digest: &[u8; 32]) -> Option<u32> {
+    fn place(&self, digest: &[u8; 32]) -> Option<ChunkPlace> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
     }
 
-    fn insert(&self, digest: [u8; 32], index: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, index);
+    fn insert(&self, digest: [u8; 32], place: ChunkPlace) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, place);
     }
 }
 
@@ -73,15 +75,20 @@ impl BlobWriter {
         self.known.clone()
     }
 
-    /// Index of the chunk; new ones are appended. Two chunks with one digest have one content, so also one length.
-    pub(super) fn append(&mut self, chunk: &Prepared, file_offset: u64) -> Result<u32, BuildError> {
-        if let Some(index) = self.known.index(&chunk.digest) {
-            return Ok(index);
+    /// Bytes of chunks written so far.
+    pub(super) fn encoded_size(&self) -> u64 {
+        self.encoded_size
+    }
+
+    /// Place of the chunk; new ones are appended. Two chunks with one digest have one content, so also one length.
+    pub(super) fn append(&mut self, chunk: &Prepared, file_offset: u64) -> Result<ChunkPlace, BuildError> {
+        if let Some(place) = self.known.place(&chunk.digest) {
+            return Ok(place);
         }
         let index = self.records.len() as u32;
         self.check_limits(index)?;
-        let stored = chunk.encoded.as_ref().unwrap_or(&chunk.decoded);
-        let compressed = if chunk.encoded.is_some() { chunk_flags::COMPRESSED } else { 0 };
+        let stored = if chunk.compressed { &chunk.encoded } else { &chunk.decoded };
+        let compressed = if chunk.compressed { chunk_flags::COMPRESSED } else { 0 };
         self.records.push(ChunkRecord {
             digest: chunk.digest,
             blob: 0.into(),
@@ -94,10 +101,11 @@ impl BlobWriter {
             index: index.into(),
             crc32: chunk.crc32.into(),
         });
+        let place = ChunkPlace { blob: 0, index, block: (self.decoded_size / BLOCK) as u32 };
         self.decoded_size += (chunk.decoded.len() as u64).next_multiple_of(BLOCK);
-        self.known.insert(chunk.digest, index);
+        self.known.insert(chunk.digest, place);
         self.write(stored)?;
-        Ok(index)
+        Ok(place)
     }
 
     fn check_limits(&self, index: u32) -> Result<(), BuildError> {
@@ -145,6 +153,33 @@ impl BlobWriter {
             records: self.records,
             table,
         }))
+    }
+}
+
+impl FinishedBlob {
+    /// How the blob table of a bootstrap describes it.
+    pub(super) fn entry(&self, options: BuildOptions) -> BlobEntry {
+        let digester = match options.algorithm {
+            Algorithm::Blake3 => 0,
+            Algorithm::Sha256 => 1,
+        };
+        let mut blob_id = [0; 64];
+        blob_id.copy_from_slice(self.id.to_string().as_bytes());
+        BlobEntry {
+            blob_id,
+            chunk_size: options.chunk_size.into(),
+            chunk_count: (self.records.len() as u32).into(),
+            compressor: options.compressor.code().into(),
+            digester: digester.into(),
+            features: (features::ALIGNED | features::CAP_TAR_TOC).into(),
+            encoded_size: self.encoded_size.into(),
+            decoded_size: self.decoded_size.into(),
+            ci_compressor: self.table.compressor,
+            ci_offset: self.table.offset,
+            ci_encoded_size: self.table.encoded_size,
+            ci_decoded_size: self.table.decoded_size,
+            ..BlobEntry::new_zeroed()
+        }
     }
 }
 

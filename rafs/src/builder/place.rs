@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::directory::{self, Name};
-use super::tree::{self, Node, NodeIndex, Tree};
+use super::tree::{self, Inode, InodeIndex, Node, Tree};
 use crate::bootstrap::Kind;
 use crate::layout::{BLOCK, CHUNK_INDEX, EXTENDED_INODE, XATTR_HEADER, data_layout};
 
@@ -37,7 +37,7 @@ impl Place {
 /// The meta area of a bootstrap.
 #[derive(Debug)]
 pub(super) struct Places {
-    /// By node; other names of a file share the place of the first.
+    /// By inode.
     pub(super) places: Vec<Place>,
     /// End of all inodes and data, a multiple of the block size.
     pub(super) end: u64,
@@ -46,18 +46,14 @@ pub(super) struct Places {
 /// Places every inode. The root comes first, one block into the area, so that its nid is never 0.
 pub(super) fn place(tree: &Tree) -> Places {
     let mut area = Area { end: BLOCK, gaps: BTreeSet::new() };
-    let mut places: Vec<Place> = Vec::with_capacity(tree.nodes.len());
-    for (index, node) in tree.nodes.iter().enumerate() {
-        let place = match node.first_name {
-            Some(first) => places[first],
-            None => area.place(tree, index, node),
-        };
-        places.push(place);
+    let mut places: Vec<Place> = Vec::with_capacity(tree.inodes.len());
+    for (_, node, inode) in tree.first_names() {
+        places.push(area.place(tree, node, inode));
     }
     let mut block = area.end.div_ceil(BLOCK);
-    for (place, node) in places.iter_mut().zip(&tree.nodes) {
+    for (place, inode) in places.iter_mut().zip(&tree.inodes) {
         place.block = block;
-        if matches!(node.kind, Kind::Directory | Kind::Symlink) {
+        if matches!(inode.kind, Kind::Directory | Kind::Symlink) {
             block += (place.size - place.tail).div_ceil(BLOCK);
         }
     }
@@ -71,17 +67,17 @@ struct Area {
 }
 
 impl Area {
-    fn place(&mut self, tree: &Tree, index: NodeIndex, node: &Node) -> Place {
-        let fixed = EXTENDED_INODE + xattr_len(node);
-        let size = match node.kind {
-            Kind::Directory => directory::packed_size(&names(tree, index, |_| 0)),
-            _ => node.size,
+    fn place(&mut self, tree: &Tree, node: &Node, inode: &Inode) -> Place {
+        let fixed = EXTENDED_INODE + xattr_len(inode);
+        let size = match inode.kind {
+            Kind::Directory => directory::packed_size(&names(tree, node, |_| 0)),
+            _ => inode.size,
         };
         let mut place = Place { size, fixed, layout: data_layout::PLAIN, ..Place::default() };
-        let len = match node.kind {
+        let len = match inode.kind {
             Kind::File => {
                 place.layout = data_layout::CHUNKED;
-                let indexes = tree.chunks.get(&index).map_or(0, Vec::len) as u64 * CHUNK_INDEX;
+                let indexes = inode.chunks.len() as u64 * CHUNK_INDEX;
                 fixed.next_multiple_of(CHUNK_INDEX) + indexes
             }
             Kind::Directory | Kind::Symlink if !size.is_multiple_of(BLOCK) && fixed + size % BLOCK <= BLOCK => {
@@ -128,24 +124,23 @@ impl Area {
 }
 
 /// Bytes of the xattrs with their header.
-fn xattr_len(node: &Node) -> u64 {
-    match tree::xattr_count(&node.xattrs) {
+fn xattr_len(inode: &Inode) -> u64 {
+    match tree::xattr_count(&inode.xattrs) {
         0 => 0,
         count => XATTR_HEADER + 4 * (count - 1),
     }
 }
 
 /// What a directory holds in byte order, `.` and `..` included.
-pub(super) fn names(tree: &Tree, index: NodeIndex, nid: impl Fn(NodeIndex) -> u64) -> Vec<Name<'_>> {
-    let node = &tree.nodes[index];
+pub(super) fn names<'a>(tree: &'a Tree, node: &Node, nid: impl Fn(InodeIndex) -> u64) -> Vec<Name<'a>> {
     let directory = Kind::Directory.dirent_type();
     let mut names = vec![
-        Name { name: b".", nid: nid(index), file_type: directory },
-        Name { name: b"..", nid: nid(node.parent), file_type: directory },
+        Name { name: b".", nid: nid(node.inode), file_type: directory },
+        Name { name: b"..", nid: nid(tree.nodes[node.parent].inode), file_type: directory },
     ];
-    names.extend(node.children.clone().map(|child| {
-        let node = &tree.nodes[child];
-        Name { name: &node.name, nid: nid(child), file_type: node.kind.dirent_type() }
+    names.extend(tree.nodes[node.children.clone()].iter().map(|child| {
+        let file_type = tree.inode(child).kind.dirent_type();
+        Name { name: &child.name, nid: nid(child.inode), file_type }
     }));
     names.sort_unstable_by_key(|name| name.name);
     names

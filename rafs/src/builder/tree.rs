@@ -1,29 +1,44 @@
-//! The source directory as a list of nodes: breadth first, names in byte order.
+//! The tree of an image in the two forms in which it is made.
+//!
+//! A [`Draft`] can be changed anywhere: an archive and a stack of layers replace and remove what came before. It is
+//! turned once into a [`Tree`], whose names lie breadth first and in byte order, which is the order of everything that is
+//! written. Several names of one file share an inode; what is no regular file is never shared.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fs::{self, Metadata};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
-use super::{BuildError, MAX_NOTES};
+use super::scan::Version;
 use crate::bootstrap::Kind;
 use crate::layout;
 
-/// Position of a node in [`Tree::nodes`]; the root is 0.
+/// Position of a name in [`Tree::nodes`]; the root is 0.
 pub(super) type NodeIndex = usize;
+
+/// Position of an inode in [`Tree::inodes`] or in a [`Draft`].
+pub(super) type InodeIndex = usize;
+
+/// Position of a name in a [`Draft`].
+pub(super) type EntryIndex = usize;
 
 /// Full name and value of an extended attribute.
 pub(super) type Xattr = (Vec<u8>, Vec<u8>);
 
-/// One name in the tree.
-#[derive(Debug)]
-pub(super) struct Node {
-    pub(super) name: Vec<u8>,
-    pub(super) parent: NodeIndex,
+/// Where a chunk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ChunkPlace {
+    /// Position of the blob in the blob table.
+    pub(super) blob: u32,
+    /// Index in the blob's chunk table.
+    pub(super) index: u32,
+    /// First block in decoded blob space.
+    pub(super) block: u32,
+}
+
+/// What one or more names lead to.
+#[derive(Debug, Clone)]
+pub(super) struct Inode {
     pub(super) kind: Kind,
+    /// Type and permissions, as in `st_mode`.
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -35,211 +50,220 @@ pub(super) struct Node {
     /// Sorted by name.
     pub(super) xattrs: Vec<Xattr>,
     pub(super) target: Vec<u8>,
-    /// Another name, earlier in the list, of the same file.
-    pub(super) first_name: Option<NodeIndex>,
+    /// Content of a file, filled when it was stored.
+    pub(super) chunks: Vec<ChunkPlace>,
+    /// Names of a file; 2 and its subdirectories for a directory. Right in a [`Tree`] only.
     pub(super) nlink: u32,
-    pub(super) children: Range<NodeIndex>,
-    /// What tells whether a file changed.
-    pub(super) version: Version,
+    /// What tells whether a file on disk changes.
+    pub(super) version: Option<Version>,
 }
 
-/// Identity and version of a file on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Version {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Version {
-    pub(super) fn of(metadata: &Metadata) -> Self {
+impl Inode {
+    /// A directory of root that nobody described: parents that an archive leaves out, and its root.
+    pub(super) fn implied_directory() -> Self {
         Self {
-            dev: metadata.dev(),
-            ino: metadata.ino(),
-            size: metadata.size(),
-            mtime: (metadata.mtime(), metadata.mtime_nsec()),
-            ctime: (metadata.ctime(), metadata.ctime_nsec()),
+            kind: Kind::Directory,
+            mode: 0o040_755,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            rdev: 0,
+            mtime: (0, 0),
+            xattrs: Vec::new(),
+            target: Vec::new(),
+            chunks: Vec::new(),
+            nlink: 0,
+            version: None,
         }
-    }
-
-    /// How `now` differs, in words.
-    pub(super) fn difference(&self, now: &Self) -> Option<String> {
-        if (self.dev, self.ino) != (now.dev, now.ino) {
-            return Some("another file has its name".into());
-        }
-        if self.size != now.size {
-            return Some(format!("it had {} bytes and has {}", self.size, now.size));
-        }
-        (self != now).then(|| "it was written to".into())
     }
 }
 
-/// All nodes of a source directory.
+/// One name in a finished tree.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: Vec<u8>,
+    pub(super) parent: NodeIndex,
+    pub(super) inode: InodeIndex,
+    /// Whether no earlier name leads to the same inode.
+    pub(super) first: bool,
+    pub(super) children: Range<NodeIndex>,
+}
+
+/// A finished tree. Inodes are numbered by their first names.
 #[derive(Debug)]
 pub(super) struct Tree {
-    source: PathBuf,
     pub(super) nodes: Vec<Node>,
-    /// Chunk indexes of each file that has content, filled by the chunker.
-    pub(super) chunks: HashMap<NodeIndex, Vec<u32>>,
-    pub(super) notes: Vec<String>,
+    pub(super) inodes: Vec<Inode>,
 }
 
 impl Tree {
-    /// Reads a directory with everything below it.
-    pub(super) fn scan(source: &Path) -> Result<Self, BuildError> {
-        // The root may be given through a link; links inside are content.
-        let metadata = fs::metadata(source).map_err(BuildError::io("read", source))?;
-        if !metadata.is_dir() {
-            let what = "the source of an image must be a directory".into();
-            return Err(BuildError::Unsupported { path: source.to_owned(), what });
-        }
-        let source = fs::canonicalize(source).map_err(BuildError::io("read", source))?;
-        let mut tree = Self { source, nodes: Vec::new(), chunks: HashMap::new(), notes: Vec::new() };
-        let root = tree.node(tree.source.clone(), Vec::new(), 0, &metadata)?;
-        tree.nodes.push(root);
-        let mut first_names = HashMap::new();
-        let mut next = 0;
-        while next < tree.nodes.len() {
-            if tree.nodes[next].kind == Kind::Directory {
-                tree.scan_directory(next, &mut first_names)?;
-            }
-            next += 1;
-        }
-        Ok(tree)
+    pub(super) fn inode(&self, node: &Node) -> &Inode {
+        &self.inodes[node.inode]
     }
 
-    fn scan_directory(
-        &mut self,
-        directory: NodeIndex,
-        first_names: &mut HashMap<(u64, u64), NodeIndex>,
-    ) -> Result<(), BuildError> {
-        let path = self.path(directory);
-        let failed = || BuildError::io("read directory", &path);
-        let entries = fs::read_dir(&path).map_err(failed())?;
-        let names = entries.map(|entry| entry.map(|entry| entry.file_name().into_vec()));
-        let mut names = names.collect::<Result<Vec<_>, _>>().map_err(failed())?;
-        names.sort_unstable();
-        let start = self.nodes.len();
-        for name in names {
-            let path = path.join(OsStr::from_bytes(&name));
-            let metadata = fs::symlink_metadata(&path).map_err(BuildError::io("read", &path))?;
-            let mut node = self.node(path, name, directory, &metadata)?;
-            if node.kind == Kind::File && metadata.nlink() > 1 {
-                let first = *first_names.entry((metadata.dev(), metadata.ino())).or_insert(self.nodes.len());
-                if first < self.nodes.len() {
-                    node.first_name = Some(first);
-                    self.nodes[first].nlink += 1;
-                }
-            }
-            if node.kind == Kind::Directory {
-                self.nodes[directory].nlink += 1;
-            }
-            self.nodes.push(node);
-        }
-        self.nodes[directory].children = start..self.nodes.len();
-        Ok(())
-    }
-
-    fn node(
-        &mut self,
-        path: PathBuf,
-        name: Vec<u8>,
-        parent: NodeIndex,
-        metadata: &Metadata,
-    ) -> Result<Node, BuildError> {
-        let mode = metadata.mode();
-        let unsupported = |what: String| BuildError::Unsupported { path: path.clone(), what };
-        let kind =
-            Kind::from_mode(mode).ok_or_else(|| unsupported(format!("unknown file type in mode {mode:#o}")))?;
-        let target = match kind {
-            Kind::Symlink => {
-                fs::read_link(&path).map_err(BuildError::io("read link", &path))?.into_os_string().into_vec()
-            }
-            _ => Vec::new(),
-        };
-        if target.len() as u64 > layout::MAX_TARGET {
-            return Err(unsupported(format!("its target of {} bytes is longer than 4096", target.len())));
-        }
-        let xattrs = self.xattrs(&path)?;
-        Ok(Node {
-            name,
-            parent,
-            kind,
-            mode,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            size: match kind {
-                Kind::File => metadata.size(),
-                Kind::Symlink => target.len() as u64,
-                _ => 0,
-            },
-            rdev: match kind {
-                Kind::CharDevice | Kind::BlockDevice => encode_device(metadata.rdev()),
-                _ => 0,
-            },
-            mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
-            xattrs,
-            target,
-            first_name: None,
-            nlink: if kind == Kind::Directory { 2 } else { 1 },
-            children: 0..0,
-            version: Version::of(metadata),
-        })
-    }
-
-    /// Attributes that the format can hold, sorted; the others are noted.
-    fn xattrs(&mut self, path: &Path) -> Result<Vec<Xattr>, BuildError> {
-        let names = match xattr::list(path) {
-            Ok(names) => names,
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {
-                return Ok(vec![]);
-            }
-            Err(error) => return Err(BuildError::io("list the xattrs of", path)(error)),
-        };
-        let mut xattrs = Vec::new();
-        for name in names {
-            if split_xattr(name.as_bytes()).is_none() {
-                self.note(format!("{}: xattr {} was left out", path.display(), name.display()));
-                continue;
-            }
-            let value = xattr::get(path, &name).map_err(BuildError::io("read an xattr of", path))?;
-            // Gone since it was listed: as if it had never been there.
-            let Some(value) = value else { continue };
-            xattrs.push((name.into_vec(), value));
-        }
-        xattrs.sort_unstable();
-        let count = xattr_count(&xattrs);
-        if count > u64::from(u16::MAX) || xattrs.iter().any(|(_, value)| value.len() > usize::from(u16::MAX)) {
-            let what = format!("its xattrs are too large ({} of at most 262136 bytes)", count * 4);
-            return Err(BuildError::Unsupported { path: path.to_owned(), what });
-        }
-        Ok(xattrs)
-    }
-
-    fn note(&mut self, note: String) {
-        if self.notes.len() < MAX_NOTES {
-            self.notes.push(note);
-        }
+    /// First names with their inodes.
+    pub(super) fn first_names(&self) -> impl Iterator<Item = (NodeIndex, &Node, &Inode)> {
+        let nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.first);
+        nodes.map(|(index, node)| (index, node, self.inode(node)))
     }
 
     /// Regular files, each once however many names it has.
-    pub(super) fn files(&self) -> impl Iterator<Item = (NodeIndex, &Node)> {
-        let nodes = self.nodes.iter().enumerate();
-        nodes.filter(|(_, node)| node.kind == Kind::File && node.first_name.is_none())
+    pub(super) fn files(&self) -> impl Iterator<Item = &Inode> {
+        self.inodes.iter().filter(|inode| inode.kind == Kind::File)
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    inode: InodeIndex,
+    children: BTreeMap<Vec<u8>, EntryIndex>,
+}
+
+/// A tree under construction. What is removed from it stays in memory until it is finished.
+#[derive(Debug)]
+pub(super) struct Draft {
+    entries: Vec<Entry>,
+    pub(super) inodes: Vec<Inode>,
+}
+
+impl Draft {
+    /// The root directory.
+    pub(super) const ROOT: EntryIndex = 0;
+
+    /// A tree that is only a root.
+    pub(super) fn new(root: Inode) -> Self {
+        Self { entries: vec![Entry { inode: 0, children: BTreeMap::new() }], inodes: vec![root] }
     }
 
-    /// Where a node lies on disk.
-    pub(super) fn path(&self, mut index: NodeIndex) -> PathBuf {
-        let mut names = Vec::new();
-        while index != 0 {
-            names.push(self.nodes[index].name.as_slice());
-            index = self.nodes[index].parent;
+    /// Names that were ever made.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn inode_index(&self, entry: EntryIndex) -> InodeIndex {
+        self.entries[entry].inode
+    }
+
+    pub(super) fn inode(&self, entry: EntryIndex) -> &Inode {
+        &self.inodes[self.entries[entry].inode]
+    }
+
+    pub(super) fn is_directory(&self, entry: EntryIndex) -> bool {
+        self.inode(entry).kind == Kind::Directory
+    }
+
+    pub(super) fn child(&self, directory: EntryIndex, name: &[u8]) -> Option<EntryIndex> {
+        self.entries[directory].children.get(name).copied()
+    }
+
+    pub(super) fn add_inode(&mut self, inode: Inode) -> InodeIndex {
+        self.inodes.push(inode);
+        self.inodes.len() - 1
+    }
+
+    /// Gives an inode a name in a directory. A directory over a directory takes its place and keeps what it holds;
+    /// anything else replaces what had the name, with everything below.
+    pub(super) fn put(&mut self, directory: EntryIndex, name: &[u8], inode: InodeIndex) -> EntryIndex {
+        let is_directory = self.inodes[inode].kind == Kind::Directory;
+        let old = self.child(directory, name).filter(|old| is_directory && self.is_directory(*old));
+        if let Some(old) = old {
+            self.entries[old].inode = inode;
+            return old;
         }
-        let mut path = self.source.clone();
-        path.extend(names.into_iter().rev().map(OsStr::from_bytes));
-        path
+        let entry = self.entries.len();
+        self.entries.push(Entry { inode, children: BTreeMap::new() });
+        self.entries[directory].children.insert(name.to_vec(), entry);
+        entry
+    }
+
+    /// Replaces the attributes of the root.
+    pub(super) fn put_root(&mut self, inode: InodeIndex) {
+        self.entries[Self::ROOT].inode = inode;
+    }
+
+    /// All names that the root leads to.
+    pub(super) fn reachable(&self) -> Vec<EntryIndex> {
+        let mut found = vec![Self::ROOT];
+        let mut next = 0;
+        while let Some(entry) = found.get(next) {
+            found.extend(self.entries[*entry].children.values());
+            next += 1;
+        }
+        found
+    }
+
+    /// Lets a name lead to another inode.
+    pub(super) fn redirect(&mut self, entry: EntryIndex, inode: InodeIndex) {
+        self.entries[entry].inode = inode;
+    }
+
+    /// Takes a name away; nothing where there is none.
+    pub(super) fn remove(&mut self, directory: EntryIndex, name: &[u8]) {
+        self.entries[directory].children.remove(name);
+    }
+
+    /// Empties a directory.
+    pub(super) fn clear(&mut self, directory: EntryIndex) {
+        self.entries[directory].children.clear();
+    }
+
+    /// The finished tree: names breadth first, links counted, inodes without a name dropped.
+    pub(super) fn finish(self) -> Tree {
+        let Self { mut entries, inodes } = self;
+        let mut inodes: Vec<Option<Inode>> = inodes.into_iter().map(Some).collect();
+        let mut numbers: Vec<Option<InodeIndex>> = vec![None; inodes.len()];
+        let mut tree = Tree { nodes: Vec::new(), inodes: Vec::new() };
+        let mut queue = VecDeque::from([Self::ROOT]);
+        tree.add(&mut inodes, &mut numbers, Vec::new(), 0, entries[Self::ROOT].inode);
+        let mut next = 0;
+        while let Some(entry) = queue.pop_front() {
+            let start = tree.nodes.len();
+            for (name, child) in std::mem::take(&mut entries[entry].children) {
+                tree.add(&mut inodes, &mut numbers, name, next, entries[child].inode);
+                queue.push_back(child);
+            }
+            tree.nodes[next].children = start..tree.nodes.len();
+            next += 1;
+        }
+        tree
+    }
+}
+
+impl Tree {
+    /// Appends a name, and its inode if this is the first name of it.
+    fn add(
+        &mut self,
+        inodes: &mut [Option<Inode>],
+        numbers: &mut [Option<InodeIndex>],
+        name: Vec<u8>,
+        parent: NodeIndex,
+        inode: InodeIndex,
+    ) {
+        let (number, first) = match (inodes[inode].take(), numbers[inode]) {
+            (Some(inode), _) => (self.number(inode), true),
+            (None, Some(number)) if self.inodes[number].kind != Kind::File => {
+                (self.number(self.inodes[number].clone()), true)
+            }
+            (None, Some(number)) => (number, false),
+            (None, None) => unreachable!("an inode is taken when it is numbered"),
+        };
+        numbers[inode] = Some(number);
+        let is_directory = self.inodes[number].kind == Kind::Directory;
+        self.inodes[number].nlink = match (is_directory, first) {
+            (true, _) => 2,
+            (false, true) => 1,
+            (false, false) => self.inodes[number].nlink + 1,
+        };
+        if is_directory && !self.nodes.is_empty() {
+            let parent = self.nodes[parent].inode;
+            self.inodes[parent].nlink += 1;
+        }
+        self.nodes.push(Node { name, parent, inode: number, first, children: 0..0 });
+    }
+
+    fn number(&mut self, inode: Inode) -> InodeIndex {
+        self.inodes.push(inode);
+        self.inodes.len() - 1
     }
 }
 
@@ -251,7 +275,7 @@ pub(super) fn split_xattr(name: &[u8]) -> Option<(u8, &[u8])> {
 }
 
 /// Bytes of one attribute on disk.
-pub(super) fn xattr_len(name: &[u8], value: &[u8]) -> u64 {
+fn xattr_len(name: &[u8], value: &[u8]) -> u64 {
     let suffix = split_xattr(name).map_or(name, |(_, suffix)| suffix);
     (4 + suffix.len() as u64 + value.len() as u64).next_multiple_of(4)
 }
@@ -264,9 +288,35 @@ pub(super) fn xattr_count(xattrs: &[Xattr]) -> u64 {
     1 + xattrs.iter().map(|(name, value)| xattr_len(name, value)).sum::<u64>() / 4
 }
 
+/// What is wrong with attributes that the format cannot hold.
+pub(super) fn check_xattrs(xattrs: &[Xattr]) -> Result<(), String> {
+    let count = xattr_count(xattrs);
+    if count > u64::from(u16::MAX) || xattrs.iter().any(|(_, value)| value.len() > usize::from(u16::MAX)) {
+        return Err(format!("its xattrs are too large ({} of at most 262136 bytes)", count * 4));
+    }
+    match xattrs.iter().find(|(name, _)| name.len() > layout::MAX_NAME || name.contains(&0)) {
+        Some((name, _)) => {
+            Err(format!("its xattr {:?} is no name of at most 255 bytes", String::from_utf8_lossy(name)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The type in `st_mode`.
+pub(super) fn type_bits(kind: Kind) -> u32 {
+    match kind {
+        Kind::Fifo => 0o010_000,
+        Kind::CharDevice => 0o020_000,
+        Kind::Directory => 0o040_000,
+        Kind::BlockDevice => 0o060_000,
+        Kind::File => 0o100_000,
+        Kind::Symlink => 0o120_000,
+        Kind::Socket => 0o140_000,
+    }
+}
+
 /// The kernel's `new_encode_dev`.
-fn encode_device(dev: u64) -> u32 {
-    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+pub(super) fn encode_device(major: u32, minor: u32) -> u32 {
     (minor & 0xFF) | (major << 8) | ((minor & !0xFF) << 12)
 }
 
@@ -277,7 +327,7 @@ mod tests {
     #[test]
     fn devices_are_encoded_as_the_kernel_does() {
         for (major, minor, expected) in [(1, 3, 0x103), (8, 0, 0x800), (259, 0x12345, 0x1231_0345)] {
-            assert_eq!(encode_device(rustix::fs::makedev(major, minor)), expected, "{major}:{minor}");
+            assert_eq!(encode_device(major, minor), expected, "{major}:{minor}");
         }
     }
 
@@ -289,5 +339,46 @@ mod tests {
         for name in [&b"system.posix_acl_accessory"[..], b"system.nfs4_acl", b"user.", b"btrfs.compression", b""] {
             assert_eq!(split_xattr(name), None, "{name:?}");
         }
+    }
+
+    fn leaf(mode: u32) -> Inode {
+        Inode { kind: Kind::from_mode(mode).unwrap(), mode, ..Inode::implied_directory() }
+    }
+
+    #[test]
+    fn a_finished_tree_is_breadth_first_with_counted_links() {
+        let mut draft = Draft::new(Inode::implied_directory());
+        let file = draft.add_inode(leaf(0o100_644));
+        let link = draft.add_inode(leaf(0o120_777));
+        let directory = draft.add_inode(Inode::implied_directory());
+        let b = draft.put(Draft::ROOT, b"b", directory);
+        for name in [&b"y"[..], b"x"] {
+            draft.put(b, name, file);
+            draft.put(b, &[name, b"-link"].concat(), link);
+        }
+        draft.put(Draft::ROOT, b"a", file);
+        draft.put(Draft::ROOT, b"gone", file);
+        draft.remove(Draft::ROOT, b"gone");
+        let tree = draft.finish();
+        let names: Vec<_> = tree.nodes.iter().map(|node| String::from_utf8_lossy(&node.name)).collect();
+        assert_eq!(names, ["", "a", "b", "x", "x-link", "y", "y-link"]);
+        let links: Vec<_> = tree.inodes.iter().map(|inode| inode.nlink).collect();
+        assert_eq!(links, [3, 3, 2, 1, 1]);
+        assert_eq!((tree.nodes[0].children.clone(), tree.nodes[2].children.clone()), (1..3, 3..7));
+    }
+
+    #[test]
+    fn only_a_directory_over_a_directory_keeps_what_was_below() {
+        let mut draft = Draft::new(Inode::implied_directory());
+        let directory = draft.add_inode(Inode::implied_directory());
+        let other = draft.add_inode(Inode { uid: 7, ..Inode::implied_directory() });
+        let file = draft.add_inode(leaf(0o100_644));
+        let entry = draft.put(Draft::ROOT, b"d", directory);
+        draft.put(entry, b"f", file);
+        assert_eq!(draft.put(Draft::ROOT, b"d", other), entry);
+        assert!(draft.child(entry, b"f").is_some());
+        draft.put(Draft::ROOT, b"d", file);
+        let entry = draft.put(Draft::ROOT, b"d", directory);
+        assert_eq!(draft.child(entry, b"f"), None);
     }
 }

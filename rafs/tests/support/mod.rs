@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use filetime::FileTime;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
+pub mod archive;
 pub mod image;
 
 pub const CHUNK: usize = 0x1000;

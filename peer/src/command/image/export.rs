@@ -8,7 +8,7 @@ use std::{
 
 use shoal_rafs::{BlobDirReader, export_block};
 
-use super::open;
+use super::open_with_blobs;
 use crate::command::{Failure, human_bytes};
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ pub(in crate::command) struct Export {
 
 impl Export {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let (file, bootstrap) = open(&self.bootstrap, self.blob_dir.as_deref())?;
+        let (file, bootstrap) = open_with_blobs(&self.bootstrap, self.blob_dir.as_deref())?;
         let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
         let failed = |e: std::io::Error| format!("cannot write {}: {e}", self.output.display());
         let dir = self.output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -9,7 +9,7 @@ use std::{
 
 use shoal_rafs::BlobDirReader;
 
-use super::open;
+use super::open_with_blobs;
 use crate::command::Failure;
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(in crate::command) struct Unpack {
 
 impl Unpack {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let (file, bootstrap) = open(&self.bootstrap, self.blob_dir.as_deref())?;
+        let (file, bootstrap) = open_with_blobs(&self.bootstrap, self.blob_dir.as_deref())?;
         let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
         let out: Box<dyn Write> = if self.output.as_os_str() == "-" {
             Box::new(std::io::stdout().lock())

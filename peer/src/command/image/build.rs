@@ -1,0 +1,243 @@
+//! `shoal image build`: from a directory or a tar to a bootstrap and a blob.
+
+use std::{
+    fs::File,
+    io::{IsTerminal, Read},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use clap::{CommandFactory, ValueEnum, error::ErrorKind};
+use indicatif::{ProgressBar, ProgressStyle};
+use shoal_proto::Algorithm;
+use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Builder, Compressor, Progress};
+
+use super::{Failure, human_bytes, print_json};
+use crate::command::Cli;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressorName {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl From<CompressorName> for Compressor {
+    fn from(name: CompressorName) -> Self {
+        match name {
+            CompressorName::None => Self::None,
+            CompressorName::Lz4 => Self::Lz4,
+            CompressorName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DigesterName {
+    Blake3,
+    Sha256,
+}
+
+impl From<DigesterName> for Algorithm {
+    fn from(name: DigesterName) -> Self {
+        match name {
+            DigesterName::Blake3 => Self::Blake3,
+            DigesterName::Sha256 => Self::Sha256,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SourceType {
+    /// A directory with everything below it.
+    Directory,
+    /// A tar, plain or compressed with gzip or zstd.
+    Tar,
+}
+
+#[derive(Debug, clap::Args)]
+pub(in crate::command) struct Build {
+    /// What becomes the image: a directory, or a tar, plain or compressed with gzip or zstd; `-` reads a tar from
+    /// standard input.
+    #[arg(long)]
+    source: PathBuf,
+    /// What the source is. Told from the source if missing.
+    #[arg(long, value_enum)]
+    source_type: Option<SourceType>,
+    /// Bootstrap file to write.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory to write the blob to, named by its sha256.
+    #[arg(long)]
+    blob_dir: PathBuf,
+    /// How chunks are compressed; a chunk that does not shrink is stored as it is.
+    #[arg(long, value_enum, default_value = "zstd")]
+    compressor: CompressorName,
+    /// Level of zstd, -7 (fast) to 22 (small); 3 if missing.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(-7..=22), allow_negative_numbers = true)]
+    compression_level: Option<i32>,
+    /// What names a chunk.
+    #[arg(long, value_enum, default_value = "blake3")]
+    digester: DigesterName,
+    /// Bytes of a chunk: a power of two from 4096 to 16777216.
+    #[arg(long, default_value_t = 1 << 20)]
+    chunk_size: u32,
+    /// Threads that hash and compress, one for each core if missing. The image is the same for any number; memory is
+    /// about 2 x THREADS + 2 chunks, decoded and encoded.
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Most names that a tar may have.
+    #[arg(long, default_value_t = ArchiveLimits::default().names)]
+    max_names: u64,
+    /// Most bytes that a tar may have once decompressed, and all its files with their holes.
+    #[arg(long, default_value_t = ArchiveLimits::default().bytes)]
+    max_bytes: u64,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Build {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        if self.compression_level.is_some() && !matches!(self.compressor, CompressorName::Zstd) {
+            usage("--compression-level is for --compressor zstd");
+        }
+        let report = match self.source_type() {
+            SourceType::Directory => self.directory()?,
+            SourceType::Tar => self.tar()?,
+        };
+        if self.json {
+            print_json(&report)?;
+        } else {
+            print_report(&report);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn source_type(&self) -> SourceType {
+        let standard_input = self.source.as_os_str() == "-";
+        match self.source_type {
+            Some(SourceType::Directory) if standard_input => usage("standard input cannot be a directory"),
+            Some(source_type) => source_type,
+            None if !standard_input && self.source.is_dir() => SourceType::Directory,
+            None => SourceType::Tar,
+        }
+    }
+
+    fn directory(&self) -> Result<BuildReport, Failure> {
+        let watcher = Watcher::new(None)?;
+        let bar = watcher.bar.clone();
+        let builder = self.builder().on_progress(move |progress| watcher.show(progress));
+        let report = builder.build(&self.source, &self.bootstrap, &self.blob_dir);
+        bar.finish_and_clear();
+        Ok(report?)
+    }
+
+    fn tar(&self) -> Result<BuildReport, Failure> {
+        let (name, stream, len): (_, Box<dyn Read>, _) = if self.source.as_os_str() == "-" {
+            (Path::new("standard input"), Box::new(std::io::stdin().lock()), None)
+        } else {
+            let opened = File::open(&self.source).and_then(|file| Ok((file.metadata()?, file)));
+            let (metadata, file) = opened.map_err(|e| format!("cannot open {}: {e}", self.source.display()))?;
+            let len = Some(metadata.len()).filter(|_| metadata.is_file());
+            (self.source.as_path(), Box::new(file), len)
+        };
+        let watcher = Watcher::new(Some(len))?;
+        let bar = watcher.bar.clone();
+        let builder = self.builder().on_progress(move |progress| watcher.show(progress));
+        let report = builder.build_tar(bar.wrap_read(stream), name, &self.bootstrap, &self.blob_dir);
+        bar.finish_and_clear();
+        Ok(report?)
+    }
+
+    fn builder(&self) -> Builder {
+        Builder::new(BuildOptions {
+            compressor: self.compressor.into(),
+            algorithm: self.digester.into(),
+            chunk_size: self.chunk_size,
+            level: self.compression_level,
+            threads: self.threads,
+            limits: ArchiveLimits { names: self.max_names, bytes: self.max_bytes },
+        })
+    }
+}
+
+fn usage(message: &str) -> ! {
+    Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
+}
+
+fn print_report(report: &BuildReport) {
+    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    println!(
+        "{} files, {} in {} chunks ({} unique), encoded {}",
+        report.files,
+        human_bytes(report.decoded_bytes),
+        report.chunks,
+        report.unique_chunks,
+        human_bytes(report.encoded_bytes)
+    );
+    if let Some(blob) = report.blob {
+        println!("blob {blob}");
+    }
+}
+
+/// Time between two lines of progress.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Shows how far a build is: a bar with an estimate on a terminal, otherwise a line now and then. On standard error.
+struct Watcher {
+    /// Hidden without a terminal.
+    bar: ProgressBar,
+    /// Whether the bar counts what is read of an archive, rather than bytes of files.
+    archive: bool,
+    /// When the last line was written.
+    last_line: Option<Mutex<Instant>>,
+}
+
+impl Watcher {
+    /// For a directory, or for an archive of which the length may be known.
+    fn new(archive: Option<Option<u64>>) -> Result<Self, Failure> {
+        let bar = ProgressBar::new_spinner();
+        if let Some(Some(len)) = archive {
+            bar.set_length(len);
+        }
+        bar.set_style(style(bar.length().is_some())?);
+        let last_line = (!std::io::stderr().is_terminal()).then(|| Mutex::new(Instant::now()));
+        Ok(Self { bar, archive: archive.is_some(), last_line })
+    }
+
+    fn show(&self, progress: Progress) {
+        if let Some(last_line) = &self.last_line {
+            return print_line(last_line, progress);
+        }
+        if !self.archive {
+            if let (None, Some(total), Ok(style)) = (self.bar.length(), progress.total_bytes, style(true)) {
+                self.bar.set_length(total);
+                self.bar.set_style(style);
+            }
+            self.bar.set_position(progress.decoded_bytes);
+        }
+        self.bar.set_message(format!("encoded {}", human_bytes(progress.encoded_bytes)));
+    }
+}
+
+fn style(length_known: bool) -> Result<ProgressStyle, Failure> {
+    Ok(ProgressStyle::with_template(match length_known {
+        true => "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left, {msg}",
+        false => "{spinner} {bytes} {bytes_per_sec} {msg}",
+    })?)
+}
+
+fn print_line(last_line: &Mutex<Instant>, progress: Progress) {
+    let mut last_line = last_line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if last_line.elapsed() < LINE_INTERVAL {
+        return;
+    }
+    *last_line = Instant::now();
+    let total = progress.total_bytes.map_or_else(String::new, |total| format!(" of {}", human_bytes(total)));
+    let (read, encoded) = (human_bytes(progress.decoded_bytes), human_bytes(progress.encoded_bytes));
+    eprintln!("{read}{total} read, encoded {encoded}");
+}

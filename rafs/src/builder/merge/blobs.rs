@@ -1,0 +1,125 @@
+//! The blobs of several bootstraps as one list, with the chunks that each bootstrap knows of them.
+
+use std::collections::HashMap;
+
+use shoal_proto::{Algorithm, BlobId};
+use zerocopy::FromBytes;
+
+use crate::bootstrap::Bootstrap;
+use crate::builder::BuildError;
+use crate::builder::tree::ChunkPlace;
+use crate::layout::{self, BlobEntry, ChunkRecord, ExtSuperBlock, SuperBlock, features, flags};
+
+/// Blobs in the order in which they were added, each once.
+#[derive(Debug, Default)]
+pub(super) struct Blobs {
+    blobs: Vec<KnownBlob>,
+    numbers: HashMap<BlobId, u32>,
+    /// By number of the blob and index.
+    records: HashMap<(u32, u32), ChunkRecord>,
+}
+
+#[derive(Debug)]
+struct KnownBlob {
+    id: BlobId,
+    algorithm: Algorithm,
+    entry: BlobEntry,
+}
+
+impl Blobs {
+    /// Adds the blobs of a bootstrap; returns their numbers in the order of its blob table.
+    pub(super) fn add(&mut self, bootstrap: &Bootstrap) -> Result<Vec<u32>, String> {
+        let entries = blob_entries(bootstrap)?;
+        let mut numbers = Vec::new();
+        for (blob, entry) in bootstrap.blobs().iter().zip(entries) {
+            let next = self.blobs.len() as u32;
+            let number = *self.numbers.entry(blob.id).or_insert(next);
+            match self.blobs.get(number as usize) {
+                Some(known) if !same_blob(&known.entry, entry) => {
+                    return Err(format!("it describes blob {} in another way than a layer below it", blob.id));
+                }
+                Some(_) => {}
+                None => self.blobs.push(KnownBlob { id: blob.id, algorithm: blob.algorithm, entry: *entry }),
+            }
+            numbers.push(number);
+        }
+        for record in bootstrap.records() {
+            // The bootstrap was verified: its records name its blobs.
+            let number = numbers[record.blob.get() as usize];
+            let known = self.records.entry((number, record.index.get())).or_insert(*record);
+            if !same_chunk(known, record) {
+                let id = self.blobs[number as usize].id;
+                return Err(format!(
+                    "it describes chunk {} of blob {id} in another way than a layer below it",
+                    record.index
+                ));
+            }
+        }
+        Ok(numbers)
+    }
+
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        0..self.blobs.len() as u32
+    }
+
+    pub(super) fn id(&self, number: u32) -> BlobId {
+        self.blobs[number as usize].id
+    }
+
+    /// How the blob table of a merged image describes a blob.
+    pub(super) fn entry(&self, number: u32) -> BlobEntry {
+        let entry = self.blobs[number as usize].entry;
+        BlobEntry { features: (entry.features.get() & !features::INLINED_META).into(), ..entry }
+    }
+
+    /// What is known of a chunk: its digest's algorithm and its record.
+    pub(super) fn record(&self, place: ChunkPlace) -> Result<(Algorithm, ChunkRecord), BuildError> {
+        let blob = &self.blobs[place.blob as usize];
+        let record = self.records.get(&(place.blob, place.index));
+        let record = record.ok_or(BuildError::UnknownChunk { blob: blob.id, index: place.index })?;
+        Ok((blob.algorithm, *record))
+    }
+}
+
+/// The blob table as it lies in the file. A bootstrap that is none of ours to merge is refused.
+fn blob_entries(bootstrap: &Bootstrap) -> Result<&[BlobEntry], String> {
+    let bytes = bootstrap.as_bytes();
+    let unreadable = || "it is no RAFS v6 bootstrap".to_owned();
+    let block = bytes.get(layout::SUPER_OFFSET as usize..).ok_or_else(unreadable)?;
+    let (block, ext) = SuperBlock::ref_from_prefix(block).map_err(|_| unreadable())?;
+    if block.magic.get() != layout::SUPER_MAGIC {
+        return Err(unreadable());
+    }
+    let (ext, _) = ExtSuperBlock::ref_from_prefix(ext).map_err(|_| unreadable())?;
+    if ext.flags.get() & flags::EXPLICIT_OWNERS == 0 {
+        return Err("it does not say who owns its files".into());
+    }
+    if ext.flags.get() & flags::TARFS != 0 {
+        return Err("it is in tarfs mode".into());
+    }
+    let table = bytes.get(ext.blob_table_offset.get() as usize..).ok_or_else(unreadable)?;
+    let table = <[BlobEntry]>::ref_from_prefix_with_elems(table, bootstrap.blobs().len());
+    table.map(|(entries, _)| entries).map_err(|_| unreadable())
+}
+
+/// Whether two bootstraps mean the same stored bytes by a blob. What only says where the bootstrap came from may differ.
+fn same_blob(one: &BlobEntry, other: &BlobEntry) -> bool {
+    let stored = |blob: &BlobEntry| {
+        (
+            (blob.chunk_count.get(), blob.compressor.get(), blob.digester.get(), blob.cipher.get()),
+            (blob.decoded_size.get(), blob.ci_offset.get(), blob.ci_encoded_size.get(), blob.ci_decoded_size.get()),
+            (blob.features.get() & !features::INLINED_META, blob.meta_digest, blob.meta_size.get(), blob.iv.get()),
+        )
+    };
+    stored(one) == stored(other)
+}
+
+fn same_chunk(one: &ChunkRecord, other: &ChunkRecord) -> bool {
+    let stored = |chunk: &ChunkRecord| {
+        (
+            (chunk.digest, chunk.flags.get(), chunk.encoded_size.get(), chunk.decoded_size.get()),
+            (chunk.encoded_offset.get(), chunk.decoded_offset.get()),
+        )
+    };
+    stored(one) == stored(other)
+}

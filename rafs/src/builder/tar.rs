@@ -1,0 +1,229 @@
+//! An archive as the source of an image: its entries in order, the later over the earlier, as if it were extracted.
+//!
+//! Unlike an extraction nothing is followed: a name must stay below the root by itself, and what lies above it must be
+//! directories. A hard link may name a file that comes later. Whiteouts are ordinary entries.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use super::pipeline::Feed;
+use super::tree::{self, Draft, EntryIndex, Inode, InodeIndex, Xattr};
+use super::{ArchiveLimits, BuildError, Notes};
+use crate::archive::{Archive, ArchiveError, Member, MemberKind, decompress};
+use crate::bootstrap::Kind;
+use crate::layout;
+
+/// Longest name of an entry, as in what `unpack` writes.
+const MAX_PATH: usize = 64 << 10;
+
+/// Reads an archive into a tree, and the content of its files into `feed` under the tree's inode numbers.
+pub(super) fn read(
+    stream: impl Read,
+    name: &Path,
+    limits: ArchiveLimits,
+    feed: &mut Feed,
+    notes: &mut Notes,
+) -> Result<Draft, BuildError> {
+    let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
+    let stream =
+        decompress(stream).map_err(|source| failed(ArchiveError::Read { place: "its start".into(), source }))?;
+    let mut archive = Archive::new(stream, limits);
+    let mut tar = Tar { draft: Draft::new(Inode::implied_directory()), links: BTreeMap::new(), notes };
+    while let Some(member) = archive.next().map_err(failed)? {
+        let added = tar.add(&member).map_err(|problem| failed(archive.invalid(problem)))?;
+        if tar.draft.len() as u64 > limits.names {
+            return Err(failed(archive.too_large("names", limits.names)));
+        }
+        if let Some(inode) = added.filter(|_| member.size > 0) {
+            let place = archive.place().to_owned();
+            let mut content = archive.content(&member);
+            feed.stream(inode, &mut content, member.size, |error| {
+                failed(Archive::<&[u8]>::read_error(&place, error))
+            })?;
+        }
+    }
+    tar.resolve_links().map_err(failed)?;
+    Ok(tar.draft)
+}
+
+/// A hard link to a name that was not there yet.
+struct Link {
+    path: Vec<u8>,
+    target: Vec<u8>,
+}
+
+struct Tar<'a> {
+    draft: Draft,
+    /// By the inode that stands for what they will lead to.
+    links: BTreeMap<InodeIndex, Link>,
+    notes: &'a mut Notes,
+}
+
+impl Tar<'_> {
+    /// Adds an entry to the tree; returns the inode if its content is to be stored.
+    fn add(&mut self, member: &Member) -> Result<Option<InodeIndex>, String> {
+        let path = components(&member.path)?;
+        let Some((name, parents)) = path.split_last() else {
+            let MemberKind::Node(Kind::Directory) = member.kind else {
+                return Err("the root must be a directory".into());
+            };
+            let root = self.inode(member, Kind::Directory)?;
+            let root = self.draft.add_inode(root);
+            self.draft.put_root(root);
+            return Ok(None);
+        };
+        let parent = self.parent(parents)?;
+        let kind = match member.kind {
+            MemberKind::HardLink => return self.link(member, parent, name).map(|()| None),
+            MemberKind::Node(kind) => kind,
+        };
+        let inode = self.inode(member, kind)?;
+        let inode = self.draft.add_inode(inode);
+        self.draft.put(parent, name, inode);
+        Ok((kind == Kind::File).then_some(inode))
+    }
+
+    /// The directory that holds an entry; what is missing of it is made.
+    fn parent(&mut self, names: &[&[u8]]) -> Result<EntryIndex, String> {
+        let mut directory = Draft::ROOT;
+        for (depth, name) in names.iter().enumerate() {
+            directory = match self.draft.child(directory, name) {
+                Some(entry) if self.draft.is_directory(entry) => entry,
+                Some(_) => {
+                    let path = names[..=depth].join(&b'/');
+                    return Err(format!("{:?} above it is no directory", String::from_utf8_lossy(&path)));
+                }
+                None => {
+                    let inode = self.draft.add_inode(Inode::implied_directory());
+                    self.draft.put(directory, name, inode)
+                }
+            };
+        }
+        Ok(directory)
+    }
+
+    fn link(&mut self, member: &Member, parent: EntryIndex, name: &[u8]) -> Result<(), String> {
+        let target = components(&member.link).map_err(|problem| format!("as the target of a link, {problem}"))?;
+        match self.find(&target) {
+            Some(entry) if self.draft.is_directory(entry) => Err("a hard link to a directory".into()),
+            Some(entry) => {
+                let inode = self.draft.inode_index(entry);
+                self.draft.put(parent, name, inode);
+                Ok(())
+            }
+            None => {
+                let placeholder = Inode { kind: Kind::File, ..Inode::implied_directory() };
+                let inode = self.draft.add_inode(placeholder);
+                self.draft.put(parent, name, inode);
+                self.links.insert(inode, Link { path: member.path.clone(), target: member.link.clone() });
+                Ok(())
+            }
+        }
+    }
+
+    fn find(&self, path: &[&[u8]]) -> Option<EntryIndex> {
+        path.iter().try_fold(Draft::ROOT, |entry, name| self.draft.child(entry, name))
+    }
+
+    /// Leads links whose target came later to it.
+    fn resolve_links(&mut self) -> Result<(), ArchiveError> {
+        if self.links.is_empty() {
+            return Ok(());
+        }
+        let mut resolved = BTreeMap::new();
+        // What another entry replaced since is not among these, and need not lead anywhere.
+        for entry in self.draft.reachable() {
+            let inode = self.draft.inode_index(entry);
+            if let Some(link) = self.links.get(&inode) {
+                let target = self.resolve(inode, &mut resolved).map_err(|problem| ArchiveError::Invalid {
+                    place: format!("entry {:?}", String::from_utf8_lossy(&link.path)),
+                    problem,
+                })?;
+                self.draft.redirect(entry, target);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a placeholder stands for; the way may lead over others. Each step is taken once for all links.
+    fn resolve(
+        &self,
+        placeholder: InodeIndex,
+        resolved: &mut BTreeMap<InodeIndex, InodeIndex>,
+    ) -> Result<InodeIndex, String> {
+        let (mut current, mut passed) = (placeholder, Vec::new());
+        while let Some(link) = self.links.get(&current) {
+            if let Some(target) = resolved.get(&current) {
+                current = *target;
+                break;
+            }
+            if passed.len() > self.links.len() {
+                return Err("a hard link that leads back to itself".into());
+            }
+            passed.push(current);
+            let target = components(&link.target).ok().and_then(|target| self.find(&target));
+            let target = target.filter(|entry| !self.draft.is_directory(*entry)).ok_or_else(|| {
+                format!("its target {:?} is no file of the archive", String::from_utf8_lossy(&link.target))
+            })?;
+            current = self.draft.inode_index(target);
+        }
+        resolved.extend(passed.into_iter().map(|placeholder| (placeholder, current)));
+        Ok(current)
+    }
+
+    fn inode(&mut self, member: &Member, kind: Kind) -> Result<Inode, String> {
+        let target = if kind == Kind::Symlink { member.link.clone() } else { Vec::new() };
+        let len = target.len() as u64;
+        if kind == Kind::Symlink && (!(1..=layout::MAX_TARGET).contains(&len) || target.contains(&0)) {
+            return Err(format!("a symbolic link of {len} bytes, it may have 1 to 4096 other than NUL"));
+        }
+        let xattrs = self.xattrs(member);
+        tree::check_xattrs(&xattrs)?;
+        Ok(Inode {
+            kind,
+            mode: tree::type_bits(kind) | member.mode,
+            uid: member.uid,
+            gid: member.gid,
+            size: if kind == Kind::Symlink { len } else { member.size },
+            rdev: tree::encode_device(member.device.0, member.device.1),
+            mtime: member.mtime,
+            xattrs,
+            target,
+            ..Inode::implied_directory()
+        })
+    }
+
+    /// Attributes that the format can hold; the others are noted.
+    fn xattrs(&mut self, member: &Member) -> Vec<Xattr> {
+        let (kept, left_out): (Vec<_>, Vec<_>) =
+            member.xattrs.iter().cloned().partition(|(name, _)| tree::split_xattr(name).is_some());
+        for (name, _) in left_out {
+            let (path, name) = (String::from_utf8_lossy(&member.path), String::from_utf8_lossy(&name));
+            self.notes.add(|| format!("{path}: xattr {name} was left out"));
+        }
+        kept
+    }
+}
+
+/// The names of a path below the root; none for the root itself.
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
+    if path.is_empty() {
+        return Err("an empty name".into());
+    }
+    if path.len() > MAX_PATH {
+        return Err(format!("a name of {} bytes, at most {MAX_PATH} are taken", path.len()));
+    }
+    let text = || String::from_utf8_lossy(path);
+    if path.starts_with(b"/") {
+        return Err(format!("{:?} is absolute, names must be relative to the root of the image", text()));
+    }
+    let names: Vec<_> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    if names.contains(&&b".."[..]) {
+        return Err(format!("{:?} leads up and possibly out of the image", text()));
+    }
+    match names.iter().find(|name| name.len() > layout::MAX_NAME || name.contains(&0)) {
+        Some(name) => Err(format!("a name of {} bytes, it may have 1 to 255 other than NUL", name.len())),
+        None => Ok(names),
+    }
+}
