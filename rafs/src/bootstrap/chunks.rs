@@ -7,6 +7,7 @@ use shoal_proto::Digest;
 use zerocopy::FromBytes;
 
 use super::error::At;
+use super::image::slice;
 use super::superblock::Header;
 use super::{Blob, BootstrapError};
 use crate::layout::{self, ChunkRecord, chunk_flags};
@@ -24,8 +25,8 @@ impl Chunks {
     /// Checks every record by itself, and that the chunks of a blob have different indexes and places.
     pub(super) fn read(bytes: &Bytes, header: &Header, blobs: &[Blob]) -> Result<Self, BootstrapError> {
         let range = &header.chunk_table;
-        // Its place was checked with the super block.
-        let table = bytes.slice(range.start as usize..range.end as usize);
+        let place = At::new("chunk table", range.start);
+        let table = bytes.slice_ref(slice(bytes, place, range.end - range.start)?);
         let mut chunks = Self { table, orders: blobs.iter().map(|_| Vec::new()).collect() };
         for number in 0..(chunks.table.len() / size_of::<ChunkRecord>()) as u32 {
             let at = chunks.at(header, number);

@@ -91,13 +91,15 @@ impl Header {
 
     /// The parts of the file in front of the tree, and the chunk table.
     pub(super) fn tables(&self) -> Vec<(Range<u64>, &'static str)> {
-        vec![
+        let tables = [
             (0..layout::DEVICE_TABLE_OFFSET, "super blocks"),
             (self.device_table.clone(), "device table"),
             (self.blob_table.clone(), "blob table"),
             (self.prefetch_table.clone(), "prefetch table"),
             (self.chunk_table.clone(), "chunk table"),
-        ]
+        ];
+        // An empty one may claim to lie anywhere.
+        tables.into_iter().filter(|(range, _)| !range.is_empty()).collect()
     }
 
     /// Images without owners belong to whoever serves them.

@@ -25,7 +25,7 @@ use crate::source::ChunkId;
 /// Checks the blobs that `paths` lead to; of the others, what the bootstrap says of them. `threads` of 0 is one per
 /// processor.
 pub(super) fn check(image: &Bootstrap, paths: &BlobPaths, threads: usize, report: &mut CheckReport) {
-    let mut work = Work { files: Vec::new(), tasks: Vec::new(), checksums: image.checksums() };
+    let mut work = Work { files: Vec::new(), pieces: Vec::new(), checksums: image.checksums() };
     for (blob, index) in image.blobs().iter().zip(0..) {
         report.blobs.push(CheckedBlob {
             id: blob.id.to_string(),
@@ -52,9 +52,10 @@ pub(super) fn check(image: &Bootstrap, paths: &BlobPaths, threads: usize, report
 }
 
 struct Work<'a> {
+    /// To be hashed.
     files: Vec<Opened<'a>>,
-    /// Whole files first, then their pieces.
-    tasks: Vec<Task>,
+    /// To be decoded: position of the file, number of the piece.
+    pieces: Vec<(u32, u32)>,
     checksums: HashMap<ChunkId, u32>,
 }
 
@@ -63,12 +64,6 @@ struct Opened<'a> {
     blob: &'a Blob,
     path: PathBuf,
     pieces: Option<BlobFile>,
-}
-
-#[derive(Clone, Copy)]
-enum Task {
-    Hash { file: u32 },
-    Piece { file: u32, number: u32 },
 }
 
 /// What one thread found.
@@ -110,8 +105,7 @@ impl<'a> Work<'a> {
         };
         let file = self.files.len() as u32;
         let numbers = pieces.iter().flat_map(|pieces| pieces.table.pieces());
-        self.tasks.extend(numbers.map(|(number, _)| Task::Piece { file, number }));
-        self.tasks.insert(file as usize, Task::Hash { file });
+        self.pieces.extend(numbers.map(|(number, _)| (file, number)));
         self.files.push(Opened { index, blob, path, pieces });
     }
 
@@ -119,7 +113,7 @@ impl<'a> Work<'a> {
         let next = AtomicUsize::new(0);
         let threads = if threads == 0 { thread::available_parallelism().map_or(1, usize::from) } else { threads };
         let mut found = thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.min(self.tasks.len()))
+            let others: Vec<_> = (1..threads.min(self.files.len() + self.pieces.len()))
                 // What cannot be started is done by the others.
                 .filter_map(|_| thread::Builder::new().spawn_scoped(scope, || self.thread(&next)).ok())
                 .collect();
@@ -145,10 +139,11 @@ impl<'a> Work<'a> {
         let mut found = Found::default();
         loop {
             let task = next.fetch_add(1, Relaxed);
-            match self.tasks.get(task) {
-                Some(Task::Hash { file }) => self.hash(task, &self.files[*file as usize], &mut found),
-                Some(Task::Piece { file, number }) => self.piece(task, *file, *number, &mut found),
-                None => return found,
+            // Whole files first, so that they are hashed while their pieces are read.
+            match (self.files.get(task), task.checked_sub(self.files.len()).and_then(|at| self.pieces.get(at))) {
+                (Some(file), _) => self.hash(task, file, &mut found),
+                (None, Some((file, number))) => self.piece(task, *file, *number, &mut found),
+                (None, None) => return found,
             }
         }
     }
