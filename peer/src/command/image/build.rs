@@ -10,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{CommandFactory, ValueEnum, error::ErrorKind};
+use clap::{ValueEnum, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
 use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Builder, Compressor, Progress};
 
 use super::{Failure, human_bytes, print_json};
-use crate::command::Cli;
+use crate::command::bad_usage;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum CompressorName {
@@ -103,7 +103,7 @@ pub(in crate::command) struct Build {
 impl Build {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         if self.compression_level.is_some() && !matches!(self.compressor, CompressorName::Zstd) {
-            usage("--compression-level is for --compressor zstd");
+            bad_usage(ErrorKind::ArgumentConflict, "--compression-level is for --compressor zstd");
         }
         let report = match self.source_type() {
             SourceType::Directory => self.directory()?,
@@ -120,7 +120,9 @@ impl Build {
     fn source_type(&self) -> SourceType {
         let standard_input = self.source.as_os_str() == "-";
         match self.source_type {
-            Some(SourceType::Directory) if standard_input => usage("standard input cannot be a directory"),
+            Some(SourceType::Directory) if standard_input => {
+                bad_usage(ErrorKind::ArgumentConflict, "standard input cannot be a directory")
+            }
             Some(source_type) => source_type,
             None if !standard_input && self.source.is_dir() => SourceType::Directory,
             None => SourceType::Tar,
@@ -163,10 +165,6 @@ impl Build {
             limits: ArchiveLimits { names: self.max_names, bytes: self.max_bytes },
         })
     }
-}
-
-fn usage(message: &str) -> ! {
-    Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
 }
 
 fn print_report(report: &BuildReport) {

@@ -66,10 +66,13 @@ impl Blobs {
         self.blobs[number as usize].id
     }
 
-    /// How the blob table of a merged image describes a blob.
+    /// How the blob table of another image describes a blob. A bootstrap in its own blob does not know the blob's name.
     pub(super) fn entry(&self, number: u32) -> BlobEntry {
-        let entry = self.blobs[number as usize].entry;
-        BlobEntry { features: (entry.features.get() & !features::INLINED_META).into(), ..entry }
+        let KnownBlob { id, entry, .. } = &self.blobs[number as usize];
+        let mut blob_id = [0; 64];
+        blob_id.copy_from_slice(id.to_string().as_bytes());
+        let features = entry.features.get() & !features::INLINED_META;
+        BlobEntry { blob_id, features: features.into(), ..*entry }
     }
 
     /// What is known of a chunk: its digest's algorithm and its record.
