@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What a peer showed when its connection was opened counts until it expires or is revoked; then both planes close the
-//! connection, and open a new one to a peer that has a new certificate to show. The [`Keeper`] is the task that reads
+//! connection, and open a new one to a peer that has a new certificate to show. The keeper is the task that reads
 //! the node's own certificate again, closes data connections and writes revocations down; the control plane looks
 //! after its own connections.
 

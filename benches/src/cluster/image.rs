@@ -7,6 +7,7 @@ use std::{
     fs::{self, File},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use shoal::command::Failure;
@@ -105,9 +106,11 @@ impl Workshop {
                 fill(&mut buffer, self.noise, seed(n).wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
                 file.write_all(&buffer)?;
             }
-            file.flush()?;
+            file.into_inner()?.set_modified(SystemTime::UNIX_EPOCH)?;
             names.push(name);
         }
+        // The image has the times of what it is made of, and shall be the same again.
+        File::open(source)?.set_modified(SystemTime::UNIX_EPOCH)?;
         Ok(names)
     }
 }
