@@ -5,6 +5,8 @@
 //! metrics. Stop is the reverse: nothing new is let in, mounts go, leases and records are withdrawn, the store is
 //! closed.
 
+mod parts;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -12,12 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use libp2p::{Multiaddr, multiaddr::Protocol};
-use shoal_proto::{
-    Hello, MIN_VERSION, PeerId, Role, VERSION,
-    control::{PeerStatus, StatusReply, StoreStatus},
-};
+use libp2p::Multiaddr;
+use shoal_proto::{Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountOptions,
     oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
@@ -25,6 +23,7 @@ use shoal_rafs::{
 use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{sync::watch, task::JoinHandle};
 
+pub(crate) use self::parts::Parts;
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
     api::ApiServer,
@@ -35,16 +34,16 @@ use crate::{
     driver::{self, Clock, Driver},
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
-    identity::{self, Identity, IdentityError},
+    identity::{Identity, IdentityError},
     images::Images,
     membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
-    metrics::{MetricsServer, Vitals},
+    metrics::MetricsServer,
     mounts::{Mounts, MountsError, Unrecorded},
     node::Node,
     origin::{Origin, OriginOptions},
     reader::Ahead,
     serve::Server,
-    store::{Store, StoreError, StoreOptions, Usage},
+    store::{Store, StoreError, StoreOptions},
     traffic::Traffic,
 };
 
@@ -172,22 +171,6 @@ pub struct Daemon {
     on_stop: OnStop,
 }
 
-/// What the control API and the metrics ask.
-pub(crate) struct Parts {
-    pub(crate) node: Arc<Node>,
-    pub(crate) mounts: Mounts,
-    control: Control,
-    listening: watch::Receiver<Vec<Multiaddr>>,
-    data: DataPlane,
-    contacts: Contacts,
-    identity: Identity,
-    admission: Admission,
-    role: Role,
-    zone: String,
-    started: Instant,
-    http: OnceLock<SocketAddr>,
-}
-
 impl Daemon {
     /// Starts everything and brings the mounts of the last run back.
     ///
@@ -291,105 +274,6 @@ impl Daemon {
         self.tasks.iter().for_each(JoinHandle::abort);
         close(self.parts.node.store.clone()).await;
         tracing::info!("stopped");
-    }
-}
-
-impl Parts {
-    async fn serve_http(self: Arc<Self>, config: &Config) -> Result<Option<MetricsServer>, StartError> {
-        if !config.http.enabled {
-            return Ok(None);
-        }
-        let address = config.http.listen;
-        let server = MetricsServer::start(address, self.clone()).await;
-        let server = server.map_err(|source| StartError::Http { address, source })?;
-        // Set here only.
-        let _ = self.http.set(server.address());
-        Ok(Some(server))
-    }
-
-    pub(crate) fn status(&self) -> StatusReply {
-        let id = self.identity_text();
-        let listening = self.listening.borrow().clone();
-        StatusReply {
-            version: env!("CARGO_PKG_VERSION").into(),
-            peer: id.clone(),
-            role: self.role.to_string(),
-            zone: self.zone.clone(),
-            control_addresses: listening.iter().map(|address| with_id(address, &id)).collect(),
-            data_address: self.data.local_address().to_string(),
-            http_address: self.http.get().map(ToString::to_string).unwrap_or_default(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            total: Some(self.node.traffic.snapshot()),
-            mounts: self.mounts.status(),
-            store: Some(self.store()),
-            membership_expires: self.membership_expires(),
-            revocations: self.admission.revocations() as u64,
-        }
-    }
-
-    /// When others stop to accept this node, in seconds since 1970; 0 for never, in an open cluster.
-    fn membership_expires(&self) -> u64 {
-        match self.admission.policy() {
-            Policy::Open => 0,
-            Policy::Key(_) => self.admission.own().expires(),
-        }
-    }
-
-    /// Takes a signed revocation in and passes it on to everyone; false if it says nothing new.
-    pub(crate) async fn revoke(&self, signed: Bytes) -> Result<bool, RevokeError> {
-        let new = self.admission.revoke(&signed, unix_now())?;
-        self.control.revoke(signed).await?;
-        Ok(new)
-    }
-
-    fn identity_text(&self) -> String {
-        identity::to_text(&self.identity.peer())
-    }
-
-    pub(crate) fn peers(&self) -> Vec<PeerStatus> {
-        let connections = self.data.connections();
-        let connection = |peer: PeerId| connections.iter().find(|connection| connection.peer == peer);
-        let all = self.contacts.all().into_iter().map(|(peer, known)| {
-            let open = connection(peer);
-            PeerStatus {
-                peer: identity::to_text(&peer),
-                role: known.role.to_string(),
-                zone: known.zone.clone(),
-                connected: open.is_some(),
-                addresses: known.addresses.iter().map(ToString::to_string).collect(),
-                banned_seconds: known.banned_seconds(),
-                ban_reason: known.ban.map(|(_, reason)| reason).unwrap_or_default(),
-                received_bytes: open.map_or(0, |open| open.received_bytes),
-                sent_bytes: open.map_or(0, |open| open.sent_bytes),
-                lease: known.lease,
-            }
-        });
-        all.collect()
-    }
-
-    fn store(&self) -> StoreStatus {
-        let usage = self.node.store.usage().unwrap_or_else(|error| {
-            tracing::warn!("cannot say what the store holds: {}", crate::chain(&error));
-            Usage::default()
-        });
-        StoreStatus { blobs: usage.blobs, pieces: usage.pieces, bytes: usage.bytes, objects: usage.objects }
-    }
-}
-
-impl Vitals for Parts {
-    fn export(&self) {
-        self.node.traffic.export();
-        let store = self.store();
-        metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
-        metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
-        metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
-        metrics::gauge!("shoal_membership_expires_seconds").set(self.membership_expires() as f64);
-        metrics::gauge!("shoal_revocations").set(self.admission.revocations() as f64);
-        metrics::gauge!("shoal_connections").set(self.data.connections().len() as f64);
-    }
-
-    fn ready(&self) -> bool {
-        self.mounts.ready()
     }
 }
 
@@ -508,12 +392,6 @@ fn hello(config: &Config, membership: &Membership) -> Hello {
 fn multiaddresses(key: &'static str, texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
     let parse = |text: &String| text.parse().map_err(|_| StartError::Address { key, text: text.clone() });
     texts.iter().map(parse).collect()
-}
-
-/// The address for others to join through.
-fn with_id(address: &Multiaddr, id: &str) -> String {
-    let named = address.iter().any(|part| matches!(part, Protocol::P2p(_)));
-    if named { address.to_string() } else { format!("{address}/p2p/{id}") }
 }
 
 async fn close(store: Store) {
