@@ -201,7 +201,8 @@ impl Mounts {
             exchange.interested_in(&image);
         }
         let reader = Reader::new(self.node.clone(), image.clone(), tokio::runtime::Handle::current());
-        let (source, options, path) = (Arc::new(reader.clone()), self.options.clone(), mountpoint.to_owned());
+        let (source, path) = (Arc::new(reader.clone()), mountpoint.to_owned());
+        let options = MountOptions { fs_name: reference.to_string(), ..self.options.clone() };
         let bootstrap = image.bootstrap.clone();
         let session = blocking(move || Mount::new(bootstrap, source, &path, options)).await?;
         let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), image));

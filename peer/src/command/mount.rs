@@ -73,7 +73,8 @@ fn from_files(
     let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::new(reader, 0)?);
     let trace = trace_file.map(|_| Arc::new(Trace::new(image.clone())));
     runtime()?.block_on(async {
-        let options = MountOptions { trace: trace.clone(), ..MountOptions::default() };
+        let fs_name = bootstrap.display().to_string();
+        let options = MountOptions { fs_name, trace: trace.clone(), ..MountOptions::default() };
         let session = Session::new(image, source, mountpoint, options)?;
         until_stopped(session).await?;
         write_trace(trace.as_deref(), trace_file)?;
