@@ -1,7 +1,7 @@
 //! Blobs: which variant an image gets, and the way of a piece from written to durable. Over any [`Disk`] and any
 //! [`Records`], so that tests can crash both.
 //!
-//! Locks are taken in the order `flushing`, `open`, then `dirty` or a variant's state.
+//! Locks are taken in the order `flushing`, `open`, then `closed_usage`, `dirty` or a variant's state.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,7 +17,11 @@ use bytes::Bytes;
 use shoal_proto::{Bitfield, Digest, Fingerprint};
 use shoal_rafs::PieceTable;
 
-use super::{StoreError, Usage, disk::Disk, variant::Variant};
+use super::{
+    StoreError, Usage,
+    disk::Disk,
+    variant::{Variant, sum},
+};
 use crate::index::{BlobKey, Change, ChunkPlace, PieceRecord, Records, Survives, VariantRecord};
 
 /// Most pieces in one batch of the index, which is held in memory.
@@ -31,6 +35,8 @@ pub(super) struct Blobs {
     closed: AtomicBool,
     /// Held while a variant is chosen or made, with the IO that needs: two images must not both make variant 0.
     open: Mutex<HashMap<BlobKey, Weak<Variant>>>,
+    /// Pieces and bytes of variants that nobody has open, so that counting does not go through the index again each time.
+    closed_usage: Mutex<HashMap<BlobKey, (u64, u64)>>,
     /// Variants with fresh pieces. They stay alive until those are durable.
     dirty: Mutex<BTreeMap<BlobKey, Arc<Variant>>>,
     /// Held from taking fresh pieces to recording them, so that no piece becomes durable after it was forgotten.
@@ -63,6 +69,7 @@ impl Blobs {
             variants_per_blob: variants_per_blob.max(1),
             closed: AtomicBool::new(false),
             open: Mutex::default(),
+            closed_usage: Mutex::default(),
             dirty: Mutex::default(),
             flushing: Mutex::default(),
         }))
@@ -87,25 +94,31 @@ impl Blobs {
         let new = variant.undeclared(table);
         self.record_declared(variant.key(), table.len(), &new)?;
         variant.declare(new);
+        lock(&self.closed_usage).remove(&variant.key());
         open.insert(variant.key(), Arc::downgrade(&variant));
         Ok(BlobHandle { blobs: self.clone(), variant, table: table.clone() })
     }
 
-    /// Counts what is present: in memory where a variant is open, by the index where it is not.
+    /// Counts what is present: in memory where a variant is open, by the index, once, where it is not.
     pub(super) fn usage(&self) -> Result<Usage, StoreError> {
-        let open = lock(&self.open).clone();
+        // Held throughout: what is counted as closed must not have been opened and changed meanwhile.
+        let open = lock(&self.open);
+        let mut closed = lock(&self.closed_usage);
         let mut usage = Usage::default();
         for key in self.records.keys()? {
-            let present = open.get(&key).and_then(Weak::upgrade).map(|variant| variant.present());
-            let here =
-                |piece: u32, durable: bool| present.as_ref().map_or(durable, |present| present.contains(piece));
-            usage.blobs += 1;
-            for (piece, record) in self.records.pieces(key)? {
-                if here(piece, record.durable) {
-                    usage.pieces += 1;
-                    usage.bytes += record.encoded.end - record.encoded.start;
+            let (pieces, bytes) = match (open.get(&key).and_then(Weak::upgrade), closed.get(&key)) {
+                (Some(variant), _) => variant.usage(),
+                (None, Some(&counted)) => counted,
+                (None, None) => {
+                    let records = self.records.pieces(key)?;
+                    let counted = sum(records.values().filter(|record| record.durable));
+                    closed.insert(key, counted);
+                    counted
                 }
-            }
+            };
+            usage.blobs += 1;
+            usage.pieces += pieces;
+            usage.bytes += bytes;
         }
         Ok(usage)
     }

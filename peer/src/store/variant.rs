@@ -94,6 +94,12 @@ impl Variant {
         self.state().present.clone()
     }
 
+    /// Pieces that are present, and their encoded bytes.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        let state = self.state();
+        sum(state.declared.iter().filter(|(piece, _)| state.present.contains(**piece)).map(|(_, record)| record))
+    }
+
     pub(super) fn durable(&self) -> Bitfield {
         let state = self.state();
         let mut durable = Bitfield::new(state.present.len());
@@ -186,6 +192,12 @@ impl Variant {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many pieces these are, and their encoded bytes.
+pub(super) fn sum<'a>(records: impl Iterator<Item = &'a PieceRecord>) -> (u64, u64) {
+    let lengths = records.map(|record| record.encoded.end - record.encoded.start);
+    lengths.fold((0, 0), |(pieces, bytes), length| (pieces + 1, bytes + length))
 }
 
 impl State {

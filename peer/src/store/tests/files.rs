@@ -220,3 +220,35 @@ fn mounts_outlive_the_store() {
     }
     assert_eq!(opened(&dir).mounts().unwrap(), [a, b]);
 }
+
+#[test]
+fn usage_counts_open_and_closed_blobs_as_they_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(&dir);
+    let images = [table(1, 3, &[(0, 1), (1, 1), (2, 1)]), table(2, 2, &[(0, 1), (1, 1)])];
+    let counted = |blobs: u64, pieces: u64| {
+        let usage = store.usage().unwrap();
+        let expected = (blobs, pieces, pieces * u64::from(PIECE));
+        assert_eq!((usage.blobs, usage.pieces, usage.bytes), expected);
+    };
+    let write = |image: usize, piece: u32| {
+        let handle = store.open_blob(&images[image]).unwrap();
+        handle.write(piece, &content(piece, 1)).unwrap();
+        counted(image as u64 + 1, u64::from(piece) + 1 + 2 * image as u64);
+        handle
+    };
+    counted(0, 0);
+    drop((write(0, 0), write(0, 1)));
+    counted(1, 2);
+    store.flush().unwrap();
+    // Nobody has it open now: by the index, and then from memory.
+    counted(1, 2);
+    counted(1, 2);
+    let other = write(1, 0);
+    let again = store.open_blob(&images[0]).unwrap();
+    again.forget(0).unwrap();
+    counted(2, 2);
+    drop((again, other));
+    store.flush().unwrap();
+    counted(2, 2);
+}
