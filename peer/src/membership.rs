@@ -5,7 +5,7 @@
 //! use to whoever copies it. What is shown is at most [`MAX_BYTES`] long and looks like this (prost):
 //!
 //! ```text
-//! Shown { body: Body { peer, role, zone, expires, issued }, signature: ed25519("shoal membership 1\0" | body) }
+//! Signed { body: Body { peer, role, zone, expires, issued }, signature: ed25519("shoal membership 1\0" | body) }
 //! ```
 //!
 //! A cluster without a key is *open*: its nodes show the same statement without a signature, and everybody who
@@ -76,7 +76,7 @@ impl Certificate {
     pub fn sign(&self, cluster_key: &Keypair) -> Result<Bytes, MembershipError> {
         let body = self.encode()?;
         let signature = cluster_key.sign(&signed_text(DOMAIN, &body)).map_err(|_| MembershipError::Signing)?;
-        Ok(Shown { body, signature }.encode_to_vec().into())
+        Ok(Signed { body, signature }.encode_to_vec().into())
     }
 
     /// What the statement `shown` says, whoever signed it: for people to look at.
@@ -157,7 +157,7 @@ impl Membership {
     /// The zone is not a valid name.
     pub fn open(peer: PeerId, role: Role, zone: &str) -> Result<Self, MembershipError> {
         let certificate = Certificate { peer, role, zone: zone.to_owned(), issued: 0, expires: u64::MAX };
-        let shown = Shown { body: certificate.encode()?, signature: Vec::new() }.encode_to_vec();
+        let shown = Signed { body: certificate.encode()?, signature: Vec::new() }.encode_to_vec();
         Ok(Self { shown: shown.into(), admitted: certificate })
     }
 
@@ -365,8 +365,9 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// A statement of the cluster's key: of membership here, of its end in `revocation`.
 #[derive(Clone, PartialEq, Message)]
-struct Shown {
+struct Signed {
     #[prost(bytes = "vec", tag = "1")]
     body: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
@@ -399,11 +400,11 @@ fn signed_text(domain: &[u8], body: &[u8]) -> Vec<u8> {
     [domain, body].concat()
 }
 
-fn decode_shown(shown: &[u8]) -> Result<(Shown, Certificate), Refusal> {
+fn decode_shown(shown: &[u8]) -> Result<(Signed, Certificate), Refusal> {
     if shown.len() > MAX_BYTES {
         return Err(Refusal::TooLong);
     }
-    let envelope: Shown = decode_canonical(shown)?;
+    let envelope: Signed = decode_canonical(shown)?;
     let certificate = decode_body(&envelope.body)?;
     Ok((envelope, certificate))
 }

@@ -8,7 +8,7 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_rafs::{
-    Bootstrap, ImageFile,
+    BlobDirReader, Bootstrap, ImageFile,
     oci::{Authfile, PushOptions, Reference, Registry, RegistryOptions, push},
 };
 
@@ -68,6 +68,25 @@ pub(super) fn open_with_blobs(path: &Path, blob_dir: Option<&Path>) -> Result<(I
         super::bad_usage(clap::error::ErrorKind::MissingRequiredArgument, &message);
     }
     Ok((file, bootstrap))
+}
+
+/// An image in files, whose content is read.
+#[derive(Debug, clap::Args)]
+struct ImageFiles {
+    /// Bootstrap file, or a blob with the bootstrap inside.
+    #[arg(long)]
+    bootstrap: PathBuf,
+    /// Directory with the image's blobs. Not needed for a blob that has the bootstrap inside.
+    #[arg(long)]
+    blob_dir: Option<PathBuf>,
+}
+
+impl ImageFiles {
+    fn open(&self) -> Result<(Bootstrap, BlobDirReader), Failure> {
+        let (file, bootstrap) = open_with_blobs(&self.bootstrap, self.blob_dir.as_deref())?;
+        let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
+        Ok((bootstrap, reader))
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -17,7 +17,7 @@ use libp2p::identity::Keypair;
 use prost::Message;
 use shoal_proto::PeerId;
 
-use super::{Certificate, MAX_LIFETIME, MembershipError, Policy, decode_canonical, signed_text};
+use super::{Certificate, MAX_LIFETIME, MembershipError, Policy, Signed, decode_canonical, signed_text};
 
 /// Signed in front of the body.
 const DOMAIN: &[u8] = b"shoal revocation 1\0";
@@ -149,14 +149,6 @@ pub(crate) fn encode_list(signed: &[Bytes]) -> Vec<u8> {
 /// What [`encode_list`] wrote; nothing of it is checked.
 pub(crate) fn decode_list(bytes: &[u8]) -> Result<Vec<Bytes>, RevocationError> {
     List::decode(bytes).map(|list| list.signed).map_err(|_| RevocationError::Malformed)
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Signed {
-    #[prost(bytes = "vec", tag = "1")]
-    body: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    signature: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,9 +6,9 @@ use std::{
     process::ExitCode,
 };
 
-use shoal_rafs::{BlobDirReader, export_block};
+use shoal_rafs::export_block;
 
-use super::open_with_blobs;
+use super::ImageFiles;
 use crate::command::{Failure, human_bytes};
 
 #[derive(Debug, clap::Args)]
@@ -16,12 +16,8 @@ pub(in crate::command) struct Export {
     /// Write one flat disk image, which the kernel mounts as EROFS: `mount -t erofs FILE DIR`.
     #[arg(long, required = true)]
     block: bool,
-    /// Bootstrap file, or a blob with the bootstrap inside.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory with the image's blobs. Not needed for a blob that has the bootstrap inside.
-    #[arg(long)]
-    blob_dir: Option<PathBuf>,
+    #[command(flatten)]
+    image: ImageFiles,
     /// File to write. It appears under this name when it is complete.
     #[arg(long)]
     output: PathBuf,
@@ -29,8 +25,7 @@ pub(in crate::command) struct Export {
 
 impl Export {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let (file, bootstrap) = open_with_blobs(&self.bootstrap, self.blob_dir.as_deref())?;
-        let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
+        let (bootstrap, reader) = self.image.open()?;
         let failed = |e: std::io::Error| format!("cannot write {}: {e}", self.output.display());
         let dir = self.output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let output = tempfile::Builder::new()

@@ -7,19 +7,13 @@ use std::{
     process::ExitCode,
 };
 
-use shoal_rafs::BlobDirReader;
-
-use super::open_with_blobs;
+use super::ImageFiles;
 use crate::command::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(in crate::command) struct Unpack {
-    /// Bootstrap file, or a blob with the bootstrap inside.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory with the image's blobs. Not needed for a blob that has the bootstrap inside.
-    #[arg(long)]
-    blob_dir: Option<PathBuf>,
+    #[command(flatten)]
+    image: ImageFiles,
     /// Tar to write; `-` is standard output.
     #[arg(long)]
     output: PathBuf,
@@ -27,8 +21,7 @@ pub(in crate::command) struct Unpack {
 
 impl Unpack {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let (file, bootstrap) = open_with_blobs(&self.bootstrap, self.blob_dir.as_deref())?;
-        let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
+        let (bootstrap, reader) = self.image.open()?;
         let out: Box<dyn Write> = if self.output.as_os_str() == "-" {
             Box::new(std::io::stdout().lock())
         } else {
