@@ -1,5 +1,4 @@
 //! What the end-to-end tests share: a tree, an image of it in a registry, and daemons as real processes.
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 use std::{
     fs,

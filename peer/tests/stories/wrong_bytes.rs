@@ -1,8 +1,6 @@
 //! A seed peer that serves wrong bytes: its pieces are rejected, the read succeeds from elsewhere, and the peer is
 //! reported and banned for a while.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -14,7 +12,7 @@ use shoal::{
     membership::{self, Membership, Policy},
 };
 use shoal_proto::{Asked, Hello, MIN_VERSION, Request, Role, VERSION};
-use support::{Daemon, Registry, can_mount, total_bytes, tree, wait};
+use crate::support::{Daemon, Registry, assert_same, can_mount, total_bytes, tree, wait};
 
 /// Speaks the protocol, and lies about every piece. Of objects it says that it cannot read the registry.
 struct Liar;
@@ -102,7 +100,7 @@ fn the_liar_is_banned_and_the_read_succeeds() {
     daemon.wait_for_home();
 
     daemon.mount(&registry.reference("1"));
-    support::assert_same(source.path(), &daemon.mountpoint());
+    assert_same(source.path(), &daemon.mountpoint());
 
     let status = daemon.status();
     assert!(status["total"]["rejected_chunks"].as_u64().expect("a figure") >= 1, "{status}");

@@ -1,11 +1,10 @@
 //! An image whose small files were compressed in batches: read from the registry, from a neighbour, and from the store
 //! after a restart; the registry sees each batch once.
 
-mod support;
-#[path = "../../rafs/tests/support/batch.rs"]
+#[path = "../../../rafs/tests/support/batch.rs"]
 mod support_batch;
 
-use support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, total_bytes, tree, wait};
+use crate::support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, total_bytes, tree, wait};
 
 #[test]
 fn batches_travel_and_are_kept() {

@@ -1,10 +1,8 @@
 //! The demo is the story of the README: a seed peer and four nodes read one image at once, and the registry sends it once.
 
-mod support;
-
 use std::process::Command;
 
-use support::{can_mount, json, tree};
+use crate::support::{can_mount, json, tree};
 
 #[test]
 fn the_registry_is_read_once_and_every_byte_is_right() {

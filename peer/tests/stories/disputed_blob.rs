@@ -1,11 +1,9 @@
 //! Whoever may push one image may claim anything about any blob id. Two images here name the same blob with different
 //! digests; each reads its own right bytes or EIO, whichever comes first, on one node and across nodes.
 
-mod support;
-
 use std::{fs, path::Path};
 
-use support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, files, noise};
+use crate::support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, files, noise};
 
 /// A tree whose files have the same names and sizes for every seed, and other bytes.
 fn sources(seed: u64) -> tempfile::TempDir {

@@ -1,13 +1,13 @@
 //! Two daemons, one data directory: the second refuses to start and says who holds it.
 
-mod support;
-
 use std::process::Command;
+
+use crate::support::Daemon;
 
 #[test]
 fn the_second_daemon_says_who_holds_the_directory() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let daemon = support::Daemon::start("first", folder.path(), &[]);
+    let daemon = Daemon::start("first", folder.path(), &[]);
     let mut second = Command::new(env!("CARGO_BIN_EXE_shoal"));
     second.arg("daemon").arg("--data-dir").arg(folder.path().join("first/data"));
     second.arg("--socket").arg(folder.path().join("second.sock"));

@@ -1,11 +1,9 @@
 //! The registry goes away: what is here can be read, what is not ends with EIO within the deadline, and comes back with
 //! the registry.
 
-mod support;
-
 use std::{fs, time::Duration};
 
-use support::{Daemon, Registry, can_mount, drop_caches, files, tree, wait};
+use crate::support::{Daemon, Registry, assert_same, can_mount, drop_caches, files, tree, wait};
 
 #[test]
 fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
@@ -39,5 +37,5 @@ fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
 
     registry.switch_on();
     wait("absent chunks can be read again", || read(unseen[0]).is_ok_and(|bytes| bytes == content(unseen[0])));
-    support::assert_same(source.path(), &daemon.mountpoint());
+    assert_same(source.path(), &daemon.mountpoint());
 }

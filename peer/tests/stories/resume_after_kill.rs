@@ -1,11 +1,9 @@
 //! kill -9 in the middle of a download, ten times: what the store says afterwards is true, the mount comes back by itself,
 //! and in the end no byte is wrong.
 
-mod support;
-
 use std::{fs, time::Duration};
 
-use support::{Daemon, Registry, can_mount, files, noise, total_bytes, tree};
+use crate::support::{Daemon, Registry, assert_same, can_mount, files, noise, total_bytes, tree};
 
 #[test]
 fn a_killed_node_goes_on_with_what_it_had() {
@@ -53,7 +51,7 @@ fn a_killed_node_goes_on_with_what_it_had() {
     }
 
     let here = daemon.status()["store"]["bytes"].as_u64().expect("a figure");
-    support::assert_same(source.path(), &daemon.mountpoint());
+    assert_same(source.path(), &daemon.mountpoint());
     let status = daemon.status();
     let fetched = total_bytes(&status, "registry");
     assert!(

@@ -1,11 +1,9 @@
 //! What an image's prefetch table lists is fetched when it is mounted, before anybody reads; the rest is not.
 
-mod support;
-
 use std::{fs, path::Path};
 
 use shoal_rafs::{Bootstrap, Nid};
-use support::{Built, Daemon, Registry, assert_same, can_mount, tree, wait};
+use crate::support::{Built, Daemon, Registry, assert_same, can_mount, tree, wait};
 
 fn find(image: &Bootstrap, path: &str) -> Nid {
     path.split('/').fold(image.root(), |nid, name| {

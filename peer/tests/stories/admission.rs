@@ -1,8 +1,6 @@
 //! A cluster with a key, of real daemons: members mount and read; who has no certificate, or one that is void, gets
 //! nothing on either plane; certificates are renewed and revoked while everything runs.
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -20,7 +18,7 @@ use shoal::{
     membership::{self, Membership, Policy},
 };
 use shoal_proto::{Hello, MIN_VERSION, PeerId, Request, Role, VERSION};
-use support::{Daemon, Registry, assert_same, can_mount, total_bytes, tree, wait};
+use crate::support::{Daemon, Registry, assert_same, can_mount, shoal, total_bytes, tree, wait};
 use tempfile::TempDir;
 
 /// How long a stranger tries; a member is let in within a tenth of that.
@@ -35,7 +33,7 @@ struct Cluster {
 impl Cluster {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let made = support::shoal(&["cluster", "init"], &[&folder.path().join("key")]);
+        let made = shoal(&["cluster", "init"], &[&folder.path().join("key")]);
         let text = String::from_utf8(made.stdout).expect("UTF-8");
         let public_key = text.trim().replace("public_key = ", "cluster.public_key=");
         Self { folder, public_key }

@@ -42,7 +42,7 @@ fn open(dir: &Path) -> (Store, BlobHandle) {
 
 fn start_writer(dir: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "writer", "--ignored", "--nocapture"]).env(DATA_DIR, dir);
+    command.args(["--exact", "store_killed::writer", "--ignored", "--nocapture"]).env(DATA_DIR, dir);
     command.stdout(Stdio::piped()).spawn().unwrap()
 }
 

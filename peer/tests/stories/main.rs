@@ -1,0 +1,15 @@
+//! The stories of the daemon's users, end to end: real processes, sockets, mounts and files, and a registry of the test's
+//! own. One program, because each one would link libp2p and RocksDB again.
+
+mod support;
+
+mod admission;
+mod batch_image;
+mod demo;
+mod disputed_blob;
+mod one_owner;
+mod prefetch_table;
+mod registry_down;
+mod resume_after_kill;
+mod store_killed;
+mod wrong_bytes;
