@@ -136,7 +136,7 @@ fn tls_config(options: &RegistryOptions) -> Result<ClientConfig, RegistryError> 
             return Err(broken("no certificate in it".to_owned()));
         }
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| RegistryError::Tls { reason: error.to_string() })?;
