@@ -95,6 +95,8 @@ pub(crate) enum Command {
     Want { want: WantId, item: Item, priority: Priority, deadline: Time, origin: WantOrigin, reply: Reply },
     /// A fetch brought an item, verified and stored.
     Delivered { request: RequestId, item: Item, bytes: u64, fetched: Fetched },
+    /// A piece was here as part of another blob, and is now here as itself.
+    Found { item: Item, fetched: Fetched },
     /// Anything else that the scheduler should know.
     Event(Event),
     /// See [`DriverHandle::home_duty`].
@@ -274,6 +276,10 @@ impl Driver {
             Command::Delivered { request, item, bytes, fetched } => {
                 self.delivered.insert(item, fetched);
                 Event::Delivered { request, item, bytes }
+            }
+            Command::Found { item, fetched } => {
+                self.delivered.insert(item, fetched);
+                Event::Present { item }
             }
             Command::Event(event) => {
                 if let Event::Unwant { want } = &event {

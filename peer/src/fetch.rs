@@ -1,5 +1,6 @@
 //! One fetch: asks a peer or the registry for a run of pieces or an object, verifies what comes, stores it, and reports
-//! each outcome to the scheduler's loop.
+//! each outcome to the scheduler's loop. What this node has as part of another blob (the version of an image before this
+//! one) is asked of nobody.
 //!
 //! Nothing that has not verified leaves this module: [`Target::accept`] is the only way into the store.
 
@@ -17,7 +18,7 @@ use crate::{
     data::{Answer, AnswerStream, DataPlane},
     driver::{Command, Fetched},
     origin::{self, OriginError},
-    store::{BlobHandle, Store},
+    store::{BlobHandle, ChunkPlace, Store},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
 
@@ -108,6 +109,18 @@ impl BlobTarget {
         let blob = if named(self) { self } else { self.others.iter().find(|other| named(other))? };
         Some((blob, blob.table.piece(piece)?))
     }
+
+    /// Where the store has the same content, probably encoded the same way, as part of another blob.
+    fn elsewhere(&self, store: &Store, piece: u32) -> Option<(ChunkPlace, Range<u64>)> {
+        let (named, layout) = self.naming(piece)?;
+        let found = store.find_digest(&layout.chunks().first()?.digest).unwrap_or_else(|error| {
+            tracing::warn!("cannot look for a chunk: {}", crate::chain(&error));
+            None
+        });
+        let length = |range: &Range<u64>| range.end - range.start;
+        let same_length = |found: &Range<u64>| length(found) == length(&layout.encoded());
+        found.filter(|(place, encoded)| place.key != named.handle.key() && same_length(encoded))
+    }
 }
 
 /// Whom to ask.
@@ -167,7 +180,9 @@ impl Fetcher {
     ) -> impl Future<Output = ()> + Send + use<> {
         let fetch = Running { fetcher: self.clone(), request, blob, target, priority };
         async move {
+            let pieces = fetch.take_over(pieces).await;
             match how {
+                _ if pieces.is_empty() => {}
                 Fetch::Peer { peer, source, deadline } => fetch.ask_peer(peer, source, deadline, &pieces).await,
                 Fetch::Registry => fetch.read_registry(&pieces).await,
             }
@@ -186,6 +201,50 @@ struct Running {
 }
 
 impl Running {
+    /// Takes over the pieces that are here as part of other blobs, and gives the rest.
+    async fn take_over(&self, pieces: Vec<u32>) -> Vec<u32> {
+        let Target::Blob(blob) = &self.target else { return pieces };
+        let (looking, store) = (blob.clone(), self.fetcher.store.clone());
+        let look =
+            move || pieces.into_iter().map(|piece| (piece, looking.elsewhere(&store, piece))).collect::<Vec<_>>();
+        let found = tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let mut rest = Vec::new();
+        for (piece, place) in found {
+            let taken_over = match place {
+                Some(place) => self.copy(blob, piece, place).await,
+                None => false,
+            };
+            if !taken_over {
+                rest.push(piece);
+            }
+        }
+        rest
+    }
+
+    /// Takes over one piece; false when what lies there is something else after all, or encoded otherwise.
+    async fn copy(&self, blob: &Arc<BlobTarget>, piece: u32, (place, encoded): (ChunkPlace, Range<u64>)) -> bool {
+        let (length, from) = (encoded.end - encoded.start, place.key);
+        let (blob, store) = (blob.clone(), self.fetcher.store.clone());
+        let copy = move || {
+            let bytes = store.read_place(place.key, encoded).map_err(|e| crate::chain(&e))?;
+            let bytes = bytes.ok_or_else(|| "it has gone".to_owned())?;
+            accept_piece(&blob, piece, &bytes, Provenance::Local).map_err(|e| e.to_string())
+        };
+        match tokio::task::spawn_blocking(copy).await.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok((fetched, chunks)) => {
+                self.fetcher.traffic.piece(Provenance::Local, length, chunks);
+                self.send(Command::Found { item: self.item(piece), fetched }).await;
+                true
+            }
+            Err(why) => {
+                tracing::debug!(blob = %BlobId::new(self.blob.id), piece, "not taken over from {:?}: {why}", from.blob);
+                false
+            }
+        }
+    }
+
     async fn ask_peer(&self, peer: PeerId, source: bool, deadline: Duration, pieces: &[u32]) {
         let Some(data) = &self.fetcher.data else {
             return self.failed(Failure::Transport).await;

@@ -30,7 +30,7 @@ mod mounts;
 mod objects;
 mod variant;
 
-use std::{fmt, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, ops::Range, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal_proto::{BlobId, Digest, ObjectId};
@@ -215,10 +215,15 @@ impl Store {
         Ok(Usage { objects: self.objects.count()?, ..self.blobs.usage()? })
     }
 
-    /// Where a chunk with this digest is durable, in whatever blob. The bytes are as trusted as any others in the
-    /// store: verify them when decoding.
-    pub fn find_digest(&self, digest: &Digest) -> Result<Option<ChunkPlace>, StoreError> {
+    /// Where a chunk with this digest is durable, in whatever blob, and the encoded bytes of the piece that holds it.
+    pub fn find_digest(&self, digest: &Digest) -> Result<Option<(ChunkPlace, Range<u64>)>, StoreError> {
         self.blobs.find_digest(digest)
+    }
+
+    /// The bytes of a place that [`find_digest`](Self::find_digest) gave, unless they have gone since. They are as trusted
+    /// as any others in the store: verify them when decoding.
+    pub fn read_place(&self, key: BlobKey, encoded: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        self.blobs.read_place(key, encoded)
     }
 
     /// Keeps an object, once its sha256 has been checked. Durable on return.

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -197,12 +198,21 @@ impl Blobs {
         Ok(Arc::new(Variant::new(key(number), table.len(), BTreeMap::new())))
     }
 
-    pub(super) fn find_digest(&self, digest: &Digest) -> Result<Option<ChunkPlace>, StoreError> {
+    pub(super) fn find_digest(&self, digest: &Digest) -> Result<Option<(ChunkPlace, Range<u64>)>, StoreError> {
         let Some(place) = self.records.place(digest)? else {
             return Ok(None);
         };
         let piece = self.records.piece(place.key, place.piece)?;
-        Ok(piece.filter(|piece| piece.durable && piece.fingerprint == place.fingerprint).map(|_| place))
+        let piece = piece.filter(|piece| piece.durable && piece.fingerprint == place.fingerprint);
+        Ok(piece.map(|piece| (place, piece.encoded)))
+    }
+
+    pub(super) fn read_place(&self, key: BlobKey, encoded: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        match self.disk.read(key, encoded.start, (encoded.end - encoded.start) as usize) {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => Ok(None),
+            Err(source) => Err(blob_io("reading", key, source)),
+        }
     }
 
     pub(super) fn flush(&self) -> Result<u64, StoreError> {

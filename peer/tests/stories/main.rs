@@ -7,6 +7,7 @@ mod admission;
 mod batch_image;
 mod demo;
 mod disputed_blob;
+mod next_version;
 mod one_owner;
 mod prefetch_table;
 mod registry_down;

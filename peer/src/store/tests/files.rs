@@ -108,8 +108,10 @@ fn digests_lead_to_durable_pieces_only() {
     handle.write(2, &content(2, 1)).unwrap();
     assert_eq!(store.find_digest(&wanted).unwrap(), None);
     store.flush().unwrap();
-    let place = store.find_digest(&wanted).unwrap().unwrap();
+    let (place, encoded) = store.find_digest(&wanted).unwrap().unwrap();
     assert_eq!((place.key, place.piece, place.chunk), (handle.key(), 2, 2));
+    assert_eq!(store.read_place(place.key, encoded).unwrap().unwrap(), content(2, 1));
+    assert_eq!(store.read_place(place.key, 1 << 40..(1 << 40) + 1).unwrap(), None);
     handle.forget(2).unwrap();
     assert_eq!(store.find_digest(&wanted).unwrap(), None);
 }
