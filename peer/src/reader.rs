@@ -3,14 +3,14 @@
 //! The calling FUSE thread only ever looks into memory; everything slower goes to the runtime, which answers from there.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-use shoal_proto::Priority;
+use shoal_proto::{Bitfield, Priority};
 use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::runtime::Handle;
@@ -36,8 +36,8 @@ struct Inner {
     cache: Arc<ChunkCache<PieceKey>>,
     traffic: Traffic,
     errors: AtomicU64,
-    /// Pieces that were counted. Locked for one look.
-    seen: Mutex<HashSet<(BlobKey, u32)>>,
+    /// Pieces that were counted, by blob. Locked for one look.
+    seen: Mutex<HashMap<BlobKey, Bitfield>>,
     runtime: Handle,
 }
 
@@ -129,7 +129,8 @@ impl Inner {
         if news {
             self.node.traffic.piece(from, bytes, chunks);
         }
-        if lock(&self.seen).insert((blob.key, piece)) {
+        let seen = || Bitfield::new(blob.table.len());
+        if lock(&self.seen).entry(blob.key).or_insert_with(seen).insert(piece) {
             self.traffic.piece(from, bytes, chunks);
         }
     }
@@ -225,6 +226,6 @@ impl Ahead {
     }
 }
 
-fn lock<T>(set: &Mutex<T>) -> MutexGuard<'_, T> {
-    set.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(seen: &Mutex<T>) -> MutexGuard<'_, T> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
