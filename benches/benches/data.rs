@@ -1,24 +1,26 @@
-//! How fast do pieces go from one node to another over the data plane, next to a bare quinn stream and a TCP stream on
-//! the same loopback? Both ends share the processors; bytes come from memory and are dropped on arrival.
+//! How fast do pieces go from one node to another over either transport of the data plane, next to a bare stream of each
+//! (quinn; TLS over TCP) and to plain TCP on the same loopback? Both ends share the processors; bytes come from memory
+//! and are dropped on arrival. What both ends spend of the processors is printed beside it.
 
-use std::{net::Ipv4Addr, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, net::SocketAddr, process, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use futures::{StreamExt, TryStreamExt, stream};
 use libp2p::identity::Keypair;
 use shoal::{
-    data::{Admit, Answer, AnswerSender, DataOptions, DataPlane, Limits, PeerContext, PeerEvent, Service},
+    data::{Admit, Answer, AnswerSender, DataOptions, DataPlane, Limits, PeerContext, PeerEvent, Service, Transport},
     membership::Admitted,
 };
 use shoal_benches::half_compressible;
 use shoal_proto::{Asked, BlobId, Fingerprint, Hello, ImageSource, ObjectId, PeerId, Priority, Request, Role};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
     sync::mpsc,
 };
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const PIECE: usize = 1 << 20;
 /// Pieces of a request, and requests in flight: what a node has under way with a good neighbour.
@@ -46,7 +48,7 @@ impl Service for Memory {
     }
 }
 
-fn node(service: Arc<dyn Service>) -> (DataPlane, mpsc::Receiver<PeerEvent>, PeerId) {
+fn node(transport: Transport, service: Arc<dyn Service>) -> (DataPlane, mpsc::Receiver<PeerEvent>, PeerId) {
     let keypair = Keypair::generate_ed25519();
     let peer = PeerId::new(keypair.public().try_into_ed25519().expect("an ed25519 key").to_bytes());
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -64,7 +66,7 @@ fn node(service: Arc<dyn Service>) -> (DataPlane, mpsc::Receiver<PeerEvent>, Pee
     let admit: Admit = Arc::new(|peer, _| {
         Ok(Admitted { peer: *peer, role: Role::Node, zone: String::new(), issued: 0, expires: u64::MAX })
     });
-    let options = DataOptions { keypair, listen, hello, admit, limits: Limits::default() };
+    let options = DataOptions { keypair, listen, transport, hello, admit, limits: Limits::default() };
     let (plane, events) = DataPlane::start(options, service).expect("loopback can be listened on");
     (plane, events, peer)
 }
@@ -87,9 +89,9 @@ async fn ask(plane: &DataPlane, peer: PeerId, first: u32) -> usize {
     received.await.expect("it answers")
 }
 
-async fn planes(bytes: Bytes) -> (DataPlane, DataPlane, PeerId) {
-    let (server, mut arrivals, peer) = node(Arc::new(Memory(bytes)));
-    let (client, mut events, _) = node(Arc::new(Memory(Bytes::new())));
+async fn planes(transport: Transport, bytes: Bytes) -> (DataPlane, DataPlane, PeerId) {
+    let (server, mut arrivals, peer) = node(transport, Arc::new(Memory(bytes)));
+    let (client, mut events, _) = node(transport, Arc::new(Memory(Bytes::new())));
     tokio::spawn(async move { while arrivals.recv().await.is_some() {} });
     client.connect(peer, &[server.local_address()]);
     assert!(matches!(events.recv().await, Some(PeerEvent::Up { .. })), "the peer can be reached");
@@ -103,21 +105,45 @@ async fn fetch(plane: &DataPlane, peer: PeerId) {
     assert_eq!(received, TOTAL);
 }
 
-/// A bare connection with the data plane's datagram size: one that both ends keep for all iterations.
-async fn bare_quinn() -> (quinn::Connection, quinn::Connection) {
+/// TLS for `localhost` with a certificate made now: the server's side and the client's.
+fn tls() -> (rustls::ServerConfig, rustls::ClientConfig) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
     let certificate = made.cert.der().clone();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).expect("a root");
+    // What the data plane prefers.
+    let provider = Arc::new(rustls::crypto::CryptoProvider {
+        cipher_suites: vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    });
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("it fits the suite")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key.into())
+        .expect("a server");
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("it fits the suite")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (server, client)
+}
+
+/// A bare connection with the data plane's datagram size: one that both ends keep for all iterations.
+async fn bare_quinn() -> (quinn::Connection, quinn::Connection) {
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(6000);
     let mut transport = quinn::TransportConfig::default();
     transport.mtu_discovery_config(Some(mtu));
     let transport = Arc::new(transport);
-    let mut server = quinn::ServerConfig::with_single_cert(vec![certificate.clone()], key.into()).expect("a server");
+    let (server, client) = tls();
+    let server: quinn::crypto::rustls::QuicServerConfig = server.try_into().expect("it fits QUIC");
+    let client: quinn::crypto::rustls::QuicClientConfig = client.try_into().expect("it fits QUIC");
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
     server.transport_config(transport.clone());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate).expect("a root");
-    let mut client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).expect("a client");
+    let mut client = quinn::ClientConfig::new(Arc::new(client));
     client.transport_config(transport);
     let bind = |server| {
         let mut config = quinn::EndpointConfig::default();
@@ -150,21 +176,72 @@ async fn quinn_stream((sender, receiver): &(quinn::Connection, quinn::Connection
     assert_eq!(receiving.await.expect("it receives"), TOTAL);
 }
 
-async fn tcp_stream(bytes: &Bytes) {
+/// Both ends of a TCP connection.
+async fn bare_tcp() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
     let address = listener.local_addr().expect("an address");
+    let (accepted, dialled) = tokio::join!(listener.accept(), TcpStream::connect(address));
+    (accepted.expect("a connection").0, dialled.expect("a connection"))
+}
+
+async fn tcp_stream(bytes: &Bytes) {
+    let (sender, receiver) = bare_tcp().await;
+    stream_over(sender, receiver, bytes).await;
+}
+
+async fn tls_stream(bytes: &Bytes, (server, client): &(TlsAcceptor, TlsConnector)) {
+    let (sender, receiver) = bare_tcp().await;
+    let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+    let (sender, receiver) = tokio::join!(server.accept(sender), client.connect(name, receiver));
+    stream_over(sender.expect("a handshake"), receiver.expect("a handshake"), bytes).await;
+}
+
+async fn stream_over(
+    mut sender: impl AsyncWrite + Unpin,
+    mut receiver: impl AsyncRead + Send + Unpin + 'static,
+    bytes: &Bytes,
+) {
     let receiving = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.expect("a connection");
         let (mut buffer, mut received) = (vec![0; PART], 0);
         while received < TOTAL {
-            received += stream.read(&mut buffer).await.expect("it arrives");
+            received += receiver.read(&mut buffer).await.expect("it arrives");
         }
     });
-    let mut stream = TcpStream::connect(address).await.expect("a connection");
     for _ in 0..TOTAL / PIECE {
-        stream.write_all(bytes).await.expect("it is sent");
+        sender.write_all(bytes).await.expect("it is sent");
     }
+    sender.flush().await.expect("it is sent");
     receiving.await.expect("it receives");
+}
+
+/// Measures moving [`TOTAL`] bytes, and prints the processor seconds that it took a gigabyte.
+fn measure<F: Future<Output = ()>>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    runtime: &Runtime,
+    name: &str,
+    mut run: impl FnMut() -> F,
+) {
+    let (mut runs, before) = (0, processor_time());
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            runs += 1;
+            runtime.block_on(run());
+        });
+    });
+    let spent = processor_time() - before;
+    // Criterion runs nothing when the name is filtered out.
+    if runs > 0 {
+        println!("data/{name}: {:.2} CPU s/GB", spent.as_secs_f64() * 1e9 / (TOTAL as f64 * f64::from(runs)));
+    }
+}
+
+/// What this process has used so far.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process::id())).expect("proc is mounted");
+    // proc_pid_stat(5): utime and stime are the 14th and 15th field; the second ends with the last parenthesis.
+    let fields: Vec<_> = stat.rsplit(')').next().expect("never empty").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
 fn data(c: &mut Criterion) {
@@ -172,11 +249,16 @@ fn data(c: &mut Criterion) {
     let bytes = Bytes::from(half_compressible(PIECE));
     let mut group = c.benchmark_group("data");
     group.sample_size(10).throughput(Throughput::Bytes(TOTAL as u64));
-    group.bench_function("limit: TCP stream", |b| b.iter(|| runtime.block_on(tcp_stream(&bytes))));
+    measure(&mut group, &runtime, "limit: TCP stream", || tcp_stream(&bytes));
+    let (server, client) = tls();
+    let tls = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
+    measure(&mut group, &runtime, "limit: TLS over TCP stream", || tls_stream(&bytes, &tls));
     let connections = runtime.block_on(bare_quinn());
-    group.bench_function("limit: quinn stream", |b| b.iter(|| runtime.block_on(quinn_stream(&connections, &bytes))));
-    let (_server, client, peer) = runtime.block_on(planes(bytes.clone()));
-    group.bench_function("data plane", |b| b.iter(|| runtime.block_on(fetch(&client, peer))));
+    measure(&mut group, &runtime, "limit: quinn stream", || quinn_stream(&connections, &bytes));
+    for (name, transport) in [("data plane over QUIC", Transport::Quic), ("data plane over TCP", Transport::Tcp)] {
+        let (_server, client, peer) = runtime.block_on(planes(transport, bytes.clone()));
+        measure(&mut group, &runtime, name, || fetch(&client, peer));
+    }
     group.finish();
 }
 

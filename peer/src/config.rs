@@ -14,6 +14,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::data::Transport;
+
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -154,11 +156,12 @@ impl Default for ControlConfig {
 #[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
 pub struct DataConfig {
     pub listen: SocketAddr,
+    pub transport: Transport,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4802)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 4802)), transport: Transport::Auto }
     }
 }
 

@@ -195,6 +195,7 @@ impl Daemon {
         let data_options = DataOptions {
             keypair: identity.keypair().clone(),
             listen: config.data.listen,
+            transport: config.data.transport,
             hello: hello(&config, &admission.own()),
             admit: admission::in_words(&admission),
             limits: Limits::default(),

@@ -1,17 +1,19 @@
-//! The data plane: pieces and objects between nodes, over QUIC (quinn) with mutual TLS bound to the node's identity.
+//! The data plane: pieces and objects between nodes, with mutual TLS bound to the node's identity, over QUIC (quinn) or
+//! TCP ([`Transport`]).
 //!
-//! A [`DataPlane`] keeps one connection per peer. Its first stream carries hellos and then notices; each request is a
-//! stream of its own, so that an answer that somebody waits for never queues behind a bulk one. The protocol is on
-//! one page in `shoal_proto`.
+//! A [`DataPlane`] keeps one connection per peer. It carries hellos, then notices and requests, each apart from the
+//! others, so that an answer that somebody waits for never queues behind a bulk one: over QUIC each is a stream, over
+//! TCP their frames take turns. The protocol is on one page in `shoal_proto`.
 //!
 //! ```text
 //! DataPlane::request -> client: AnswerStream <- frames <- peer's server: AnswerSender <- peer's Service
 //! PeerEvent          <- connection: hello, notices          DataPlane::notify -> notices
 //! table: who is connected, being dialled, backed off from, banned     slots: what the server spends at most
+//! endpoint: the transports' sockets     wire, frames: a connection and its streams, over either of quic and tcp
 //! ```
 //!
 //! - **Trust.** A peer is who its certificate says. Before anything else it shows its membership; until that is
-//!   accepted it has one stream and five seconds. Bytes are handed on unverified: the caller checks them.
+//!   accepted it can say nothing else, and has five seconds for it. Bytes are handed on unverified: the caller checks them.
 //! - **Bounds.** Connections, handshakes, dials, requests (per peer and in all), bytes of answers in memory, and
 //!   queued notices are bounded; prefetch leaves room for on-demand everywhere. Who breaks the protocol loses its
 //!   connection.
@@ -27,10 +29,13 @@ mod endpoint;
 mod frames;
 mod ledger;
 mod link;
+mod quic;
 mod server;
 mod slots;
 mod table;
+mod tcp;
 mod tls;
+mod wire;
 
 use std::{
     fmt, io,
@@ -43,16 +48,18 @@ use bytes::Bytes;
 use libp2p::identity::Keypair;
 use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use client::{Answer, AnswerError, AnswerStream, RequestError};
 pub use closing::{Closing, Gone};
+pub use endpoint::Transport;
 pub use ledger::Violation;
 pub use server::{AnswerSender, PeerContext, SendError, Service};
 pub use tls::TlsError;
 
 use self::{
     connection::HandshakeError,
+    endpoint::Endpoint,
     link::Link,
     slots::{Budget, Slots},
     table::{Entry, Table},
@@ -74,6 +81,8 @@ pub struct DataOptions {
     pub keypair: Keypair,
     /// Where to listen; port 0 takes any.
     pub listen: SocketAddr,
+    /// How to reach others, and be reached.
+    pub transport: Transport,
     /// What this node says of itself. Addresses with port 0 get the port that is listened on.
     pub hello: Hello,
     /// Who may join.
@@ -127,8 +136,10 @@ impl Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The address cannot be listened on.
-    #[error("cannot listen on UDP {address}")]
+    #[error("cannot listen on {transport} {address}")]
     Listen {
+        /// UDP or TCP.
+        transport: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -212,6 +223,8 @@ pub struct ConnectionStatus {
     pub name: String,
     /// Where it is.
     pub address: SocketAddr,
+    /// What carries it: `quic` or `tcp`.
+    pub transport: &'static str,
     /// Whether this node dialled.
     pub dialled: bool,
     /// How long it has been up.
@@ -234,15 +247,13 @@ struct Handle(Arc<Shared>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.endpoint.close(Closing::Stopping.code(), b"");
+        self.0.stop();
     }
 }
 
 /// What all tasks share.
 struct Shared {
-    endpoint: quinn::Endpoint,
-    client: quinn::ClientConfig,
-    address: SocketAddr,
+    endpoint: Endpoint,
     hello: Hello,
     /// What the hello shows of it at present; held for a copy only.
     membership: Mutex<Bytes>,
@@ -256,6 +267,8 @@ struct Shared {
     slots: Arc<Slots>,
     budget: Budget,
     strangers: Arc<Semaphore>,
+    /// Ends everything that waits, and every connection.
+    stopping: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -268,20 +281,17 @@ impl DataPlane {
         options: DataOptions,
         service: Arc<dyn Service>,
     ) -> Result<(Self, mpsc::Receiver<PeerEvent>), DataError> {
-        let DataOptions { keypair, listen, mut hello, admit, limits } = options;
+        let DataOptions { keypair, listen, transport, mut hello, admit, limits } = options;
         let key = keypair.public().try_into_ed25519().map_err(|_| DataError::Identity)?;
         let me = PeerId::new(key.to_bytes());
-        let not_bound = |source| DataError::Listen { address: listen, source };
-        let (endpoint, client) = endpoint::bind(listen, tls::configure(&keypair)?).map_err(not_bound)?;
-        let address = endpoint.local_addr().map_err(not_bound)?;
+        let tasks = TaskTracker::new();
+        let endpoint = Endpoint::bind(listen, transport, &tls::configure(&keypair)?, &tasks)?;
         for shown in hello.data_addresses.iter_mut().filter(|shown| shown.port() == 0) {
-            shown.set_port(address.port());
+            shown.set_port(endpoint.address.port());
         }
         let (events, received) = mpsc::channel(EVENTS);
         let shared = Arc::new(Shared {
             endpoint,
-            client,
-            address,
             membership: Mutex::new(hello.membership.clone()),
             hello,
             admit,
@@ -291,7 +301,8 @@ impl DataPlane {
             slots: Slots::new(limits.requests),
             budget: Budget::new(limits.answer_bytes),
             strangers: Arc::new(Semaphore::new(limits.strangers)),
-            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            tasks,
             limits,
         });
         shared.tasks.spawn(dial::accept(shared.clone()));
@@ -300,7 +311,7 @@ impl DataPlane {
 
     /// Where it listens.
     pub fn local_address(&self) -> SocketAddr {
-        self.shared().address
+        self.shared().endpoint.address
     }
 
     /// Sees to it that there is a connection to `peer`: dials `addresses`, the best first, unless it is connected,
@@ -382,11 +393,13 @@ impl DataPlane {
     /// Closes every connection and waits, not for long, until the peers are told. Nothing works afterwards.
     pub async fn stop(&self) {
         let shared = self.shared();
-        shared.endpoint.close(Closing::Stopping.code(), b"");
+        shared.stop();
         shared.tasks.close();
         // Who does not acknowledge in time finds out by itself.
         let _ = tokio::time::timeout(STOP_TIMEOUT, async {
-            shared.endpoint.wait_idle().await;
+            if let Some(quic) = &shared.endpoint.quic {
+                quic.wait_idle().await;
+            }
             shared.tasks.wait().await;
         })
         .await;
@@ -399,7 +412,7 @@ impl DataPlane {
 
 impl fmt::Debug for DataPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DataPlane").field("address", &self.shared().address).finish_non_exhaustive()
+        f.debug_struct("DataPlane").field("address", &self.local_address()).finish_non_exhaustive()
     }
 }
 
@@ -410,10 +423,11 @@ fn status(entry: &Entry<Arc<Link>>) -> ConnectionStatus {
         peer: link.peer(),
         admitted: link.admitted().clone(),
         name: link.hello().name.clone(),
-        address: link.connection().remote_address(),
+        address: link.wire().remote_address(),
+        transport: link.wire().transport(),
         dialled: entry.dialled,
         age: entry.since.elapsed(),
-        rtt: link.connection().rtt(),
+        rtt: link.wire().rtt(),
         received_bytes,
         sent_bytes,
         requests: link.uses(),
@@ -421,6 +435,13 @@ fn status(entry: &Entry<Arc<Link>>) -> ConnectionStatus {
 }
 
 impl Shared {
+    fn stop(&self) {
+        self.stopping.cancel();
+        if let Some(quic) = &self.endpoint.quic {
+            quic.close();
+        }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table<Arc<Link>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

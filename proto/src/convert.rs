@@ -121,6 +121,10 @@ impl TryFrom<wire::Header> for Message {
             Wire::Peers(peers) => {
                 Self::Peers { blob: peers.blob[..].try_into()?, contacts: contacts(peers.contacts)? }
             }
+            Wire::Close(close) => {
+                short("reason", close.reason.len(), MAX_REASON)?;
+                Self::Close { code: close.code, reason: close.reason }
+            }
         })
     }
 }
@@ -162,6 +166,10 @@ impl TryFrom<&Message> for wire::Header {
             }),
             Message::Peers { blob, contacts } => {
                 Wire::Peers(wire::Peers { blob: blob.as_bytes().to_vec(), contacts: wire_contacts(contacts)? })
+            }
+            Message::Close { code, reason } => {
+                short("reason", reason.len(), MAX_REASON)?;
+                Wire::Close(wire::Close { code: *code, reason: reason.clone() })
             }
         };
         Ok(Self { message: Some(message) })

@@ -20,6 +20,10 @@
 //! notices: Interest{blob} -> Have{blob, full} at once, then deltas in batches; Peers{blob, contacts} at any time
 //! ```
 //!
+//! Over TCP there is one stream. Who is dialled says nothing before the other side's hello, and nobody anything but a
+//! hello before both were accepted. Whoever cancels a request hears its `End`; until then it counts as open, of which each
+//! side has at most [`MAX_OPEN`]. `Close` says why a connection ends.
+//!
 //! - Pieces are named by number and by [`Fingerprint`]; who holds something else under the number answers `NotHave`.
 //!   Objects are named by their sha256 and answered as piece 0.
 //! - `source: true` asks the receiver *as the home*: it reads the registry once for everyone. Only a home answers
@@ -44,6 +48,6 @@ pub use generated::control;
 pub use id::{Algorithm, BlobId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
 pub use message::{
     Asked, Contact, Data, Have, Hello, ImageSource, MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS, MAX_LABELS,
-    MAX_MEMBERSHIP, MAX_NAME, MAX_REASON, MAX_RUN, MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message, ObjectKind, Request,
-    Status, VERSION,
+    MAX_MEMBERSHIP, MAX_NAME, MAX_OPEN, MAX_REASON, MAX_RUN, MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message, ObjectKind,
+    Request, Status, VERSION,
 };

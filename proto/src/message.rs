@@ -13,6 +13,8 @@ pub const VERSION: u32 = 1;
 pub const MIN_VERSION: u32 = 1;
 /// Most pieces in one request, and fewest is one.
 pub const MAX_RUN: usize = 64;
+/// Most requests that one side of a TCP connection has open; more are a violation.
+pub const MAX_OPEN: usize = 1024;
 /// Most addresses of one peer.
 pub const MAX_ADDRESSES: usize = 8;
 /// Most peers in one message.
@@ -107,6 +109,13 @@ pub enum Message {
         /// Who, at most [`MAX_CONTACTS`].
         contacts: Vec<Contact>,
     },
+    /// The last message over TCP; QUIC says the same itself.
+    Close {
+        /// Why, as a number.
+        code: u32,
+        /// Why, in words.
+        reason: String,
+    },
 }
 
 impl Message {
@@ -130,7 +139,7 @@ impl Message {
             | Self::CannotSource { request, .. }
             | Self::End { request, .. }
             | Self::Cancel { request } => Some(*request),
-            Self::Hello(_) | Self::Have(_) | Self::Interest { .. } | Self::Peers { .. } => None,
+            Self::Hello(_) | Self::Have(_) | Self::Interest { .. } | Self::Peers { .. } | Self::Close { .. } => None,
         }
     }
 }

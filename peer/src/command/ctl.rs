@@ -182,8 +182,8 @@ fn print_status(status: &StatusReply) {
 
 fn print_peer(peer: &PeerStatus) {
     let state = match (peer.banned_seconds, peer.connected) {
-        (0, true) if peer.lease => "connected, home".to_owned(),
-        (0, true) => "connected".to_owned(),
+        (0, true) if peer.lease => format!("connected by {}, home", peer.transport),
+        (0, true) => format!("connected by {}", peer.transport),
         (0, false) => "known".to_owned(),
         (seconds, _) => format!("banned for {seconds} s: {}", peer.ban_reason),
     };

@@ -113,6 +113,7 @@ impl Parts {
                 received_bytes: open.map_or(0, |open| open.received_bytes),
                 sent_bytes: open.map_or(0, |open| open.sent_bytes),
                 lease: known.lease,
+                transport: open.map_or_else(String::new, |open| open.transport.to_owned()),
             }
         });
         all.collect()

@@ -1,4 +1,4 @@
-//! Asking: a stream per request, and its answer piece by piece.
+//! Asking: a request, and its answer piece by piece.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     Closing, Violation,
-    frames::{self, FrameError, FrameReader, WriteFailed},
+    frames::{FrameError, FrameReader},
     ledger::Ledger,
     link::{Link, Using},
 };
@@ -135,26 +135,19 @@ pub(super) async fn ask(
     }
     let using = link.using();
     request.id = link.next_request();
-    let ledger = Ledger::new(request.id, first, limits);
     let lost = |why: String| RequestError::Lost { peer: link.peer(), why };
-    let frames = timeout(ASK_TIMEOUT, open(&link, request))
+    let id = request.id;
+    let frames = timeout(ASK_TIMEOUT, link.wire().ask(request, &limits))
         .await
-        .map_err(|_| lost("it gives us no stream".into()))?
+        .map_err(|_| lost("it does not let us ask".into()))?
         .map_err(|e| lost(e.to_string()))?;
+    let ledger = Ledger::new(id, first, limits);
     let answers = Answers { link, _using: using, frames, ledger, partial: BytesMut::new(), over: false };
     let answers = stream::unfold(answers, |mut answers| async {
         let next = answers.next().await?;
         Some((next, answers))
     });
     Ok(AnswerStream(answers.boxed()))
-}
-
-async fn open(link: &Link, request: Request) -> Result<FrameReader, WriteFailed> {
-    let (mut send, receive) = link.connection().open_bi().await.map_err(quinn::WriteError::from)?;
-    frames::write(&mut send, &Message::Request(request)).await?;
-    // Cancelling is stopping the other half, which the server notices as soon.
-    let _ = send.finish();
-    Ok(FrameReader::new(receive))
 }
 
 struct Answers {

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use quinn::{ConnectionError, VarInt};
+use quinn::ConnectionError;
 
-/// Why a side closed a connection. The number is the QUIC application error code.
+/// Why a side closed a connection. The number is the QUIC application error code, and that of `Close` over TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Closing {
@@ -46,12 +46,12 @@ impl Closing {
         Self::Expired,
     ];
 
-    pub(super) fn code(self) -> VarInt {
-        VarInt::from_u32(self as u32)
+    pub(super) fn code(self) -> u32 {
+        self as u32
     }
 
-    fn from_code(code: VarInt) -> Self {
-        Self::KNOWN.into_iter().find(|known| known.code() == code).unwrap_or(Self::Unknown)
+    pub(super) fn from_code(code: u64) -> Self {
+        Self::KNOWN.into_iter().find(|known| u64::from(known.code()) == code).unwrap_or(Self::Unknown)
     }
 }
 
@@ -101,7 +101,7 @@ impl From<ConnectionError> for Gone {
     fn from(error: ConnectionError) -> Self {
         match error {
             ConnectionError::ApplicationClosed(close) => Self::Theirs {
-                why: Closing::from_code(close.error_code),
+                why: Closing::from_code(close.error_code.into_inner()),
                 detail: String::from_utf8_lossy(&close.reason).into_owned(),
             },
             ConnectionError::LocallyClosed => Self::Ours { why: Closing::Stopping, detail: String::new() },

@@ -10,9 +10,9 @@
 //!
 //! Until its hello is accepted a peer has one stream, a small window and a few seconds.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use quinn::{Connection, ReadError, SendStream, WriteError};
+use bytes::Bytes;
 use shoal_proto::{Hello, Message};
 use tokio::{
     sync::mpsc,
@@ -20,20 +20,18 @@ use tokio::{
 };
 
 use super::{
-    Closing, Gone, PeerEvent, Shared, endpoint,
-    frames::{self, FrameError, FrameReader, WriteFailed},
+    Closing, Gone, PeerEvent, Shared,
+    frames::{FrameError, FrameReader, FrameWriter, Urgency, WriteFailed},
     link::Link,
     server,
     table::SIMULTANEOUS,
-    tls,
+    wire::Wire,
 };
 
 /// How long TLS may take, and after it the hellos; the sum of one side's waits is what the other side allows for.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = SIMULTANEOUS;
 /// How long a notice may wait for a peer that does not read.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// QUIC priority of notices: they are small, and what others ask of whom hangs on them.
-const NOTICE_PRIORITY: i32 = 2;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +53,12 @@ pub(super) enum HandshakeError {
     /// The address cannot be dialled.
     #[error(transparent)]
     Dial(#[from] quinn::ConnectError),
+    /// The system, or TLS over TCP, failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Neither transport reached anybody.
+    #[error("by TCP: {0}; by QUIC: {1}")]
+    Both(Box<Self>, Box<Self>),
     /// There was no address to dial.
     #[error("no address is known")]
     NoAddress,
@@ -75,7 +79,7 @@ impl From<quinn::ConnectionError> for HandshakeError {
 impl From<FrameError> for HandshakeError {
     fn from(error: FrameError) -> Self {
         match error {
-            FrameError::Read(ReadError::ConnectionLost(error)) => error.into(),
+            FrameError::Gone(gone) => gone.into(),
             error => Self::refused(Closing::Violation, error),
         }
     }
@@ -84,7 +88,7 @@ impl From<FrameError> for HandshakeError {
 impl From<WriteFailed> for HandshakeError {
     fn from(error: WriteFailed) -> Self {
         match error {
-            WriteFailed::Write(WriteError::ConnectionLost(error)) => error.into(),
+            WriteFailed::Gone(gone) => gone.into(),
             error => Self::refused(Closing::Violation, error),
         }
     }
@@ -95,49 +99,41 @@ impl From<WriteFailed> for HandshakeError {
 pub(super) struct Greeted {
     pub(super) link: Arc<Link>,
     outgoing: mpsc::Receiver<Message>,
-    send: SendStream,
+    send: FrameWriter,
     frames: FrameReader,
     /// Our hello, if the peer has yet to hear it.
     reply: Option<Hello>,
 }
 
 /// Exchanges hellos, or fails and closes the connection.
-pub(super) async fn greet(shared: &Shared, connection: Connection, dialled: bool) -> Result<Greeted, HandshakeError> {
+pub(super) async fn greet(shared: &Shared, wire: Wire, dialled: bool) -> Result<Greeted, HandshakeError> {
     let greeting = async {
-        if dialled { greet_first(shared, &connection).await } else { greet_back(shared, &connection).await }
+        let (mut send, mut frames) = wire.first(dialled).await?;
+        send.set_urgency(Urgency::Notice);
+        let mut reply = Some(shared.hello());
+        if dialled && let Some(hello) = reply.take() {
+            send.write(&Message::Hello(hello), Bytes::new()).await?;
+        }
+        let (link, outgoing) = admit(shared, &wire, frames.next().await?)?;
+        Ok(Greeted { link, outgoing, send, frames, reply })
     };
     let greeted = timeout(HANDSHAKE_TIMEOUT, greeting).await.unwrap_or(Err(HandshakeError::TimedOut));
     match &greeted {
-        Err(HandshakeError::Refused { why, detail }) => connection.close(why.code(), detail.as_bytes()),
-        Err(HandshakeError::TimedOut) => connection.close(Closing::Violation.code(), b"no hello in time"),
+        Err(HandshakeError::Refused { why, detail }) => wire.close(*why, detail),
+        Err(HandshakeError::TimedOut) => wire.close(Closing::Violation, "no hello in time"),
         _ => {}
     }
     greeted
 }
 
-async fn greet_first(shared: &Shared, connection: &Connection) -> Result<Greeted, HandshakeError> {
-    let (mut send, receive) = connection.open_bi().await?;
-    frames::write(&mut send, &Message::Hello(shared.hello())).await?;
-    let mut frames = FrameReader::new(receive);
-    let (link, outgoing) = admit(shared, connection, frames.next().await?)?;
-    Ok(Greeted { link, outgoing, send, frames, reply: None })
-}
-
-async fn greet_back(shared: &Shared, connection: &Connection) -> Result<Greeted, HandshakeError> {
-    let (send, receive) = connection.accept_bi().await?;
-    let mut frames = FrameReader::new(receive);
-    let (link, outgoing) = admit(shared, connection, frames.next().await?)?;
-    Ok(Greeted { link, outgoing, send, frames, reply: Some(shared.hello()) })
-}
-
 /// Checks who is there and what it showed first.
 fn admit(
     shared: &Shared,
-    connection: &Connection,
+    wire: &Wire,
     first: Option<Message>,
 ) -> Result<(Arc<Link>, mpsc::Receiver<Message>), HandshakeError> {
     let refused = |why, detail: &str| HandshakeError::refused(why, detail);
-    let peer = tls::peer_of(connection).ok_or_else(|| refused(Closing::Refused, "not an ed25519 identity"))?;
+    let peer = wire.peer().ok_or_else(|| refused(Closing::Refused, "not an ed25519 identity"))?;
     let Some(Message::Hello(mut hello)) = first else {
         return Err(refused(Closing::Violation, "the first message is not a hello"));
     };
@@ -149,23 +145,24 @@ fn admit(
     }
     hello.role = admitted.role;
     hello.zone.clone_from(&admitted.zone);
-    Ok(Link::new(connection.clone(), admitted, hello, shared.limits.requests_per_peer))
+    Ok(Link::new(wire.clone(), admitted, hello, shared.limits.requests_per_peer))
 }
 
 /// Runs a connection that was entered in the table, until it ends.
 pub(super) async fn run(shared: &Arc<Shared>, greeted: Greeted) {
     let Greeted { link, outgoing, send, frames, reply } = greeted;
-    endpoint::welcome(link.connection(), shared.limits.streams_per_peer());
+    link.wire().welcome(shared.limits.streams_per_peer());
     let end = tokio::select! {
         end = read_notices(shared, &link, frames) => end,
         end = write_notices(&link, send, reply, outgoing) => end,
         end = accept_requests(shared, &link) => end,
         end = watch(&link, shared.limits.idle) => end,
+        () = shared.stopping.cancelled() => End::Close(Closing::Stopping, String::new()),
     };
     if let End::Close(why, detail) = end {
         link.close(why, &detail);
     }
-    let gone = link.gone(link.connection().closed().await);
+    let gone = link.wire().closed().await;
     shared.leave(&link, gone).await;
 }
 
@@ -186,7 +183,7 @@ async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader
         let message = match frames.next().await {
             Ok(Some(message)) => message,
             Ok(None) => return violation("the stream of notices ended"),
-            Err(FrameError::Read(ReadError::ConnectionLost(_))) => return End::Lost,
+            Err(FrameError::Gone(_)) => return End::Lost,
             Err(error) => return violation(error),
         };
         link.touch();
@@ -203,12 +200,10 @@ async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader
 
 async fn write_notices(
     link: &Link,
-    mut send: SendStream,
+    mut send: FrameWriter,
     reply: Option<Hello>,
     mut outgoing: mpsc::Receiver<Message>,
 ) -> End {
-    // Fails only when the connection is gone, which the write below finds too.
-    let _ = send.set_priority(NOTICE_PRIORITY);
     let mut next = reply.map(Message::Hello);
     loop {
         let message = match next.take() {
@@ -218,11 +213,11 @@ async fn write_notices(
                 None => std::future::pending().await,
             },
         };
-        match timeout(STALL_TIMEOUT, frames::write(&mut send, &message)).await {
+        match timeout(STALL_TIMEOUT, send.write(&message, Bytes::new())).await {
             Ok(Ok(())) => link.touch(),
             Ok(Err(WriteFailed::Codec(error))) => tracing::error!("a notice was not sent: {error}"),
-            Ok(Err(WriteFailed::Write(WriteError::ConnectionLost(_)))) => return End::Lost,
-            Ok(Err(WriteFailed::Write(error))) => return violation(error),
+            Ok(Err(WriteFailed::Gone(_))) => return End::Lost,
+            Ok(Err(error)) => return violation(error),
             Err(_) => return violation("notices are not read"),
         }
     }
@@ -230,9 +225,9 @@ async fn write_notices(
 
 async fn accept_requests(shared: &Arc<Shared>, link: &Arc<Link>) -> End {
     loop {
-        match link.connection().accept_bi().await {
-            Ok((send, receive)) => {
-                shared.tasks.spawn(server::serve(shared.clone(), link.clone(), send, receive));
+        match link.wire().accept().await {
+            Ok((answers, asked)) => {
+                shared.tasks.spawn(server::serve(shared.clone(), link.clone(), answers, asked));
             }
             Err(_) => return End::Lost,
         }

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{Connection, Incoming};
 use shoal_proto::PeerId;
 use tokio::{
+    sync::OwnedSemaphorePermit,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -12,7 +12,9 @@ use tokio::{
 use super::{
     Closing, Shared,
     connection::{self, Greeted, HANDSHAKE_TIMEOUT, HandshakeError},
-    tls,
+    quic::{self, Quic},
+    tcp::Tcp,
+    wire::Wire,
 };
 
 /// Head start of an address over the one behind it.
@@ -20,7 +22,7 @@ const HEAD_START: Duration = Duration::from_millis(300);
 
 /// Dials `peer` and runs the connection. The table counts it as being dialled already.
 pub(super) async fn dial(shared: Arc<Shared>, peer: PeerId, addresses: Vec<SocketAddr>) {
-    let greeted = greet_peer(&shared, peer, addresses).await;
+    let greeted = unless_stopped(&shared, greet_peer(&shared, peer, addresses)).await;
     shared.table().dialled(peer, greeted.is_ok(), std::time::Instant::now());
     match greeted {
         Ok(greeted) => connection::run(&shared, greeted).await,
@@ -28,34 +30,45 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: PeerId, addresses: Vec<Socke
     }
 }
 
-async fn greet_peer(shared: &Shared, peer: PeerId, addresses: Vec<SocketAddr>) -> Result<Greeted, HandshakeError> {
-    let connection = race(shared, peer, addresses).await?;
-    let greeted = connection::greet(shared, connection, true).await?;
+async fn unless_stopped<T>(
+    shared: &Shared,
+    what: impl Future<Output = Result<T, HandshakeError>>,
+) -> Result<T, HandshakeError> {
+    let done = shared.stopping.run_until_cancelled(what).await;
+    done.unwrap_or_else(|| Err(HandshakeError::refused(Closing::Stopping, "")))
+}
+
+async fn greet_peer(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    addresses: Vec<SocketAddr>,
+) -> Result<Greeted, HandshakeError> {
+    let wire = race(shared, peer, addresses).await?;
+    let greeted = connection::greet(shared, wire, true).await?;
     shared.enter(&greeted.link, true).await?;
     Ok(greeted)
 }
 
 /// The first connection on which `peer` itself answers.
-async fn race(shared: &Shared, peer: PeerId, addresses: Vec<SocketAddr>) -> Result<Connection, HandshakeError> {
+async fn race(shared: &Arc<Shared>, peer: PeerId, addresses: Vec<SocketAddr>) -> Result<Wire, HandshakeError> {
     let mut attempts = JoinSet::new();
     for (nth, address) in (0..).zip(addresses) {
-        let (endpoint, config) = (shared.endpoint.clone(), shared.client.clone());
+        let shared = shared.clone();
         attempts.spawn(async move {
             sleep(HEAD_START * nth).await;
-            let connecting = endpoint.connect_with(config, address, tls::SERVER_NAME)?;
-            let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(|_| HandshakeError::TimedOut)??;
-            if tls::peer_of(&connection) == Some(peer) {
-                return Ok(connection);
+            let wire = within_time(shared.endpoint.dial(address)).await?;
+            if wire.peer() == Some(peer) {
+                return Ok(wire);
             }
             let detail = format!("somebody else answers at {address}");
-            connection.close(Closing::Refused.code(), detail.as_bytes());
+            wire.close(Closing::Refused, &detail);
             Err(HandshakeError::refused(Closing::Refused, detail))
         });
     }
     let mut failure = HandshakeError::NoAddress;
     while let Some(attempt) = attempts.join_next().await {
         match attempt {
-            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Ok(wire)) => return Ok(wire),
             Ok(Err(error)) => failure = error,
             Err(error) => failure = HandshakeError::refused(Closing::Unknown, error),
         }
@@ -63,41 +76,69 @@ async fn race(shared: &Shared, peer: PeerId, addresses: Vec<SocketAddr>) -> Resu
     Err(failure)
 }
 
-/// Accepts connections until the endpoint closes.
+async fn within_time<T>(handshake: impl Future<Output = Result<T, HandshakeError>>) -> Result<T, HandshakeError> {
+    timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(HandshakeError::TimedOut))
+}
+
+/// Accepts connections on every transport until the plane stops.
 pub(super) async fn accept(shared: Arc<Shared>) {
-    while let Some(incoming) = shared.endpoint.accept().await {
-        let strangers = &shared.strangers;
-        // Addresses can be forged until a packet has come back from them; when places are scarce they have to prove
-        // themselves first.
-        if strangers.available_permits() < shared.limits.strangers / 2 && incoming.may_retry() {
-            if let Err(error) = incoming.retry() {
-                error.into_incoming().ignore();
-            }
-            continue;
+    let over_quic = async {
+        if let Some(quic) = &shared.endpoint.quic {
+            accept_quic(&shared, quic).await;
         }
-        match strangers.clone().try_acquire_owned() {
-            Ok(place) => {
-                let shared = shared.clone();
-                let tasks = shared.tasks.clone();
-                tasks.spawn(async move {
-                    let from = incoming.remote_address();
-                    let greeted = greet_stranger(&shared, incoming).await;
-                    drop(place);
-                    match greeted {
-                        Ok(greeted) => connection::run(&shared, greeted).await,
-                        Err(error) => tracing::debug!(%from, "not accepted: {error}"),
-                    }
-                });
-            }
-            Err(_) => incoming.ignore(),
+    };
+    let over_tcp = async {
+        if let Some(tcp) = &shared.endpoint.tcp {
+            accept_tcp(&shared, tcp).await;
+        }
+    };
+    shared.stopping.run_until_cancelled(futures::future::join(over_quic, over_tcp)).await;
+}
+
+async fn accept_quic(shared: &Arc<Shared>, quic: &Quic) {
+    // Addresses can be forged until a packet has come back from them; when places are scarce they have to prove
+    // themselves first.
+    let scarce = || shared.strangers.available_permits() < shared.limits.strangers / 2;
+    while let Some(incoming) = quic.accept(scarce).await {
+        let Ok(place) = shared.strangers.clone().try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
+        let from = incoming.remote_address();
+        let handshake = async move { Ok(Wire::Quic(quic::Connection::new(incoming.accept()?.await?))) };
+        shared.tasks.spawn(welcome(shared.clone(), from, place, handshake));
+    }
+}
+
+async fn accept_tcp(shared: &Arc<Shared>, tcp: &Tcp) {
+    loop {
+        let (stream, from) = tcp.accept().await;
+        // Without a place the connection is closed.
+        if let Ok(place) = shared.strangers.clone().try_acquire_owned() {
+            let tls = tcp.welcome(stream);
+            let handshake = async move { tls.await.map(Wire::Tcp) };
+            shared.tasks.spawn(welcome(shared.clone(), from, place, handshake));
         }
     }
 }
 
-async fn greet_stranger(shared: &Shared, incoming: Incoming) -> Result<Greeted, HandshakeError> {
-    let connecting = incoming.accept()?;
-    let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(|_| HandshakeError::TimedOut)??;
-    let greeted = connection::greet(shared, connection, false).await?;
-    shared.enter(&greeted.link, false).await?;
-    Ok(greeted)
+/// Greets who came, and runs the connection.
+async fn welcome(
+    shared: Arc<Shared>,
+    from: SocketAddr,
+    place: OwnedSemaphorePermit,
+    handshake: impl Future<Output = Result<Wire, HandshakeError>>,
+) {
+    let greeting = async {
+        let wire = within_time(handshake).await?;
+        let greeted = connection::greet(&shared, wire, false).await?;
+        shared.enter(&greeted.link, false).await?;
+        Ok(greeted)
+    };
+    let greeted = unless_stopped(&shared, greeting).await;
+    drop(place);
+    match greeted {
+        Ok(greeted) => connection::run(&shared, greeted).await,
+        Err(error) => tracing::debug!(%from, "not accepted: {error}"),
+    }
 }

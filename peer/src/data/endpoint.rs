@@ -1,93 +1,125 @@
-//! The UDP socket and QUIC's parameters.
+//! The sockets of the transports in use, and how a peer is reached.
 //!
-//! Measured on loopback with two cores: a datagram of 6000 bytes with segmentation offload carries 1.2 GB/s where
-//! 1500 carries 0.76; beyond 6000 a batch no longer fits in the 64 KiB of one offloaded send, and quinn stalls. Path
-//! MTU discovery finds out what the network takes, from the 1200 that QUIC promises upwards.
+//! Both transports listen on the same port, so that an address means both. Which of them is dialled is the choice of who
+//! dials ([`Transport`]); who is dialled takes whatever comes.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, time::Duration};
 
-use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
-    congestion::CubicConfig,
-    crypto::rustls::{QuicClientConfig, QuicServerConfig},
-};
-use socket2::{Domain, Protocol, Socket, Type};
+use futures::future::{Either, select};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
-/// Largest datagram, in bytes without the UDP header.
-const MAX_DATAGRAM: u16 = 6000;
-/// What the kernel is asked to queue on the socket each way; it may grant less.
-const SOCKET_BUFFER: usize = 4 << 20;
-/// Unread bytes that one stream may have sent us.
-const STREAM_WINDOW: u32 = 4 << 20;
-/// Unread bytes that a connection may have sent us before its hello was accepted; a hello has at most 64 KiB.
-const STRANGER_WINDOW: u32 = 128 << 10;
-/// Unread bytes that a member may have sent us: 10 Gbit/s over 6 ms, 1 Gbit/s over 60 ms.
-const MEMBER_WINDOW: u32 = 8 << 20;
-/// Unacknowledged bytes that we keep for one connection.
-const SEND_WINDOW: u64 = 4 << 20;
-/// Bytes sent before the first acknowledgement: a small piece, whole.
-const INITIAL_WINDOW: u64 = 64 << 10;
-/// Round trip time to assume before the first measurement: what is far within one continent.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Silence after which a connection counts as dead.
-const DEAD_AFTER: Duration = Duration::from_secs(12);
-/// How often a silent connection shows that it lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
+use super::{Closing, DataError, connection::HandshakeError, quic::Quic, tcp::Tcp, tls, wire::Wire};
 
-/// Binds `listen` and gives the endpoint with the configuration for dialling.
-pub(super) fn bind(
-    listen: SocketAddr,
-    (client, server): (QuicClientConfig, QuicServerConfig),
-) -> io::Result<(Endpoint, quinn::ClientConfig)> {
-    let transport = Arc::new(transport());
-    let mut server = ServerConfig::with_crypto(Arc::new(server));
-    server.transport_config(transport.clone());
-    let mut client = quinn::ClientConfig::new(Arc::new(client));
-    client.transport_config(transport);
-    let mut config = EndpointConfig::default();
-    config.max_udp_payload_size(MAX_DATAGRAM).map_err(io::Error::other)?;
-    let endpoint = Endpoint::new(config, Some(server), socket(listen)?.into(), Arc::new(quinn::TokioRuntime))?;
-    Ok((endpoint, client))
+/// Round trips up to this long are those of one data center or city, where TCP moves a byte for a third of QUIC's work.
+/// On longer paths QUIC recovers sooner from what is lost, and one lost packet does not hold up all answers.
+const NEAR: Duration = Duration::from_millis(10);
+/// How long TCP may take to connect before QUIC is tried beside it: what takes longer is far, or filtered.
+const HEAD_START: Duration = Duration::from_millis(300);
+/// How often another free port is tried because only one transport could have the one before.
+const PORTS: u32 = 16;
+
+/// How pieces travel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Both: TCP to peers that are near, QUIC to those that are far or cannot be reached by TCP.
+    #[default]
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TLS over TCP only.
+    Tcp,
 }
 
-/// Gives a peer whose hello was accepted what strangers do not get: windows, and streams for requests.
-pub(super) fn welcome(connection: &quinn::Connection, streams: u32) {
-    connection.set_receive_window(MEMBER_WINDOW.into());
-    connection.set_max_concurrent_bi_streams(streams.into());
+/// See the module. At least one transport is there.
+pub(super) struct Endpoint {
+    pub(super) quic: Option<Quic>,
+    pub(super) tcp: Option<Tcp>,
+    pub(super) address: SocketAddr,
 }
 
-fn transport() -> TransportConfig {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MAX_DATAGRAM);
-    let mut cubic = CubicConfig::default();
-    cubic.initial_window(INITIAL_WINDOW);
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        // The stream of the hello; see `welcome`.
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .receive_window(STRANGER_WINDOW.into())
-        .stream_receive_window(STREAM_WINDOW.into())
-        .send_window(SEND_WINDOW)
-        // Pieces one after the other: a whole one can be verified and served on, two halves cannot.
-        .send_fairness(false)
-        .initial_rtt(INITIAL_RTT)
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(IdleTimeout::try_from(DEAD_AFTER).ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(cubic));
-    transport
-}
-
-fn socket(listen: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
-    if listen.is_ipv6() {
-        socket.set_only_v6(false)?;
+impl Endpoint {
+    /// Listens on `listen`, where port 0 takes any that is free. Tasks of connections are `tasks`.
+    pub(super) fn bind(
+        listen: SocketAddr,
+        transport: Transport,
+        tls: &tls::Configs,
+        tasks: &TaskTracker,
+    ) -> Result<Self, DataError> {
+        let mut attempts = if listen.port() == 0 { PORTS } else { 1 };
+        loop {
+            attempts -= 1;
+            match Self::bind_once(listen, transport, tls, tasks) {
+                Err(DataError::Listen { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
+                bound => return bound,
+            }
+        }
     }
-    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&listen.into())?;
-    Ok(socket)
+
+    fn bind_once(
+        listen: SocketAddr,
+        transport: Transport,
+        tls: &tls::Configs,
+        tasks: &TaskTracker,
+    ) -> Result<Self, DataError> {
+        let mut endpoint = Self { quic: None, tcp: None, address: listen };
+        if transport != Transport::Tcp {
+            let refused = |source| DataError::Listen { transport: "UDP", address: listen, source };
+            let quic = Quic::bind(listen, tls.quic()?).map_err(refused)?;
+            endpoint.address = quic.local_address().map_err(refused)?;
+            endpoint.quic = Some(quic);
+        }
+        if transport != Transport::Quic {
+            let address = endpoint.address;
+            let refused = |source| DataError::Listen { transport: "TCP", address, source };
+            let tcp = Tcp::bind(address, tls, tasks.clone()).map_err(refused)?;
+            endpoint.address = tcp.local_address().map_err(refused)?;
+            endpoint.tcp = Some(tcp);
+        }
+        Ok(endpoint)
+    }
+
+    /// A connection to whoever is at `address`, as the module says.
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<Wire, HandshakeError> {
+        let tcp = async |tcp: &Tcp| tcp.dial(address).await.map(Wire::Tcp);
+        let quic = async |quic: &Quic| quic.dial(address).await.map(Wire::Quic);
+        match (&self.tcp, &self.quic) {
+            (Some(near), Some(far)) => choose(|wire| wire.rtt() <= NEAR, tcp(near), quic(far)).await,
+            (Some(only), None) => tcp(only).await,
+            (None, Some(only)) => quic(only).await,
+            (None, None) => Err(HandshakeError::NoAddress),
+        }
+    }
+}
+
+/// The connection that suits what its path shows.
+pub(super) async fn choose(
+    is_near: impl FnOnce(&Wire) -> bool,
+    tcp: impl Future<Output = Result<Wire, HandshakeError>>,
+    quic: impl Future<Output = Result<Wire, HandshakeError>>,
+) -> Result<Wire, HandshakeError> {
+    let mut tcp = pin!(tcp);
+    match timeout(HEAD_START, &mut tcp).await {
+        Ok(Ok(wire)) if is_near(&wire) => Ok(wire),
+        Ok(Ok(far)) => match quic.await {
+            Ok(better) => {
+                far.close(Closing::Duplicate, "QUIC suits the path");
+                Ok(better)
+            }
+            Err(_) => Ok(far),
+        },
+        Ok(Err(refused)) => quic.await.map_err(|also| HandshakeError::Both(refused.into(), also.into())),
+        Err(_) => match select(tcp, pin!(quic)).await {
+            Either::Left((Ok(wire), _)) | Either::Right((Ok(wire), _)) => Ok(wire),
+            Either::Left((Err(failed), quic)) => {
+                quic.await.map_err(|also| HandshakeError::Both(failed.into(), also.into()))
+            }
+            Either::Right((Err(failed), tcp)) => {
+                tcp.await.map_err(|also| HandshakeError::Both(also.into(), failed.into()))
+            }
+        },
+    }
 }

@@ -88,6 +88,8 @@ impl Ledger {
         }
         match (message, self.open) {
             (Message::Data(data), _) => self.data(data),
+            // Who cannot go on may say so at any time.
+            (Message::End { status, .. }, Some(_)) if *status != Status::Complete => Ok(()),
             (_, Some(open)) => Err(Violation::Unfinished(open.piece)),
             (&Message::NotHave { piece, .. }, None) => self.answer(piece),
             (Message::End { status: Status::Complete, .. }, None) => self.complete(),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -12,8 +12,9 @@ use shoal_proto::{Hello, Message, PeerId};
 use tokio::sync::mpsc;
 
 use super::{
-    Closing, Gone,
+    Closing,
     slots::{Budget, Slot, Slots},
+    wire::Wire,
 };
 use crate::membership::Admitted;
 
@@ -21,13 +22,11 @@ use crate::membership::Admitted;
 const NOTICES: usize = 256;
 /// Bytes of answers that may wait for one peer, read and not acknowledged.
 const BUDGET: u32 = 4 << 20;
-/// Longest reason sent along with a close, in bytes.
-const MAX_DETAIL: usize = 200;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Link {
-    connection: quinn::Connection,
+    wire: Wire,
     admitted: Admitted,
     hello: Hello,
     notices: mpsc::Sender<Message>,
@@ -39,27 +38,25 @@ pub(super) struct Link {
     uses: AtomicUsize,
     /// Held for a store and a load only.
     last_used: Mutex<Instant>,
-    /// Why this side closed it; the first reason counts.
-    closing: OnceLock<(Closing, String)>,
 }
 
 impl PartialEq for Link {
     fn eq(&self, other: &Self) -> bool {
-        self.connection.stable_id() == other.connection.stable_id()
+        self.wire == other.wire
     }
 }
 
 impl Link {
     /// The link and the notices that are to be sent over it. It serves at most `requests` requests at a time.
     pub(super) fn new(
-        connection: quinn::Connection,
+        wire: Wire,
         admitted: Admitted,
         hello: Hello,
         requests: usize,
     ) -> (Arc<Self>, mpsc::Receiver<Message>) {
         let (notices, outgoing) = mpsc::channel(NOTICES);
         let link = Self {
-            connection,
+            wire,
             admitted,
             hello,
             notices,
@@ -70,13 +67,12 @@ impl Link {
             sent: AtomicU64::new(0),
             uses: AtomicUsize::new(0),
             last_used: Mutex::new(Instant::now()),
-            closing: OnceLock::new(),
         };
         (Arc::new(link), outgoing)
     }
 
-    pub(super) fn connection(&self) -> &quinn::Connection {
-        &self.connection
+    pub(super) fn wire(&self) -> &Wire {
+        &self.wire
     }
 
     pub(super) fn peer(&self) -> PeerId {
@@ -149,20 +145,7 @@ impl Link {
 
     /// Closes the connection, which ends everything on it at both ends. Does nothing to one that has ended.
     pub(super) fn close(&self, why: Closing, detail: &str) {
-        let detail = &detail[..detail.floor_char_boundary(MAX_DETAIL)];
-        if self.connection.close_reason().is_none() && self.closing.set((why, detail.to_owned())).is_ok() {
-            self.connection.close(why.code(), detail.as_bytes());
-        }
-    }
-
-    /// How the connection ended, when it has.
-    pub(super) fn gone(&self, error: quinn::ConnectionError) -> Gone {
-        match (error, self.closing.get()) {
-            (quinn::ConnectionError::LocallyClosed, Some((why, detail))) => {
-                Gone::Ours { why: *why, detail: detail.clone() }
-            }
-            (error, _) => error.into(),
-        }
+        self.wire.close(why, detail);
     }
 }
 

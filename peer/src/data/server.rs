@@ -9,16 +9,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use quinn::{SendStream, VarInt};
-use shoal_proto::{
-    Asked, Contact, Data, MAX_CONTACTS, MAX_PAYLOAD, MAX_REASON, Message, PeerId, Priority, Request, Role, Status,
-};
+use shoal_proto::{Asked, Contact, Data, MAX_CONTACTS, MAX_REASON, Message, PeerId, Priority, Request, Role, Status};
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Closing, Shared,
-    frames::{self, FrameReader},
+    frames::{FrameReader, FrameWriter, Urgency, WriteFailed},
     ledger::Ledger,
     link::{Link, Using},
     slots::{Budget, Room, Slot},
@@ -30,10 +27,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// When a peer may come again after a refusal for lack of places.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Code of streams that are given up.
-const GIVEN_UP: VarInt = VarInt::from_u32(1);
-/// QUIC priority of on-demand answers; prefetch has 0.
-const ON_DEMAND: i32 = 1;
 
 /// Answers what peers ask.
 pub trait Service: Send + Sync + 'static {
@@ -84,8 +77,15 @@ pub struct AnswerSender {
 /// What an answer under way holds; goes back to [`serve`] when the service is done with it.
 #[derive(Debug)]
 struct Open {
-    stream: SendStream,
-    back: oneshot::Sender<SendStream>,
+    frames: FrameWriter,
+    back: oneshot::Sender<FrameWriter>,
+}
+
+impl Open {
+    fn give_back(self) {
+        // Nobody waits for it once the connection has ended.
+        let _ = self.back.send(self.frames);
+    }
 }
 
 impl AnswerSender {
@@ -129,13 +129,14 @@ impl AnswerSender {
             None => bytes,
         };
         let total = bytes.len() as u64;
+        let most = self.open.as_ref().ok_or(SendError::Cancelled)?.frames.part();
         let mut offset = 0;
         loop {
-            let part = bytes.slice(offset..bytes.len().min(offset + MAX_PAYLOAD));
+            let part = bytes.slice(offset..bytes.len().min(offset + most));
             let length = part.len();
             let (request, offset_here) = (self.request, offset as u64);
             let data = Data { request, piece, total, offset: offset_here, length: length as u32 };
-            self.send(&Message::Data(data), Some(part)).await?;
+            self.send(&Message::Data(data), part).await?;
             self.link.count_sent(length as u64);
             offset += length;
             if offset == bytes.len() {
@@ -149,7 +150,7 @@ impl AnswerSender {
     /// # Errors
     /// [`SendError`].
     pub async fn not_have(&mut self, piece: u32) -> Result<(), SendError> {
-        self.send(&Message::NotHave { request: self.request, piece }, None).await
+        self.send(&Message::NotHave { request: self.request, piece }, Bytes::new()).await
     }
 
     /// Asks for patience; may be repeated.
@@ -157,7 +158,7 @@ impl AnswerSender {
     /// # Errors
     /// [`SendError`].
     pub async fn pending(&mut self, eta: Duration) -> Result<(), SendError> {
-        self.send(&Message::Pending { request: self.request, eta }, None).await
+        self.send(&Message::Pending { request: self.request, eta }, Bytes::new()).await
     }
 
     /// Sends the asker away for a while, or to others, of whom it hears [`MAX_CONTACTS`] at most.
@@ -213,75 +214,68 @@ impl AnswerSender {
     }
 
     async fn last(mut self, message: &Message) -> Result<(), SendError> {
-        self.send(message, None).await?;
+        self.send(message, Bytes::new()).await?;
         if let Some(mut open) = self.open.take() {
-            // It fails only for a stream that the asker has stopped.
-            let _ = open.stream.finish();
-            let _ = open.back.send(open.stream);
+            open.frames.finish();
+            open.give_back();
         }
         Ok(())
     }
 
-    async fn send(&mut self, message: &Message, payload: Option<Bytes>) -> Result<(), SendError> {
+    async fn send(&mut self, message: &Message, payload: Bytes) -> Result<(), SendError> {
         self.ledger.check(message).map_err(|e| SendError::Wrong(e.to_string()))?;
-        let header = frames::encode(message).map_err(|e| SendError::Wrong(e.to_string()))?;
         let open = self.open.as_mut().ok_or(SendError::Cancelled)?;
-        let mut parts = [header, payload.unwrap_or_default()];
-        let write = timeout(STALL_TIMEOUT, open.stream.write_all_chunks(&mut parts));
+        let write = timeout(STALL_TIMEOUT, open.frames.write(message, payload));
         let failed = tokio::select! {
             biased;
             () = self.cancelled.cancelled() => SendError::Cancelled,
             written = write => match written {
                 Ok(Ok(())) => return Ok(()),
+                Ok(Err(WriteFailed::Codec(error))) => SendError::Wrong(error.to_string()),
                 Ok(Err(_)) => SendError::Cancelled,
                 Err(_) => SendError::Stalled,
             },
         };
-        // Half a frame may be on its way.
-        self.abandon();
+        // Half of it may be on its way.
+        self.abandon(if failed == SendError::Cancelled { Status::Cancelled } else { Status::Failed });
         Err(failed)
     }
 
-    fn abandon(&mut self) {
+    fn abandon(&mut self, why: Status) {
         if let Some(mut open) = self.open.take() {
-            // Both fail only when there is nothing left to abandon.
-            let _ = open.stream.reset(GIVEN_UP);
-            let _ = open.back.send(open.stream);
+            open.frames.reset(why);
+            open.give_back();
         }
     }
 }
 
 impl Drop for AnswerSender {
     fn drop(&mut self) {
-        self.abandon();
+        self.abandon(Status::Failed);
     }
 }
 
-/// Serves one stream that the peer opened.
-pub(super) async fn serve(shared: Arc<Shared>, link: Arc<Link>, mut stream: SendStream, receive: quinn::RecvStream) {
-    let mut frames = FrameReader::new(receive);
-    let request = match timeout(REQUEST_TIMEOUT, frames.next()).await {
+/// Serves one request: the first message that `asked` gives, to be answered through `answers`.
+pub(super) async fn serve(shared: Arc<Shared>, link: Arc<Link>, mut answers: FrameWriter, mut asked: FrameReader) {
+    let request = match timeout(REQUEST_TIMEOUT, asked.next()).await {
         Ok(Ok(Some(Message::Request(request)))) => request,
         Ok(Ok(Some(_))) => return link.close(Closing::Violation, "a stream that does not start with a request"),
         Ok(Ok(None)) => return link.close(Closing::Violation, "a stream without a request"),
         Ok(Err(error)) if error.is_violation() => return link.close(Closing::Violation, &error.to_string()),
         Ok(Err(_)) => return,
-        Err(_) => {
-            let _ = stream.reset(GIVEN_UP);
-            return;
-        }
+        Err(_) => return answers.reset(Status::Failed),
     };
-    if request.priority == Priority::OnDemand {
-        // Fails only for a stream that the asker has stopped already.
-        let _ = stream.set_priority(ON_DEMAND);
-    }
+    answers.set_urgency(match request.priority {
+        Priority::OnDemand => Urgency::OnDemand,
+        Priority::Prefetch => Urgency::Bulk,
+    });
     let Some(held) = hold(&shared, &link, request.priority) else {
         let busy = Message::Busy { request: request.id, retry_after: RETRY_AFTER, alternates: Vec::new() };
-        // The asker may have gone; the stream is finished when it is dropped.
-        let _ = timeout(STALL_TIMEOUT, frames::write(&mut stream, &busy)).await;
-        return;
+        // The asker may have gone; nothing more is said to it.
+        let _ = timeout(STALL_TIMEOUT, answers.write(&busy, Bytes::new())).await;
+        return answers.finish();
     };
-    answer(&shared, &link, request, stream, frames).await;
+    answer(&shared, &link, request, answers, asked).await;
     drop(held);
 }
 
@@ -293,14 +287,14 @@ fn hold(shared: &Shared, link: &Arc<Link>, priority: Priority) -> Option<Held> {
     Some((own, shared.slots.take(priority)?, link.using()))
 }
 
-async fn answer(shared: &Arc<Shared>, link: &Arc<Link>, request: Request, stream: SendStream, frames: FrameReader) {
+async fn answer(shared: &Arc<Shared>, link: &Arc<Link>, request: Request, frames: FrameWriter, asked: FrameReader) {
     let (first, pieces) = match &request.what {
         Asked::Pieces { first, fingerprints, .. } => (*first, fingerprints.len()),
         Asked::Object { .. } => (0, 1),
     };
     let cancelled = CancellationToken::new();
     let _cancel_when_done = cancelled.clone().drop_guard();
-    let stopped = stream.stopped();
+    let taken = frames.taken();
     let (back, mut returned) = oneshot::channel();
     let answers = AnswerSender {
         request: request.id,
@@ -310,22 +304,22 @@ async fn answer(shared: &Arc<Shared>, link: &Arc<Link>, request: Request, stream
         room: None,
         cancelled: cancelled.clone(),
         link: link.clone(),
-        open: Some(Open { stream, back }),
+        open: Some(Open { frames, back }),
     };
     let admitted = link.admitted();
     let peer = PeerContext { peer: admitted.peer, role: admitted.role, zone: admitted.zone.clone() };
     let id = request.id;
     shared.service.handle(peer, request, answers);
     let returned = tokio::select! {
-        stream = &mut returned => stream,
-        _ = stopped => { cancelled.cancel(); returned.await }
-        () = cancel_asked(link, id, frames) => { cancelled.cancel(); returned.await }
+        frames = &mut returned => frames,
+        () = taken => { cancelled.cancel(); returned.await }
+        () = cancel_asked(link, id, asked) => { cancelled.cancel(); returned.await }
     };
-    // The sender always hands its stream back, whatever became of it.
-    if let Ok(mut stream) = returned
-        && timeout(STALL_TIMEOUT, stream.stopped()).await.is_err()
+    // The sender always hands them back, whatever became of the answer.
+    if let Ok(mut frames) = returned
+        && timeout(STALL_TIMEOUT, frames.taken()).await.is_err()
     {
-        let _ = stream.reset(GIVEN_UP);
+        frames.reset(Status::Failed);
     }
 }
 

@@ -1,8 +1,10 @@
-//! Planes that talk to each other over real sockets on loopback, and doubles that speak the protocol badly.
+//! Planes that talk to each other over real sockets on loopback, by each transport, and doubles that speak the protocol
+//! badly.
 
 mod exchange;
 mod hostile;
 mod membership;
+mod transports;
 
 use std::{future::Future, net::Ipv4Addr};
 
@@ -67,11 +69,15 @@ struct Node {
     peer: PeerId,
 }
 
+fn any_port() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+}
+
 fn peer_id(keypair: &Keypair) -> PeerId {
     PeerId::new(keypair.public().try_into_ed25519().expect("the tests make ed25519 keys").to_bytes())
 }
 
-fn hello(name: &str, membership: &'static [u8]) -> Hello {
+pub(super) fn hello(name: &str, membership: &'static [u8]) -> Hello {
     Hello {
         version: shoal_proto::VERSION,
         min_version: shoal_proto::MIN_VERSION,
@@ -92,17 +98,29 @@ fn admit() -> Admit {
     })
 }
 
+/// Each transport alone.
+const TRANSPORTS: [Transport; 2] = [Transport::Quic, Transport::Tcp];
+
 impl Node {
-    fn start(name: &str, service: Arc<dyn Service>) -> Self {
-        Self::with(name, service, MEMBER, Limits::default())
+    fn start(transport: Transport, name: &str, service: Arc<dyn Service>) -> Self {
+        Self::with(transport, name, service, MEMBER, Limits::default())
     }
 
-    fn with(name: &str, service: Arc<dyn Service>, membership: &'static [u8], limits: Limits) -> Self {
+    fn with(
+        transport: Transport,
+        name: &str,
+        service: Arc<dyn Service>,
+        membership: &'static [u8],
+        limits: Limits,
+    ) -> Self {
+        let hello = Hello { data_addresses: vec![any_port()], ..hello(name, membership) };
+        Self::saying(transport, hello, service, limits)
+    }
+
+    fn saying(transport: Transport, hello: Hello, service: Arc<dyn Service>, limits: Limits) -> Self {
         let keypair = Keypair::generate_ed25519();
         let peer = peer_id(&keypair);
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let hello = Hello { data_addresses: vec![listen], ..hello(name, membership) };
-        let options = DataOptions { keypair, listen, hello, admit: admit(), limits };
+        let options = DataOptions { keypair, listen: any_port(), transport, hello, admit: admit(), limits };
         let (plane, events) = DataPlane::start(options, service).expect("loopback can be listened on");
         Self { plane, events, peer }
     }
@@ -140,8 +158,8 @@ impl Node {
 }
 
 /// Two nodes, the first of which dialled.
-async fn pair(first: Arc<dyn Service>, second: Arc<dyn Service>) -> (Node, Node) {
-    let (mut a, mut b) = (Node::start("a", first), Node::start("b", second));
+async fn pair(transport: Transport, first: Arc<dyn Service>, second: Arc<dyn Service>) -> (Node, Node) {
+    let (mut a, mut b) = (Node::start(transport, "a", first), Node::start(transport, "b", second));
     a.connect(&b);
     a.up().await;
     b.up().await;

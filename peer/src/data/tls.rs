@@ -12,7 +12,7 @@ use libp2p::identity::Keypair;
 use libp2p_tls::certificate::{self, GenError};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -31,6 +31,20 @@ pub(super) const ALPN: &[u8] = b"shoal/1";
 /// The name that a client sends; nobody looks at it.
 pub(super) const SERVER_NAME: &str = "shoal";
 
+/// TLS for who dials and for who is dialled, over either transport.
+#[derive(Debug, Clone)]
+pub(super) struct Configs {
+    pub(super) client: Arc<ClientConfig>,
+    pub(super) server: Arc<ServerConfig>,
+}
+
+impl Configs {
+    /// The same for QUIC.
+    pub(super) fn quic(&self) -> Result<(QuicClientConfig, QuicServerConfig), TlsError> {
+        Ok((self.client.clone().try_into()?, self.server.clone().try_into()?))
+    }
+}
+
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -46,13 +60,13 @@ pub enum TlsError {
 }
 
 /// The two sides' configurations, showing one certificate made now for `keypair`.
-pub(super) fn configure(keypair: &Keypair) -> Result<(QuicClientConfig, QuicServerConfig), TlsError> {
+pub(super) fn configure(keypair: &Keypair) -> Result<Configs, TlsError> {
     let (certificate, key) = certificate::generate(keypair)?;
     let key = aws_lc_rs::sign::any_ecdsa_type(&key)?;
     let shown = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key)));
     let provider = Arc::new(provider());
 
-    let mut client = rustls::ClientConfig::builder_with_provider(provider.clone())
+    let mut client = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Libp2pVerifier))
@@ -60,25 +74,32 @@ pub(super) fn configure(keypair: &Keypair) -> Result<(QuicClientConfig, QuicServ
     client.alpn_protocols = vec![ALPN.to_vec()];
     client.resumption = Resumption::disabled();
 
-    let mut server = rustls::ServerConfig::builder_with_provider(provider)
+    let mut server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(Libp2pVerifier))
         .with_cert_resolver(shown);
     server.alpn_protocols = vec![ALPN.to_vec()];
     server.send_tls13_tickets = 0;
-    Ok((client.try_into()?, server.try_into()?))
+    Ok(Configs { client: client.into(), server: server.into() })
 }
 
-/// The peer at the other end; `None` if its certificate names no ed25519 identity.
-pub(super) fn peer_of(connection: &quinn::Connection) -> Option<PeerId> {
-    let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+/// What TLS wants to be told; the certificate is not compared with it.
+pub(super) fn server_name() -> ServerName<'static> {
+    ServerName::try_from(SERVER_NAME).expect("\"shoal\" is a name")
+}
+
+/// The peer that shows these certificates; `None` if they name no ed25519 identity.
+pub(super) fn peer_of(shown: &[CertificateDer<'_>]) -> Option<PeerId> {
     let parsed = certificate::parse(shown.first()?).ok()?;
     identity::from_libp2p(&parsed.peer_id()).ok()
 }
 
-/// AWS-LC, a fifth faster than ring here, with AES-128 first: the same strength as the identity's keys, and the fastest on servers.
+/// AWS-LC, a fifth faster than ring here, with AES-128 first: the same strength as the identity's keys, and the fastest
+/// on servers.
 fn provider() -> CryptoProvider {
-    use aws_lc_rs::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+    use aws_lc_rs::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
     CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
         ..aws_lc_rs::default_provider()

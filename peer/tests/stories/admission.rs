@@ -9,16 +9,16 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::support::{Daemon, Registry, assert_same, can_mount, shoal, total_bytes, tree, wait};
 use serde_json::Value;
 use shoal::{
     admission::Admission,
     control::{Control, ControlEvent, ControlOptions},
-    data::{AnswerSender, DataOptions, DataPlane, Limits, PeerContext, PeerEvent, Service},
+    data::{AnswerSender, DataOptions, DataPlane, Limits, PeerContext, PeerEvent, Service, Transport},
     identity::{Identity, from_text},
     membership::{self, Membership, Policy},
 };
 use shoal_proto::{Hello, MIN_VERSION, PeerId, Request, Role, VERSION};
-use crate::support::{Daemon, Registry, assert_same, can_mount, shoal, total_bytes, tree, wait};
 use tempfile::TempDir;
 
 /// How long a stranger tries; a member is let in within a tenth of that.
@@ -117,8 +117,14 @@ async fn gets_in(identity: &Identity, own: Membership, target: &Target) -> bool 
             certificate
         })
     });
-    let options =
-        DataOptions { keypair: identity.keypair().clone(), listen, hello, admit, limits: Limits::default() };
+    let options = DataOptions {
+        keypair: identity.keypair().clone(),
+        listen,
+        transport: Transport::Auto,
+        hello,
+        admit,
+        limits: Limits::default(),
+    };
     let (data, mut peers) = DataPlane::start(options, Arc::new(Silent)).expect("a data plane");
     let options = ControlOptions {
         identity: identity.clone(),

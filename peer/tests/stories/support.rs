@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// False, with a line that says why, on a machine that cannot run FUSE.
-pub fn can_mount(test: &str) -> bool {
+pub(crate) fn can_mount(test: &str) -> bool {
     let reason = if !rustix::process::geteuid().is_root() {
         "needs root"
     } else if !Path::new("/dev/fuse").exists() {
@@ -28,7 +28,7 @@ pub fn can_mount(test: &str) -> bool {
 }
 
 /// Bytes that do not compress, the same for the same seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -42,7 +42,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// A tree of `files` files of `len` bytes of noise, in folders of ten, and a few other kinds.
-pub fn tree(seed: u64, files: usize, len: usize) -> TempDir {
+pub(crate) fn tree(seed: u64, files: usize, len: usize) -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
     for n in 0..files {
         let folder = dir.path().join(format!("d{}", n / 10));
@@ -56,18 +56,18 @@ pub fn tree(seed: u64, files: usize, len: usize) -> TempDir {
 }
 
 /// An image of `source` in the OCI layout `layout` under `tag`; gives the encoded bytes (blobs and bootstrap layer).
-pub fn publish(source: &Path, layout: &Path, tag: &str) -> u64 {
+pub(crate) fn publish(source: &Path, layout: &Path, tag: &str) -> u64 {
     let built = Built::new(source, "zstd");
     built.push(layout, tag)
 }
 
 /// An image on disk.
-pub struct Built {
+pub(crate) struct Built {
     folder: TempDir,
 }
 
 impl Built {
-    pub fn new(source: &Path, compressor: &str) -> Self {
+    pub(crate) fn new(source: &Path, compressor: &str) -> Self {
         let built = Self { folder: tempfile::tempdir().expect("a temporary folder") };
         let arguments = ["image", "build", "--compressor", compressor, "--source"];
         let (bootstrap, blobs) = (built.bootstrap(), built.blobs());
@@ -75,16 +75,16 @@ impl Built {
         built
     }
 
-    pub fn bootstrap(&self) -> PathBuf {
+    pub(crate) fn bootstrap(&self) -> PathBuf {
         self.folder.path().join("bootstrap")
     }
 
-    pub fn blobs(&self) -> PathBuf {
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.folder.path().join("blobs")
     }
 
     /// The name, which is the id, of the only blob.
-    pub fn blob(&self) -> String {
+    pub(crate) fn blob(&self) -> String {
         let names = fs::read_dir(self.blobs()).expect("the blobs");
         let names: Vec<_> = names.map(|entry| entry.expect("a blob").file_name()).collect();
         assert_eq!(names.len(), 1);
@@ -92,7 +92,7 @@ impl Built {
     }
 
     /// Pushes it into a layout; gives the encoded bytes.
-    pub fn push(&self, layout: &Path, tag: &str) -> u64 {
+    pub(crate) fn push(&self, layout: &Path, tag: &str) -> u64 {
         let reference = format!("oci:{}:{tag}", layout.display());
         let (bootstrap, blobs) = (self.bootstrap(), self.blobs());
         let pushed = shoal(
@@ -104,18 +104,18 @@ impl Built {
 }
 
 /// Runs `shoal` and expects success.
-pub fn shoal(arguments: &[&str], paths: &[&Path]) -> Output {
+pub(crate) fn shoal(arguments: &[&str], paths: &[&Path]) -> Output {
     let output = Command::new(env!("CARGO_BIN_EXE_shoal")).args(arguments).args(paths).output().expect("shoal runs");
     assert!(output.status.success(), "shoal {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
-pub fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON on standard output")
 }
 
 /// A registry over a layout, in this process, that can be switched off and on again at the same address.
-pub struct Registry {
+pub(crate) struct Registry {
     runtime: Runtime,
     layout: TempDir,
     server: Option<LayoutServer>,
@@ -123,7 +123,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let layout = tempfile::tempdir().expect("a temporary folder");
         let runtime = Runtime::new().expect("a runtime");
         let registry = Self { runtime, layout, server: None, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
@@ -131,39 +131,39 @@ impl Registry {
         registry
     }
 
-    pub fn layout(&self) -> PathBuf {
+    pub(crate) fn layout(&self) -> PathBuf {
         self.layout.path().join("layout")
     }
 
     /// Publishes an image and gives its encoded bytes.
-    pub fn publish(&self, source: &Path, tag: &str) -> u64 {
+    pub(crate) fn publish(&self, source: &Path, tag: &str) -> u64 {
         publish(source, &self.layout(), tag)
     }
 
-    pub fn switch_on(&mut self) {
+    pub(crate) fn switch_on(&mut self) {
         let server = self.runtime.block_on(LayoutServer::start(&self.layout(), self.address)).expect("a registry");
         self.address = server.addr();
         self.server = Some(server);
     }
 
-    pub fn switch_off(&mut self) {
+    pub(crate) fn switch_off(&mut self) {
         if let Some(server) = self.server.take() {
             let _ = self.runtime.block_on(server.stop());
         }
     }
 
-    pub fn reference(&self, tag: &str) -> String {
+    pub(crate) fn reference(&self, tag: &str) -> String {
         format!("{}/app:{tag}", self.address)
     }
 
     /// Bytes sent since it was switched on.
-    pub fn sent_bytes(&self) -> u64 {
+    pub(crate) fn sent_bytes(&self) -> u64 {
         self.server.as_ref().map_or(0, |server| server.stats().sent_bytes)
     }
 }
 
 /// A node daemon as a process, in a folder that outlives its restarts.
-pub struct Daemon {
+pub(crate) struct Daemon {
     name: String,
     folder: PathBuf,
     settings: Vec<String>,
@@ -172,7 +172,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts and waits until it answers. `settings` are `KEY=VALUE`.
-    pub fn start(name: &str, folder: &Path, settings: &[String]) -> Self {
+    pub(crate) fn start(name: &str, folder: &Path, settings: &[String]) -> Self {
         let folder = folder.join(name);
         fs::create_dir_all(folder.join("mnt")).expect("a folder");
         let child = Self::spawn(&folder, settings);
@@ -209,63 +209,63 @@ impl Daemon {
         }
     }
 
-    pub fn try_ctl(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn try_ctl(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
         command.arg("ctl").arg("--socket").arg(self.folder.join("sock")).args(arguments);
         command.output().expect("shoal ctl runs")
     }
 
-    pub fn ctl(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Output {
         let output = self.try_ctl(arguments);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}: ctl {arguments:?}: {error}\n{}", self.name, self.log());
         output
     }
 
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         json(&self.ctl(&["status", "--json"]))
     }
 
-    pub fn peers(&self) -> Vec<Value> {
+    pub(crate) fn peers(&self) -> Vec<Value> {
         json(&self.ctl(&["peers", "--json"]))["peers"].as_array().expect("a list").clone()
     }
 
     /// Multiaddresses for others to join through, as a setting.
-    pub fn join(&self) -> String {
+    pub(crate) fn join(&self) -> String {
         format!("control.bootstrap_peers={}", self.status()["control_addresses"])
     }
 
     /// Waits until a seed peer is connected and its lease is heard of.
-    pub fn wait_for_home(&self) {
+    pub(crate) fn wait_for_home(&self) {
         wait(&format!("{} finds a home", self.name), || {
             self.peers().iter().any(|peer| peer["connected"] == true && peer["lease"] == true)
         });
     }
 
-    pub fn mountpoint(&self) -> PathBuf {
+    pub(crate) fn mountpoint(&self) -> PathBuf {
         self.folder.join("mnt")
     }
 
-    pub fn mount(&self, reference: &str) {
+    pub(crate) fn mount(&self, reference: &str) {
         self.mount_at(reference, &self.mountpoint());
     }
 
-    pub fn mount_at(&self, reference: &str, mountpoint: &Path) {
+    pub(crate) fn mount_at(&self, reference: &str, mountpoint: &Path) {
         self.ctl(&["mount", reference, mountpoint.to_str().expect("UTF-8")]);
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends SIGKILL. [`start_again`](Self::start_again) waits for the end.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it can be killed");
     }
 
     /// Asks it to stop and waits for a clean end.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
         let status = self.child.wait().expect("it ends");
@@ -273,13 +273,13 @@ impl Daemon {
     }
 
     /// Starts it again with the same folder and settings.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.child.wait().expect("it has ended");
         self.child = Self::spawn(&self.folder, &self.settings);
         self.wait_until_ready();
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 }
@@ -293,12 +293,12 @@ impl Drop for Daemon {
 }
 
 /// Empties the kernel's caches, so that the next reads reach the daemon.
-pub fn drop_caches() {
+pub(crate) fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "3").expect("root drops caches");
 }
 
 /// Waits until `holds`, for at most half a minute.
-pub fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
@@ -307,7 +307,7 @@ pub fn wait(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Every regular file below `root`, with its path relative to it.
-pub fn files(root: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -326,7 +326,7 @@ pub fn files(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Asserts that `mount` holds the same files with the same bytes as `source`.
-pub fn assert_same(source: &Path, mount: &Path) {
+pub(crate) fn assert_same(source: &Path, mount: &Path) {
     let names = files(source);
     assert_eq!(names, files(mount));
     for name in names {
@@ -336,6 +336,6 @@ pub fn assert_same(source: &Path, mount: &Path) {
 }
 
 /// Bytes of a status' `total` of pieces from `origin`.
-pub fn total_bytes(status: &Value, origin: &str) -> u64 {
+pub(crate) fn total_bytes(status: &Value, origin: &str) -> u64 {
     status["total"]["bytes"][origin].as_u64().expect("a figure")
 }

@@ -3,16 +3,16 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Daemon, Registry, assert_same, can_mount, total_bytes, tree, wait};
 use bytes::Bytes;
 use shoal::{
     admission::Admission,
     control::{Control, ControlOptions},
-    data::{AnswerSender, DataOptions, DataPlane, Limits, PeerContext, Service},
+    data::{AnswerSender, DataOptions, DataPlane, Limits, PeerContext, Service, Transport},
     identity::Identity,
     membership::{self, Membership, Policy},
 };
 use shoal_proto::{Asked, Hello, MIN_VERSION, Request, Role, VERSION};
-use crate::support::{Daemon, Registry, assert_same, can_mount, total_bytes, tree, wait};
 
 /// Speaks the protocol, and lies about every piece. Of objects it says that it cannot read the registry.
 struct Liar;
@@ -56,6 +56,7 @@ async fn lie() -> (DataPlane, Control, String) {
     let options = DataOptions {
         keypair: identity.keypair().clone(),
         listen,
+        transport: Transport::Auto,
         hello,
         admit: Arc::new(|peer, shown| {
             membership::verify(&Policy::Open, shown, peer, 0).map_err(|refusal| refusal.to_string())

@@ -110,6 +110,7 @@ fn message() -> impl Strategy<Value = Message> {
         have(),
         (object_id(), blob_id()).prop_map(|(bootstrap, blob)| Message::Interest { bootstrap, blob }),
         (blob_id(), contacts()).prop_map(|(blob, contacts)| Message::Peers { blob, contacts }),
+        (any::<u32>(), name()).prop_map(|(code, reason)| Message::Close { code, reason }),
     ]
 }
 
@@ -204,6 +205,7 @@ fn what_the_other_side_would_refuse_is_not_sent() {
         hello(1, 0, labels(0)),
         hello(1, 1, labels(17)),
         Message::CannotSource { request: 1, reason: "x".repeat(MAX_REASON + 1) },
+        Message::Close { code: 1, reason: "x".repeat(MAX_REASON + 1) },
         Message::Peers {
             blob: BlobId::new([0; 32]),
             contacts: vec![Contact { peer: PeerId::new([0; 32]), addresses: vec!["1.2.3.4:0".parse().unwrap()] }],

@@ -177,6 +177,9 @@ pub struct PeerStatus {
     /// Whether it is a seed peer with a current lease.
     #[prost(bool, tag = "10")]
     pub lease: bool,
+    /// What carries the open data connection: "tcp" or "quic"; empty without one.
+    #[prost(string, tag = "11")]
+    pub transport: ::prost::alloc::string::String,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,7 +4,7 @@
 pub struct Header {
     #[prost(
         oneof = "header::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
     )]
     pub message: ::core::option::Option<header::Message>,
 }
@@ -38,6 +38,8 @@ pub mod header {
         Interest(super::Interest),
         #[prost(message, tag = "13")]
         Peers(super::Peers),
+        #[prost(message, tag = "14")]
+        Close(super::Close),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -230,6 +232,14 @@ pub struct Peers {
     pub blob: ::prost::alloc::vec::Vec<u8>,
     #[prost(message, repeated, tag = "2")]
     pub contacts: ::prost::alloc::vec::Vec<Contact>,
+}
+/// The last message of a connection whose transport has no way of its own to say why it ends (TCP).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Close {
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -1,6 +1,8 @@
 //! Peers with a good identity and membership, or without, that break the protocol in every way that came to mind.
 //! Each loses its connection and no more happens: the same node goes on serving others.
 
+mod tcp;
+
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use shoal_proto::{Data, Status, encode_header};
 
@@ -17,9 +19,10 @@ impl Double {
     fn new() -> Self {
         let keypair = Keypair::generate_ed25519();
         let configs = tls::configure(&keypair).expect("a certificate can be made");
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (endpoint, client) = endpoint::bind(listen, configs).expect("loopback can be listened on");
-        Self { endpoint, client, peer: peer_id(&keypair) }
+        let (client, server) = configs.quic().expect("it fits QUIC");
+        let server = quinn::ServerConfig::with_crypto(Arc::new(server));
+        let endpoint = Endpoint::server(server, any_port()).expect("loopback can be listened on");
+        Self { endpoint, client: quinn::ClientConfig::new(Arc::new(client)), peer: peer_id(&keypair) }
     }
 
     async fn dial(&self, node: &Node) -> Connection {
@@ -74,12 +77,12 @@ fn code(error: &ConnectionError) -> Option<u64> {
 
 async fn assert_closed(connection: &Connection, why: Closing) {
     let error = within(connection.closed()).await;
-    assert_eq!(code(&error), Some(why.code().into_inner()), "{error}");
+    assert_eq!(code(&error), Some(why.code().into()), "{error}");
 }
 
 /// The node still serves a peer that behaves.
 async fn assert_serves(node: &Node) {
-    let mut good = Node::start("good", serving(1));
+    let mut good = Node::start(Transport::Auto, "good", serving(1));
     good.connect(node);
     good.up().await;
     let expected = Answer::Data { piece: 5, bytes: piece(5, 1000) };
@@ -88,7 +91,7 @@ async fn assert_serves(node: &Node) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_frames_on_a_request_stream_close_the_connection() {
-    let node = Node::start("node", serving(1000));
+    let node = Node::start(Transport::Auto, "node", serving(1000));
     let bad_request = [field(2, &[8, 1]), vec![0; 3]].concat();
     let attacks: [&[u8]; 7] = [
         &u32::MAX.to_le_bytes(),
@@ -111,7 +114,7 @@ async fn bad_frames_on_a_request_stream_close_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_notices_close_the_connection() {
-    let node = Node::start("node", serving(1000));
+    let node = Node::start(Transport::Auto, "node", serving(1000));
     // A bitfield of 2^32 - 1 pieces in one run, in a `Have` that is fine otherwise.
     let absurd = [vec![8, 0xff, 0xff, 0xff, 0xff, 15], field(2, &[0, 0xff, 0xff, 0xff, 0xff, 15])].concat();
     let have = field(11, &[field(1, &[1; 32]), field(2, &[2; 32]), vec![24, 1], field(5, &absurd)].concat());
@@ -138,7 +141,7 @@ async fn bad_notices_close_the_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_says_something_else_than_hello_is_closed_unheard() {
     let never: Arc<dyn Service> = Arc::new(Answering(|_, _, _| panic!("a request came before a hello")));
-    let node = Node::start("node", never);
+    let node = Node::start(Transport::Auto, "node", never);
     let request = Message::Request(request(0, 1, Priority::OnDemand));
     for attack in [frame(&request), raw(&[7; 10]), u32::MAX.to_le_bytes().to_vec()] {
         let double = Double::new();
@@ -152,7 +155,7 @@ async fn who_says_something_else_than_hello_is_closed_unheard() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_gets_one_stream_and_a_small_window() {
-    let node = Node::start("node", serving(1000));
+    let node = Node::start(Transport::Auto, "node", serving(1000));
     let double = Double::new();
     let connection = double.dial(&node).await;
     let (mut send, _receive) = within(connection.open_bi()).await.expect("one stream is allowed");
@@ -166,7 +169,7 @@ async fn a_stranger_gets_one_stream_and_a_small_window() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_after_the_handshake_is_not_waited_out() {
-    let node = Node::start("node", serving(1000));
+    let node = Node::start(Transport::Auto, "node", serving(1000));
     let double = Double::new();
     let connection = double.dial(&node).await;
     assert_serves(&node).await;
@@ -175,7 +178,7 @@ async fn silence_after_the_handshake_is_not_waited_out() {
 
 /// Lets a node ask a double for pieces 10 and 11 of at most 1000 bytes, and has the double answer with `frames`.
 async fn answered_with(frames: impl FnOnce(u64) -> Vec<u8>) -> (Vec<Result<Answer, AnswerError>>, Gone) {
-    let mut node = Node::start("node", serving(1000));
+    let mut node = Node::start(Transport::Quic, "node", serving(1000));
     let double = Double::new();
     node.plane.connect(double.peer, &[double.endpoint.local_addr().expect("it is bound")]);
     let (connection, _notices, _heard) = double.serve().await;
@@ -189,7 +192,7 @@ async fn answered_with(frames: impl FnOnce(u64) -> Vec<u8>) -> (Vec<Result<Answe
     let ask = async { all(node.ask(double.peer, 10, &[1000, 1000]).await).await };
     let (answers, ()) = tokio::join!(ask, answer);
     let gone = node.down().await;
-    assert_eq!(code(&within(connection.closed()).await), Some(Closing::Violation.code().into_inner()));
+    assert_eq!(code(&within(connection.closed()).await), Some(Closing::Violation.code().into()));
     assert_serves(&node).await;
     (answers, gone)
 }
