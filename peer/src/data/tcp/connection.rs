@@ -214,7 +214,8 @@ impl Reader {
                 self.payload = payload;
                 Ok(Some(message))
             }
-            None => Err(self.shared.gone().into()),
+            // Without a reason for the connection's end it is only this stream that is over.
+            None => self.shared.gone.get().map_or(Ok(None), |gone| Err(gone.clone().into())),
         }
     }
 

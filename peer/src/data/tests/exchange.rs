@@ -126,6 +126,33 @@ async fn many_streams_at_once_are_exact_to_the_byte() {
     }
 }
 
+/// More than a connection takes at once, so that everything waits for room, the ends of answers too.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_wait_for_room_are_whole() {
+    const LENGTH: usize = 1 << 20;
+    for transport in TRANSPORTS {
+        let bytes = piece(0, LENGTH);
+        let service = Answering(move |_, _, mut answers: AnswerSender| {
+            let bytes = bytes.clone();
+            tokio::spawn(async move {
+                for number in 0..16 {
+                    answers.reserve(LENGTH).await?;
+                    answers.send_data(number, bytes.clone()).await?;
+                }
+                answers.end().await
+            });
+        });
+        let (a, b) = pair(transport, serving(1), Arc::new(service)).await;
+        let ask = async |_| {
+            let limits = vec![LENGTH as u64; 16];
+            let asked = a.plane.request(b.peer, request(0, 16, Priority::Prefetch), limits).await;
+            let answers = all(asked.expect("connected")).await;
+            assert!(answers.len() == 16 && answers.iter().all(Result::is_ok), "{answers:?}");
+        };
+        futures::stream::iter(0..32).map(ask).buffer_unordered(4).for_each(async |()| {}).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_answer_cancels_at_the_server() {
     for transport in TRANSPORTS {
