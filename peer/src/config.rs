@@ -220,7 +220,7 @@ pub struct ReadConfig {
 
 impl Default for ReadConfig {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(60), decoded_cache_bytes: 32 << 20, ahead_bytes: 1 << 20 }
+        Self { deadline: Duration::from_secs(60), decoded_cache_bytes: 16 << 20, ahead_bytes: 1 << 20 }
     }
 }
 
