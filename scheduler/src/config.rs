@@ -26,7 +26,7 @@ pub struct Config {
     /// pieces, little enough to spread a file over the neighbours. Default 512 KiB.
     pub run_bytes: u64,
     /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate.
-    /// On-demand may have twice as much and counts only itself. Default 500 ms.
+    /// On-demand may have twice as much and counts only itself. Default 200 ms: more would only queue at others.
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,
@@ -44,7 +44,10 @@ pub struct Config {
     /// How long a peer that owes a piece may be silent before another is asked as well. Grows with the gaps that
     /// the peer's answers have had, to at most `max_progress`. Default 500 ms.
     pub progress: Duration,
-    /// Longest that it grows to. Default 10 s.
+    /// The same where nobody waits for the piece: what is merely slow because the peer has much to send need not be
+    /// sent a second time. Default 2 s.
+    pub prefetch_progress: Duration,
+    /// Longest that either grows to. Default 10 s.
     pub max_progress: Duration,
     /// Longest `eta` of a pending answer that is believed at a time. Default 10 s.
     pub max_eta: Duration,
@@ -84,7 +87,7 @@ impl Config {
             peer_reserve: 4,
             peer_run: 16,
             run_bytes: 512 << 10,
-            window_time: Duration::from_millis(500),
+            window_time: Duration::from_millis(200),
             min_window: 4 << 20,
             registry_slots: 8,
             registry_reserve: 2,
@@ -92,6 +95,7 @@ impl Config {
             max_gap: 64 << 10,
             stripe: 16 << 20,
             progress: Duration::from_millis(500),
+            prefetch_progress: Duration::from_secs(2),
             max_progress: Duration::from_secs(10),
             max_eta: Duration::from_secs(10),
             registry_progress: Duration::from_secs(15),

@@ -89,8 +89,17 @@ impl Peer {
     }
 
     /// How long it may be silent.
-    pub(crate) fn patience(&self, config: &Config) -> Duration {
-        (self.gap * 4).clamp(config.progress, config.max_progress.max(config.progress))
+    pub(crate) fn patience(&self, priority: Priority, config: &Config) -> Duration {
+        let least = match priority {
+            Priority::OnDemand => config.progress,
+            Priority::Prefetch => config.prefetch_progress,
+        };
+        (self.gap * 4).clamp(least, config.max_progress.max(least))
+    }
+
+    /// Whether it gave a sign of life within this time.
+    pub(crate) fn was_alive(&self, now: Time, within: Duration) -> bool {
+        now.since(self.last_sign) < within
     }
 
     /// Takes in more pieces.
