@@ -133,6 +133,9 @@ impl Scheduler {
                 self.rumour(now, alternate, Item { blob: request.blob, piece });
             }
         }
+        if let Some(slot) = self.peers.slot(peer) {
+            self.peers.modify(now, &self.config, slot, |peer| peer.refused());
+        }
         self.close_peer(now, peer, now + retry_after.clamp(MIN_BUSY, self.config.max_eta.max(MIN_BUSY)));
         self.give_up(now, id, Why::Busy);
     }

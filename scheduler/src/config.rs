@@ -16,7 +16,7 @@ pub struct Config {
     /// Labels that make a peer near when both have the same value, nearest first. Default `host`, `rack`.
     pub near_labels: Vec<String>,
 
-    /// Pieces in flight at one peer. Default 16.
+    /// Pieces in flight at one peer, and less prefetch at one that refuses some. Default 16.
     pub peer_window: u32,
     /// Of these, kept for on-demand. Default 4.
     pub peer_reserve: u32,
@@ -26,7 +26,7 @@ pub struct Config {
     /// pieces, little enough to spread a file over the neighbours. Default 512 KiB.
     pub run_bytes: u64,
     /// How much may be on its way at a time from all sources: what arrives in this time at the measured rate.
-    /// On-demand may have twice as much and counts only itself. Default 200 ms: more would only queue at others.
+    /// On-demand may have twice as much and counts only itself. Default 500 ms.
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,
@@ -87,7 +87,7 @@ impl Config {
             peer_reserve: 4,
             peer_run: 16,
             run_bytes: 512 << 10,
-            window_time: Duration::from_millis(200),
+            window_time: Duration::from_millis(500),
             min_window: 4 << 20,
             registry_slots: 8,
             registry_reserve: 2,

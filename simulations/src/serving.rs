@@ -53,6 +53,20 @@ struct Room {
     all: u64,
 }
 
+/// One peer that is served.
+#[derive(Debug, Default)]
+struct Served {
+    room: Room,
+    /// Answers that have a piece and no room for it, first come first; prefetch, on-demand.
+    waiting: [VecDeque<Ticket>; 2],
+}
+
+impl Served {
+    fn is_idle(&self) -> bool {
+        self.room.all == 0 && self.waiting.iter().all(VecDeque::is_empty)
+    }
+}
+
 impl Room {
     /// What a piece takes of a room of this size, if that is free.
     fn fits(&self, bytes: u64, priority: Priority, size: u64) -> Option<u64> {
@@ -80,10 +94,11 @@ impl Room {
 #[derive(Debug, Default)]
 pub(crate) struct Serving {
     answers: BTreeMap<Ticket, Answer>,
-    /// Those that have a piece and no room for it, first come first.
-    waiting: VecDeque<Ticket>,
     room: Room,
-    peers: BTreeMap<Index, Room>,
+    peers: BTreeMap<Index, Served>,
+    /// Peers to whom something may be sent now, and those that wait for room that others have.
+    open: VecDeque<Index>,
+    starved: VecDeque<Index>,
 }
 
 impl Serving {
@@ -120,34 +135,57 @@ impl Serving {
     /// A piece that is here is to be sent.
     pub(crate) fn ready(&mut self, ticket: Ticket, piece: u32) {
         if let Some(answer) = self.answers.get_mut(&ticket) {
-            if answer.ready.is_empty() && answer.sending.is_none() {
-                self.waiting.push_back(ticket);
-            }
+            let waits = answer.ready.is_empty() && answer.sending.is_none();
             answer.ready.push_back(piece);
+            if waits {
+                self.wait(ticket);
+            }
         }
+    }
+
+    /// An answer has a piece to send.
+    fn wait(&mut self, ticket: Ticket) {
+        let Some(answer) = self.answers.get(&ticket) else { return };
+        self.peers.entry(ticket.0).or_default().waiting[answer.priority as usize].push_back(ticket);
+        self.open.push_back(ticket.0);
     }
 
     /// Takes the pieces that may go on the wire now.
     pub(crate) fn start(&mut self, piece_bytes: &[u64], started: &mut Vec<Sending>) {
-        let mut left = VecDeque::new();
-        while let Some(ticket) = self.waiting.pop_front() {
-            let Some(answer) = self.answers.get_mut(&ticket) else { continue };
-            let Some(&piece) = answer.ready.front() else { continue };
-            let bytes = piece_bytes[piece as usize];
-            let own = self.peers.entry(ticket.0).or_default();
-            let fits = own.fits(bytes, answer.priority, PEER_ROOM);
-            match fits.filter(|&takes| self.room.fits(takes, answer.priority, ROOM).is_some()) {
-                Some(takes) => {
-                    own.add(takes, answer.priority);
-                    self.room.add(takes, answer.priority);
-                    answer.ready.pop_front();
-                    answer.sending = Some(Outgoing { room: takes, flow: None });
-                    started.push(Sending { ticket, piece, bytes });
+        while let Some(peer) = self.open.pop_front() {
+            for priority in [Priority::OnDemand, Priority::Prefetch] {
+                while let Some(sending) = self.start_one(peer, priority, piece_bytes) {
+                    started.push(sending);
                 }
-                None => left.push_back(ticket),
             }
         }
-        self.waiting = left;
+    }
+
+    fn start_one(&mut self, peer: Index, priority: Priority, piece_bytes: &[u64]) -> Option<Sending> {
+        let served = self.peers.get_mut(&peer)?;
+        let waiting = &mut served.waiting[priority as usize];
+        let ready = |ticket: &Ticket| Some(*self.answers.get(ticket)?.ready.front()?);
+        let (ticket, piece) = loop {
+            let ticket = *waiting.front()?;
+            match ready(&ticket) {
+                Some(piece) => break (ticket, piece),
+                // It was broken off meanwhile.
+                None => _ = waiting.pop_front(),
+            }
+        };
+        let bytes = piece_bytes[piece as usize];
+        let takes = served.room.fits(bytes, priority, PEER_ROOM)?;
+        if self.room.fits(takes, priority, ROOM).is_none() {
+            self.starved.push_back(peer);
+            return None;
+        }
+        waiting.pop_front();
+        served.room.add(takes, priority);
+        self.room.add(takes, priority);
+        let answer = self.answers.get_mut(&ticket)?;
+        answer.ready.pop_front();
+        answer.sending = Some(Outgoing { room: takes, flow: None });
+        Some(Sending { ticket, piece, bytes })
     }
 
     /// Notes the transfer that carries what an answer is sending.
@@ -161,7 +199,7 @@ impl Serving {
     pub(crate) fn sent(&mut self, ticket: Ticket) {
         self.free(ticket);
         if self.answers.get(&ticket).is_some_and(|answer| !answer.ready.is_empty()) {
-            self.waiting.push_back(ticket);
+            self.wait(ticket);
         }
     }
 
@@ -169,12 +207,14 @@ impl Serving {
         let answer = self.answers.get_mut(&ticket)?;
         let Outgoing { room, flow } = answer.sending.take()?;
         self.room.sub(room, answer.priority);
-        if let Some(own) = self.peers.get_mut(&ticket.0) {
-            own.sub(room, answer.priority);
-            if own.all == 0 {
+        if let Some(served) = self.peers.get_mut(&ticket.0) {
+            served.room.sub(room, answer.priority);
+            if served.is_idle() {
                 self.peers.remove(&ticket.0);
             }
         }
+        self.open.push_back(ticket.0);
+        self.open.append(&mut self.starved);
         flow
     }
 
