@@ -72,7 +72,7 @@ impl Scheduler {
     pub(crate) fn expect_progress(&mut self, now: Time, id: RequestId) {
         let Some(request) = self.requests.at(id) else { return };
         let patience = match request.peer() {
-            Some(peer) => self.patience(peer, request.priority),
+            Some(peer) => self.patience(peer, request),
             None => self.config.registry_progress,
         };
         self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience + self.inflow.drain() * 2);
@@ -231,7 +231,7 @@ impl Scheduler {
             self.fail_peer(now, peer);
             return self.give_up(now, id, Why::Stalled);
         }
-        let patience = self.patience(peer, request.priority);
+        let patience = self.patience(peer, &request);
         self.timers.set(Timer::Request(id), now + patience * 2);
         if let Some(slot) = self.peers.slot(peer) {
             self.peers.modify(now, &self.config, slot, crate::peers::Peer::suspect);
@@ -242,13 +242,18 @@ impl Scheduler {
         self.requeue_home(peer);
     }
 
-    fn patience(&self, peer: PeerId, priority: Priority) -> Duration {
+    /// How long a peer may be silent about a request: less once somebody waits for one of its pieces, even if nobody did when
+    /// it was made.
+    fn patience(&self, peer: PeerId, request: &Request) -> Duration {
+        let flight = |&piece: &u32| self.flights.get(&Item { blob: request.blob, piece });
+        let awaited = request.pieces.iter().filter_map(flight).map(crate::flights::Flight::priority).max();
+        let priority = awaited.unwrap_or(request.priority);
         self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(priority, &self.config))
     }
 
     /// A prefetch whose peer is alive and busy with others is worth waiting for, but not for ever.
     fn is_only_slow(&self, now: Time, peer: PeerId, request: &Request) -> bool {
-        let patience = self.patience(peer, request.priority);
+        let patience = self.patience(peer, request);
         let alive = self.peers.peer(peer).is_some_and(|peer| peer.was_alive(now, patience));
         request.priority == Priority::Prefetch && request.stalls < MAX_SLOW && alive
     }

@@ -23,8 +23,8 @@ pub struct TrackerConfig {
     /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
     /// much because it is fast should not send half of it away. Default 250 ms.
     pub backlog: Duration,
-    /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many; four
-    /// times `relaxed` as that grows with `backlog`, and at least this many. Default 32.
+    /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many; as
+    /// many times more as `backlog` raises `relaxed`. Default 32.
     pub uploads: u32,
     /// How long who received a piece is believed to have it. Default 30 s.
     pub memory: Duration,
@@ -102,7 +102,7 @@ impl Tracker {
     /// [`ended`](Self::ended).
     pub fn admit(&mut self, now: Time, peer: PeerId, blob: BlobKey, pieces: &[u32], priority: Priority) -> Admission {
         let relaxed = self.relaxed();
-        let uploads = self.config.uploads.max(relaxed.saturating_mul(4));
+        let uploads = self.config.uploads.saturating_mul(relaxed / self.config.relaxed.max(1)).max(self.config.uploads);
         let hard = match priority {
             Priority::Prefetch => uploads,
             Priority::OnDemand => uploads.saturating_mul(2),

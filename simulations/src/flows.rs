@@ -13,7 +13,7 @@
 
 mod due;
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use shoal_scheduler::Time;
 
@@ -178,11 +178,6 @@ impl<T> Flows<T> {
         self.links[link.0 as usize].bytes_per_s
     }
 
-    /// Flows under way over a link.
-    pub(crate) fn count(&self, link: LinkId) -> usize {
-        self.links[link.0 as usize].flows.len()
-    }
-
     /// Starts a transfer; one of no links is done at once.
     pub(crate) fn start(&mut self, now: Time, path: Path, bytes: u64, what: T) -> FlowId {
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -330,14 +325,6 @@ impl<T> Flows<T> {
                 self.look_at(link);
             }
         }
-    }
-}
-
-impl<T> Flows<T> {
-    /// When a transfer would be done if nothing changed; for who has to tell another how long it takes.
-    pub(crate) fn remaining(&self, now: Time, id: FlowId) -> Option<Duration> {
-        let flow = self.flows.get(id.slot as usize)?.as_ref().filter(|flow| flow.turn == id.turn)?;
-        Some(Time::from_nanos(flow.due()).since(now))
     }
 }
 

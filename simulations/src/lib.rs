@@ -12,6 +12,7 @@
 mod baseline;
 mod clock;
 mod flows;
+pub mod html;
 mod node;
 mod report;
 mod run;
@@ -21,9 +22,12 @@ mod starts;
 mod swarm;
 mod tally;
 mod topology;
+mod vary;
 
 pub use report::{Effort, History, Report, Spread};
 pub use run::{Progress, run};
+pub use shoal_scheduler::Time;
+pub use vary::vary;
 pub use scenario::{
     Costs, Fault, FaultKind, Image, Nodes, PAYLOAD_SHARE, Policy, Read, Registry, Role, Scenario, ScenarioError,
     Shares, Workload, WorkloadKind, Zone,

@@ -266,11 +266,39 @@ impl Scenario {
         let text = std::fs::read_to_string(path)
             .map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
         let mut scenario = Self::parse(&text).map_err(|error| error.of(path))?;
-        if let Some(bootstrap) = &scenario.image.bootstrap {
-            let bootstrap = path.parent().unwrap_or(Path::new(".")).join(bootstrap);
-            scenario.image.pieces = pieces_of(&bootstrap)?;
-        }
+        scenario.load_image(path)?;
         Ok(scenario)
+    }
+
+    /// Reads the bootstrap that a scenario names, if it names one; `path` is that of the scenario.
+    ///
+    /// # Errors
+    /// [`ScenarioError::Bootstrap`].
+    pub fn load_image(&mut self, path: &Path) -> Result<(), ScenarioError> {
+        if let Some(bootstrap) = &self.image.bootstrap {
+            self.image.pieces = pieces_of(&path.parent().unwrap_or(Path::new(".")).join(bootstrap))?;
+        }
+        Ok(())
+    }
+
+    /// What of this scenario only the simulator can do, if anything.
+    pub fn only_simulated(&self) -> Option<&'static str> {
+        let limits = |zone: &Zone| zone.uplink_mbit.is_some() || zone.rack_uplink_mbit.is_some();
+        let faults = |fault: &Fault| matches!(fault.kind, FaultKind::Slow | FaultKind::Poison);
+        [
+            (self.policy != Policy::Shoal, "policies other than \"shoal\""),
+            (self.image.bootstrap.is_some(), "image.bootstrap"),
+            (self.zones.iter().any(limits), "links of zones and racks"),
+            (self.workload.kind != WorkloadKind::FlashCrowd, "workloads other than \"flash-crowd\""),
+            (self.faults.iter().any(faults), "faults of the kinds \"slow\" and \"poison\""),
+        ]
+        .into_iter()
+        .find_map(|(found, what)| found.then_some(what))
+    }
+
+    /// Nodes that read the image.
+    pub fn readers(&self) -> usize {
+        self.nodes.iter().filter(|group| group.role == Role::Node).map(|group| group.count).sum()
     }
 
     /// Parses and checks the text of a scenario file.
