@@ -13,7 +13,7 @@ use crate::{
 const MIN_BUSY: Duration = Duration::from_millis(10);
 /// Longest time that the registry can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
-/// Intervals without progress that a prefetch gives a peer that answers others meanwhile.
+/// Intervals without progress that a peer is given which answers other requests meanwhile.
 const MAX_SLOW: u32 = 4;
 /// Peers remembered from one answer.
 const MAX_NAMED: usize = 32;
@@ -246,16 +246,18 @@ impl Scheduler {
     /// it was made.
     fn patience(&self, peer: PeerId, request: &Request) -> Duration {
         let flight = |&piece: &u32| self.flights.get(&Item { blob: request.blob, piece });
-        let awaited = request.pieces.iter().filter_map(flight).map(crate::flights::Flight::priority).max();
+        let awaited = request.pieces.iter().filter_map(flight).map(|flight| flight.priority()).max();
         let priority = awaited.unwrap_or(request.priority);
         self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(priority, &self.config))
     }
 
-    /// A prefetch whose peer is alive and busy with others is worth waiting for, but not for ever.
+    /// What a peer owes that is alive and busy with the rest is worth waiting for, but not for ever: a prefetch because nobody
+    /// waits for it, and any piece from its home because the next one would read the registry once more.
     fn is_only_slow(&self, now: Time, peer: PeerId, request: &Request) -> bool {
         let patience = self.patience(peer, request);
         let alive = self.peers.peer(peer).is_some_and(|peer| peer.was_alive(now, patience));
-        request.priority == Priority::Prefetch && request.stalls < MAX_SLOW && alive
+        let patient = request.priority == Priority::Prefetch || matches!(request.source, Source::Home(_));
+        patient && request.stalls < MAX_SLOW && alive
     }
 
     fn hedge(&mut self, item: Item, source: Source) {

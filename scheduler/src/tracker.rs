@@ -102,7 +102,8 @@ impl Tracker {
     /// [`ended`](Self::ended).
     pub fn admit(&mut self, now: Time, peer: PeerId, blob: BlobKey, pieces: &[u32], priority: Priority) -> Admission {
         let relaxed = self.relaxed();
-        let uploads = self.config.uploads.saturating_mul(relaxed / self.config.relaxed.max(1)).max(self.config.uploads);
+        let uploads =
+            self.config.uploads.saturating_mul(relaxed / self.config.relaxed.max(1)).max(self.config.uploads);
         let hard = match priority {
             Priority::Prefetch => uploads,
             Priority::OnDemand => uploads.saturating_mul(2),
@@ -160,7 +161,8 @@ impl Tracker {
                 self.receivers.remove(&oldest);
             }
         }
-        let receivers = self.receivers.entry(item).or_default();
+        // Most pieces are sent once or twice.
+        let receivers = self.receivers.entry(item).or_insert_with(|| VecDeque::with_capacity(1));
         receivers.retain(|receiver| receiver.peer != peer);
         if receivers.len() >= MAX_RECEIVERS {
             receivers.pop_front();

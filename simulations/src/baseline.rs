@@ -112,7 +112,8 @@ impl Baseline<'_> {
     fn match_zone(&mut self, zone: u16) {
         let zone = &mut self.zones[usize::from(zone)];
         while let (Some(&from), Some(&to)) = (zone.idle.front(), zone.waiting.front()) {
-            (zone.idle.pop_front(), zone.waiting.pop_front());
+            zone.idle.pop_front();
+            zone.waiting.pop_front();
             self.tally.requests += 1;
             self.flows.start(self.now, self.topology.path(from, to), self.bytes, Copy { from: Some(from), to });
         }

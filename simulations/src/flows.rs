@@ -301,8 +301,7 @@ impl<T> Flows<T> {
     fn limit(&self, slot: u32, hop: usize) -> f64 {
         let Some(flow) = &self.flows[slot as usize] else { return 0.0 };
         let others = flow.path.links().iter().enumerate().filter(|&(at, _)| at != hop);
-        let limit =
-            others.map(|(_, link)| self.links[link.0 as usize].grants()).fold(f64::INFINITY, f64::min);
+        let limit = others.map(|(_, link)| self.links[link.0 as usize].grants()).fold(f64::INFINITY, f64::min);
         let held = flow.bytes_per_s;
         if limit > held && limit <= held * (1.0 + self.tolerance) { held } else { limit }
     }

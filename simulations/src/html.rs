@@ -52,7 +52,7 @@ pub fn page(report: &Report) -> Result<String, PlotError> {
     );
     let _ = write!(page, "<h2>Nodes complete over time</h2>{}", completion(report)?);
     let _ = write!(page, "<h2>What arrived, by who sent it</h2>{}", use_over_time(report)?);
-    let _ = write!(page, "<h2>Who served whom</h2>{}</body></html>\n", served(report));
+    let _ = writeln!(page, "<h2>Who served whom</h2>{}</body></html>", served(report));
     Ok(page)
 }
 

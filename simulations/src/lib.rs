@@ -26,9 +26,9 @@ mod vary;
 
 pub use report::{Effort, History, Report, Spread};
 pub use run::{Progress, run};
-pub use shoal_scheduler::Time;
-pub use vary::vary;
 pub use scenario::{
     Costs, Fault, FaultKind, Image, Nodes, PAYLOAD_SHARE, Policy, Read, Registry, Role, Scenario, ScenarioError,
     Shares, Workload, WorkloadKind, Zone,
 };
+pub use shoal_scheduler::Time;
+pub use vary::vary;

@@ -99,6 +99,7 @@ pub(crate) struct Node {
     open: [usize; 2],
     /// The next piece that each wants.
     next: [u32; 2],
+    reading: bool,
     /// Pieces that a reader waits for at a time.
     window: usize,
     starting: Vec<Sending>,
@@ -127,6 +128,7 @@ impl Node {
             next_want: 0,
             open: [0; 2],
             next: [0; 2],
+            reading: false,
             window: 0,
             starting: Vec::new(),
         }
@@ -144,16 +146,21 @@ impl Node {
         self.have().contains(piece)
     }
 
-    /// Starts to read the image: prefetch of everything, and a reader that waits for `window` pieces at a time.
-    pub(crate) fn start(&mut self, now: Time, window: usize) {
+    /// Mounts the image.
+    pub(crate) fn start(&mut self, now: Time) {
         self.started = Some(now);
-        self.window = window;
         self.finish_if_complete(now);
+    }
+
+    /// Starts to read the mounted image: prefetch of everything, and a reader that waits for `window` pieces at a time.
+    pub(crate) fn read(&mut self, now: Time, window: usize) {
+        self.reading = true;
+        self.window = window;
         self.drain(now);
     }
 
     fn read_on(&mut self, now: Time) {
-        if self.started.is_none() {
+        if !self.reading {
             return;
         }
         self.read_class(now, ON_DEMAND, self.window, READ_DEADLINE);
@@ -312,7 +319,9 @@ impl Node {
             Message::Answer(event) => {
                 match event {
                     Event::NotHave { request, .. } => self.answered(request),
-                    Event::Busy { request, .. } | Event::NotMyHome { request, .. } | Event::CannotSource { request } => {
+                    Event::Busy { request, .. }
+                    | Event::NotMyHome { request, .. }
+                    | Event::CannotSource { request } => {
                         self.requests.remove(&request);
                     }
                     _ => {}

@@ -150,7 +150,7 @@ impl Report {
             complete_seconds_per_zone: zones()
                 .map(|(at, name)| (name.clone(), Spread::of(of_zone(at).filter_map(|r| r.complete_s).collect())))
                 .collect(),
-            registry_bytes_per_zone: zones().map(|(at, name)| (name.clone(), tally.from_registry(at))).collect(),
+            registry_bytes_per_zone: zones().map(|(at, name)| (name.clone(), tally.sent_by_registry(at))).collect(),
             registry_requests: tally.registry_requests,
             image_encoded_bytes: encoded,
             cross_zone_bytes: (tally.cross_zone() as f64 / PAYLOAD_SHARE) as u64,

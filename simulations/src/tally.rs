@@ -85,7 +85,7 @@ impl Tally {
     }
 
     /// Bytes from the registry to a zone.
-    pub(crate) fn from_registry(&self, zone: u16) -> u64 {
+    pub(crate) fn sent_by_registry(&self, zone: u16) -> u64 {
         self.moved.get(&(Sender::Registry, zone)).copied().unwrap_or(0)
     }
 
@@ -120,10 +120,12 @@ mod tests {
     #[test]
     fn what_crosses_zones_is_told_apart() {
         let mut tally = Tally::default();
-        for (from, zone) in [(Sender::Registry, 1), (Sender::Node(Role::Seed, 1), 1), (Sender::Node(Role::Node, 0), 1)] {
+        for (from, zone) in
+            [(Sender::Registry, 1), (Sender::Node(Role::Seed, 1), 1), (Sender::Node(Role::Node, 0), 1)]
+        {
             tally.add(Time::ZERO, from, zone, Role::Node, 10);
         }
-        assert_eq!((tally.cross_zone(), tally.from_registry(1), tally.all()), (10, 10, 30));
+        assert_eq!((tally.cross_zone(), tally.sent_by_registry(1), tally.all()), (10, 10, 30));
         assert_eq!(tally.received, [("peer", 10), ("registry", 10), ("seed", 10)].into());
     }
 }

@@ -19,7 +19,8 @@ pub fn vary(text: &str, key: &str, value: &str) -> Result<String, String> {
         table = match next {
             Value::Table(inner) => inner,
             Value::Array(items) => {
-                let index: usize = steps.next().and_then(|index| index.parse().ok()).ok_or("no number after a list")?;
+                let index: usize =
+                    steps.next().and_then(|index| index.parse().ok()).ok_or("no number after a list")?;
                 let count = items.len();
                 let item = items.get_mut(index).ok_or_else(|| format!("{step} has {count} entries"))?;
                 item.as_table_mut().ok_or_else(|| format!("{step}.{index} has no keys"))?

@@ -89,7 +89,8 @@ fn a_sweep_runs_all_combinations() {
     let cells: Vec<Value> = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let set = |cell: &Value| (cell["report"]["nodes"].clone(), cell["report"]["policy"].clone());
     let found: Vec<_> = cells.iter().map(set).collect();
-    let expected = [2, 3].map(|nodes| ["shoal", "registry", "whole-blob"].map(|policy| (nodes.into(), policy.into())));
+    let expected =
+        [2, 3].map(|nodes| ["shoal", "registry", "whole-blob"].map(|policy| (nodes.into(), policy.into())));
     assert_eq!(found, expected.concat());
 }
 

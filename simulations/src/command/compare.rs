@@ -29,8 +29,11 @@ impl Compare {
     }
 }
 
+/// Takes a figure out of a report.
+type Figure = fn(&Report) -> f64;
+
 /// What is compared.
-const FIGURES: [(&str, fn(&Report) -> f64); 9] = [
+const FIGURES: [(&str, Figure); 9] = [
     ("nodes", |report| report.nodes as f64),
     ("bound s", |report| report.fluid_bound_seconds),
     ("first p50 s", |report| report.first_seconds.p50),
@@ -44,8 +47,7 @@ const FIGURES: [(&str, fn(&Report) -> f64); 9] = [
 
 fn report(path: &Path) -> Result<Report, Failure> {
     if path.extension().is_some_and(|extension| extension == "json") {
-        return serde_json::from_str(&read(path)?)
-            .map_err(|error| Failure::Report { path: path.to_owned(), error });
+        return serde_json::from_str(&read(path)?).map_err(|error| Failure::Report { path: path.to_owned(), error });
     }
     let scenario = Scenario::load(path)?;
     Ok(output::simulate(&scenario, scenario.seed))

@@ -66,7 +66,8 @@ impl Plan {
         let rates = self.registry_mbit.map_or(RATES.to_vec(), |rate| vec![rate]);
         for rate in rates {
             if let Some((seeds, report)) = self.fewest(rate)? {
-                return Ok(self.print(rate, seeds, &report));
+                self.print(rate, seeds, &report);
+                return Ok(());
             }
         }
         Err(Failure::Impossible(format!("not within {target} s, with {MOST_SEEDS} seed peers in each zone")))
@@ -99,7 +100,9 @@ impl Plan {
         let target = self.target.as_secs_f64();
         let bound = scenario.bound_s(scenario.encoded_bytes(), PAYLOAD_SHARE);
         if bound > target {
-            eprintln!("shoal-sim: registry {registry_mbit} Mbit/s, {seeds} seed peers a zone: not below {bound:.1} s");
+            eprintln!(
+                "shoal-sim: registry {registry_mbit} Mbit/s, {seeds} seed peers a zone: not below {bound:.1} s"
+            );
             return Ok(None);
         }
         let report = output::simulate(&scenario, scenario.seed);

@@ -99,7 +99,9 @@ fn run_all(scenarios: &[Scenario]) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
-        while let Some((at, scenario)) = Some(next.fetch_add(1, Relaxed)).and_then(|at| Some((at, scenarios.get(at)?))) {
+        while let Some((at, scenario)) =
+            Some(next.fetch_add(1, Relaxed)).and_then(|at| Some((at, scenarios.get(at)?)))
+        {
             done.push((at, output::measured(scenario, scenario.seed, &())));
             eprintln!("shoal-sim: {} of {} done", at + 1, scenarios.len());
         }

@@ -43,7 +43,8 @@ impl Due {
 
     /// Takes a slot out.
     pub(super) fn remove(&mut self, slot: u32) {
-        let Some(place) = self.places.get(slot as usize).map(|&place| place as usize).filter(|&at| at < self.heap.len())
+        let Some(place) =
+            self.places.get(slot as usize).map(|&place| place as usize).filter(|&at| at < self.heap.len())
         else {
             return;
         };

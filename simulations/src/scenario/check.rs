@@ -133,6 +133,7 @@ fn check_costs(scenario: &Scenario) -> Result<(), Mistake> {
     let costs = &scenario.costs;
     for (key, value) in [
         ("connect_rtts", costs.connect_rtts),
+        ("mount_ms", costs.mount_ms),
         ("request_ms", costs.request_ms),
         ("send_cpu_s_per_gb", costs.send_cpu_s_per_gb),
         ("receive_cpu_s_per_gb", costs.receive_cpu_s_per_gb),
@@ -158,7 +159,11 @@ fn wrong(key: &str, problem: impl Into<String>) -> Result<(), Mistake> {
 const HIGHEST: f64 = 1e9;
 
 fn positive(key: &str, value: f64) -> Result<(), Mistake> {
-    if value > 0.0 && value <= HIGHEST { Ok(()) } else { wrong(key, format!("= {value} is not above 0 and at most 1e9")) }
+    if value > 0.0 && value <= HIGHEST {
+        Ok(())
+    } else {
+        wrong(key, format!("= {value} is not above 0 and at most 1e9"))
+    }
 }
 
 fn not_negative(key: &str, value: f64) -> Result<(), Mistake> {

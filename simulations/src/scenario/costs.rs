@@ -10,6 +10,9 @@ use serde::Deserialize;
 pub struct Costs {
     /// Round trips until a connection is up: handshake with certificates, hello. Default 2.
     pub connect_rtts: f64,
+    /// From the start of a mount, when neighbours are looked for, to the first read: tag, manifest and bootstrap, which are
+    /// not simulated one by one; milliseconds. Default 100.
+    pub mount_ms: f64,
     /// From a request's arrival to the first byte of the answer: parsing, looking up, reading the disk; milliseconds.
     /// Default 0.2.
     pub request_ms: f64,
@@ -37,6 +40,7 @@ impl Default for Costs {
     fn default() -> Self {
         Self {
             connect_rtts: 2.0,
+            mount_ms: 100.0,
             request_ms: 0.2,
             decode_mib_s: 2000.0,
             send_cpu_s_per_gb: 1.25,

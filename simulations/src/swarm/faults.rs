@@ -121,8 +121,7 @@ impl Swarm<'_> {
     /// Until when nothing passes between two nodes, if so.
     pub(super) fn cut_until(&self, a: Index, b: Index) -> Option<Time> {
         let (of_a, of_b) = (&self.standing[a as usize].cut, &self.standing[b as usize].cut);
-        let separates =
-            |at: &&usize| !(self.cuts[**at].around_zone && of_a.contains(at) && of_b.contains(at));
+        let separates = |at: &&usize| !(self.cuts[**at].around_zone && of_a.contains(at) && of_b.contains(at));
         of_a.iter().chain(of_b).filter(separates).map(|&at| self.cuts[at].until).max()
     }
 
