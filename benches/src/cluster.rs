@@ -42,9 +42,6 @@ use self::{
     report::Figures,
 };
 
-/// Part of a link's rate that is payload: 1514 bytes on the wire carry about 1440 of it, over QUIC and over TCP.
-const PAYLOAD_SHARE: f64 = 0.95;
-
 /// Port of the registry.
 const REGISTRY_PORT: u16 = 5000;
 
@@ -63,6 +60,9 @@ struct Run<'a> {
 /// # Errors
 /// The machine cannot do it, or a process fails; wrong bytes and failed reads stand in the report instead.
 pub async fn run(scenario: &Scenario, shoal: &Path, interrupted: Arc<AtomicBool>) -> Result<Report, Failure> {
+    if let Some(what) = scenario.only_simulated() {
+        return Err(format!("{what}: only the simulator can do that").into());
+    }
     network::check_tools()?;
     raise_descriptors();
     let folder = work_folder()?;

@@ -13,6 +13,8 @@ use crate::{
 const MIN_BUSY: Duration = Duration::from_millis(10);
 /// Longest time that the registry can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Intervals without progress that a peer is given which answers other requests meanwhile.
+const MAX_SLOW: u32 = 4;
 /// Peers remembered from one answer.
 const MAX_NAMED: usize = 32;
 
@@ -70,7 +72,7 @@ impl Scheduler {
     pub(crate) fn expect_progress(&mut self, now: Time, id: RequestId) {
         let Some(request) = self.requests.at(id) else { return };
         let patience = match request.peer() {
-            Some(peer) => self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(&self.config)),
+            Some(peer) => self.patience(peer, request),
             None => self.config.registry_progress,
         };
         self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience + self.inflow.drain() * 2);
@@ -130,6 +132,9 @@ impl Scheduler {
             for &piece in &request.pieces {
                 self.rumour(now, alternate, Item { blob: request.blob, piece });
             }
+        }
+        if let Some(slot) = self.peers.slot(peer) {
+            self.peers.modify(now, &self.config, slot, |peer| peer.refused());
         }
         self.close_peer(now, peer, now + retry_after.clamp(MIN_BUSY, self.config.max_eta.max(MIN_BUSY)));
         self.give_up(now, id, Why::Busy);
@@ -208,7 +213,7 @@ impl Scheduler {
         self.requeue_home(peer);
     }
 
-    /// A request was silent for its interval. Prefetch goes elsewhere at once; for an on-demand piece somebody else
+    /// A request was silent for its interval. Prefetch goes elsewhere at once, unless its peer is alive; for an on-demand piece somebody else
     /// is asked as well, and this one gets twice the time to come back.
     pub(crate) fn stalled(&mut self, now: Time, id: RequestId) {
         let Some(request) = self.requests.at_mut(id) else { return };
@@ -218,12 +223,15 @@ impl Scheduler {
             self.actions.push_back(Action::Cancel { request: id });
             return self.give_up(now, id, Why::Stalled);
         };
+        if self.is_only_slow(now, peer, &request) {
+            return self.expect_progress(now, id);
+        }
         if request.stalls > 1 || request.priority == Priority::Prefetch {
             self.actions.push_back(Action::Cancel { request: id });
             self.fail_peer(now, peer);
             return self.give_up(now, id, Why::Stalled);
         }
-        let patience = self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(&self.config));
+        let patience = self.patience(peer, &request);
         self.timers.set(Timer::Request(id), now + patience * 2);
         if let Some(slot) = self.peers.slot(peer) {
             self.peers.modify(now, &self.config, slot, crate::peers::Peer::suspect);
@@ -232,6 +240,24 @@ impl Scheduler {
             self.hedge(Item { blob: request.blob, piece }, request.source);
         }
         self.requeue_home(peer);
+    }
+
+    /// How long a peer may be silent about a request: less once somebody waits for one of its pieces, even if nobody did when
+    /// it was made.
+    fn patience(&self, peer: PeerId, request: &Request) -> Duration {
+        let flight = |&piece: &u32| self.flights.get(&Item { blob: request.blob, piece });
+        let awaited = request.pieces.iter().filter_map(flight).map(|flight| flight.priority()).max();
+        let priority = awaited.unwrap_or(request.priority);
+        self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(priority, &self.config))
+    }
+
+    /// What a peer owes that is alive and busy with the rest is worth waiting for, but not for ever: a prefetch because nobody
+    /// waits for it, and any piece from its home because the next one would read the registry once more.
+    fn is_only_slow(&self, now: Time, peer: PeerId, request: &Request) -> bool {
+        let patience = self.patience(peer, request);
+        let alive = self.peers.peer(peer).is_some_and(|peer| peer.was_alive(now, patience));
+        let patient = request.priority == Priority::Prefetch || matches!(request.source, Source::Home(_));
+        patient && request.stalls < MAX_SLOW && alive
     }
 
     fn hedge(&mut self, item: Item, source: Source) {

@@ -16,7 +16,7 @@ pub struct Config {
     /// Labels that make a peer near when both have the same value, nearest first. Default `host`, `rack`.
     pub near_labels: Vec<String>,
 
-    /// Pieces in flight at one peer. Default 16.
+    /// Pieces in flight at one peer, and less prefetch at one that refuses some. Default 16.
     pub peer_window: u32,
     /// Of these, kept for on-demand. Default 4.
     pub peer_reserve: u32,
@@ -44,7 +44,10 @@ pub struct Config {
     /// How long a peer that owes a piece may be silent before another is asked as well. Grows with the gaps that
     /// the peer's answers have had, to at most `max_progress`. Default 500 ms.
     pub progress: Duration,
-    /// Longest that it grows to. Default 10 s.
+    /// The same where nobody waits for the piece: what is merely slow because the peer has much to send need not be
+    /// sent a second time. Default 2 s.
+    pub prefetch_progress: Duration,
+    /// Longest that either grows to. Default 10 s.
     pub max_progress: Duration,
     /// Longest `eta` of a pending answer that is believed at a time. Default 10 s.
     pub max_eta: Duration,
@@ -92,6 +95,7 @@ impl Config {
             max_gap: 64 << 10,
             stripe: 16 << 20,
             progress: Duration::from_millis(500),
+            prefetch_progress: Duration::from_secs(2),
             max_progress: Duration::from_secs(10),
             max_eta: Duration::from_secs(10),
             registry_progress: Duration::from_secs(15),

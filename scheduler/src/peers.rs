@@ -14,6 +14,8 @@ pub(crate) type Slot = u32;
 
 /// Most pieces of one peer remembered as denied; beyond, the lowest are forgotten and may be asked for once more.
 const MAX_DENIED: usize = 4096;
+/// Parts of a piece that allowances are counted in.
+const QUARTERS: u32 = 4;
 /// Rate assumed before anything was measured, bytes per second: a gigabit.
 const FIRST_RATE: u64 = 125_000_000;
 
@@ -31,6 +33,9 @@ pub(crate) struct Peer {
     pub(crate) in_flight: u32,
     /// Encoded bytes of them.
     queued: u64,
+    /// Prefetches that it may be asked for at a time, in quarters: a refusal halves what it had, a delivery adds one.
+    /// Asked for all that a window allows, who is busy would refuse most of it, again and again.
+    allowance: u32,
     /// Bytes per second, smoothed.
     rate: u64,
     /// Typical time between signs of life while it owes something, smoothed.
@@ -56,7 +61,9 @@ impl Peer {
         }
         let limit = match priority {
             Priority::OnDemand => config.peer_window,
-            Priority::Prefetch => config.peer_window.saturating_sub(config.peer_reserve).max(1),
+            Priority::Prefetch => {
+                config.peer_window.saturating_sub(config.peer_reserve).min(self.allowance / QUARTERS).max(1)
+            }
         };
         limit.max(1).saturating_sub(self.in_flight)
     }
@@ -89,8 +96,17 @@ impl Peer {
     }
 
     /// How long it may be silent.
-    pub(crate) fn patience(&self, config: &Config) -> Duration {
-        (self.gap * 4).clamp(config.progress, config.max_progress.max(config.progress))
+    pub(crate) fn patience(&self, priority: Priority, config: &Config) -> Duration {
+        let least = match priority {
+            Priority::OnDemand => config.progress,
+            Priority::Prefetch => config.prefetch_progress,
+        };
+        (self.gap * 4).clamp(least, config.max_progress.max(least))
+    }
+
+    /// Whether it gave a sign of life within this time.
+    pub(crate) fn was_alive(&self, now: Time, within: Duration) -> bool {
+        now.since(self.last_sign) < within
     }
 
     /// Takes in more pieces.
@@ -116,8 +132,14 @@ impl Peer {
         self.suspect = false;
     }
 
+    /// It refused a request.
+    pub(crate) fn refused(&mut self) {
+        self.allowance = self.allowance.min(self.in_flight * QUARTERS) / 2;
+    }
+
     /// It delivered.
     pub(crate) fn delivered(&mut self, now: Time, bytes: u64) {
+        self.allowance = self.allowance.saturating_add(1);
         let nanos = u64::try_from(now.since(self.last_delivery).as_nanos()).unwrap_or(u64::MAX).max(1000);
         self.last_delivery = now;
         let rate = u128::from(bytes) * 1_000_000_000 / u128::from(nanos);
@@ -212,6 +234,7 @@ impl Peers {
             salt,
             in_flight: 0,
             queued: 0,
+            allowance: config.peer_window.saturating_mul(QUARTERS),
             rate: FIRST_RATE,
             gap: Duration::ZERO,
             last_sign: now,

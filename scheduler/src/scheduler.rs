@@ -38,7 +38,8 @@ pub struct Scheduler {
     /// The blobs that have pieces waiting for a source.
     pub(crate) active: BTreeSet<BlobKey>,
     wants: BTreeMap<WantId, (Item, Priority)>,
-    pub(crate) flights: BTreeMap<Item, Flight>,
+    /// Boxed, since the nodes of a map of large values are mostly empty space.
+    pub(crate) flights: BTreeMap<Item, Box<Flight>>,
     pub(crate) queues: Queues,
     pub(crate) peers: Peers,
     pub(crate) inflow: Inflow,
@@ -265,7 +266,7 @@ impl Scheduler {
         let rank = Rank::new(item, priority, self.arrivals, self.salt);
         self.arrivals += 1;
         let known = self.flights.contains_key(&item);
-        let flight = self.flights.entry(item).or_insert_with(|| Flight::new(rank));
+        let flight = self.flights.entry(item).or_insert_with(|| Box::new(Flight::new(rank)));
         flight.wants.insert(want);
         flight.deadline = flight.deadline.max(deadline);
         let duty = origin == Origin::ForPeer && !flight.for_peer;
@@ -331,8 +332,8 @@ impl Scheduler {
     }
 
     pub(crate) fn drop_if_over(&mut self, item: Item) {
-        let over = |flight: &Flight| flight.wants.is_empty() && flight.requests.is_empty();
-        if self.flights.get(&item).is_some_and(over) {
+        let flight = self.flights.get(&item);
+        if flight.is_some_and(|flight| flight.wants.is_empty() && flight.requests.is_empty()) {
             self.settle(item);
             self.timers.cancel(Timer::Retry(item));
             self.flights.remove(&item);

@@ -290,7 +290,7 @@ impl Scheduler {
                 break;
             }
             let waits = |flight: &Flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority;
-            if self.flights.get(&Item { piece, ..item }).is_some_and(waits) {
+            if self.flights.get(&Item { piece, ..item }).is_some_and(|flight| waits(flight)) {
                 pieces.push(piece);
                 range.end = next.end;
             }

@@ -18,10 +18,13 @@ use crate::{BlobKey, Item, Time};
 /// The limits of a [`Tracker`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackerConfig {
-    /// Pieces being sent up to which everyone is served. Default 8.
+    /// Pieces being sent up to which everyone is served at least. Default 8.
     pub relaxed: u32,
-    /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many.
-    /// Default 32.
+    /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
+    /// much because it is fast should not send half of it away. Default 250 ms.
+    pub backlog: Duration,
+    /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many; as
+    /// many times more as `backlog` raises `relaxed`. Default 32.
     pub uploads: u32,
     /// How long who received a piece is believed to have it. Default 30 s.
     pub memory: Duration,
@@ -37,6 +40,7 @@ impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
             relaxed: 8,
+            backlog: Duration::from_millis(250),
             uploads: 32,
             memory: Duration::from_secs(30),
             alternates: 4,
@@ -69,6 +73,8 @@ struct Receiver {
     named: u32,
 }
 
+/// The rate is taken over at least so long.
+const SAMPLE: Duration = Duration::from_millis(100);
 /// Receivers remembered for a piece.
 const MAX_RECEIVERS: usize = 16;
 
@@ -77,6 +83,10 @@ const MAX_RECEIVERS: usize = 16;
 pub struct Tracker {
     config: TrackerConfig,
     uploads: u32,
+    /// Pieces sent since `since`.
+    sent: u32,
+    since: Time,
+    pieces_per_s: u32,
     receivers: BTreeMap<Item, VecDeque<Receiver>>,
     /// The items of `receivers`, oldest first.
     order: VecDeque<Item>,
@@ -91,17 +101,36 @@ impl Tracker {
     /// Whether to serve `pieces` of `blob` to `peer`. [`Admission::Serve`] counts them as being sent until
     /// [`ended`](Self::ended).
     pub fn admit(&mut self, now: Time, peer: PeerId, blob: BlobKey, pieces: &[u32], priority: Priority) -> Admission {
+        let relaxed = self.relaxed();
+        let uploads =
+            self.config.uploads.saturating_mul(relaxed / self.config.relaxed.max(1)).max(self.config.uploads);
         let hard = match priority {
-            Priority::Prefetch => self.config.uploads,
-            Priority::OnDemand => self.config.uploads.saturating_mul(2),
+            Priority::Prefetch => uploads,
+            Priority::OnDemand => uploads.saturating_mul(2),
         };
-        let alternates =
-            if self.uploads < self.config.relaxed { Vec::new() } else { self.name(now, peer, blob, pieces) };
+        let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, blob, pieces) };
         if alternates.is_empty() && self.uploads < hard.max(1) {
             self.uploads += pieces.len() as u32;
             return Admission::Serve;
         }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
+    }
+
+    /// Pieces being sent up to which everyone is served, at the rate of late.
+    fn relaxed(&self) -> u32 {
+        let millis = u32::try_from(self.config.backlog.as_millis()).unwrap_or(u32::MAX);
+        self.config.relaxed.max(self.pieces_per_s.saturating_mul(millis) / 1000)
+    }
+
+    /// One more piece was sent: the rate is taken over samples, half of it from the last one.
+    fn count(&mut self, now: Time) {
+        self.sent += 1;
+        let elapsed = now.since(self.since);
+        if elapsed >= SAMPLE {
+            let rate = u128::from(self.sent) * 1_000_000_000 / elapsed.as_nanos();
+            self.pieces_per_s = self.pieces_per_s / 2 + u32::try_from(rate / 2).unwrap_or(u32::MAX / 2);
+            (self.sent, self.since) = (0, now);
+        }
     }
 
     /// Peers that received the first of these pieces, the least named first. The others of a run were mostly sent
@@ -123,6 +152,7 @@ impl Tracker {
 
     /// The last byte of a piece went to `peer`.
     pub fn sent(&mut self, now: Time, peer: PeerId, item: Item) {
+        self.count(now);
         if !self.receivers.contains_key(&item) {
             self.order.push_back(item);
             if self.order.len() > self.config.max_items.max(1)
@@ -131,7 +161,8 @@ impl Tracker {
                 self.receivers.remove(&oldest);
             }
         }
-        let receivers = self.receivers.entry(item).or_default();
+        // Most pieces are sent once or twice.
+        let receivers = self.receivers.entry(item).or_insert_with(|| VecDeque::with_capacity(1));
         receivers.retain(|receiver| receiver.peer != peer);
         if receivers.len() >= MAX_RECEIVERS {
             receivers.pop_front();

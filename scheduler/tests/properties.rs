@@ -328,6 +328,11 @@ impl Shell {
             Answer::Progress => {}
             _ => _ = self.live.remove(&request),
         }
+        if matches!(how, Answer::Deliver) {
+            // A hedge that owes more need not bring this one any more; one that owes nothing else is cancelled.
+            let hedges = self.live.values_mut().filter(|live| live.blob == item.blob && live.pieces.len() > 1);
+            hedges.for_each(|live| _ = live.pieces.remove(&item.piece));
+        }
         self.handle(event(request, item, how));
     }
 }

@@ -1,20 +1,34 @@
-//! A swarm in virtual time around the same scheduler that the daemon runs.
+//! A swarm in virtual time around the same scheduler that the daemon runs: what a rollout costs, before it is rolled
+//! out.
 //!
-//! A small world for now: every link sends one piece after the other, the registry is one link, latency is a constant
-//! for each pair of zones, nobody lies. What is simulated exactly is who asks whom for what, because that is the
-//! daemon's own code: `node.rs` is the twin of the daemon's driver.
+//! - [`Scenario`] says what swarm, image, workload, faults and policy; the cluster harness reads the same files.
+//! - `topology` places the nodes and the links between them; `flows` shares the links among the transfers, max-min fairly.
+//! - `node` and `serving` are the shell around the scheduler, twin of the daemon's; `swarm` carries out what they want.
+//! - `baseline` has the policies that need no scheduler; `tally` adds up, and [`Report`] says what it came to.
 //!
-//! The same scenario and seed give the same report, byte for byte.
+//! The same scenario and seed give the same report, bit for bit. What is modelled, with which parameters, and what is
+//! not, stands in `docs/simulator.md`.
 
-mod link;
+mod baseline;
+mod clock;
+mod flows;
+pub mod html;
 mod node;
 mod report;
+mod run;
 mod scenario;
-mod setup;
-mod world;
+mod serving;
+mod starts;
+mod swarm;
+mod tally;
+mod topology;
+mod vary;
 
-pub use report::{Registry, Report, Spread};
+pub use report::{Effort, History, Report, Spread};
+pub use run::{Progress, run};
 pub use scenario::{
-    Fault, FaultKind, Image, Nodes, Read, Role, Scenario, ScenarioError, Shares, Workload, WorkloadKind, Zone,
+    Costs, Fault, FaultKind, Image, Nodes, PAYLOAD_SHARE, Policy, Read, Registry, Role, Scenario, ScenarioError,
+    Shares, Workload, WorkloadKind, Zone,
 };
-pub use world::run;
+pub use shoal_scheduler::Time;
+pub use vary::vary;

@@ -1,9 +1,20 @@
 //! Scenario files: a swarm, an image, a workload and what goes wrong. The keys are those of the design's scenario
-//! page; unknown keys are refused, so that a typing error does not silently simulate something else.
+//! page; unknown keys are refused, so that a typing error does not silently simulate something else, and a value that
+//! makes no sense is named with its line.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod bound;
+mod check;
+mod costs;
 
-use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::costs::millis;
+pub use self::{bound::PAYLOAD_SHARE, check::ScenarioError, costs::Costs};
 
 /// A scenario as its file says it.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,6 +38,28 @@ pub struct Scenario {
     /// What goes wrong.
     #[serde(default)]
     pub faults: Vec<Fault>,
+    /// How the image is distributed; the cluster harness knows `shoal` only. Default `shoal`.
+    #[serde(default)]
+    pub policy: Policy,
+    /// What things cost in the simulator.
+    #[serde(default)]
+    pub costs: Costs,
+}
+
+/// How an image is distributed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// By Shoal: the daemon's scheduler on every node.
+    #[default]
+    Shoal,
+    /// Every node reads the registry.
+    Registry,
+    /// Shoal without exchange between nodes: they ask the seed peers alone.
+    Seeds,
+    /// A swarm that forwards whole images only: a node serves others once it has everything, one of them at a time, and
+    /// one node of each zone reads the registry. No such swarm can do better.
+    WholeBlob,
 }
 
 fn one() -> u64 {
@@ -48,14 +81,22 @@ fn five() -> f64 {
     5.0
 }
 
-/// The image: one blob of equal pieces.
+/// The image: one blob of equal pieces, or of those of a real image.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
     /// Encoded size, MiB.
+    #[serde(default)]
     pub encoded_mib: f64,
     /// Encoded size of a piece, KiB.
+    #[serde(default)]
     pub piece_kib: u64,
+    /// A bootstrap file whose pieces are simulated, in place of the two keys before; relative to the scenario file.
+    #[serde(default)]
+    pub bootstrap: Option<PathBuf>,
+    /// Encoded sizes of the pieces of that bootstrap, filled in by [`Scenario::load`].
+    #[serde(skip)]
+    pub pieces: Vec<u64>,
     /// Decoded by encoded bytes; in the simulator it scales nothing but the report. Default 1.
     #[serde(default = "ratio")]
     pub decoded_ratio: f64,
@@ -87,6 +128,13 @@ pub struct Zone {
     /// One-way latency to other zones, milliseconds; 10 where neither says.
     #[serde(default)]
     pub latency_ms: BTreeMap<String, f64>,
+    /// What it sends to and receives from the rest of the world, registry included, at most; each way, megabit per
+    /// second. Default without limit.
+    #[serde(default)]
+    pub uplink_mbit: Option<f64>,
+    /// The same for each of its racks and what is outside of the rack. Default without limit.
+    #[serde(default)]
+    pub rack_uplink_mbit: Option<f64>,
 }
 
 /// A group of equal nodes.
@@ -103,10 +151,13 @@ pub struct Nodes {
     pub up_mbit: f64,
     /// What each receives at most, megabit per second.
     pub down_mbit: f64,
+    /// Racks that they are dealt to in turn, numbered in each zone from 0; groups of a zone share them. Default 0: none.
+    #[serde(default)]
+    pub racks: usize,
 }
 
 /// What a node does for the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Reads the image.
@@ -123,7 +174,7 @@ pub struct Workload {
     pub kind: WorkloadKind,
     /// How much of the image.
     pub read: Read,
-    /// For `rolling`: the nodes start one after the other over this time, seconds.
+    /// For `rolling` and `poisson`: the time over which the nodes start, seconds.
     #[serde(default)]
     pub over_s: f64,
     /// Pieces that a reader waits for at a time, in order, beside the prefetch of all. Default 0.
@@ -139,6 +190,8 @@ pub enum WorkloadKind {
     FlashCrowd,
     /// Evenly over `over_s`.
     Rolling,
+    /// At random, independently of each other, as many in `over_s` on average as there are.
+    Poisson,
 }
 
 /// What a node reads.
@@ -166,9 +219,16 @@ pub struct Fault {
     /// To which part of them, rounded up. Default all.
     #[serde(default = "ratio")]
     pub fraction: f64,
-    /// How long a cut lasts, seconds.
+    /// How long a cut lasts, and a slow node is slow, seconds; a node that is slow for 0 stays so.
     #[serde(default)]
     pub for_s: f64,
+    /// What is left of the rates of a slow node. Default 0.1.
+    #[serde(default = "tenth")]
+    pub factor: f64,
+}
+
+fn tenth() -> f64 {
+    0.1
 }
 
 impl Fault {
@@ -189,99 +249,96 @@ impl Fault {
 pub enum FaultKind {
     /// They vanish without a word.
     Kill,
-    /// They are cut off for `for_s`; only the cluster harness can do that so far.
+    /// They are cut off for `for_s`.
     Cut,
+    /// Their links have `factor` of their rates; only the simulator can do that so far.
+    Slow,
+    /// They serve wrong bytes; only the simulator can do that so far.
+    Poison,
 }
-
-/// Why a scenario cannot be run.
-#[derive(Debug, thiserror::Error)]
-pub enum ScenarioError {
-    /// Not TOML, or not the keys of a scenario.
-    #[error(transparent)]
-    Toml(#[from] toml::de::Error),
-    /// A value that makes no sense.
-    #[error("{0}")]
-    Value(String),
-}
-
-/// Most nodes, and most pieces, of a scenario.
-const MAX: u64 = 1 << 20;
 
 impl Scenario {
-    /// Parses and checks a scenario file.
-    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = toml::from_str(text)?;
-        scenario.check().map_err(ScenarioError::Value)?;
+    /// Reads a scenario file, and the bootstrap that it names.
+    ///
+    /// # Errors
+    /// [`ScenarioError`], with file, line and key.
+    pub fn load(path: &Path) -> Result<Self, ScenarioError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
+        let mut scenario = Self::parse(&text).map_err(|error| error.of(path))?;
+        scenario.load_image(path)?;
         Ok(scenario)
     }
 
-    fn check(&self) -> Result<(), String> {
-        positive("registry.egress_mbit", self.registry.egress_mbit)?;
-        not_negative("registry.latency_ms", self.registry.latency_ms)?;
-        positive("image.encoded_mib", self.image.encoded_mib)?;
-        positive("image.decoded_ratio", self.image.decoded_ratio)?;
-        not_negative("workload.over_s", self.workload.over_s)?;
-        if self.image.piece_kib == 0 || self.encoded_bytes() / (self.image.piece_kib << 10) > MAX {
-            return Err(format!("image.piece_kib = {} makes no piece or too many", self.image.piece_kib));
-        }
-        for nodes in &self.nodes {
-            positive("nodes.up_mbit", nodes.up_mbit)?;
-            positive("nodes.down_mbit", nodes.down_mbit)?;
-            if !self.zones.iter().any(|zone| zone.name == nodes.zone) {
-                return Err(format!("nodes.zone = {:?} is not among the zones", nodes.zone));
-            }
-        }
-        for latency in self.zones.iter().flat_map(|zone| zone.latency_ms.values()) {
-            not_negative("zones.latency_ms", *latency)?;
-        }
-        let count: u64 = self.nodes.iter().map(|nodes| nodes.count as u64).sum();
-        if count == 0 || count > MAX {
-            return Err(format!("{count} nodes; from 1 to {MAX} can be simulated"));
-        }
-        for fault in &self.faults {
-            not_negative("faults.at_s", fault.at_s)?;
-            not_negative("faults.for_s", fault.for_s)?;
-            part("faults.fraction", fault.fraction)?;
-            if fault.select.is_none() && fault.kind == FaultKind::Kill {
-                return Err("faults.select is missing: kill node or seed".to_owned());
-            }
-            if let Some(zone) = fault.zone.as_ref().filter(|name| !self.zones.iter().any(|zone| zone.name == **name))
-            {
-                return Err(format!("faults.zone = {zone:?} is not among the zones"));
-            }
-        }
-        if let Some(shares) = &self.image.shares {
-            part("image.shares.fraction", shares.fraction)?;
+    /// Reads the bootstrap that a scenario names, if it names one; `path` is that of the scenario.
+    ///
+    /// # Errors
+    /// [`ScenarioError::Bootstrap`].
+    pub fn load_image(&mut self, path: &Path) -> Result<(), ScenarioError> {
+        if let Some(bootstrap) = &self.image.bootstrap {
+            self.image.pieces = pieces_of(&path.parent().unwrap_or(Path::new(".")).join(bootstrap))?;
         }
         Ok(())
     }
 
-    /// What of this scenario the simulator cannot do, if anything.
-    pub fn not_simulated(&self) -> Option<&'static str> {
-        if self.faults.iter().any(|fault| fault.kind == FaultKind::Cut) {
-            return Some("faults of kind \"cut\" are not simulated");
-        }
-        self.image.shares.is_some().then_some("image.shares is not simulated")
+    /// What of this scenario only the simulator can do, if anything.
+    pub fn only_simulated(&self) -> Option<&'static str> {
+        let limits = |zone: &Zone| zone.uplink_mbit.is_some() || zone.rack_uplink_mbit.is_some();
+        let faults = |fault: &Fault| matches!(fault.kind, FaultKind::Slow | FaultKind::Poison);
+        [
+            (self.policy != Policy::Shoal, "policies other than \"shoal\""),
+            (self.image.bootstrap.is_some(), "image.bootstrap"),
+            (self.zones.iter().any(limits), "links of zones and racks"),
+            (self.workload.kind != WorkloadKind::FlashCrowd, "workloads other than \"flash-crowd\""),
+            (self.faults.iter().any(faults), "faults of the kinds \"slow\" and \"poison\""),
+        ]
+        .into_iter()
+        .find_map(|(found, what)| found.then_some(what))
     }
 
-    /// Seconds before which nobody can be done: the registry sends `bytes` once to each zone, the slowest node takes
-    /// them in, and all that is received is sent by somebody. `share` is the part of a link's rate that is payload.
-    pub fn bound_s(&self, bytes: u64, share: f64) -> f64 {
-        let bytes = bytes as f64;
-        let rate = |mbit: f64| mbit * 125_000.0 * share;
-        let groups = || self.nodes.iter().filter(|group| group.count > 0);
-        let zones: BTreeSet<_> = groups().map(|group| &group.zone).collect();
-        let registry = rate(self.registry.egress_mbit);
-        let slowest = groups().map(|group| rate(group.down_mbit)).fold(f64::INFINITY, f64::min);
-        let up: f64 = groups().map(|group| group.count as f64 * rate(group.up_mbit)).sum();
-        let count: usize = groups().map(|group| group.count).sum();
-        let all = count as f64 * bytes / (registry + up);
-        (zones.len() as f64 * bytes / registry).max(bytes / slowest).max(all)
+    /// Nodes that read the image.
+    pub fn readers(&self) -> usize {
+        self.nodes.iter().filter(|group| group.role == Role::Node).map(|group| group.count).sum()
+    }
+
+    /// Parses and checks the text of a scenario file.
+    ///
+    /// # Errors
+    /// [`ScenarioError`], with line and key.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self = toml::from_str(text)?;
+        check::check(&scenario, text)?;
+        Ok(scenario)
+    }
+
+    /// The same swarm with zones and groups in an order that does not depend on that of the file.
+    pub(crate) fn in_order(&self) -> Self {
+        let mut scenario = self.clone();
+        scenario.zones.sort_by(|a, b| a.name.cmp(&b.name));
+        let key = |group: &Nodes| {
+            let rates = (group.up_mbit.to_bits(), group.down_mbit.to_bits());
+            (group.zone.clone(), group.role, rates, group.count, group.racks)
+        };
+        scenario.nodes.sort_by_key(key);
+        scenario.faults.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
+        scenario
     }
 
     /// Encoded bytes of the image.
     pub fn encoded_bytes(&self) -> u64 {
+        if self.image.bootstrap.is_some() {
+            return self.image.pieces.iter().sum();
+        }
         (self.image.encoded_mib * f64::from(1 << 20)) as u64
+    }
+
+    /// Encoded sizes of the image's pieces.
+    pub(crate) fn piece_bytes(&self) -> Vec<u64> {
+        if self.image.bootstrap.is_some() {
+            return self.image.pieces.clone();
+        }
+        let (total, piece) = (self.encoded_bytes().max(1), self.image.piece_kib << 10);
+        (0..total.div_ceil(piece)).map(|at| piece.min(total - at * piece)).collect()
     }
 
     /// One-way latency between two zones, milliseconds: 0.25 within one.
@@ -292,16 +349,17 @@ impl Scenario {
     }
 }
 
-fn positive(key: &str, value: f64) -> Result<(), String> {
-    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{key} = {value} is not positive")) }
-}
-
-fn part(key: &str, value: f64) -> Result<(), String> {
-    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(format!("{key} = {value} is not between 0 and 1")) }
-}
-
-fn not_negative(key: &str, value: f64) -> Result<(), String> {
-    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{key} = {value} is negative")) }
+/// Encoded sizes of the pieces that a bootstrap names, blob after blob.
+fn pieces_of(path: &Path) -> Result<Vec<u64>, ScenarioError> {
+    let fail = |reason: String| ScenarioError::Bootstrap { path: path.to_owned(), reason };
+    let bootstrap = shoal_rafs::Bootstrap::open(path).map_err(|error| fail(shoal_rafs::chain(&error)))?;
+    let mut sizes = Vec::new();
+    for blob in 0..bootstrap.blobs().len() as u32 {
+        let table = bootstrap.piece_table(blob, None).map_err(|error| fail(shoal_rafs::chain(&error)))?;
+        let pieces = (0..table.len()).filter_map(|number| table.piece(number));
+        sizes.extend(pieces.map(|piece| piece.encoded().end - piece.encoded().start).filter(|&bytes| bytes > 0));
+    }
+    if sizes.is_empty() { Err(fail("it names no piece".to_owned())) } else { Ok(sizes) }
 }
 
 #[cfg(test)]
@@ -309,42 +367,42 @@ mod tests {
     use super::*;
 
     const GOOD: &str = include_str!("../scenarios/flash-crowd.toml");
-    const CLUSTER: [&str; 4] = [
-        include_str!("../scenarios/cluster-small.toml"),
-        include_str!("../scenarios/cluster-32-seeds.toml"),
-        include_str!("../scenarios/cluster-32-faults.toml"),
-        include_str!("../scenarios/cluster-v2.toml"),
-    ];
 
     #[test]
-    fn scenarios_of_the_cluster_harness_parse() {
-        let parsed = CLUSTER.map(|text| Scenario::parse(text).unwrap());
-        assert_eq!(parsed.each_ref().map(|s| s.not_simulated().is_some()), [false, false, true, true]);
-        let text = CLUSTER[2].replace("zone = \"b\"\nfor_s", "zone = \"c\"\nfor_s");
-        assert!(Scenario::parse(&text).unwrap_err().to_string().contains("faults.zone"));
+    fn shipped_scenarios_parse() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            Scenario::load(&entry.unwrap().path()).unwrap_or_else(|error| panic!("{error}"));
+            count += 1;
+        }
+        assert!(count >= 9);
     }
 
     #[test]
-    fn the_bound_is_the_narrowest_place() {
-        let scenario = Scenario::parse(CLUSTER[1]).unwrap();
-        let bytes = scenario.encoded_bytes();
-        assert!((scenario.bound_s(bytes, 1.0) - bytes as f64 / 2.5e6).abs() < 1e-6, "a node's own link");
-        assert!(scenario.bound_s(bytes, 0.5) > 1.9 * scenario.bound_s(bytes, 1.0));
-    }
-
-    #[test]
-    fn shipped_scenario_parses_and_mistakes_are_named() {
-        assert_eq!(Scenario::parse(GOOD).unwrap().name, "flash-crowd");
-        for (from, to, says) in [
-            ("egress_mbit", "egres_mbit", "egres_mbit"),
-            ("egress_mbit = 100", "egress_mbit = -1", "egress_mbit"),
-            ("piece_kib = 512", "piece_kib = 0", "piece_kib"),
-            ("role = \"seed\"", "role = \"sed\"", "sed"),
-            ("name = \"a\"", "name = \"b\"", "zone"),
-            ("kind = \"flash-crowd\"", "kind = \"poisson\"", "poisson"),
+    fn mistakes_are_named_with_line_and_key() {
+        for (from, to, line, says) in [
+            ("egress_mbit", "egres_mbit", 6, "egres_mbit"),
+            ("egress_mbit = 100", "egress_mbit = -1", 6, "registry.egress_mbit"),
+            ("piece_kib = 512", "piece_kib = 0", 11, "image.piece_kib"),
+            ("role = \"seed\"", "role = \"sed\"", 26, "sed"),
+            ("name = \"a\"", "name = \"b\"", 18, "nodes[0].zone"),
+            ("up_mbit = 100\ndown_mbit = 100", "up_mbit = 100\ndown_mbit = 0", 29, "nodes[1].down_mbit"),
+            ("kind = \"flash-crowd\"", "kind = \"poison\"", 32, "poison"),
+            ("kind = \"flash-crowd\"", "kind = \"rolling\"", 31, "workload.over_s"),
+            ("[workload]", "[costs]\nlease_s = 0\n[workload]", 32, "costs.lease_s"),
         ] {
             let error = Scenario::parse(&GOOD.replacen(from, to, 1)).unwrap_err().to_string();
-            assert!(error.contains(says), "{to}: {error}");
+            assert!(error.contains(says) && error.contains(&format!("line {line}")), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn groups_and_zones_have_an_order_of_their_own() {
+        let scenario = Scenario::parse(GOOD).unwrap();
+        let mut turned = scenario.clone();
+        turned.nodes.reverse();
+        let rates = |scenario: Scenario| scenario.nodes.iter().map(|group| group.up_mbit).collect::<Vec<_>>();
+        assert_eq!(rates(scenario.in_order()), rates(turned.in_order()));
     }
 }

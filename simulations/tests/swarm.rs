@@ -1,9 +1,7 @@
-//! Whole swarms: everyone gets everything, the registry sends the image about once, and the same seed tells the same
-//! story.
+//! Whole swarms: everyone gets everything, the registry sends the image about once, what can be worked out by hand comes
+//! out, and neither the seed used twice nor the order of a file changes a story.
 
-use std::process::Command;
-
-use shoal_sim::{Report, Scenario, run};
+use shoal_sim::{Fault, FaultKind, Policy, Report, Role, Scenario, run};
 
 const FLASH_CROWD: &str = include_str!("../scenarios/flash-crowd.toml");
 const LOST_SEED: &str = include_str!("../scenarios/lost-seed.toml");
@@ -15,9 +13,19 @@ fn small(text: &str) -> Scenario {
     scenario
 }
 
-fn complete(report: &Report) {
-    assert_eq!(report.complete, report.nodes, "seed {}: {report}", report.seed);
-    assert_eq!(report.failed_reads, 0, "seed {}: {report}", report.seed);
+fn complete(scenario: &Scenario, seed: u64) -> Report {
+    let report = run(scenario, seed, &());
+    assert!(report.is_right() && report.complete == report.alive, "seed {seed}: {report}");
+    let received: u64 = report.received_bytes.values().sum();
+    let needed = report.complete as u64 * report.image_encoded_bytes;
+    if scenario.faults.is_empty() && scenario.image.shares.is_none() {
+        assert!((needed..=needed + report.wasted_bytes).contains(&received), "seed {seed}: {received}: {report}");
+    }
+    report
+}
+
+fn fault(kind: FaultKind, select: Option<Role>, at_s: f64) -> Fault {
+    Fault { at_s, kind, select, zone: None, fraction: 0.25, for_s: 0.0, factor: 0.1 }
 }
 
 #[test]
@@ -26,11 +34,11 @@ fn a_flash_crowd_with_seed_peers_costs_the_registry_one_copy() {
     one_seed.nodes[1].count = 1;
     for scenario in [small(FLASH_CROWD), one_seed] {
         for seed in 1..4 {
-            let report = run(&scenario, seed);
-            complete(&report);
-            let copies = report.registry.copies_per_zone["a"];
-            assert!((1.0..=1.05).contains(&copies), "seed {seed}: {copies} copies");
-            assert!(report.all_s.max < 2.0 * report.bound_s, "seed {seed}: {report}");
+            let report = complete(&scenario, seed);
+            let copies = report.copies_per_zone();
+            assert!((0.99..=1.05).contains(&copies), "seed {seed}: {copies} copies");
+            let last = report.complete_seconds.max / report.fluid_bound_seconds;
+            assert!((1.0..2.0).contains(&last), "seed {seed}: {report}");
         }
     }
 }
@@ -39,19 +47,19 @@ fn a_flash_crowd_with_seed_peers_costs_the_registry_one_copy() {
 fn a_crowd_without_seed_peers_shares_what_it_reads() {
     let mut scenario = small(FLASH_CROWD);
     scenario.nodes.pop();
-    let report = run(&scenario, 1);
-    complete(&report);
-    let copies = report.registry.copies_per_zone["a"];
+    let copies = complete(&scenario, 1).copies_per_zone();
     assert!(copies < 3.0, "{copies} copies for 16 nodes");
 }
 
 #[test]
-fn rolling_starts_and_readers_that_wait() {
-    let text = FLASH_CROWD
-        .replace("\"flash-crowd\"\nread = \"all\"", "\"rolling\"\nover_s = 10\nread = \"all\"\non_demand = 4");
-    let report = run(&small(&text), 1);
-    complete(&report);
-    assert!(report.registry.copies_per_zone["a"] <= 1.05, "{report}");
+fn rolling_and_random_starts_and_readers_that_wait() {
+    for kind in ["rolling", "poisson"] {
+        let workload = format!("\"{kind}\"\nover_s = 10\nread = \"all\"\non_demand = 4");
+        let report = complete(&small(&FLASH_CROWD.replace("\"flash-crowd\"\nread = \"all\"", &workload)), 1);
+        // More than one copy: seed peers of 100 Mbit/s that send pieces of 512 KiB to many at once are silent to each for
+        // longer than a waiting reader is patient, who then asks the next home.
+        assert!(report.copies_per_zone() < 4.0, "{report}");
+    }
 }
 
 #[test]
@@ -61,11 +69,8 @@ fn losing_a_quarter_of_the_nodes_and_a_seed_peer_costs_little() {
         fault.at_s = 3.0;
     }
     for seed in 1..4 {
-        let report = run(&scenario, seed);
-        complete(&report);
-        for (zone, copies) in &report.registry.copies_per_zone {
-            assert!(*copies <= 1.3, "seed {seed}: {copies} copies in zone {zone}");
-        }
+        let copies = complete(&scenario, seed).copies_per_zone();
+        assert!(copies <= 1.3, "seed {seed}: {copies} copies");
     }
 }
 
@@ -73,33 +78,81 @@ fn losing_a_quarter_of_the_nodes_and_a_seed_peer_costs_little() {
 fn losing_every_seed_peer_sends_the_nodes_to_the_registry() {
     let mut scenario = small(LOST_SEED);
     for fault in &mut scenario.faults {
-        (fault.at_s, fault.fraction) = (0.5, if fault.select == Some(shoal_sim::Role::Seed) { 1.0 } else { 0.0 });
+        (fault.at_s, fault.fraction) = (0.5, if fault.select == Some(Role::Seed) { 1.0 } else { 0.0 });
     }
-    complete(&run(&scenario, 1));
+    complete(&scenario, 1);
 }
 
 #[test]
-fn the_same_seed_tells_the_same_story_and_usage_is_checked() {
-    let folder = std::env::temp_dir().join(format!("shoal-sim-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let scenario = folder.join("small.toml");
-    std::fs::write(&scenario, LOST_SEED.replace("encoded_mib = 64", "encoded_mib = 16")).unwrap();
-    let sim = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_shoal-sim")).args(arguments).output().unwrap();
-    let report = |name: &str, seed: &str| {
-        let json = folder.join(name);
-        let output = sim(&["run", scenario.to_str().unwrap(), "--seed", seed, "--json", json.to_str().unwrap()]);
-        assert!(output.status.success(), "{output:?}");
-        std::fs::read_to_string(json).unwrap()
-    };
-    assert_eq!(report("a.json", "5"), report("b.json", "5"));
-    assert_ne!(report("a.json", "5"), report("c.json", "6"));
-    for (code, arguments) in [
-        (2, &["run"][..]),
-        (2, &["walk"]),
-        (1, &["run", "/nonexistent.toml"]),
-        (1, &["run", scenario.to_str().unwrap(), "--json", "/nonexistent/report.json"]),
+fn nodes_that_are_cut_off_slow_or_poisonous_keep_nobody_from_finishing() {
+    let cut = |select, for_s| Fault { for_s, ..fault(FaultKind::Cut, select, 2.0) };
+    let zone = Fault { zone: Some("b".to_owned()), ..cut(None, 5.0) };
+    for faults in [
+        vec![cut(Some(Role::Node), 20.0)],
+        vec![zone],
+        vec![fault(FaultKind::Slow, Some(Role::Node), 1.0), cut(Some(Role::Node), 3.0)],
+        vec![fault(FaultKind::Poison, Some(Role::Node), 0.0)],
     ] {
-        assert_eq!(sim(arguments).status.code(), Some(code), "{arguments:?}");
+        let scenario = Scenario { faults, ..small(LOST_SEED) };
+        let report = complete(&scenario, 1);
+        let poisoned = scenario.faults[0].kind == FaultKind::Poison;
+        assert!(!poisoned || report.wasted_bytes > 0, "{report}");
     }
-    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_thin_link_between_zones_carries_no_more_than_it_can() {
+    let mut scenario = small(LOST_SEED);
+    scenario.faults.clear();
+    scenario.zones[1].uplink_mbit = Some(40.0);
+    scenario.nodes.iter_mut().for_each(|group| group.racks = 3);
+    scenario.zones[0].rack_uplink_mbit = Some(200.0);
+    let report = complete(&scenario, 1);
+    let most = 2.0 * 40.0 * 125_000.0 * report.complete_seconds.max;
+    assert!((report.cross_zone_bytes as f64) <= most * 1.01, "{report}");
+}
+
+#[test]
+fn who_has_an_earlier_image_fetches_the_rest_only() {
+    let text = FLASH_CROWD.replace("decoded_ratio = 2.0", "shares = { with = \"v1\", fraction = 0.75 }");
+    let scenario = small(&text);
+    let report = complete(&scenario, 1);
+    let part = report.received_bytes.values().sum::<u64>() as f64 / (16 * report.image_encoded_bytes) as f64;
+    assert!((0.1..0.45).contains(&part), "{part}");
+}
+
+/// Policies of whole images can be worked out by hand.
+#[test]
+fn whole_images_take_as_long_as_arithmetic_says() {
+    let mut scenario = small(FLASH_CROWD);
+    scenario.costs.decode_mib_s = 1e9;
+    scenario.registry.latency_ms = 0.0;
+    let own = 32.0 * f64::from(1 << 20) / (20.0 * 125_000.0 * shoal_sim::PAYLOAD_SHARE);
+    let last = |scenario: &Scenario| complete(scenario, 1).complete_seconds.max;
+    let near = |took: f64, expected: f64| assert!((took / expected - 1.0).abs() < 0.02, "{took} for {expected}");
+    // Sixteen nodes of 20 Mbit/s behind a registry of 100: a fifth of what they could take.
+    scenario.policy = Policy::Registry;
+    near(last(&scenario), own * 16.0 * 20.0 / 100.0);
+    // Wide enough, everyone is done at the fluid bound.
+    scenario.registry.egress_mbit = 1000.0;
+    near(last(&scenario), scenario.bound_s(scenario.encoded_bytes(), shoal_sim::PAYLOAD_SHARE));
+    // One reads the registry, and then those who have it double four times.
+    scenario.policy = Policy::WholeBlob;
+    near(last(&scenario), own * 5.0);
+    scenario.policy = Policy::Seeds;
+    let report = complete(&scenario, 1);
+    assert_eq!(report.received_bytes.get("peer"), None, "{report}");
+}
+
+#[test]
+fn neither_a_second_run_nor_the_order_of_the_file_changes_anything() {
+    let mut scenario = small(LOST_SEED);
+    scenario.nodes[0].up_mbit = 40.0;
+    let mut turned = scenario.clone();
+    turned.nodes.reverse();
+    turned.zones.reverse();
+    let report = run(&scenario, 7, &());
+    assert_eq!(report, run(&scenario, 7, &()));
+    assert_eq!(report, run(&turned, 7, &()));
+    assert_ne!(report, run(&scenario, 8, &()));
 }

@@ -77,6 +77,8 @@ fn begin<'a>(
                     network.switch_host(&node.host, false)?;
                     ends.push(Step::JoinHost(node.host.clone()));
                 }
+                // Refused before anything is started.
+                FaultKind::Slow | FaultKind::Poison => {}
             }
         }
     }

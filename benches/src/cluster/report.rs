@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
 use shoal::layout_server::RegistryFigures;
-use shoal_sim::Scenario;
+use shoal_sim::{PAYLOAD_SHARE, Scenario};
 
 use super::{
-    PAYLOAD_SHARE,
     image::Image,
     meter::Usage,
     network::{Links, Network},

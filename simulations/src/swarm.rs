@@ -1,0 +1,492 @@
+//! The swarm: nodes around their schedulers, the messages between them, and the transfers on the links. One loop takes
+//! whatever is next, from the agenda or from the links.
+
+mod faults;
+mod setup;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand_chacha::ChaCha8Rng;
+use shoal_proto::Bitfield;
+use shoal_scheduler::{Event, RequestId, Time};
+
+use crate::{
+    clock::Agenda,
+    flows::{FlowId, Flows, LinkId},
+    node::{BLOB, Errand, Message, Node, REMIND},
+    report::{Outcome, Reader},
+    run::Progress,
+    scenario::{Role, Scenario, millis},
+    serving::{Sending, Ticket},
+    tally::{Sender, Tally},
+    topology::{Index, Topology},
+};
+
+/// A swarm in which nothing arrives for so long will not move again.
+const STANDSTILL: Duration = Duration::from_secs(900);
+/// How often somebody watching is told.
+const PROGRESS_EVERY: u64 = 1 << 16;
+
+#[derive(Debug)]
+enum Happening {
+    Start(Index),
+    Mounted(Index),
+    Timeout(Index),
+    Message {
+        from: Index,
+        to: Index,
+        message: Message,
+    },
+    Connected(Index, Index),
+    Noticed {
+        at: Index,
+        gone: Index,
+    },
+    /// The neighbours of a node in one zone hear what is new there.
+    Have {
+        from: Index,
+        zone: u16,
+        news: Arc<Bitfield>,
+    },
+    Tick(Index),
+    RegistryRead {
+        to: Index,
+        request: RequestId,
+    },
+    Arrival {
+        to: Index,
+        request: RequestId,
+        piece: u32,
+        good: bool,
+    },
+    Remind(Index, Ticket),
+    Leases,
+    Fault(usize),
+    Heal(usize),
+    Silence(usize),
+}
+
+/// What is on the links.
+#[derive(Debug, Clone, Copy)]
+struct Parcel {
+    /// Nobody is the registry.
+    from: Option<Index>,
+    to: Index,
+    request: RequestId,
+    piece: u32,
+}
+
+/// A read of the registry under way.
+#[derive(Debug)]
+struct Read {
+    pieces: VecDeque<u32>,
+    flow: Option<FlowId>,
+}
+
+/// What the swarm keeps of each node beside the node itself.
+#[derive(Debug, Default)]
+struct Standing {
+    /// Nodes that it is connected to.
+    neighbours: BTreeSet<Index>,
+    /// Nodes that hear what is new here.
+    listeners: BTreeSet<Index>,
+    /// When in the interval it tells what is new, and whether it is about to.
+    phase: Duration,
+    ticking: bool,
+    /// Which cuts keep it from whom.
+    cut: Vec<usize>,
+}
+
+pub(crate) struct Swarm<'a> {
+    scenario: &'a Scenario,
+    now: Time,
+    agenda: Agenda<Happening>,
+    flows: Flows<Parcel>,
+    topology: Topology,
+    nodes: Vec<Node>,
+    standing: Vec<Standing>,
+    connecting: BTreeSet<(Index, Index)>,
+    reads: BTreeMap<(Index, RequestId), Read>,
+    piece_bytes: Arc<[u64]>,
+    tally: Tally,
+    rng: ChaCha8Rng,
+    cuts: Vec<faults::Cut>,
+    /// Rates of the links that a fault has changed, as they were.
+    full_rates: BTreeMap<LinkId, f64>,
+    last_arrival: Time,
+    /// Readers that are alive and not complete.
+    unfinished: usize,
+    events: u64,
+}
+
+/// Runs a scenario to its end.
+pub(crate) fn run(scenario: &Scenario, seed: u64, progress: &dyn Progress) -> Outcome {
+    let mut swarm = Swarm::new(scenario, seed);
+    swarm.set_up();
+    while swarm.unfinished > 0 && swarm.now.since(swarm.last_arrival) < STANDSTILL && swarm.step() {
+        if swarm.events.is_multiple_of(PROGRESS_EVERY) {
+            progress.report(swarm.now, swarm.tally.received.values().sum());
+        }
+    }
+    swarm.outcome()
+}
+
+impl Swarm<'_> {
+    /// Lets the next thing happen; says whether there was one.
+    fn step(&mut self) -> bool {
+        let transfer = self.flows.next(self.now).filter(|&at| at < Time::MAX);
+        let Some(at) = self.agenda.next().into_iter().chain(transfer).min() else { return false };
+        self.now = at;
+        self.events += 1;
+        if transfer == Some(at) {
+            if let Some(parcel) = self.flows.finish(at) {
+                self.carried(parcel);
+            }
+        } else if let Some(what) = self.agenda.pop() {
+            self.happen(what);
+        }
+        true
+    }
+
+    fn after(&mut self, delay: Duration, what: Happening) {
+        self.agenda.push(self.now + delay, what);
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Start(at) => self.start(at),
+            Happening::Mounted(at) => {
+                let window = self.scenario.workload.on_demand;
+                self.tell(at, |node, now| node.read(now, window));
+            }
+            Happening::Timeout(at) => {
+                if self.nodes[at as usize].wake == Some(self.now) {
+                    self.node(at).wake = None;
+                    self.tell(at, |node, now| node.timeout(now));
+                }
+            }
+            Happening::Message { from, to, message } => {
+                if self.standing[to as usize].neighbours.contains(&from) {
+                    let peer = self.topology.place(from).id;
+                    self.tell(to, |node, now| node.hear(now, from, peer, message));
+                }
+            }
+            Happening::Connected(a, b) => self.connected(a, b),
+            Happening::Noticed { at, gone } => self.noticed(at, gone),
+            Happening::Have { from, zone, news } => self.have(from, zone, &news),
+            Happening::Tick(at) => self.tick(at),
+            Happening::RegistryRead { to, request } => self.read_on(to, request),
+            Happening::Arrival { to, request, piece, good } => self.arrive(to, request, piece, good),
+            Happening::Remind(at, ticket) => self.tell(at, |node, _| node.remind(ticket)),
+            Happening::Leases => self.leases(),
+            Happening::Fault(at) => self.fault(at),
+            Happening::Heal(at) => self.heal(at),
+            Happening::Silence(at) => self.silence(at),
+        }
+    }
+
+    fn node(&mut self, at: Index) -> &mut Node {
+        &mut self.nodes[at as usize]
+    }
+
+    /// Lets a node act and does what it then asks for.
+    fn tell(&mut self, at: Index, act: impl FnOnce(&mut Node, Time)) {
+        let now = self.now;
+        let node = &mut self.nodes[at as usize];
+        if !node.alive {
+            return;
+        }
+        act(node, now);
+        let mut errands = std::mem::take(&mut node.outbox);
+        let news = !node.news.is_empty();
+        let next = node.scheduler.poll_timeout().map(|next| next.max(now));
+        if let Some(next) = next.filter(|&next| node.wake.is_none_or(|wake| next < wake)) {
+            node.wake = Some(next);
+            self.agenda.push(next, Happening::Timeout(at));
+        }
+        if news && !self.standing[at as usize].ticking {
+            self.expect_tick(at);
+        }
+        errands.drain(..).for_each(|errand| self.run_errand(at, errand));
+        // The allocation is worth keeping, unless the errands had the node act again.
+        let outbox = &mut self.node(at).outbox;
+        if outbox.is_empty() {
+            *outbox = errands;
+        }
+    }
+
+    fn run_errand(&mut self, at: Index, errand: Errand) {
+        match errand {
+            Errand::Send(peer, message) => {
+                if let Some(to) = self.topology.find(peer) {
+                    self.tally.requests += u64::from(matches!(message, Message::Request { .. }));
+                    self.send(at, to, message);
+                }
+            }
+            Errand::Reply(to, message) => {
+                self.tally.refused += u64::from(matches!(message, Message::Answer(Event::Busy { .. })));
+                self.send(at, to, message);
+            }
+            Errand::Connect(peer) => {
+                if let Some(other) = self.topology.find(peer) {
+                    self.connect(at, other);
+                }
+            }
+            Errand::Disconnect(peer) => {
+                if let Some(other) = self.topology.find(peer) {
+                    self.after(Duration::ZERO, Happening::Noticed { at, gone: other });
+                    self.after(self.topology.latency(at, other), Happening::Noticed { at: other, gone: at });
+                }
+            }
+            Errand::Registry { request, pieces } => {
+                self.tally.registry_requests += 1;
+                self.reads.insert((at, request), Read { pieces: pieces.into(), flow: None });
+                self.after(self.topology.registry_latency(), Happening::RegistryRead { to: at, request });
+            }
+            Errand::CancelRegistry { request } => {
+                if let Some(flow) = self.reads.remove(&(at, request)).and_then(|read| read.flow) {
+                    self.stop(flow);
+                }
+            }
+            Errand::Transfer(sending) => self.transfer(at, sending),
+            Errand::Stop(flow) => self.stop(flow),
+            Errand::Remind(ticket) => self.after(REMIND, Happening::Remind(at, ticket)),
+        }
+    }
+
+    /// A message arrives a latency later, or once both ends can hear each other again.
+    fn send(&mut self, from: Index, to: Index, message: Message) {
+        let mut delay = self.topology.latency(from, to);
+        if matches!(message, Message::Request { .. }) {
+            delay += millis(self.scenario.costs.request_ms);
+        }
+        let cut = self.cut_until(from, to).map_or(Duration::ZERO, |until| until.since(self.now));
+        self.after(delay + cut, Happening::Message { from, to, message });
+    }
+
+    fn transfer(&mut self, at: Index, sending: Sending) {
+        let Sending { ticket: (to, request), piece, bytes } = sending;
+        let parcel = Parcel { from: Some(at), to, request, piece };
+        let flow = self.flows.start(self.now, self.topology.path(at, to), bytes, parcel);
+        self.node(at).serving.carried_by((to, request), flow);
+    }
+
+    /// Breaks a transfer off. What came through is a waste.
+    fn stop(&mut self, flow: FlowId) {
+        if let Some((parcel, bytes)) = self.flows.cancel(self.now, flow) {
+            self.tally.wasted += bytes;
+            self.count(&parcel, bytes);
+        }
+    }
+
+    fn count(&mut self, parcel: &Parcel, bytes: u64) {
+        let to = self.topology.place(parcel.to);
+        let from = parcel.from.map_or(Sender::Registry, |from| {
+            let place = self.topology.place(from);
+            Sender::Node(place.role, place.zone)
+        });
+        self.tally.add(self.now, from, to.zone, to.role, bytes);
+    }
+
+    /// The last byte of a parcel is through.
+    fn carried(&mut self, parcel: Parcel) {
+        let Parcel { from, to, request, piece } = parcel;
+        let bytes = self.piece_bytes[piece as usize];
+        self.count(&parcel, bytes);
+        let latency = from.map_or(Duration::ZERO, |from| self.topology.latency(from, to));
+        let good = from.is_none_or(|from| !self.nodes[from as usize].poisonous);
+        // Pieces are decoded one after the other, with all cores.
+        let here = self.now + latency;
+        let node = self.node(to);
+        let decoded = node.decoded.max(here);
+        let decoded = decoded + self.scenario.costs.decoding(bytes);
+        self.node(to).decoded = decoded;
+        self.agenda.push(decoded, Happening::Arrival { to, request, piece, good });
+        match from {
+            Some(from) => self.tell(from, |node, now| node.sent(now, (to, request))),
+            None => self.read_on(to, request),
+        }
+    }
+
+    /// The next piece of a read of the registry goes on the links.
+    fn read_on(&mut self, to: Index, request: RequestId) {
+        let Some(read) = self.reads.get_mut(&(to, request)) else { return };
+        let Some(piece) = read.pieces.pop_front() else {
+            self.reads.remove(&(to, request));
+            return;
+        };
+        let parcel = Parcel { from: None, to, request, piece };
+        let (path, bytes) = (self.topology.path_from_registry(to), self.piece_bytes[piece as usize]);
+        read.flow = Some(self.flows.start(self.now, path, bytes, parcel));
+    }
+
+    fn arrive(&mut self, to: Index, request: RequestId, piece: u32, good: bool) {
+        self.last_arrival = self.now;
+        let node = self.node(to);
+        if !node.alive {
+            return;
+        }
+        if !good || node.have().contains(piece) {
+            self.tally.wasted += self.piece_bytes[piece as usize];
+        }
+        let was_complete = self.nodes[to as usize].last.is_some();
+        if good {
+            self.tell(to, |node, now| node.receive(now, request, piece));
+        } else {
+            self.tell(to, |node, now| node.reject(now, request));
+        }
+        let reads = self.topology.place(to).role == Role::Node;
+        if reads && !was_complete && self.nodes[to as usize].last.is_some() {
+            self.unfinished -= 1;
+        }
+    }
+
+    fn connect(&mut self, a: Index, b: Index) {
+        let known = self.standing[a as usize].neighbours.contains(&b);
+        if a != b && !known && self.cut_until(a, b).is_none() && self.connecting.insert((a.min(b), a.max(b))) {
+            let delay = self.topology.latency(a, b).mul_f64(2.0 * self.scenario.costs.connect_rtts);
+            self.after(delay, Happening::Connected(a, b));
+        }
+    }
+
+    fn connected(&mut self, a: Index, b: Index) {
+        self.connecting.remove(&(a.min(b), a.max(b)));
+        if !self.nodes[a as usize].alive || !self.nodes[b as usize].alive {
+            return;
+        }
+        for (at, other) in [(a, b), (b, a)] {
+            self.standing[at as usize].neighbours.insert(other);
+            let place = self.topology.place(other);
+            let role = match place.role {
+                Role::Node => shoal_proto::Role::Node,
+                Role::Seed => shoal_proto::Role::Seed,
+            };
+            let (peer, zone) = (place.id, self.topology.zones[usize::from(place.zone)].clone());
+            let labels = setup::labels(place);
+            self.tell(at, |node, now| node.handle(now, Event::PeerUp { peer, role, zone, labels }));
+        }
+        self.show_interest(a, b);
+        self.show_interest(b, a);
+    }
+
+    /// A node that reads hears from now on what its neighbour can serve.
+    fn show_interest(&mut self, at: Index, other: Index) {
+        if self.nodes[at as usize].started.is_some() && self.standing[other as usize].listeners.insert(at) {
+            let (peer, have) = (self.topology.place(other).id, self.nodes[other as usize].have().clone());
+            self.tell(at, |node, now| {
+                node.handle(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: true });
+            });
+        }
+    }
+
+    fn noticed(&mut self, at: Index, gone: Index) {
+        let standing = &mut self.standing[at as usize];
+        standing.listeners.remove(&gone);
+        if standing.neighbours.remove(&gone) {
+            let peer = self.topology.place(gone).id;
+            self.tell(at, |node, now| node.lost(now, peer, gone));
+        }
+    }
+
+    /// The next turn to tell what is new, of those that come every interval.
+    fn expect_tick(&mut self, at: Index) {
+        let interval = self.scenario.costs.have_ms / 1e3;
+        let standing = &mut self.standing[at as usize];
+        standing.ticking = true;
+        let turns = (self.now.as_secs_f64() - standing.phase.as_secs_f64()) / interval;
+        let next = standing.phase + Duration::from_secs_f64((turns.floor() + 1.0).max(0.0) * interval);
+        self.agenda.push((Time::ZERO + next).max(self.now), Happening::Tick(at));
+    }
+
+    fn tick(&mut self, at: Index) {
+        self.standing[at as usize].ticking = false;
+        if !self.nodes[at as usize].alive {
+            return;
+        }
+        let empty = Bitfield::new(self.piece_bytes.len() as u32);
+        let news = Arc::new(std::mem::replace(&mut self.node(at).news, empty));
+        let listeners = &self.standing[at as usize].listeners;
+        let zones: BTreeSet<u16> = listeners.iter().map(|&other| self.topology.place(other).zone).collect();
+        for zone in zones {
+            let delay = self.topology.zone_latency(self.topology.place(at).zone, zone);
+            self.after(delay, Happening::Have { from: at, zone, news: news.clone() });
+        }
+    }
+
+    fn have(&mut self, from: Index, zone: u16, news: &Bitfield) {
+        let peer = self.topology.place(from).id;
+        let heard = |&other: &Index| self.topology.place(other).zone == zone;
+        let listeners: Vec<Index> = self.standing[from as usize].listeners.iter().copied().filter(heard).collect();
+        for to in listeners {
+            // Who has everything asks nobody; a message that a cut holds back tells nothing that the next would not.
+            if !self.nodes[to as usize].is_complete() && self.cut_until(from, to).is_none() {
+                let have = news.clone();
+                self.tell(to, |node, now| {
+                    node.handle(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: false });
+                });
+            }
+        }
+    }
+
+    fn leases(&mut self) {
+        let life = Duration::from_secs_f64(self.scenario.costs.lease_s);
+        let until = self.now + life;
+        let seeds: Vec<Index> =
+            self.topology.of_role(Role::Seed).filter(|&at| self.nodes[at as usize].alive).collect();
+        for at in 0..self.topology.len() {
+            for &seed in &seeds {
+                let place = self.topology.place(seed);
+                let (peer, zone) = (place.id, self.topology.zones[usize::from(place.zone)].clone());
+                if self.cut_until(seed, at).is_none() {
+                    self.tell(at, |node, now| node.handle(now, Event::Lease { peer, zone, capacity: 100, until }));
+                }
+            }
+        }
+        if !seeds.is_empty() {
+            self.after(life / 3, Happening::Leases);
+        }
+    }
+
+    /// A node mounts the image: it looks for neighbours and tells those that it has.
+    fn start(&mut self, at: Index) {
+        if !self.nodes[at as usize].alive {
+            return;
+        }
+        self.tell(at, |node, now| node.start(now));
+        self.after(millis(self.scenario.costs.mount_ms), Happening::Mounted(at));
+        if self.nodes[at as usize].last.is_some() {
+            self.unfinished -= 1;
+        }
+        for other in self.standing[at as usize].neighbours.clone() {
+            self.show_interest(at, other);
+        }
+        for other in self.neighbours_for(at) {
+            self.connect(at, other);
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        let reader = |at: Index| {
+            let (node, zone) = (&self.nodes[at as usize], self.topology.place(at).zone);
+            let since = |end: Option<Time>| Some(end?.since(node.started?).as_secs_f64());
+            Reader {
+                zone,
+                alive: node.alive,
+                started_s: node.started.map(Time::as_secs_f64),
+                first_s: since(node.first),
+                complete_s: since(node.last),
+                failed_reads: node.failed_reads,
+            }
+        };
+        Outcome {
+            readers: self.topology.of_role(Role::Node).map(reader).collect(),
+            zones: self.topology.zones.clone(),
+            tally: self.tally,
+            events: self.events,
+        }
+    }
+}
