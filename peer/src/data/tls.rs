@@ -78,7 +78,9 @@ pub(super) fn peer_of(connection: &quinn::Connection) -> Option<PeerId> {
 
 /// AWS-LC, a fifth faster than ring here, with AES-128 first: the same strength as the identity's keys, and the fastest on servers.
 fn provider() -> CryptoProvider {
-    use aws_lc_rs::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+    use aws_lc_rs::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
     CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
         ..aws_lc_rs::default_provider()
