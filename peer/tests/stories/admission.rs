@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::support::{Daemon, Registry, assert_same, can_mount, shoal, total_bytes, tree, wait};
 use serde_json::Value;
 use shoal::{
     admission::Admission,
@@ -18,7 +19,6 @@ use shoal::{
     membership::{self, Membership, Policy},
 };
 use shoal_proto::{Hello, MIN_VERSION, PeerId, Request, Role, VERSION};
-use crate::support::{Daemon, Registry, assert_same, can_mount, shoal, total_bytes, tree, wait};
 use tempfile::TempDir;
 
 /// How long a stranger tries; a member is let in within a tenth of that.

@@ -2,8 +2,8 @@
 
 use std::{fs, path::Path};
 
-use shoal_rafs::{Bootstrap, Nid};
 use crate::support::{Built, Daemon, Registry, assert_same, can_mount, tree, wait};
+use shoal_rafs::{Bootstrap, Nid};
 
 fn find(image: &Bootstrap, path: &str) -> Nid {
     path.split('/').fold(image.root(), |nid, name| {

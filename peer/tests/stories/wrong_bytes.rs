@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Daemon, Registry, assert_same, can_mount, total_bytes, tree, wait};
 use bytes::Bytes;
 use shoal::{
     admission::Admission,
@@ -12,7 +13,6 @@ use shoal::{
     membership::{self, Membership, Policy},
 };
 use shoal_proto::{Asked, Hello, MIN_VERSION, Request, Role, VERSION};
-use crate::support::{Daemon, Registry, assert_same, can_mount, total_bytes, tree, wait};
 
 /// Speaks the protocol, and lies about every piece. Of objects it says that it cannot read the registry.
 struct Liar;
