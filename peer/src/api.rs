@@ -1,6 +1,4 @@
 //! The control API: what `shoal ctl` asks, over a Unix socket (gRPC; the contract is `proto/src/control.proto`).
-//!
-//! The socket is made with mode 0600: who may open it may mount file systems on this host.
 
 #[allow(
     missing_docs,
@@ -15,47 +13,33 @@ mod generated {
 }
 
 use std::{
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
 };
 
 use shoal_proto::control::{
-    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, RevokeReply,
-    RevokeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest,
+    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, PullReply, PullRequest,
+    RevokeReply, RevokeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest,
 };
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot},
-    task::JoinHandle,
-};
-use tokio_stream::{
-    Stream,
-    wrappers::{ReceiverStream, UnixListenerStream},
-};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, transport::Channel};
 
 pub use self::generated::control_client::ControlClient;
 use self::generated::control_server::{Control, ControlServer};
-use crate::{command::Failure, daemon::Parts};
+use crate::{
+    command::Failure,
+    daemon::Parts,
+    grpc::{self, UnixServer},
+};
 
 /// A connection to the daemon whose socket is `socket`.
 ///
 /// # Errors
 /// Nobody answers there.
 pub async fn connect(socket: &Path) -> Result<ControlClient<Channel>, Failure> {
-    let unreachable = |error: &dyn std::fmt::Display| format!("no daemon answers at {}: {error}", socket.display());
-    let path = std::path::absolute(socket)?;
-    let path = path.to_str().ok_or_else(|| format!("{} is not UTF-8", socket.display()))?;
-    if let Err(error) = tokio::net::UnixStream::connect(path).await {
-        return Err(unreachable(&error).into());
-    }
-    let channel = tonic::transport::Endpoint::from_shared(format!("unix://{path}"))?
-        .connect()
-        .await
-        .map_err(|e| unreachable(&e))?;
-    Ok(ControlClient::new(channel))
+    grpc::connect("daemon", socket).await.map(ControlClient::new)
 }
 
 /// The daemon's own words, without gRPC's.
@@ -63,54 +47,13 @@ pub fn said(status: &Status) -> Failure {
     status.message().to_owned().into()
 }
 
-/// The listening API; [`ApiServer::stop`] ends it.
-#[derive(Debug)]
-pub(crate) struct ApiServer {
-    socket: PathBuf,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
-impl ApiServer {
-    /// Listens on `socket`. A socket file that a killed daemon left is replaced: the lock on the data directory has
-    /// already shown that no other daemon runs there.
-    ///
-    /// # Errors
-    /// When the path cannot be bound, or another daemon answers on it.
-    pub(crate) async fn start(socket: &Path, parts: Arc<Parts>) -> std::io::Result<Self> {
-        if tokio::net::UnixStream::connect(socket).await.is_ok() {
-            return Err(std::io::Error::other("another daemon answers on this socket"));
-        }
-        match std::fs::remove_file(socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(socket)?;
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-        let (stop, stopped) = oneshot::channel();
-        let server = tonic::transport::Server::builder().add_service(ControlServer::new(Api { parts }));
-        let task = tokio::spawn(async move {
-            let stopped = async { drop(stopped.await) };
-            if let Err(error) = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
-            {
-                tracing::error!("the control API ended: {error}");
-            }
-        });
-        Ok(Self { socket: socket.to_owned(), stop, task })
-    }
-
-    /// Takes the socket away and ends the calls under way.
-    pub(crate) async fn stop(self) {
-        if let Err(error) = std::fs::remove_file(&self.socket) {
-            tracing::warn!("cannot remove {}: {error}", self.socket.display());
-        }
-        // Closed channel: the server has ended already.
-        let _ = self.stop.send(());
-        let grace = std::time::Duration::from_secs(1);
-        if tokio::time::timeout(grace, self.task).await.is_err() {
-            tracing::warn!("a control call was still under way");
-        }
-    }
+/// Serves the API on `socket`.
+///
+/// # Errors
+/// See [`UnixServer::start`].
+pub(crate) async fn serve(socket: &Path, parts: Arc<Parts>) -> std::io::Result<UnixServer> {
+    let services = tonic::transport::Server::builder().add_service(ControlServer::new(Api { parts }));
+    UnixServer::start(socket, services).await
 }
 
 struct Api {
@@ -139,6 +82,13 @@ impl Control for Api {
         let mountpoint = PathBuf::from(request.into_inner().mountpoint);
         let detached = self.parts.mounts.unmount(&mountpoint).await.map_err(|e| failed(&e))?;
         Ok(Response::new(UnmountReply { detached }))
+    }
+
+    async fn pull(&self, request: Request<PullRequest>) -> Result<Response<PullReply>, Status> {
+        let PullRequest { reference, namespace } = request.into_inner();
+        let reference = reference.parse().map_err(|e| invalid(&e))?;
+        let pulled = self.parts.pull(&reference, &namespace).await.map_err(|e| failed(&*e))?;
+        Ok(Response::new(PullReply { image: pulled.name, manifest: format!("sha256:{}", pulled.manifest) }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

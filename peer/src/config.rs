@@ -95,6 +95,7 @@ pub struct Config {
     pub registry: RegistryConfig,
     pub read: ReadConfig,
     pub mounts: MountsConfig,
+    pub snapshotter: SnapshotterConfig,
 }
 
 impl Default for Config {
@@ -113,6 +114,7 @@ impl Default for Config {
             registry: RegistryConfig::default(),
             read: ReadConfig::default(),
             mounts: MountsConfig::default(),
+            snapshotter: SnapshotterConfig::default(),
         }
     }
 }
@@ -237,6 +239,29 @@ pub struct MountsConfig {
 impl Default for MountsConfig {
     fn default() -> Self {
         Self { threads: 4, read_ahead_kib: 1024, on_stop: OnStop::Unmount }
+    }
+}
+
+/// `[snapshotter]`: the daemon behind containerd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
+pub struct SnapshotterConfig {
+    pub socket: PathBuf,
+    pub name: String,
+    pub containerd: PathBuf,
+}
+
+impl Default for SnapshotterConfig {
+    fn default() -> Self {
+        Self { socket: PathBuf::new(), name: "shoal".into(), containerd: "/run/containerd/containerd.sock".into() }
+    }
+}
+
+impl SnapshotterConfig {
+    /// Where containerd is served; none if it is not.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        Some(self.socket.as_path()).filter(|socket| !socket.as_os_str().is_empty())
     }
 }
 

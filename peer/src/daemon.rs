@@ -1,10 +1,11 @@
 //! Wiring: which part is started when, and in what order they stop.
 //!
 //! Start: the store first, because its lock decides whether this process may run at all; then the identity, the planes,
-//! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: control API and
-//! metrics. Stop is the reverse: nothing new is let in, mounts go, leases and records are withdrawn, the store is
-//! closed.
+//! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: snapshots for
+//! containerd, control API and metrics. Stop is the reverse: nothing new is let in, mounts go, leases and records are
+//! withdrawn, the store is closed.
 
+mod containerd;
 mod parts;
 
 use std::{
@@ -26,7 +27,7 @@ use tokio::{sync::watch, task::JoinHandle};
 pub(crate) use self::parts::Parts;
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
-    api::ApiServer,
+    api,
     config::{Config, OnStop},
     contacts::Contacts,
     control::{Control, ControlError, ControlOptions},
@@ -34,6 +35,7 @@ use crate::{
     driver::{self, Clock, Driver},
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
+    grpc::UnixServer,
     identity::{Identity, IdentityError},
     images::Images,
     membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
@@ -43,6 +45,7 @@ use crate::{
     origin::{Origin, OriginOptions},
     reader::Ahead,
     serve::Server,
+    snapshotter::SnapshotError,
     store::{Store, StoreError, StoreOptions},
     traffic::Traffic,
 };
@@ -91,7 +94,10 @@ pub enum StartError {
     /// The mounts of the last run.
     #[error("cannot read which mounts there were")]
     Mounts(#[from] MountsError),
-    /// The control socket.
+    /// The snapshots of the last run.
+    #[error("cannot be containerd's snapshotter")]
+    Snapshots(#[from] Box<SnapshotError>),
+    /// The control socket, or containerd's.
     #[error("cannot listen on {path}")]
     Socket {
         /// The socket.
@@ -165,7 +171,8 @@ impl Alone {
 /// The running daemon.
 pub struct Daemon {
     parts: Arc<Parts>,
-    api: ApiServer,
+    api: UnixServer,
+    snapshots: Option<UnixServer>,
     http: Option<MetricsServer>,
     tasks: Vec<JoinHandle<()>>,
     on_stop: OnStop,
@@ -252,20 +259,26 @@ impl Daemon {
             zone: config.zone.clone(),
             started: Instant::now(),
             http: OnceLock::new(),
+            snapshotter: config.snapshotter.clone(),
         });
         parts.mounts.restore().await?;
+        let snapshots = parts.serve_snapshots(&config.data_dir).await?;
         let http = parts.clone().serve_http(&config).await?;
-        let api = ApiServer::start(&config.socket, parts.clone())
+        let api = api::serve(&config.socket, parts.clone())
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
-        Ok(Self { parts, api, http, tasks: vec![driver, exchanging, keeping], on_stop: config.mounts.on_stop })
+        let (tasks, on_stop) = (vec![driver, exchanging, keeping], config.mounts.on_stop);
+        Ok(Self { parts, api, snapshots, http, tasks, on_stop })
     }
 
     /// Stops in order: see the module.
     pub async fn stop(self) {
         tracing::info!("stopping");
         self.api.stop().await;
+        if let Some(snapshots) = self.snapshots {
+            snapshots.stop().await;
+        }
         if let Some(http) = &self.http {
             http.stop();
         }

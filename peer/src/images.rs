@@ -13,8 +13,8 @@ use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, BootstrapError, ChunkTable, ChunkTableError, PieceTable, PieceTableError,
     oci::{
-        BootstrapLayer, LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference, RegistryError, Source,
-        read_bootstrap_layer,
+        BootstrapLayer, ImageManifest, LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference,
+        RegistryError, Source, read_bootstrap_layer,
     },
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
@@ -121,10 +121,23 @@ pub struct Image {
     pub source: Source,
     /// The digest of its bootstrap layer: what distinguishes it from all other images.
     pub layer: ObjectId,
+    /// The sha256 of that layer's tar.
+    pub diff_id: ObjectId,
     /// Its tree.
     pub bootstrap: Bootstrap,
     /// Its blobs, in the order of the bootstrap's blob table.
     pub blobs: Vec<ImageBlob>,
+}
+
+/// The manifest of a lazy image, as it was found.
+#[derive(Debug)]
+pub(crate) struct FoundManifest {
+    /// Its digest.
+    pub(crate) id: ObjectId,
+    /// All its bytes.
+    pub(crate) bytes: Bytes,
+    /// What they say.
+    pub(crate) manifest: ImageManifest,
 }
 
 /// One blob of an image.
@@ -209,6 +222,15 @@ impl Images {
     /// # Errors
     /// Any [`ImageError`] but `Resolve`.
     pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<Arc<Image>, ImageError> {
+        let found = self.manifest(source, manifest).await?;
+        self.by_layer(source, found.manifest.bootstrap.id).await
+    }
+
+    /// The lazy manifest that `manifest` is, or that it has for this platform if it is an index.
+    ///
+    /// # Errors
+    /// [`ImageError::Object`], `Manifest` or `NestedIndex`.
+    pub(crate) async fn manifest(&self, source: &Source, manifest: ObjectId) -> Result<FoundManifest, ImageError> {
         let mut id = manifest;
         // An index names a manifest; a manifest names the layer. Deeper nesting is nobody's.
         for _ in 0..2 {
@@ -216,7 +238,7 @@ impl Images {
             let failed = |e| ImageError::Manifest { manifest: id, source: Arc::new(e) };
             match Manifest::parse(&bytes).map_err(failed)? {
                 Manifest::Index(index) => id = index.select(&Platform::here()).map_err(failed)?.id,
-                Manifest::Image(image) => return self.by_layer(source, image.bootstrap.id).await,
+                Manifest::Image(manifest) => return Ok(FoundManifest { id, bytes, manifest }),
             }
         }
         Err(ImageError::NestedIndex { manifest })
@@ -323,11 +345,11 @@ impl Images {
     async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
         let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
         let store = self.store.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&store, &bytes, layer)).await;
-        let (bootstrap, blobs) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        for blob in &blobs {
+        let opened = tokio::task::spawn_blocking(move || open(&store, &bytes, source, layer)).await;
+        let image = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        for blob in &image.blobs {
             let target = BlobTarget {
-                source: source.clone(),
+                source: image.source.clone(),
                 bootstrap: layer,
                 table: blob.table.clone(),
                 handle: blob.handle.clone(),
@@ -336,13 +358,13 @@ impl Images {
             };
             self.driver.add(blob.key, Target::Blob(Arc::new(target))).await;
         }
-        tracing::info!(%layer, blobs = blobs.len(), inodes = bootstrap.inode_count(), "image loaded");
-        Ok(Arc::new(Image { source, layer, bootstrap, blobs }))
+        tracing::info!(%layer, blobs = image.blobs.len(), inodes = image.bootstrap.inode_count(), "image loaded");
+        Ok(Arc::new(image))
     }
 }
 
 /// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
-fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<ImageBlob>), ImageError> {
+fn open(store: &Store, bytes: &[u8], source: Source, layer: ObjectId) -> Result<Image, ImageError> {
     let mut unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
         .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
     let bootstrap = Bootstrap::parse(std::mem::take(&mut unpacked.bootstrap))
@@ -356,7 +378,7 @@ fn open(store: &Store, bytes: &[u8], layer: ObjectId) -> Result<(Bootstrap, Vec<
         Ok(ImageBlob { key, table, handle, origins })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
-    Ok((bootstrap, blobs))
+    Ok(Image { source, layer, diff_id: unpacked.diff_id, bootstrap, blobs })
 }
 
 /// The pieces of a blob, by the layer's copy of its chunk table where there is one: layers of older converters have none,

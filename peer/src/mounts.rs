@@ -149,6 +149,14 @@ impl Mounts {
         self.lock().values().all(|slot| matches!(slot, Slot::Mounted(_)))
     }
 
+    /// The image that is mounted there, if the mount is there and not about to be.
+    pub(crate) fn image(&self, mountpoint: &Path) -> Option<Arc<Image>> {
+        match self.lock().get(mountpoint)? {
+            Slot::Pending => None,
+            Slot::Mounted(mounted) => Some(mounted.reader.image().clone()),
+        }
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
     }
@@ -294,6 +302,6 @@ impl Drop for Claim {
 }
 
 /// Runs what blocks on the disk or the kernel where that is allowed.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

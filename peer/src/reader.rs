@@ -56,7 +56,7 @@ impl Reader {
     }
 
     /// The image that it reads.
-    pub(crate) fn image(&self) -> &Image {
+    pub(crate) fn image(&self) -> &Arc<Image> {
         &self.0.image
     }
 

@@ -27,7 +27,7 @@ pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer}
 pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
 pub use error::RegistryError;
 pub use layout::{Layout, LayoutEntry};
-pub use manifest::{Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
+pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry, RegistryOptions};

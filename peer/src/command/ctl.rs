@@ -8,8 +8,8 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::control::{
-    BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, RevokeRequest, StatusReply, StatusRequest,
-    UnmountRequest,
+    BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, PullReply, PullRequest, RevokeRequest,
+    StatusReply, StatusRequest, UnmountRequest,
 };
 use tonic::transport::Channel;
 
@@ -38,6 +38,15 @@ enum Verb {
     Umount {
         /// Where it is mounted.
         mountpoint: PathBuf,
+    },
+    /// Pull an image lazily into containerd, so that `ctr run --snapshotter shoal` starts it: no layer but the one with
+    /// the bootstrap is read. The daemon must be containerd's snapshotter (`snapshotter.socket`).
+    Rpull {
+        /// `host[:port]/repo[:tag][@sha256:..]`.
+        reference: String,
+        /// containerd's namespace.
+        #[arg(long, short, default_value = "default", env = "CONTAINERD_NAMESPACE")]
+        namespace: String,
     },
     /// What is mounted, and where its bytes came from.
     Status {
@@ -88,6 +97,11 @@ impl Verb {
                 if reply.detached {
                     println!("busy: detached, it goes away with its last reader");
                 }
+            }
+            Self::Rpull { reference, namespace } => {
+                let reply = client.pull(PullRequest { reference, namespace }).await.map_err(|s| said(&s))?;
+                let PullReply { image, manifest } = reply.into_inner();
+                println!("{image}\n{manifest}");
             }
             Self::Status { json } => {
                 let status = client.status(StatusRequest {}).await.map_err(|s| said(&s))?.into_inner();

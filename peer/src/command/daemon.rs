@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use sd_notify::NotifyState;
+
 use super::{Failure, runtime, stop_signal};
 use crate::{config::Config, daemon};
 
@@ -50,7 +52,9 @@ impl Daemon {
                     return Ok(ExitCode::SUCCESS);
                 }
             };
+            tell_systemd(NotifyState::Ready);
             stop.await?;
+            tell_systemd(NotifyState::Stopping);
             daemon.stop().await;
             Ok(ExitCode::SUCCESS)
         })
@@ -65,5 +69,12 @@ impl Daemon {
         overrides.extend(self.role.as_ref().map(|role| quoted("role", role)));
         overrides.extend(self.zone.as_ref().map(|zone| quoted("zone", zone)));
         Ok(Config::load(self.config.as_deref(), &overrides)?)
+    }
+}
+
+/// For a unit of `Type=notify`; elsewhere nobody is told.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot notify systemd: {error}");
     }
 }

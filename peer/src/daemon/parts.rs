@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::{RevokeError, StartError};
 use crate::{
     admission::Admission,
-    config::Config,
+    config::{Config, SnapshotterConfig},
     contacts::Contacts,
     control::Control,
     data::DataPlane,
@@ -43,6 +43,7 @@ pub(crate) struct Parts {
     pub(super) zone: String,
     pub(super) started: Instant,
     pub(super) http: OnceLock<SocketAddr>,
+    pub(super) snapshotter: SnapshotterConfig,
 }
 
 impl Parts {

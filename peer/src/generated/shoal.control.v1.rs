@@ -140,6 +140,32 @@ pub mod control_client {
                 .insert(GrpcMethod::new("shoal.control.v1.Control", "Unmount"));
             self.inner.unary(req, path, codec).await
         }
+        /// Makes an image known to containerd and unpacks it lazily into the daemon's snapshotter: no layer but the one with
+        /// the bootstrap is read.
+        pub async fn pull(
+            &mut self,
+            request: impl tonic::IntoRequest<::shoal_proto::control::PullRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::PullReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.control.v1.Control/Pull",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.control.v1.Control", "Pull"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<::shoal_proto::control::StatusRequest>,
@@ -269,6 +295,15 @@ pub mod control_server {
             request: tonic::Request<::shoal_proto::control::UnmountRequest>,
         ) -> std::result::Result<
             tonic::Response<::shoal_proto::control::UnmountReply>,
+            tonic::Status,
+        >;
+        /// Makes an image known to containerd and unpacks it lazily into the daemon's snapshotter: no layer but the one with
+        /// the bootstrap is read.
+        async fn pull(
+            &self,
+            request: tonic::Request<::shoal_proto::control::PullRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::PullReply>,
             tonic::Status,
         >;
         async fn status(
@@ -461,6 +496,51 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UnmountSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.control.v1.Control/Pull" => {
+                    #[allow(non_camel_case_types)]
+                    struct PullSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<::shoal_proto::control::PullRequest>
+                    for PullSvc<T> {
+                        type Response = ::shoal_proto::control::PullReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::shoal_proto::control::PullRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::pull(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PullSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

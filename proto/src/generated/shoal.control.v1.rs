@@ -30,6 +30,26 @@ pub struct UnmountReply {
     pub detached: bool,
 }
 #[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullRequest {
+    /// `host\[:port\]/repo[:tag][@sha256:..]`.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// containerd's namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullReply {
+    /// The image's name in containerd.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// Digest of the lazy image's manifest, `sha256:<hex>`.
+    #[prost(string, tag = "2")]
+    pub manifest: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
 #[derive(serde::Serialize)]

@@ -84,6 +84,8 @@ pub struct BootstrapLayer {
     pub bootstrap: Bytes,
     /// Chunk tables by blob, not yet looked at. Layers of older converters have none.
     pub chunk_tables: BTreeMap<BlobId, Bytes>,
+    /// The sha256 of the tar: what `rootfs.diff_ids` of the image's config should have for it.
+    pub diff_id: ObjectId,
 }
 
 /// A bootstrap layer that was written.
@@ -102,7 +104,7 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
     // Room for the headers and padding; beyond, the tar ends early and is broken.
     let slack = (MAX_ENTRIES as u64) * (1024 + MAX_IGNORED);
     let all = limits.bootstrap.saturating_add(limits.chunk_tables).saturating_add(slack);
-    let mut archive = tar::Archive::new(MultiGzDecoder::new(reader).take(all));
+    let mut archive = tar::Archive::new(Hashed::new(MultiGzDecoder::new(reader).take(all)));
     let (mut bootstrap, mut chunk_tables) = (None, BTreeMap::new());
     let mut tables_left = limits.chunk_tables;
     for (count, entry) in archive.entries()?.raw(true).enumerate() {
@@ -132,11 +134,13 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
         }
     }
     // To the end, where gzip has its checksum.
-    let padding = io::copy(&mut archive.into_inner().take(MAX_PADDING + 1), &mut io::sink())?;
+    let mut tar = archive.into_inner();
+    let padding = io::copy(&mut tar.by_ref().take(MAX_PADDING + 1), &mut io::sink())?;
     if padding > MAX_PADDING {
         return Err(LayerError::TooLarge { path: "padding".to_owned(), limit: MAX_PADDING });
     }
-    Ok(BootstrapLayer { bootstrap: bootstrap.ok_or(LayerError::Missing)?, chunk_tables })
+    let diff_id = ObjectId::new(tar.hasher.finalize().into());
+    Ok(BootstrapLayer { bootstrap: bootstrap.ok_or(LayerError::Missing)?, chunk_tables, diff_id })
 }
 
 enum Kind {
@@ -224,16 +228,24 @@ fn header(path: &str, kind: EntryType, mode: u32, size: u64) -> io::Result<Heade
     Ok(header)
 }
 
-/// A writer that hashes and counts what passes.
-struct Hashed<W> {
-    inner: W,
+/// A reader or writer that hashes what passes; a writer also counts it.
+struct Hashed<T> {
+    inner: T,
     hasher: Sha256,
     written: u64,
 }
 
-impl<W: Write> Hashed<W> {
-    fn new(inner: W) -> Self {
+impl<T> Hashed<T> {
+    fn new(inner: T) -> Self {
         Self { inner, hasher: Sha256::new(), written: 0 }
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(bytes)?;
+        self.hasher.update(&bytes[..read]);
+        Ok(read)
     }
 }
 
@@ -294,7 +306,8 @@ mod tests {
         MultiGzDecoder::new(&first[..]).read_to_end(&mut tar).unwrap();
         assert_eq!(layer.diff_id, ObjectId::new(Sha256::digest(&tar).into()));
         let back = read(&first).unwrap();
-        assert_eq!(back, BootstrapLayer { bootstrap: Bytes::from("bootstrap"), chunk_tables: tables(b"table") });
+        let (bootstrap, diff_id) = (Bytes::from("bootstrap"), layer.diff_id);
+        assert_eq!(back, BootstrapLayer { bootstrap, chunk_tables: tables(b"table"), diff_id });
         let mut archive = tar::Archive::new(&tar[..]);
         let modes: Vec<(String, u32)> = archive
             .entries()

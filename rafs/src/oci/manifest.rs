@@ -11,10 +11,10 @@ use shoal_proto::{BlobId, ObjectId};
 
 /// Media type of a data blob layer.
 pub(super) const BLOB_LAYER: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
-/// Says "true" on a data blob layer.
-pub(super) const BLOB_MARK: &str = "containerd.io/snapshot/nydus-blob";
-/// Says "true" on the bootstrap layer.
-pub(super) const BOOTSTRAP_MARK: &str = "containerd.io/snapshot/nydus-bootstrap";
+/// Says "true" on a data blob layer. containerd makes a label of the snapshot of it.
+pub const BLOB_MARK: &str = "containerd.io/snapshot/nydus-blob";
+/// Says "true" on the bootstrap layer. containerd makes a label of the snapshot of it.
+pub const BOOTSTRAP_MARK: &str = "containerd.io/snapshot/nydus-bootstrap";
 /// Says "6" on the bootstrap layer.
 pub(super) const FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 
@@ -117,10 +117,14 @@ impl Manifest {
 /// A Nydus image: data blobs and a bootstrap layer.
 #[derive(Debug, Clone)]
 pub struct ImageManifest {
+    /// Its own media type, OCI's or Docker's.
+    pub media_type: String,
     /// The image's config.
     pub config: Descriptor,
     /// The layer with the bootstrap and the chunk tables.
     pub bootstrap: Descriptor,
+    /// All layers in their order, the bootstrap layer last; a blob may be listed more than once.
+    pub layers: Vec<Descriptor>,
     /// The data blobs, in layer order, each once. The blob table of a merged bootstrap may have another order.
     pub blobs: Vec<(BlobId, u64)>,
     /// Annotations of the manifest.
@@ -154,8 +158,14 @@ impl ImageManifest {
                 blobs.push((id, size));
             }
         }
-        let annotations = manifest.annotations().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { config: manifest.config().try_into()?, bootstrap: bootstrap.try_into()?, blobs, annotations })
+        Ok(Self {
+            media_type: manifest.media_type().as_ref().unwrap_or(&spec::MediaType::ImageManifest).to_string(),
+            config: manifest.config().try_into()?,
+            bootstrap: bootstrap.try_into()?,
+            layers: layers.iter().map(Descriptor::try_from).collect::<Result<_, _>>()?,
+            blobs,
+            annotations: manifest.annotations().clone().unwrap_or_default().into_iter().collect(),
+        })
     }
 }
 
@@ -291,7 +301,11 @@ mod tests {
             let Ok(Manifest::Image(image)) = Manifest::parse(&bytes) else { panic!("{media_type}") };
             assert_eq!(image.blobs, [(BlobId::new([1; 32]), 1001), (BlobId::new([2; 32]), 1002)]);
             assert_eq!(image.bootstrap, Descriptor { id: ObjectId::new([8; 32]), size: 1008 });
-            assert_eq!(image.config.size, 9);
+            assert_eq!(image.layers.iter().map(|layer| layer.size).collect::<Vec<_>>(), [1001, 1002, 1001, 1008]);
+            assert_eq!(
+                (image.config.size, image.media_type.as_str()),
+                (9, "application/vnd.oci.image.manifest.v1+json")
+            );
         }
         let alone = ImageManifest::parse(&manifest(vec![bootstrap(DOCKER_GZIP_LAYER)])).unwrap();
         assert!(alone.blobs.is_empty());

@@ -1,0 +1,445 @@
+//! containerd's snapshotter: lazy images are mounted, ordinary ones lie in directories, containers get an overlay.
+//!
+//! ```text
+//!   containerd ──Prepare(layer)──> Snapshotter ──which kind?── Layers, by marks or manifest
+//!                                       │
+//!        ordinary layer                 │ data blob layer          bootstrap layer
+//!        mounts to unpack into;         │ nothing to do;           Images loads it, Mounts mounts it;
+//!        Commit comes later             │ committed at once        committed at once
+//!        ──> mounts                     └──> "already exists": containerd does not download it
+//!
+//!   containerd ──Prepare(container)──> overlay of  own directory / ordinary layers / the lazy image, which is the last
+//! ```
+//!
+//! - **Who decides**: the [`Catalog`], which is pure. This module carries out: it writes down what the catalog decided
+//!   before it counts (see [`directories`]), one decision at a time.
+//! - **One mount for each image**, made when the image is pulled and gone when its snapshot is removed. All containers of the
+//!   image share it. [`Mounts`] records mounts and makes them again after a restart; should one be missing all the same, it
+//!   is made when a container needs it.
+//! - **Who removes**: containerd's garbage collection, with `Remove` and `Cleanup`. A lazy image that containers still
+//!   use when it is removed is detached and serves them until they end.
+//! - **What is trusted**: the manifest by its digest, the bootstrap layer by the manifest, and that the layer is what its
+//!   chain id names, which for ordinary layers containerd checks when it unpacks. Without that, an image could take the
+//!   name of another one's layers on this node. Marks of blob layers are taken at their word: such a snapshot has no
+//!   files, and nothing but a lazy image can descend from it.
+//! - **Not here**: credentials of pods. Registries are read with the daemon's own.
+
+mod directories;
+mod labels;
+mod layers;
+mod overlay;
+mod service;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use shoal_rafs::oci::Reference;
+use shoal_snapshots::{
+    Backing, Catalog, CatalogError, Filter, FilterError, Inconsistent, Kind, LabelUpdate, Labels, Lower, Snapshot,
+    Usage,
+};
+
+use self::{
+    directories::{Directories, Owner},
+    labels::LayerLabels,
+    layers::{Layer, Layers},
+};
+pub(crate) use self::{
+    labels::{CRI_LAYER, CRI_MANIFEST, CRI_REFERENCE, TARGET},
+    layers::chain_id,
+    service::serve,
+};
+use crate::{
+    containerd::types::Mount,
+    images::{Image, ImageError},
+    mounts::{Mounts, MountsError, blocking},
+    node::Node,
+};
+
+/// Exists where the kernel knows overlayfs's `index`, which must be off for lower trees that go and come back.
+const INDEX_PARAMETER: &str = "/sys/module/overlay/parameters/index";
+
+/// Why a snapshot is not made, found, changed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The rules of snapshots.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Records on the disk that contradict each other.
+    #[error("the snapshots on the disk are inconsistent")]
+    Inconsistent(#[from] Inconsistent),
+    /// A filter of a list.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The disk.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// What was to be done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The layer of a lazy image cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The image cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountsError),
+    /// A plain `ctr images pull`.
+    #[error(
+        "the pull does not say which image the bootstrap layer belongs to: pull through CRI with snapshot annotations, or \
+         with `shoal ctl rpull`"
+    )]
+    NoReference,
+    /// The manifest has another bootstrap layer than the one that is pulled.
+    #[error("the layer that is pulled is not the bootstrap layer of {reference}")]
+    OtherLayer {
+        /// The image.
+        reference: String,
+    },
+    /// The image's config claims to have another bootstrap layer than it has.
+    #[error("the bootstrap layer of {reference} is not what its chain id {target} names")]
+    WrongChain {
+        /// The image.
+        reference: String,
+        /// The chain id under which containerd would look for it.
+        target: String,
+    },
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Snapshotter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    directories: Directories,
+    mounts: Mounts,
+    layers: Layers,
+    node: Arc<Node>,
+    index_off: bool,
+    /// Locked for look-ups only.
+    catalog: Mutex<Catalog>,
+    /// Held, on a blocking thread, from a decision until it is written down and remembered.
+    deciding: Mutex<()>,
+}
+
+impl Snapshotter {
+    /// Opens the snapshots below `data_dir`, and takes away what a crash left of others. Mounts of an earlier run are to
+    /// be back, or being tried.
+    ///
+    /// # Errors
+    /// The records cannot be read, or are inconsistent.
+    pub(crate) async fn open(data_dir: &Path, node: Arc<Node>, mounts: Mounts) -> Result<Self, SnapshotError> {
+        let directories = Directories::new(data_dir.join("snapshots"));
+        let records = {
+            let directories = directories.clone();
+            blocking(move || directories.load()).await?
+        };
+        let shared = Shared {
+            directories,
+            mounts,
+            layers: Layers::new(node.clone()),
+            node,
+            index_off: Path::new(INDEX_PARAMETER).exists(),
+            catalog: Mutex::new(Catalog::restore(records)?),
+            deciding: Mutex::default(),
+        };
+        let snapshotter = Self { shared: Arc::new(shared) };
+        snapshotter.cleanup().await?;
+        Ok(snapshotter)
+    }
+
+    /// A new active snapshot. For a layer of a lazy image it is committed at once under the name that the labels ask for,
+    /// which [`CatalogError::Exists`] says: containerd then does not download it. What was begun is finished even if the
+    /// caller goes away.
+    pub(crate) async fn prepare(
+        &self,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let Some(described) = LayerLabels::parse(&labels) else {
+            return self.create(Kind::Active, key, parent, labels).await;
+        };
+        let target = described.target.clone();
+        if self.catalog().get(&target).is_ok_and(|there| there.kind == Kind::Committed && there.parent == parent) {
+            return Err(CatalogError::Exists(target).into());
+        }
+        let layer = self.shared.layers.classify(&described).await?;
+        if layer == Layer::Ordinary {
+            return self.create(Kind::Active, key, parent, labels).await;
+        }
+        let (this, name) = (self.clone(), target.clone());
+        let task = tokio::spawn(async move { this.prepare_lazily(key, parent, labels, &name, layer).await });
+        task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        Err(CatalogError::Exists(target).into())
+    }
+
+    /// A new view.
+    pub(crate) async fn view(
+        &self,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.create(Kind::View, key, parent, labels).await
+    }
+
+    /// The mounts of an active snapshot or a view.
+    pub(crate) async fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
+        let (snapshot, lowers) = {
+            let catalog = self.catalog();
+            let (snapshot, lowers) = catalog.mounted(key)?;
+            (snapshot.clone(), lowers)
+        };
+        self.mount_images(&lowers).await?;
+        Ok(self.overlay(&snapshot, &lowers))
+    }
+
+    /// Makes an active snapshot one that others can descend from.
+    pub(crate) async fn commit(&self, name: String, key: String, labels: Labels) -> Result<(), SnapshotError> {
+        let this = self.clone();
+        let commit = move || {
+            let id = this.catalog().get(&key)?.id;
+            let usage = this.shared.directories.usage(id)?;
+            this.change(|catalog| catalog.commit(&name, &key, labels, usage, SystemTime::now())).map(drop)
+        };
+        blocking(commit).await
+    }
+
+    /// Removes a snapshot, with its files or its mount.
+    pub(crate) async fn remove(&self, name: String) -> Result<(), SnapshotError> {
+        let this = self.clone();
+        let forget = move || {
+            let _deciding = this.deciding();
+            let id = this.catalog().remove(&name)?.id;
+            this.shared.directories.unrecord(id)?;
+            this.catalog().forget(id);
+            Ok::<_, SnapshotError>(id)
+        };
+        let id = blocking(forget).await?;
+        // The snapshot is gone; what cannot be taken away now is, by the next cleanup.
+        if let Err(error) = self.unmount(&self.shared.directories.fs(id)).await {
+            tracing::warn!("snapshot {id}: {}", crate::chain(&error));
+        }
+        let this = self.clone();
+        blocking(move || this.shared.directories.delete(id)).await;
+        Ok(())
+    }
+
+    pub(crate) fn stat(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        Ok(self.catalog().get(name)?.clone())
+    }
+
+    /// Changes labels.
+    pub(crate) async fn update(
+        &self,
+        name: String,
+        update: LabelUpdate,
+        labels: Labels,
+    ) -> Result<Snapshot, SnapshotError> {
+        let this = self.clone();
+        blocking(move || this.change(|catalog| catalog.update(&name, &update, labels, SystemTime::now()))).await
+    }
+
+    /// The snapshots that pass one of the filters, by name.
+    pub(crate) fn list(&self, filters: &[String]) -> Result<Vec<Snapshot>, SnapshotError> {
+        let filter = Filter::parse(filters)?;
+        Ok(self.catalog().list(&filter).cloned().collect())
+    }
+
+    /// Disk that a snapshot takes by itself. Nothing for layers of lazy images: pieces are in the store, which images
+    /// share.
+    pub(crate) async fn usage(&self, name: &str) -> Result<Usage, SnapshotError> {
+        let snapshot = self.stat(name)?;
+        if snapshot.kind == Kind::Committed {
+            return Ok(snapshot.usage);
+        }
+        let this = self.clone();
+        blocking(move || this.shared.directories.usage(snapshot.id)).await
+    }
+
+    /// Takes away mounts and directories that no snapshot has.
+    pub(crate) async fn cleanup(&self) -> Result<(), SnapshotError> {
+        let this = self.clone();
+        let orphans = move || {
+            // A snapshot in the making is none.
+            let _deciding = this.deciding();
+            this.shared.directories.orphans(|id| this.catalog().by_id(id).is_some())
+        };
+        for id in blocking(orphans).await? {
+            self.unmount(&self.shared.directories.fs(id)).await?;
+            let this = self.clone();
+            blocking(move || this.shared.directories.delete(id)).await;
+        }
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let lowers = self.catalog().lowers(&parent)?;
+        let image = self.mount_images(&lowers).await?;
+        let snapshot = self.make(kind, key, parent, labels, move |directories| match (&image, lowers.first()) {
+            (_, None) => Ok(None),
+            // Not asked of the mount, which this process itself would have to answer.
+            (Some(image), Some(Lower { image: Some(_), .. })) => Ok(root_owner(image)),
+            (_, Some(lower)) => Directories::owner(&directories.fs(lower.id)).map(Some),
+        });
+        let snapshot = snapshot.await?;
+        let lowers = self.catalog().lowers(&snapshot.parent)?;
+        Ok(self.overlay(&snapshot, &lowers))
+    }
+
+    /// Makes and records an active snapshot or a view, whose directory gets the owner of the tree below it.
+    async fn make(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: Labels,
+        owner: impl FnOnce(&Directories) -> Result<Option<Owner>, SnapshotError> + Send + 'static,
+    ) -> Result<Snapshot, SnapshotError> {
+        let this = self.clone();
+        let make = move || {
+            let owner = owner(&this.shared.directories)?;
+            let _deciding = this.deciding();
+            let now = SystemTime::now();
+            let snapshot = match kind {
+                Kind::View => this.catalog().view(&key, &parent, labels, now)?,
+                _ => this.catalog().prepare(&key, &parent, labels, now)?,
+            };
+            this.shared.directories.create(&snapshot, owner)?;
+            this.catalog().put(snapshot.clone());
+            Ok(snapshot)
+        };
+        blocking(make).await
+    }
+
+    /// Makes a layer of a lazy image and commits it as `target`.
+    async fn prepare_lazily(
+        &self,
+        key: String,
+        parent: String,
+        labels: Labels,
+        target: &str,
+        layer: Layer,
+    ) -> Result<(), SnapshotError> {
+        let snapshot = self.make(Kind::Active, key, parent, labels.clone(), |_| Ok(None)).await?;
+        let backing = match layer {
+            Layer::Image { reference, layer } => match self.mount_layer(&snapshot, target, &reference, layer).await {
+                Ok(()) => Backing::Lazy { image: reference.to_string() },
+                Err(error) => return self.give_up(snapshot.name, error).await,
+            },
+            _ => Backing::Nothing,
+        };
+        let (this, key, target) = (self.clone(), snapshot.name.clone(), target.to_owned());
+        let commit = move || {
+            this.change(|catalog| {
+                let committed = catalog.commit(&target, &key, labels, Usage::default(), SystemTime::now())?;
+                Ok(Snapshot { backing, ..committed })
+            })
+        };
+        match blocking(commit).await {
+            Ok(_) => Ok(()),
+            // Another pull of the same image was first.
+            Err(SnapshotError::Catalog(CatalogError::Exists(_))) => self.remove(snapshot.name).await,
+            Err(error) => self.give_up(snapshot.name, error).await,
+        }
+    }
+
+    async fn give_up(&self, key: String, error: SnapshotError) -> Result<(), SnapshotError> {
+        if let Err(also) = self.remove(key).await {
+            tracing::warn!("after a layer that could not be prepared: {}", crate::chain(&also));
+        }
+        Err(error)
+    }
+
+    /// Mounts the image whose bootstrap layer `snapshot` is to be, once it has turned out to be that.
+    async fn mount_layer(
+        &self,
+        snapshot: &Snapshot,
+        target: &str,
+        reference: &Reference,
+        layer: Option<shoal_proto::ObjectId>,
+    ) -> Result<(), SnapshotError> {
+        let (_, image) = self.shared.node.image(reference).await?;
+        let reference_text = || reference.to_string();
+        if layer.is_some_and(|layer| layer != image.layer) {
+            return Err(SnapshotError::OtherLayer { reference: reference_text() });
+        }
+        let below = match snapshot.parent.as_str() {
+            "" => None,
+            parent => Some(self.stat(parent)?.labels.remove(TARGET).unwrap_or_default()),
+        };
+        if chain_id(below.as_deref(), image.diff_id) != target {
+            return Err(SnapshotError::WrongChain { reference: reference_text(), target: target.to_owned() });
+        }
+        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id)).await?;
+        Ok(())
+    }
+
+    /// Sees to it that the lazy image among `lowers` is mounted, and gives it.
+    async fn mount_images(&self, lowers: &[Lower]) -> Result<Option<Arc<Image>>, SnapshotError> {
+        let Some((id, name)) = lowers.last().and_then(|lower| Some((lower.id, lower.image.as_ref()?))) else {
+            return Ok(None);
+        };
+        let (mounts, mountpoint) = (&self.shared.mounts, self.shared.directories.fs(id));
+        if let Some(image) = mounts.image(&mountpoint) {
+            return Ok(Some(image));
+        }
+        let reference: Reference = name.parse().map_err(MountsError::from)?;
+        mounts.mount(&reference, &mountpoint).await?;
+        Ok(mounts.image(&mountpoint))
+    }
+
+    async fn unmount(&self, mountpoint: &Path) -> Result<(), MountsError> {
+        match self.shared.mounts.unmount(mountpoint).await {
+            Err(MountsError::NotMounted(_)) => Ok(()),
+            unmounted => unmounted.map(drop),
+        }
+    }
+
+    fn overlay(&self, snapshot: &Snapshot, lowers: &[Lower]) -> Vec<Mount> {
+        overlay::mounts(&self.shared.directories, snapshot, lowers, self.shared.index_off)
+    }
+
+    /// Decides on a new state of a snapshot, writes it down, and remembers it. Blocks.
+    fn change(
+        &self,
+        decide: impl FnOnce(&Catalog) -> Result<Snapshot, CatalogError>,
+    ) -> Result<Snapshot, SnapshotError> {
+        let _deciding = self.deciding();
+        let snapshot = decide(&self.catalog())?;
+        self.shared.directories.record(&snapshot)?;
+        self.catalog().put(snapshot.clone());
+        Ok(snapshot)
+    }
+
+    fn deciding(&self) -> MutexGuard<'_, ()> {
+        self.shared.deciding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.shared.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// User and group of an image's root directory.
+fn root_owner(image: &Image) -> Option<Owner> {
+    let root = image.bootstrap.inode(image.bootstrap.root()).ok()?;
+    Some((root.uid(), root.gid()))
+}

@@ -1,0 +1,26 @@
+//! The stories of those who run containers, behind a real containerd and runc: real images from a registry, the daemon as
+//! proxy plugin, containers that are started by `ctr`.
+//!
+//! A program of its own, because it takes longer than the other stories, and needs packages that they don't.
+
+#[path = "stories/support.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the other stories, which use more of it")]
+mod support;
+
+#[path = "containerd/bed.rs"]
+mod bed;
+#[path = "containerd/image.rs"]
+mod image;
+
+#[path = "containerd/cri.rs"]
+mod cri;
+#[path = "containerd/lazy.rs"]
+mod lazy;
+#[path = "containerd/ordinary.rs"]
+mod ordinary;
+#[path = "containerd/restart.rs"]
+mod restart;
+#[path = "containerd/unmarked.rs"]
+mod unmarked;
+#[path = "containerd/untrue.rs"]
+mod untrue;
