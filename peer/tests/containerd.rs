@@ -4,7 +4,7 @@
 //! A program of its own, because it takes longer than the other stories, and needs packages that they don't.
 
 #[path = "stories/support.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the other stories, which use more of it")]
+#[allow(dead_code, reason = "shared with the other stories, which use more of it")]
 mod support;
 
 #[path = "containerd/bed.rs"]

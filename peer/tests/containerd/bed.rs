@@ -39,7 +39,7 @@ impl Bed {
         let setting = |key: &str, name: &str| format!("snapshotter.{key}={:?}", folder.path().join(name));
         let settings = [setting("socket", "snapshots.sock"), setting("containerd", "containerd.sock")];
         let mut registry = Registry::start();
-        registry.create();
+        shoal_rafs::oci::Layout::new(registry.layout()).create().expect("a layout");
         registry.switch_on();
         let daemon = Daemon::start("node", folder.path(), &settings);
         let containerd = containerd(folder.path());

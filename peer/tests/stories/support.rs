@@ -135,11 +135,6 @@ impl Registry {
         self.layout.path().join("layout")
     }
 
-    /// Makes an empty layout, for a registry that gets its images later.
-    pub fn create(&self) {
-        shoal_rafs::oci::Layout::new(self.layout()).create().expect("a layout");
-    }
-
     /// Publishes an image and gives its encoded bytes.
     pub(crate) fn publish(&self, source: &Path, tag: &str) -> u64 {
         publish(source, &self.layout(), tag)
