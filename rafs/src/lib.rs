@@ -44,6 +44,7 @@ pub mod oci;
 mod piece;
 mod prefetch;
 mod source;
+mod stat;
 mod trace;
 mod unpack;
 
@@ -72,5 +73,6 @@ pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use prefetch::{PrefetchList, PrefetchListError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+pub use stat::{ChunkCount, SharedChunks, SharedPair, SharingReport, sharing};
 pub use trace::{Trace, TraceError};
 pub use unpack::{UnpackError, UnpackReport, unpack};

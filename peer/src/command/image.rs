@@ -21,6 +21,7 @@ mod inspect;
 mod merge;
 mod optimize;
 mod prefetch;
+mod stat;
 mod unpack;
 
 #[derive(Debug, Subcommand)]
@@ -31,6 +32,8 @@ pub(super) enum Image {
     Merge(merge::Merge),
     /// Lay what a start needs out together, as a list or a trace says.
     Optimize(optimize::Optimize),
+    /// Compare images: the chunks that they share.
+    Stat(stat::Stat),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
     Check(check::Check),
     /// Show what an image says of itself: super blocks, blobs, an inode by its path, the chunks of a file.
@@ -49,6 +52,7 @@ impl Image {
             Self::Build(verb) => verb.run(),
             Self::Merge(verb) => verb.run(),
             Self::Optimize(verb) => verb.run(),
+            Self::Stat(verb) => verb.run(),
             Self::Check(verb) => verb.run(),
             Self::Inspect(verb) => verb.run(),
             Self::Unpack(verb) => verb.run(),
