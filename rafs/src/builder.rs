@@ -215,7 +215,7 @@ pub enum BuildError {
         chunk_size: u32,
     },
     /// An earlier image cannot be used.
-    #[error("dictionary {position}: {problem}")]
+    #[error("earlier image {position}: {problem}")]
     Dictionary {
         /// Its position, the first is 1.
         position: usize,
