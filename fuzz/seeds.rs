@@ -1,6 +1,6 @@
 //! `cargo run --release --example seeds` writes starting points for the fuzz targets into `seeds/`, taken from freshly
 //! built images: every kind of node, full and partial directory blocks, xattrs, hard links, a compressed and a plain chunk
-//! table, an image without a blob.
+//! table, one with batches, an image without a blob.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -27,6 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let options = BuildOptions { compressor, chunk_size: 0x1000, ..BuildOptions::default() };
         image(&source, dir.path(), &corpus, &compressor.to_string(), options)?;
     }
+    let batched = BuildOptions { chunk_size: 0x1000, batch_size: Some(0x1000), ..BuildOptions::default() };
+    image(&source, dir.path(), &corpus, "batched", batched)?;
     // Two entries of a table of contents: flags, name, digest, three numbers.
     let entry = |name: &[u8], place: u64| {
         let numbers: Vec<u8> = [place, 100, 4096].iter().flat_map(|number: &u64| number.to_le_bytes()).collect();

@@ -17,23 +17,31 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::bootstrap::ChunkTableRange;
 use crate::codec::{self, Compressor};
 use crate::layout::{self, CI_HEADER, CiHeader, features};
 
+mod encode;
 mod entry;
 mod members;
 mod toc;
 
+pub(crate) use encode::EncodedTable;
 pub use entry::{Batch, ChunkInfo, InBatch};
 pub use members::Member;
-pub(crate) use members::{ReadAt, TAR_HEADER, checksum_matches, content, members};
+pub(crate) use members::{ReadAt, TAR_HEADER, checksum_matches, content, members, tar_header};
 pub use toc::{Toc, TocEntry};
 
-/// Name of the chunk table and its header among the files of a blob.
-const TABLE_NAME: &str = "blob.meta";
+/// Name of the chunk data among the files of a blob.
+pub(crate) const DATA_NAME: &str = "image.blob";
+/// Name of the chunk table and its header.
+pub(crate) const TABLE_NAME: &str = "blob.meta";
+/// Name of the table's header in the table of contents.
+pub(crate) const TABLE_HEADER_NAME: &str = "blob.meta.header";
+/// Name of the digests of all chunks.
+pub(crate) const DIGESTS_NAME: &str = "blob.digest";
 /// Name of a bootstrap inside a blob.
 pub(crate) const BOOTSTRAP_NAME: &str = "image.boot";
 /// Name of the table of contents.
@@ -168,47 +176,49 @@ impl ChunkTable {
         let bytes = self.bytes.get(start..start + unit).ok_or("it lies behind the table")?;
         if unit == 16 { ChunkInfo::from_v1(bytes) } else { ChunkInfo::from_v2(bytes) }
     }
-
-    /// The bytes that follow the chunk data at `offset` in a new blob (table and header), and the table's description.
-    pub(crate) fn encode(
-        chunks: &[ChunkInfo],
-        offset: u64,
-        compressor: Compressor,
-    ) -> io::Result<(Vec<u8>, CiHeader)> {
-        let decoded: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.to_v1()).collect();
-        let smaller = codec::Encoder::new(compressor)?.encode(&decoded)?;
-        let stored_with = if smaller.is_some() { compressor } else { Compressor::None };
-        let decoded_size = decoded.len() as u64;
-        let mut bytes = smaller.unwrap_or(decoded);
-        let header = CiHeader {
-            magic: layout::CI_MAGIC.into(),
-            features: (features::ALIGNED | features::CAP_TAR_TOC).into(),
-            compressor: stored_with.code().into(),
-            entries: (chunks.len() as u32).into(),
-            offset: offset.into(),
-            encoded_size: (bytes.len() as u64).into(),
-            decoded_size: decoded_size.into(),
-            ..CiHeader::new_zeroed()
-        };
-        append_header(&mut bytes, &header);
-        Ok((bytes, header))
-    }
 }
 
 /// The chunk table of a stored blob as registries carry it next to the bootstrap (`image/<digest>.blob.meta`): the
 /// decoded table, zeroes up to a multiple of 4096, the header as it is in the blob.
 pub fn chunk_table_file(blob_file: &Path) -> Result<Vec<u8>, ChunkTableError> {
-    let (header, _, mut bytes) = read_decoded(blob_file)?;
-    bytes.resize(bytes.len().next_multiple_of(4096), 0);
-    append_header(&mut bytes, &header);
-    Ok(bytes)
+    let (header, _, table) = read_decoded(blob_file)?;
+    Ok(table_file(&header, table))
 }
 
-fn append_header(bytes: &mut Vec<u8>, header: &CiHeader) {
-    let start = bytes.len();
-    bytes.extend_from_slice(header.as_bytes());
-    bytes.resize(start + CI_HEADER as usize - 4, 0);
-    bytes.extend_from_slice(&layout::CI_MAGIC.to_le_bytes());
+/// The same from table and header alone, as they lie in the blob from `offset` on.
+#[cfg(feature = "oci")]
+pub(crate) fn chunk_table_file_of(stored: &[u8], offset: u64) -> Result<Vec<u8>, ChunkTableError> {
+    let short = || invalid("chunk table", format!("{} bytes at {offset}", stored.len()));
+    let (table, header) = stored.split_at(stored.len().checked_sub(CI_HEADER as usize).ok_or_else(short)?);
+    let (stored_header, header) = read_header(header)?;
+    header.check_end(offset + table.len() as u64)?;
+    if header.range.offset != offset {
+        return Err(short());
+    }
+    Ok(table_file(&stored_header, header.decode(table)?))
+}
+
+fn table_file(header: &CiHeader, mut table: Vec<u8>) -> Vec<u8> {
+    table.resize(table.len().next_multiple_of(4096), 0);
+    table.extend_from_slice(&encode::header_block(header));
+    table
+}
+
+impl Header {
+    /// A table ends where its header starts.
+    fn check_end(&self, end: u64) -> Result<(), ChunkTableError> {
+        let ChunkTableRange { offset, encoded_size, .. } = self.range;
+        if offset.checked_add(encoded_size) == Some(end) {
+            return Ok(());
+        }
+        let problem = format!("{encoded_size} bytes at {offset} do not end at the header at {end}");
+        Err(invalid("chunk table", problem))
+    }
+
+    fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, ChunkTableError> {
+        let decoded = codec::decode(self.range.compressor, stored, self.range.decoded_size as usize);
+        decoded.map_err(|error| invalid("chunk table", error.to_string()))
+    }
 }
 
 /// Header, also as it lies there, and decoded table of a stored blob.
@@ -224,16 +234,11 @@ fn read_decoded(path: &Path) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableEr
     let mut header = vec![0; CI_HEADER as usize];
     file.read_exact_at(&mut header, start).map_err(failed)?;
     let (stored_header, header) = read_header(&header)?;
-    let ChunkTableRange { offset, encoded_size, decoded_size, compressor } = header.range;
-    if offset.checked_add(encoded_size) != Some(start) {
-        let problem = format!("{encoded_size} bytes at {offset} do not end at the header at {start}");
-        return Err(invalid("chunk table", problem));
-    }
+    let ChunkTableRange { offset, encoded_size, .. } = header.range;
+    header.check_end(start)?;
     let mut stored = vec![0; encoded_size as usize];
     file.read_exact_at(&mut stored, offset).map_err(failed)?;
-    let table = codec::decode(compressor, &stored, decoded_size as usize)
-        .map_err(|error| invalid("chunk table", error.to_string()))?;
-    Ok((stored_header, header, table))
+    Ok((stored_header, header, header.decode(&stored)?))
 }
 
 /// Bytes of an entry.

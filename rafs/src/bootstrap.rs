@@ -88,6 +88,17 @@ pub struct TocRange {
     pub sha256: [u8; 32],
 }
 
+/// The stored blob that a bootstrap lies in: what the bootstrap, which was complete before the blob, cannot know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnBlob {
+    /// Registry digest of the stored file.
+    pub id: BlobId,
+    /// Bytes of the stored file.
+    pub encoded_size: u64,
+    /// The table of contents at its end, if it has one.
+    pub toc: Option<TocRange>,
+}
+
 impl Blob {
     /// Whether small chunks may have been compressed as one: where those lie, only the blob's own chunk table tells.
     pub fn has_batches(&self) -> bool {
@@ -134,11 +145,11 @@ impl Bootstrap {
     }
 
     /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
-    pub fn parse_inlined(bytes: Bytes, own: BlobId) -> Result<Self, BootstrapError> {
+    pub fn parse_inlined(bytes: Bytes, own: OwnBlob) -> Result<Self, BootstrapError> {
         Self::parse_in(bytes, Some(own))
     }
 
-    fn parse_in(bytes: Bytes, own: Option<BlobId>) -> Result<Self, BootstrapError> {
+    fn parse_in(bytes: Bytes, own: Option<OwnBlob>) -> Result<Self, BootstrapError> {
         let header = superblock::read(&bytes)?;
         let blobs = tables::blobs(&bytes, &header, own)?;
         let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;

@@ -4,14 +4,17 @@
 //! scan       walk a directory: names, owners, xattrs, hard links          \  a tree and chunks in their
 //! tar        read a tar once, from front to back, into a tree and chunks  /  order: breadth first, or the tar's
 //! pipeline   read, hash and compress chunks on worker threads
-//! blob       append each chunk that is not there yet; table and header; the file's sha256 is its name
+//! collector  put chunks back in order, gather small ones in batches, store each that is not there yet
+//! blob       append chunks and batches
+//! parts      what follows them: table, digests, a copy of the bootstrap, contents; the file's sha256 is its name
 //! bootstrap  place inodes, directories and indexes; write the tables
 //! merge      the trees of several bootstraps, one over the other
+//! optimize   the hot chunks of an image to a blob of their own
 //! ```
 //!
 //! The same source gives the same bytes, for any number of threads. Memory depends on the number of names and chunks (a
-//! few hundred bytes for each name, about 150 for each distinct chunk), and on `2 t + 2` chunks, decoded and encoded,
-//! for `t` threads; not on the size of files. Files and directories that change while they are read end the build: half
+//! few hundred bytes for each name, about 150 for each distinct chunk and for each of a dictionary), and on `2 t + 2`
+//! chunks and `t + 2` batches, decoded and encoded, for `t` threads; not on the size of files. Files and directories that change while they are read end the build: half
 //! of one version and half of another is not an image of anything. Nothing appears under a final name before it is
 //! complete.
 //!
@@ -29,21 +32,38 @@ use serde::Serialize;
 use shoal_proto::{Algorithm, BlobId};
 
 use crate::archive::ArchiveError;
-use crate::bootstrap::Kind;
+use crate::bootstrap::{Bootstrap, BootstrapError};
 use crate::codec::{self, Compressor};
 use crate::layout;
+use crate::prefetch::PrefetchList;
+use crate::source::ChunkError;
+use blob::{BlobWriter, Known};
+use dictionary::Dictionary;
+use image::Image;
+use prefetch::Prefetched;
+use tree::{NodeIndex, Tree};
 
+mod batches;
 mod blob;
+mod blobs;
 mod bootstrap;
+mod collector;
+mod dictionary;
 mod directory;
+mod image;
 mod merge;
+mod optimize;
+mod overlay;
+mod parts;
 mod pipeline;
 mod place;
+mod prefetch;
 mod scan;
 mod tar;
 mod tree;
 
-pub use merge::{MergeError, MergeReport, merge};
+pub use merge::{MergeError, MergeOptions, MergeReport, merge, merge_with};
+pub use optimize::OptimizeReport;
 
 /// How to build an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +77,13 @@ pub struct BuildOptions {
     pub chunk_size: u32,
     /// Level of the compressor, for zstd only: -7 (fast) to 22 (small). Default: 3.
     pub level: Option<i32>,
+    /// Compress small files together: those of one chunk below half of this many bytes, in batches that stay below it. A power
+    /// of two from 0x1000 to the chunk size. Default: none; each chunk is compressed, and can be fetched, alone.
+    pub batch_size: Option<u32>,
+    /// Put the bootstrap into the blob too, as layers of registries have it, with tar headers behind each part. Default: no.
+    pub inline_meta: bool,
+    /// End the blob with the digests of its chunks and a table of contents, with tar headers. Default: no.
+    pub toc: bool,
     /// Threads that hash and compress, at most 256. Default: one for each core. The image does not depend on it.
     pub threads: Option<NonZeroUsize>,
     /// What an archive may hold.
@@ -70,6 +97,9 @@ impl Default for BuildOptions {
             algorithm: Algorithm::Blake3,
             chunk_size: 0x10_0000,
             level: None,
+            batch_size: None,
+            inline_meta: false,
+            toc: false,
             threads: None,
             limits: ArchiveLimits::default(),
         }
@@ -80,6 +110,10 @@ impl BuildOptions {
     fn check(&self) -> Result<(), BuildError> {
         if !self.chunk_size.is_power_of_two() || !layout::CHUNK_SIZES.contains(&self.chunk_size) {
             return Err(BuildError::ChunkSize { found: self.chunk_size });
+        }
+        let batches = 0x1000..=self.chunk_size;
+        if let Some(found) = self.batch_size.filter(|size| !size.is_power_of_two() || !batches.contains(size)) {
+            return Err(BuildError::BatchSize { found, chunk_size: self.chunk_size });
         }
         if self.compressor == Compressor::Gzip {
             return Err(BuildError::Compressor { found: self.compressor });
@@ -143,7 +177,13 @@ pub struct BuildReport {
     pub chunks: u64,
     /// Distinct chunks, those in the blob.
     pub unique_chunks: u64,
-    /// The blob; none for an image without file content.
+    /// Distinct chunks that are read from blobs of earlier images.
+    pub shared_chunks: u64,
+    /// Their bytes, decoded: what was not stored again.
+    pub shared_bytes: u64,
+    /// Files and directories that the prefetch table lists.
+    pub prefetched: u64,
+    /// The blob; none for an image without file content, unless the bootstrap goes into it.
     #[serde(serialize_with = "display")]
     pub blob: Option<BlobId>,
     /// What was left out, with its path. At most [`MAX_NOTES`].
@@ -165,6 +205,22 @@ pub enum BuildError {
     ChunkSize {
         /// What was asked for.
         found: u32,
+    },
+    /// The batch size is none of the format.
+    #[error("batch size {found:#x} must be a power of two from 0x1000 to the chunk size of {chunk_size:#x}")]
+    BatchSize {
+        /// What was asked for.
+        found: u32,
+        /// Bytes of a chunk.
+        chunk_size: u32,
+    },
+    /// An earlier image cannot be used.
+    #[error("earlier image {position}: {problem}")]
+    Dictionary {
+        /// Its position, the first is 1.
+        position: usize,
+        /// Why not.
+        problem: String,
     },
     /// The compressor can only be read.
     #[error("blobs cannot be written with compressor {found}")]
@@ -240,6 +296,20 @@ pub enum BuildError {
         /// Index of the chunk.
         index: u32,
     },
+    /// A chunk of an image could not be read.
+    #[error("cannot read the image")]
+    Chunk {
+        /// Which, and why.
+        #[source]
+        source: ChunkError,
+    },
+    /// The bootstrap of an image could not be read.
+    #[error("cannot read the image")]
+    Image {
+        /// What is wrong with it.
+        #[source]
+        source: BootstrapError,
+    },
     /// A worker thread ended early.
     #[error("a worker thread ended before its work was done")]
     Worker,
@@ -255,6 +325,8 @@ impl BuildError {
 #[derive(Clone)]
 pub struct Builder {
     options: BuildOptions,
+    dictionary: Vec<Bootstrap>,
+    prefetch: PrefetchList,
     progress: Option<Arc<OnProgress>>,
 }
 
@@ -267,7 +339,21 @@ impl std::fmt::Debug for Builder {
 impl Builder {
     /// A builder with these options; they are checked when it builds.
     pub fn new(options: BuildOptions) -> Self {
-        Self { options, progress: None }
+        Self { options, dictionary: Vec::new(), prefetch: PrefetchList::default(), progress: None }
+    }
+
+    /// Lets images use what earlier ones have: a chunk that one of these names is read from the blob that has it, and not
+    /// stored again. They must have the chunk size of the image; chunks of blobs with another digest algorithm are of no use.
+    pub fn chunk_dictionary(mut self, images: Vec<Bootstrap>) -> Self {
+        self.dictionary = images;
+        self
+    }
+
+    /// Lets images say what to read early. A directory is stored in that order, too; an archive is stored in its own. What
+    /// the list names and the source has not is noted in the report.
+    pub fn prefetch(mut self, list: PrefetchList) -> Self {
+        self.prefetch = list;
+        self
     }
 
     /// Tells `progress` after every chunk. It is called from a thread of the builder, which waits meanwhile.
@@ -277,19 +363,25 @@ impl Builder {
     }
 
     /// Builds an image of the directory `source`: writes the bootstrap to `bootstrap` and the blob, named by its id,
-    /// into `blob_dir` (made if missing). Both files appear under their names only when they are complete.
+    /// into `blob_dir` (made if missing). Both files appear under their names only when they are complete. The bootstrap
+    /// names the blob by its id, also where the options put another one, which does not, into the blob.
     pub fn build(&self, source: &Path, bootstrap: &Path, blob_dir: &Path) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let mut notes = Notes::default();
         let mut scanned = scan::scan(source, &mut notes)?;
-        let writer = self.writer(blob_dir)?;
+        let prefetched = self.find_prefetched(&scanned.tree, &mut notes);
+        let (writer, dictionary) = self.writer(blob_dir)?;
         let total = scanned.tree.files().map(|inode| inode.size).sum();
-        let (_, stored) =
-            pipeline::run(self.options, writer, self.watch(Some(total)), |feed| feed_files(feed, &scanned))?;
+        let order = prefetched.files_first(&scanned.tree);
+        let (_, stored) = pipeline::run(self.options, writer, self.watch(Some(total)), |feed| {
+            order.iter().try_for_each(|node| feed_file(feed, &scanned, *node))
+        })?;
         for (inode, places) in scanned.tree.inodes.iter_mut().zip(stored.places) {
             inode.chunks = places;
         }
-        self.finish(&scanned.tree, stored.writer, stored.chunks, notes, bootstrap)
+        let prefetch = prefetched.inodes(&scanned.tree);
+        let image = Image { options: self.options, tree: scanned.tree, writer: stored.writer, dictionary, prefetch };
+        Ok(BuildReport { notes: notes.lines, ..image.write(stored.chunks, bootstrap)? })
     }
 
     /// Like [`build`](Self::build), from a tar, gzip or zstd stream of one; `name` stands in errors. See
@@ -305,14 +397,17 @@ impl Builder {
     ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let mut notes = Notes::default();
-        let writer = self.writer(blob_dir)?;
+        let (writer, dictionary) = self.writer(blob_dir)?;
         let (mut draft, stored) = pipeline::run(self.options, writer, self.watch(None), |feed| {
             tar::read(stream, name, self.options.limits, feed, &mut notes)
         })?;
         for (inode, places) in draft.inodes.iter_mut().zip(stored.places) {
             inode.chunks = places;
         }
-        self.finish(&draft.finish(), stored.writer, stored.chunks, notes, bootstrap)
+        let tree = draft.finish();
+        let prefetch = self.find_prefetched(&tree, &mut notes).inodes(&tree);
+        let image = Image { options: self.options, tree, writer: stored.writer, dictionary, prefetch };
+        Ok(BuildReport { notes: notes.lines, ..image.write(stored.chunks, bootstrap)? })
     }
 
     fn watch(&self, total_bytes: Option<u64>) -> impl Fn(u64, u64) + Send + '_ {
@@ -323,49 +418,26 @@ impl Builder {
         }
     }
 
-    fn writer(&self, blob_dir: &Path) -> Result<blob::BlobWriter, BuildError> {
-        std::fs::create_dir_all(blob_dir).map_err(BuildError::io("make", blob_dir))?;
-        blob::BlobWriter::new(blob_dir, self.options)
+    fn find_prefetched(&self, tree: &Tree, notes: &mut Notes) -> Prefetched {
+        let prefetched = Prefetched::find(tree, &self.prefetch);
+        prefetched.unmatched.iter().for_each(|path| notes.add(|| format!("{path}: no file to prefetch")));
+        prefetched
     }
 
-    fn finish(
-        &self,
-        tree: &tree::Tree,
-        writer: blob::BlobWriter,
-        chunks: u64,
-        notes: Notes,
-        bootstrap: &Path,
-    ) -> Result<BuildReport, BuildError> {
-        let BuildOptions { compressor, algorithm, chunk_size, .. } = self.options;
-        let blob = writer.finish()?;
-        let records = blob.as_ref().map(|blob| blob.records.clone()).unwrap_or_default();
-        let unique_chunks = records.len() as u64;
-        let blobs = blob.iter().map(|blob| blob.entry(self.options)).collect();
-        let contents = bootstrap::Contents { blobs, records, chunk_size, compressor, algorithm };
-        let bytes = bootstrap::write(tree, contents)?;
-        replace(bootstrap, &bytes)?;
-        Ok(BuildReport {
-            names: tree.nodes.len() as u64,
-            files: tree.files().count() as u64,
-            decoded_bytes: tree.files().map(|inode| inode.size).sum(),
-            encoded_bytes: blob.as_ref().map_or(0, |blob| blob.encoded_size),
-            bootstrap_bytes: bytes.len() as u64,
-            chunks,
-            unique_chunks,
-            blob: blob.map(|blob| blob.id),
-            notes: notes.lines,
-        })
+    fn writer(&self, blob_dir: &Path) -> Result<(BlobWriter, Dictionary), BuildError> {
+        let (dictionary, known) = Dictionary::new(&self.dictionary, &self.options)?;
+        Ok((BlobWriter::in_dir(blob_dir, self.options, Known::new(known))?, dictionary))
     }
 }
 
-/// Feeds the files of a scanned directory, each once, breadth first.
-fn feed_files(feed: &mut pipeline::Feed, scanned: &scan::Scanned) -> Result<(), BuildError> {
-    for (index, node, inode) in scanned.tree.first_names() {
-        if let (Kind::File, Some(version)) = (inode.kind, inode.version) {
-            feed.file(node.inode, pipeline::SourceFile::new(scanned.path(index), version), inode.size)?;
-        }
+/// Feeds a file of a scanned directory.
+fn feed_file(feed: &mut pipeline::Feed, scanned: &scan::Scanned, node: NodeIndex) -> Result<(), BuildError> {
+    let inode = scanned.tree.nodes[node].inode;
+    let file = &scanned.tree.inodes[inode];
+    match file.version {
+        Some(version) => feed.file(inode, pipeline::SourceFile::new(scanned.path(node), version), file.size),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What was left out, for the report.

@@ -14,11 +14,13 @@ use shoal_proto::BlobId;
 
 use crate::blob::{self, ChunkTableError, Toc};
 use crate::blob_dir::BlobPaths;
-use crate::bootstrap::{Bootstrap, BootstrapError};
+use crate::bootstrap::{Bootstrap, BootstrapError, OwnBlob, TocRange};
 use crate::codec::{self, Compressor};
 
 /// Most bytes of a bootstrap inside a blob.
 const MAX_BOOTSTRAP: u64 = 1 << 30;
+/// Most bytes of a table of contents with its header: what readers look at of the end of a blob.
+const MAX_TOC: u64 = 4096;
 
 /// Why a file holds no bootstrap.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +55,7 @@ pub enum ImageFileError {
 #[derive(Debug, Clone)]
 pub struct ImageFile {
     bootstrap: Bytes,
-    own: Option<(BlobId, PathBuf)>,
+    own: Option<(OwnBlob, PathBuf)>,
 }
 
 impl From<Bytes> for ImageFile {
@@ -72,14 +74,16 @@ impl ImageFile {
         if members.is_empty() {
             return Ok(Bytes::from(std::fs::read(path).map_err(failed)?).into());
         }
-        let bootstrap = inlined(&file, &members);
-        let bootstrap = bootstrap.map_err(|source| ImageFileError::Contents { path: path.to_owned(), source })?;
+        let damaged = |source| ImageFileError::Contents { path: path.to_owned(), source };
+        let bootstrap = inlined(&file, &members).map_err(damaged)?;
         let bootstrap = bootstrap.ok_or_else(|| ImageFileError::NoBootstrap { path: path.to_owned() })?;
+        let toc = toc(&file, &members).map_err(damaged)?;
         let id = match id_in_name(path) {
             Some(id) => id,
             None => sha256(file).map_err(failed)?.0,
         };
-        Ok(Self { bootstrap, own: Some((id, path.to_owned())) })
+        let own = OwnBlob { id, encoded_size: size, toc };
+        Ok(Self { bootstrap, own: Some((own, path.to_owned())) })
     }
 
     /// The bootstrap's bytes.
@@ -89,20 +93,20 @@ impl ImageFile {
 
     /// The blob that holds the bootstrap.
     pub fn own_blob(&self) -> Option<BlobId> {
-        self.own.as_ref().map(|(id, _)| *id)
+        self.own.as_ref().map(|(own, _)| own.id)
     }
 
     /// Verifies the bootstrap in full.
     pub fn parse(&self) -> Result<Bootstrap, BootstrapError> {
-        match self.own_blob() {
-            Some(id) => Bootstrap::parse_inlined(self.bootstrap.clone(), id),
+        match &self.own {
+            Some((own, _)) => Bootstrap::parse_inlined(self.bootstrap.clone(), *own),
             None => Bootstrap::parse(self.bootstrap.clone()),
         }
     }
 
     /// Where the blobs of the image are: those that are not this file lie in `dir`.
     pub fn blob_paths(&self, dir: Option<&Path>) -> BlobPaths {
-        BlobPaths::new(dir, self.own.clone())
+        BlobPaths::new(dir, self.own.as_ref().map(|(own, path)| (own.id, path.clone())))
     }
 }
 
@@ -124,6 +128,14 @@ fn inlined(file: &File, members: &[blob::Member]) -> Result<Option<Bytes>, Chunk
         return Err(blob::invalid("image.boot", "its sha256 is not the one in the table of contents"));
     }
     Ok(Some(bytes))
+}
+
+/// The table of contents at the end of a blob, with its header.
+fn toc(file: &File, members: &[blob::Member]) -> Result<Option<TocRange>, ChunkTableError> {
+    let Some(last) = members.first().filter(|last| last.name == blob::TOC_NAME) else { return Ok(None) };
+    let range = last.range.start..last.range.end + blob::TAR_HEADER;
+    let bytes = blob::content(file, &range, blob::TOC_NAME, MAX_TOC)?;
+    Ok(Some(TocRange { size: bytes.len() as u32, sha256: Sha256::digest(&bytes).into() }))
 }
 
 fn bootstrap(

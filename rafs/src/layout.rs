@@ -46,6 +46,16 @@ pub(crate) const MAX_TARGET: u64 = 4096;
 /// Longest name of a directory entry.
 pub(crate) const MAX_NAME: usize = 255;
 
+/// What stands for the id of a blob in a bootstrap inside that blob.
+pub(crate) const OWN_BLOB: [u8; 64] = [b'x'; 64];
+
+/// The id of a blob as tables have it.
+pub(crate) fn blob_id(id: shoal_proto::BlobId) -> [u8; 64] {
+    let mut text = [0; 64];
+    text.copy_from_slice(id.to_string().as_bytes());
+    text
+}
+
 /// Bits of [`ExtSuperBlock::flags`].
 pub(crate) mod flags {
     pub(crate) const COMPRESSOR_NONE: u64 = 0x1;

@@ -44,6 +44,7 @@ pub mod oci;
 mod piece;
 mod prefetch;
 mod source;
+mod stat;
 mod trace;
 mod unpack;
 
@@ -51,11 +52,12 @@ pub use archive::ArchiveError;
 pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
 pub use bootstrap::{
-    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, SuperBlocks, TocRange,
+    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, OwnBlob, SuperBlocks,
+    TocRange,
 };
 pub use builder::{
-    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeReport, Progress,
-    merge,
+    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeOptions, MergeReport,
+    OptimizeReport, Progress, merge, merge_with,
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};
@@ -69,6 +71,8 @@ pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSu
 #[cfg(feature = "mount")]
 pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
+pub use prefetch::{PrefetchList, PrefetchListError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+pub use stat::{ChunkCount, SharedChunks, SharedPair, SharingReport, sharing};
 pub use trace::{Trace, TraceError};
 pub use unpack::{UnpackError, UnpackReport, unpack};

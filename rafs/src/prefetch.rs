@@ -1,9 +1,14 @@
 //! What an image wants read before anybody asks for it, in the order of its prefetch table. Pure.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::bootstrap::{Bootstrap, BootstrapError, Kind, Nid};
 use crate::source::ChunkId;
+
+mod list;
+
+pub(crate) use list::{Hint, Name};
+pub use list::{PrefetchList, PrefetchListError};
 
 impl Bootstrap {
     /// The regular files of the prefetch table, each once and in order. A directory stands for all that is below it, in
@@ -45,6 +50,42 @@ impl Bootstrap {
         }
         Ok(chunks)
     }
+
+    /// The paths from the root of the inodes that are asked for, each by its first name in the order of the tree; that of
+    /// the root is empty.
+    pub(crate) fn paths(&self, wanted: &HashSet<Nid>) -> Result<HashMap<Nid, Vec<u8>>, BootstrapError> {
+        let mut paths = HashMap::new();
+        let mut level = vec![(Vec::new(), self.root())];
+        while !level.is_empty() {
+            let mut below = Vec::new();
+            for (path, directory) in level {
+                for entry in self.inode(directory)?.entries() {
+                    let entry = entry?;
+                    let path = || [&path, &b"/"[..], entry.name].concat();
+                    if entry.name == b"." || entry.name == b".." {
+                        continue;
+                    }
+                    if wanted.contains(&entry.nid) {
+                        paths.entry(entry.nid).or_insert_with(path);
+                    }
+                    if entry.kind == Kind::Directory {
+                        below.push((path(), entry.nid));
+                    }
+                }
+            }
+            level = below;
+        }
+        if wanted.contains(&self.root()) {
+            paths.insert(self.root(), Vec::new());
+        }
+        Ok(paths)
+    }
+
+    /// The paths that the prefetch table lists, in order.
+    pub(crate) fn prefetch_paths(&self) -> Result<Vec<Vec<u8>>, BootstrapError> {
+        let paths = self.paths(&self.prefetch().iter().copied().collect())?;
+        Ok(self.prefetch().iter().filter_map(|nid| paths.get(nid).cloned()).collect())
+    }
 }
 
 #[cfg(test)]
@@ -55,7 +96,7 @@ mod tests {
     use super::*;
     use crate::builder::{BuildOptions, Builder};
 
-    /// An image of `a/{x,y}`, `b` and `c`, the last two with equal content, and a prefetch table in unused bytes.
+    /// An image of `a/{x,y}`, `b` and `c`, the last two with equal content, and a prefetch table.
     fn image(dir: &Path, listed: &[&str]) -> Bootstrap {
         let source = dir.join("source");
         fs::create_dir_all(source.join("a/sub")).unwrap();
@@ -63,16 +104,9 @@ mod tests {
             fs::write(source.join(name), [byte; 0x1800]).unwrap();
         }
         let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
-        Builder::new(options).build(&source, &dir.join("boot"), &dir.join("blobs")).unwrap();
-        let mut bytes = fs::read(dir.join("boot")).unwrap();
-        let image = Bootstrap::parse(bytes.clone().into()).unwrap();
-        for (number, path) in listed.iter().enumerate() {
-            let nid = find(&image, path).0 as u32;
-            bytes[2048 + 4 * number..][..4].copy_from_slice(&nid.to_le_bytes());
-        }
-        bytes[1152 + 40..1152 + 48].copy_from_slice(&2048u64.to_le_bytes());
-        bytes[1152 + 48..1152 + 52].copy_from_slice(&(4 * listed.len() as u32).to_le_bytes());
-        Bootstrap::parse(bytes.into()).unwrap()
+        let list = PrefetchList::exact(listed.iter().map(|path| path.as_bytes()));
+        Builder::new(options).prefetch(list).build(&source, &dir.join("boot"), &dir.join("blobs")).unwrap();
+        Bootstrap::open(&dir.join("boot")).unwrap()
     }
 
     fn find(image: &Bootstrap, path: &str) -> Nid {

@@ -4,11 +4,11 @@
 //! from the root. In a path a backslash is `\\`, a newline `\n`; other bytes are as they are. What the kernel reads ahead
 //! of a program counts as read; what it has in its cache is not seen again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::bootstrap::{Bootstrap, BootstrapError, Kind, Nid};
+use crate::bootstrap::{Bootstrap, BootstrapError, Nid};
 
 /// Reads of one mounted image. Memory is bounded by the number of chunks that its files have.
 #[derive(Debug)]
@@ -22,6 +22,26 @@ pub struct Trace {
 struct Reads {
     seen: HashSet<(Nid, u64)>,
     order: Vec<(Nid, u64)>,
+}
+
+/// A line of a trace, without its end: number of the chunk, and path.
+pub(crate) fn parse_line(line: &[u8]) -> Result<(u64, Vec<u8>), String> {
+    let tab = line.iter().position(|byte| *byte == b'\t').ok_or("no tab behind the number of a chunk")?;
+    let number = std::str::from_utf8(&line[..tab]).ok().and_then(|number| number.parse().ok());
+    let number = number.ok_or_else(|| format!("{:?} is no number", String::from_utf8_lossy(&line[..tab])))?;
+    let mut path = Vec::with_capacity(line.len() - tab);
+    let mut bytes = line[tab + 1..].iter();
+    while let Some(byte) = bytes.next() {
+        path.push(match byte {
+            b'\\' => match bytes.next() {
+                Some(b'\\') => b'\\',
+                Some(b'n') => b'\n',
+                _ => return Err("a backslash that means nothing".into()),
+            },
+            byte => *byte,
+        });
+    }
+    Ok((number, path))
 }
 
 /// Why a trace could not be written.
@@ -45,6 +65,9 @@ impl Trace {
     pub fn read(&self, nid: Nid, offset: u64, len: u64) {
         let Ok(inode) = self.image.inode(nid) else { return };
         let chunk_size = u64::from(self.image.chunk_size());
+        if offset >= inode.size() {
+            return;
+        }
         let end = offset.saturating_add(len).min(inode.size()).div_ceil(chunk_size).min(inode.chunk_count());
         let mut reads = self.lock();
         for chunk in offset / chunk_size..end {
@@ -57,7 +80,7 @@ impl Trace {
     /// Writes what was read so far. Of a file with several names the first in the order of the tree is told.
     pub fn write(&self, mut output: impl Write) -> Result<(), TraceError> {
         let order = self.lock().order.clone();
-        let paths = self.paths(&order.iter().map(|(nid, _)| *nid).collect())?;
+        let paths = self.image.paths(&order.iter().map(|(nid, _)| *nid).collect())?;
         for (nid, chunk) in order {
             let Some(path) = paths.get(&nid) else { continue };
             write!(output, "{chunk}\t")?;
@@ -71,29 +94,6 @@ impl Trace {
             output.write_all(b"\n")?;
         }
         Ok(output.flush()?)
-    }
-
-    /// The paths of the inodes that are asked for.
-    fn paths(&self, wanted: &HashSet<Nid>) -> Result<HashMap<Nid, Vec<u8>>, BootstrapError> {
-        let mut paths = HashMap::new();
-        let mut level = vec![(Vec::new(), self.image.root())];
-        while !level.is_empty() {
-            let mut below = Vec::new();
-            for (path, directory) in level {
-                for entry in self.image.inode(directory)?.entries() {
-                    let entry = entry?;
-                    let path = || [&path, &b"/"[..], entry.name].concat();
-                    match entry.kind {
-                        _ if entry.name == b"." || entry.name == b".." => {}
-                        Kind::Directory => below.push((path(), entry.nid)),
-                        _ if wanted.contains(&entry.nid) => _ = paths.entry(entry.nid).or_insert_with(path),
-                        _ => {}
-                    }
-                }
-            }
-            level = below;
-        }
-        Ok(paths)
     }
 
     fn lock(&self) -> MutexGuard<'_, Reads> {
@@ -123,6 +123,8 @@ mod tests {
         let (large, odd) = (root.lookup(b"z").unwrap().unwrap(), root.lookup(b"odd\n\\name").unwrap().unwrap());
         let trace = Trace::new(image.clone());
         for (nid, offset, len) in [
+            // Behind its end, but in its only chunk.
+            (odd, 10, 10),
             (large, 0x1fff, 2),
             (odd, 0, 4096),
             (large, 0, 0x1000),

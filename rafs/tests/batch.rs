@@ -1,34 +1,27 @@
-//! Images whose small chunks were compressed as one: read, checked, unpacked, expanded, and refused when their two tables
-//! disagree.
+//! Images whose small chunks were compressed as one: built, read, checked, unpacked, expanded, and refused when their two
+//! tables disagree.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use shoal_rafs::{
-    BlobDirError, BlobDirReader, Bootstrap, BuildOptions, ChunkTable, Compressor, PieceTableError, check,
+    BlobDirError, BlobDirReader, BuildError, BuildOptions, Builder, ChunkTable, Compressor, PieceTableError, check,
     expand_blob, unpack,
 };
 
 mod support;
-#[path = "support/batch.rs"]
-mod support_batch;
 
 use support::image::{Built, build, content, facts, walk};
-use support_batch::rebatch;
-
-fn zstd_3(bytes: &[u8]) -> Vec<u8> {
-    zstd::bulk::compress(bytes, 3).unwrap()
-}
 
 /// The same tree as an image without batches and as one with.
-fn images(source: &Path, dir: &Path, options: BuildOptions, batch_size: usize) -> (Built, Built) {
+fn images(source: &Path, dir: &Path, options: BuildOptions, batch_size: u32) -> (Built, Built) {
     let plain = build(source, &dir.join("plain"), options);
-    let mut batched = build(source, &dir.join("batched"), options);
-    let compress = |bytes: &[u8]| if options.compressor == Compressor::Zstd { zstd_3(bytes) } else { bytes.to_vec() };
-    assert!(rebatch(&batched.boot, &batched.blobs, batch_size, &compress) > 0);
-    batched.image = Bootstrap::open(&batched.boot).unwrap();
-    batched.reader = BlobDirReader::open(&batched.image, &batched.blobs).unwrap();
+    let batched = build(source, &dir.join("batched"), BuildOptions { batch_size: Some(batch_size), ..options });
+    let table = ChunkTable::read(&blob_file(&batched)).unwrap();
+    assert!(table.batch(0).is_some());
     (plain, batched)
 }
 
@@ -54,8 +47,9 @@ fn batched_images_are_read_like_any_other() {
     support::nasty_tree(&source);
     let expected = support::facts(&source);
     for (number, (compressor, chunk_size, batch_size)) in [
-        (Compressor::Zstd, 0x1000, 0x1_0000),
-        (Compressor::None, 0x1000, 0x1000),
+        (Compressor::Zstd, 0x1000, 0x1000),
+        (Compressor::None, 0x1_0000, 0x1_0000),
+        (Compressor::Lz4, 0x1_0000, 0x1000),
         (Compressor::Zstd, 0x10_0000, 0x10_0000),
     ]
     .into_iter()
@@ -80,6 +74,102 @@ fn batched_images_are_read_like_any_other() {
         let table = ChunkTable::read(&blob_file(&batched)).unwrap();
         let pieces = batched.image.piece_table(0, Some(&table)).unwrap();
         assert!(pieces.len() < table.len() && pieces.pieces().any(|(_, piece)| piece.chunks().len() > 1));
+        assert_eq!(table.features() & 0x84, 0x84);
+        batches_follow_the_rule(&table, batch_size);
+    }
+}
+
+/// Small chunks and nothing else lie in batches, as many as fit, one behind the other.
+fn batches_follow_the_rule(table: &ChunkTable, batch_size: u32) {
+    let mut batches: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+    let mut last = None;
+    for (index, chunk) in (0u32..).zip(table.chunks()) {
+        let Some(place) = chunk.batch else { continue };
+        assert!(chunk.decoded_len < batch_size / 2 && chunk.encoded_len == 0 && chunk.crc32.is_none());
+        // A chunk beside the one before it is in another batch only where it would have filled that.
+        let full = |before: &shoal_rafs::Batch| before.decoded_len + chunk.decoded_len >= batch_size;
+        if let Some((before, batch)) = last.filter(|(before, batch)| *before + 1 == index && *batch != place.index) {
+            assert!(full(&table.batch(batch).unwrap()), "chunk {before}");
+        }
+        last = Some((index, place.index));
+        batches.entry(place.index).or_default().push((index, place.offset, chunk));
+    }
+    assert!(batches.keys().copied().eq(0..batches.len() as u32) && table.batch(batches.len() as u32).is_none());
+    for (number, chunks) in batches {
+        let mut end = 0;
+        for (position, (index, offset, chunk)) in (0u32..).zip(&chunks) {
+            assert_eq!((*index, *offset), (chunks[0].0 + position, end));
+            assert_eq!(chunk.encoded_offset, chunks[0].2.encoded_offset);
+            end += chunk.decoded_len;
+        }
+        assert_eq!(table.batch(number).unwrap().decoded_len, end);
+    }
+}
+
+#[test]
+fn batches_are_the_same_for_any_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    for compressor in [Compressor::None, Compressor::Lz4, Compressor::Zstd] {
+        let images = [1, 1, 2, 3, 16].into_iter().enumerate().map(|(run, threads)| {
+            let threads = NonZeroUsize::new(threads);
+            let options = BuildOptions { compressor, threads, chunk_size: 0x1000, ..BuildOptions::default() };
+            let options = BuildOptions { batch_size: Some(0x1000), inline_meta: true, toc: true, ..options };
+            let built = build(&source, &dir.path().join(format!("{compressor}-{run}")), options);
+            (fs::read(built.boot).unwrap(), built.report)
+        });
+        let images: Vec<_> = images.collect();
+        assert!(images.iter().all(|image| *image == images[0]), "{compressor}");
+    }
+}
+
+#[test]
+fn a_tree_without_small_files_has_no_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    // Half of a batch is not small, and neither is the short end of a longer file.
+    for (name, len) in [("half", 0x800), ("end", 0x1001)] {
+        fs::write(source.join(name), support::noise(len as u64, len)).unwrap();
+    }
+    let built = build(&source, dir.path(), BuildOptions { batch_size: Some(0x1000), ..options() });
+    let table = ChunkTable::read(&blob_file(&built)).unwrap();
+    assert_eq!((table.features() & 0x84, table.len()), (0, 3));
+    for batch_size in [0, 0x800, 0x1800, 0x2000] {
+        let options = BuildOptions { batch_size: Some(batch_size), ..options() };
+        let refused = Builder::new(options).build(&source, &dir.path().join("no"), &dir.path().join("none"));
+        assert!(matches!(refused, Err(BuildError::BatchSize { found, .. }) if found == batch_size));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// Files of any sizes in any order, some of them alike, against the rule and their own bytes.
+    #[test]
+    fn random_files_come_back_from_batches(
+        files in prop::collection::vec((0..20u64, prop_oneof![0..0x900usize, 0..0x3000usize]), 1..120),
+        compressor in prop::sample::select(vec![Compressor::None, Compressor::Lz4, Compressor::Zstd]),
+        chunk_size in prop::sample::select(vec![0x1000, 0x4000]),
+        threads in 1..4usize,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        fs::create_dir(&source).unwrap();
+        for (number, (seed, len)) in files.iter().enumerate() {
+            fs::write(source.join(format!("{number:03}")), support::noise(*seed, *len)).unwrap();
+        }
+        let options = BuildOptions {
+            compressor, chunk_size, batch_size: Some(0x1000), threads: NonZeroUsize::new(threads), ..BuildOptions::default()
+        };
+        let built = build(&source, dir.path(), options);
+        support::assert_same(&support::facts(&source), &facts(&built.image, &built.reader));
+        let report = check(built.image.as_bytes().clone(), Some(&built.blobs));
+        prop_assert!(report.ok, "{:?}", report.problems);
+        if !built.image.blobs().is_empty() {
+            batches_follow_the_rule(&ChunkTable::read(&blob_file(&built)).unwrap(), 0x1000);
+        }
     }
 }
 

@@ -12,20 +12,17 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use shoal_rafs::Unmounted;
+use shoal_rafs::{Blob, BuildOptions, ChunkTable, Unmounted};
 
 #[path = "support/bed.rs"]
 mod bed;
 #[path = "support/scripted_source.rs"]
 mod scripted_source;
 mod support;
-#[path = "support/batch.rs"]
-mod support_batch;
 
 use bed::{Bed, errno};
 use scripted_source::Answer;
 use support::{assert_same, facts, noise};
-use support_batch::rebatch;
 
 #[test]
 fn a_mount_is_the_tree_that_the_image_was_made_of() {
@@ -58,10 +55,10 @@ fn a_mount_is_the_tree_that_the_image_was_made_of() {
 fn an_image_with_batches_is_mounted_like_any_other() {
     let Some(mut bed) = Bed::new() else { return };
     support::nasty_tree(&bed.path("source"));
-    let built = bed.build(0x1000);
-    let batches = rebatch(&built.boot, &built.blobs, 0x4000, &|bytes| zstd::bulk::compress(bytes, 3).unwrap());
-    assert!(batches > 10);
-    bed.reopen();
+    let options = BuildOptions { chunk_size: 0x4000, batch_size: Some(0x4000), ..BuildOptions::default() };
+    let built = bed.build_with(options);
+    let pieces = |blob: &Blob| ChunkTable::read(&built.blobs.join(blob.id.to_string())).unwrap();
+    assert!(pieces(&built.image.blobs()[0]).batch(5).is_some());
     let mount = bed.mount_blobs();
     assert_same(&facts(&bed.path("source")), &facts(&bed.path("mnt")));
     assert_eq!(mount.stats().errors, 0);

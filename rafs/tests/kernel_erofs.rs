@@ -97,7 +97,9 @@ fn the_kernel_mounts_images_of_every_kind() {
         chunk_size,
         ..BuildOptions::default()
     };
+    let batched = options(Compressor::Zstd, Algorithm::Blake3, 0x1_0000);
     let cases = [
+        BuildOptions { batch_size: Some(0x1_0000), inline_meta: true, toc: true, ..batched },
         options(Compressor::Zstd, Algorithm::Blake3, 0x1000),
         options(Compressor::Lz4, Algorithm::Sha256, 0x4000),
         options(Compressor::None, Algorithm::Blake3, 0x10_0000),

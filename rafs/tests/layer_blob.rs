@@ -4,25 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use shoal_rafs::{
-    BlobDirReader, BootstrapError, BuildOptions, CheckReport, Compressor, ImageFile, ImageFileError, check_file,
-    unpack,
+    Blob, BlobDirReader, BootstrapError, BuildOptions, CheckReport, Compressor, ImageFile, ImageFileError,
+    check_file, unpack,
 };
 
 mod support;
-#[path = "support/batch.rs"]
-mod support_batch;
-#[path = "support/layer_blob.rs"]
-mod support_layer_blob;
 
-use support::image::{build, facts};
-use support_layer_blob::{Shape, layer_blob};
+use support::image::{Built, build, facts};
 
-const SHAPES: [Shape; 4] = [
-    Shape { v2: false, toc: false },
-    Shape { v2: true, toc: false },
-    Shape { v2: false, toc: true },
-    Shape { v2: true, toc: true },
-];
+/// An image whose bootstrap is in its blob too, and the path of that.
+fn layer(source: &Path, work: &Path, options: BuildOptions) -> (Built, PathBuf) {
+    let built = build(source, work, BuildOptions { inline_meta: true, ..options });
+    let path = built.blobs.join(built.report.blob.unwrap().to_string());
+    (built, path)
+}
 
 fn small(dir: &Path) -> PathBuf {
     let source = dir.join("source");
@@ -47,36 +42,93 @@ fn an_image_is_read_from_the_blob_that_it_lies_in() {
     let source = dir.path().join("source");
     support::nasty_tree(&source);
     let expected = support::facts(&source);
-    for (compressor, batched) in [(Compressor::Zstd, false), (Compressor::None, false), (Compressor::Zstd, true)] {
-        let work = dir.path().join(format!("{compressor}-{batched}"));
-        let built = build(&source, &work, BuildOptions { compressor, chunk_size: 0x1000, ..BuildOptions::default() });
-        if batched {
-            support_batch::rebatch(&built.boot, &built.blobs, 0x1_0000, &|bytes| {
-                zstd::bulk::compress(bytes, 3).unwrap()
-            });
-        }
-        for shape in SHAPES.into_iter().filter(|shape| shape.v2 || !batched) {
-            let path = layer_blob(&built.boot, &built.blobs, &work.join("layers"), shape);
-            let file = ImageFile::open(&path).unwrap();
-            assert_eq!(file.own_blob().unwrap().to_string(), path.file_name().unwrap().to_str().unwrap());
-            let image = file.parse().unwrap();
-            assert_eq!(image.blobs()[0].id, file.own_blob().unwrap());
-            let reader = BlobDirReader::at(&image, &file.blob_paths(None)).unwrap();
-            support::assert_same(&expected, &facts(&image, &reader));
-            let report = check_file(&file, None);
-            assert!(report.ok, "{shape:?}: {:?}", problems(&report));
-            assert_eq!(report.blobs[0].verified_chunks, report.blobs[0].named_chunks);
-            let tar = unpack(&image, &reader, std::io::sink()).unwrap();
-            assert_eq!(tar.bytes, report.decoded_bytes);
-        }
+    for (number, (compressor, chunk_size, batch_size, toc)) in [
+        (Compressor::Zstd, 0x1000, None, false),
+        (Compressor::None, 0x1000, None, true),
+        (Compressor::Lz4, 0x1000, Some(0x1000), true),
+        (Compressor::None, 0x1_0000, Some(0x1_0000), false),
+        (Compressor::Zstd, 0x1_0000, Some(0x1_0000), true),
+        (Compressor::Zstd, 0x10_0000, None, true),
+        (Compressor::Zstd, 0x10_0000, Some(0x10_0000), true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let options = BuildOptions { compressor, chunk_size, batch_size, toc, ..BuildOptions::default() };
+        let (built, path) = layer(&source, &dir.path().join(number.to_string()), options);
+        let file = ImageFile::open(&path).unwrap();
+        assert_eq!(file.own_blob(), built.report.blob);
+        let image = file.parse().unwrap();
+        // Both bootstraps say the same of the blob, but for one being inside.
+        let described =
+            Blob { features: image.blobs()[0].features & !2, mapped_block: 0, ..image.blobs()[0].clone() };
+        assert_eq!(described, Blob { mapped_block: 0, ..built.image.blobs()[0].clone() });
+        let reader = BlobDirReader::at(&image, &file.blob_paths(None)).unwrap();
+        support::assert_same(&expected, &facts(&image, &reader));
+        support::assert_same(&expected, &facts(&built.image, &built.reader));
+        let report = check_file(&file, None);
+        assert!(report.ok, "{options:?}: {:?}", problems(&report));
+        assert_eq!(report.blobs[0].verified_chunks, report.blobs[0].named_chunks);
+        let beside = check_file(&ImageFile::open(&built.boot).unwrap(), Some(&built.blobs));
+        assert!(beside.ok, "{options:?}: {:?}", problems(&beside));
+        let tar = unpack(&image, &reader, std::io::sink()).unwrap();
+        assert_eq!(tar.bytes, report.decoded_bytes);
+    }
+}
+
+/// The parts by their bytes, with nothing of the reader's code.
+#[test]
+fn the_parts_lie_as_converters_write_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (built, path) = layer(&small(dir.path()), dir.path(), BuildOptions { toc: true, ..none() });
+    let bytes = fs::read(path).unwrap();
+    let (mut end, mut names, mut parts) = (bytes.len(), Vec::new(), Vec::new());
+    while end > 0 {
+        let header = tar::Header::from_byte_slice(&bytes[end - 512..end]);
+        assert_eq!((&bytes[end - 255..end - 247], bytes[end - 356]), (&b"ustar  \0"[..], b'0'));
+        assert!(bytes[end - 412..end - 388].iter().all(|byte| *byte == 0), "no mode, no owner");
+        assert_eq!((header.mtime().unwrap(), header.cksum().is_ok()), (0, true));
+        let start = end - 512 - header.entry_size().unwrap() as usize;
+        names.push(String::from_utf8(header.path_bytes().into_owned()).unwrap());
+        parts.push(start..end - 512);
+        end = start;
+    }
+    assert_eq!(names, ["rafs.blob.toc", "image.boot", "blob.digest", "blob.meta", "image.blob"]);
+    let toc = &bytes[parts[0].clone()];
+    let listed: Vec<_> = toc.chunks(128).map(|entry| String::from_utf8_lossy(&entry[8..24]).into_owned()).collect();
+    let listed: Vec<_> = listed.iter().map(|name| name.trim_end_matches('\0')).collect();
+    assert_eq!(listed, ["image.blob", "blob.meta", "blob.meta.header", "blob.digest", "image.boot"]);
+    let word = |at: usize| u64::from_le_bytes(toc[at..at + 8].try_into().unwrap()) as usize;
+    let boot = zstd::bulk::decompress(&bytes[parts[1].clone()], word(4 * 128 + 72)).unwrap();
+    assert_eq!((toc[4 * 128], word(4 * 128 + 56), word(4 * 128 + 64)), (2, parts[1].start, parts[1].len()));
+    let table = u64::from_le_bytes(boot[1152 + 8..1160 + 8].try_into().unwrap()) as usize;
+    assert_eq!((&boot[1408..1472], &boot[table..table + 64]), (&[b'x'; 64][..], &[b'x'; 64][..]));
+    assert_eq!(boot[table + 84..table + 88], 0x7000_0023u32.to_le_bytes());
+    assert_eq!(boot[table + 88..table + 96], (parts[1].start as u64).to_le_bytes());
+    let header = parts[3].end - 4096;
+    assert_eq!(bytes[header + 4..header + 8], 0x7000_0023u32.to_le_bytes());
+    assert_eq!(parts[2].len(), 32 * built.report.unique_chunks as usize);
+    assert_eq!(built.image.blobs()[0].features, 0x7000_0021);
+}
+
+#[test]
+fn a_layer_without_content_is_its_bootstrap() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("empty")).unwrap();
+    for toc in [false, true] {
+        let (built, path) = layer(&source, &dir.path().join(toc.to_string()), BuildOptions { toc, ..none() });
+        let image = ImageFile::open(&path).unwrap().parse().unwrap();
+        assert_eq!((image.blobs().len(), built.image.blobs().len()), (0, 0));
+        support::assert_same(&support::facts(&source), &facts(&image, &built.reader));
+        assert!(check_file(&ImageFile::open(&path).unwrap(), None).ok);
     }
 }
 
 #[test]
 fn the_name_of_the_file_or_its_bytes_say_which_blob_it_is() {
     let dir = tempfile::tempdir().unwrap();
-    let built = build(&small(dir.path()), dir.path(), none());
-    let path = layer_blob(&built.boot, &built.blobs, &dir.path().join("layers"), SHAPES[3]);
+    let (_, path) = layer(&small(dir.path()), dir.path(), BuildOptions { toc: true, ..none() });
     let id = ImageFile::open(&path).unwrap().own_blob();
     for name in ["layer.blob".to_owned(), format!("{}.blob", id.unwrap())] {
         let copy = dir.path().join(name);
@@ -104,7 +156,7 @@ fn files_without_a_bootstrap_inside_are_named() {
     let blob = built.blobs.join(built.image.blobs()[0].id.to_string());
     assert!(ImageFile::open(&blob).unwrap().parse().is_err());
     // A layer that was cut in front of its bootstrap.
-    let path = layer_blob(&built.boot, &built.blobs, &dir.path().join("layers"), SHAPES[0]);
+    let (built, path) = layer(&dir.path().join("source"), &dir.path().join("layer"), none());
     let mut bytes = fs::read(&path).unwrap();
     let boot = fs::metadata(&built.boot).unwrap().len() as usize + 512;
     bytes.truncate(bytes.len() - boot);
@@ -116,17 +168,17 @@ fn files_without_a_bootstrap_inside_are_named() {
 #[test]
 fn the_check_finds_every_flipped_byte_behind_the_chunks() {
     let dir = tempfile::tempdir().unwrap();
-    let built = build(&small(dir.path()), dir.path(), none());
-    for shape in [SHAPES[0], SHAPES[3]] {
-        let path = layer_blob(&built.boot, &built.blobs, &dir.path().join("layers"), shape);
+    let source = small(dir.path());
+    for toc in [false, true] {
+        let (built, path) = layer(&source, &dir.path().join(toc.to_string()), BuildOptions { toc, ..none() });
         let mut bytes = fs::read(&path).unwrap();
-        let start = built.image.blobs()[0].chunk_table.offset as usize;
+        let start = built.image.blobs()[0].chunk_table.offset as usize - 512;
         for position in (start..bytes.len()).step_by(7) {
             bytes[position] ^= 0x21;
             fs::write(&path, &bytes).unwrap();
             if let Ok(file) = ImageFile::open(&path) {
                 let report = check_file(&file, None);
-                assert!(!report.ok, "{shape:?} byte {position}");
+                assert!(!report.ok, "{toc} byte {position}");
             }
             bytes[position] ^= 0x21;
         }
@@ -136,8 +188,7 @@ fn the_check_finds_every_flipped_byte_behind_the_chunks() {
 #[test]
 fn the_check_says_which_part_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
-    let built = build(&small(dir.path()), dir.path(), none());
-    let path = layer_blob(&built.boot, &built.blobs, &dir.path().join("layers"), SHAPES[3]);
+    let (built, path) = layer(&small(dir.path()), dir.path(), BuildOptions { toc: true, ..none() });
     let original = fs::read(&path).unwrap();
     let with = |position: usize| {
         let mut bytes = original.clone();
@@ -145,13 +196,13 @@ fn the_check_says_which_part_is_damaged() {
         fs::write(&path, &bytes).unwrap();
         problems(&check_file(&ImageFile::open(&path).unwrap(), None))
     };
-    let data = built.image.blobs()[0].chunk_table.offset as usize;
+    let table = built.image.blobs()[0].chunk_table.offset as usize;
     let has = |problems: &[String], text: &str| problems.iter().any(|problem| problem.contains(text));
     let in_data = with(10);
     assert!(has(&in_data, "chunk 0 of blob") && has(&in_data, "image.blob in the contents"), "{in_data:?}");
-    let in_table = with(data + 512 + 30);
+    let in_table = with(table + 30);
     assert!(has(&in_table, "blob.meta in the contents") && has(&in_table, "chunk table"), "{in_table:?}");
-    let table_end = data + 512 + built.image.blobs()[0].chunk_count as usize * 24;
+    let table_end = table + built.image.blobs()[0].chunk_count as usize * 16;
     let in_digests = with(table_end + 4096 + 512 + 40);
     assert!(has(&in_digests, "digests in the") && has(&in_digests, "blob.digest in the"), "{in_digests:?}");
 }

@@ -19,6 +19,9 @@ mod check;
 mod export;
 mod inspect;
 mod merge;
+mod optimize;
+mod prefetch;
+mod stat;
 mod unpack;
 
 #[derive(Debug, Subcommand)]
@@ -27,6 +30,10 @@ pub(super) enum Image {
     Build(build::Build),
     /// Merge the bootstraps of layers into that of an image.
     Merge(merge::Merge),
+    /// Lay what a start needs out together, as a list or a trace says.
+    Optimize(optimize::Optimize),
+    /// Compare images: the chunks that they share.
+    Stat(stat::Stat),
     /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
     Check(check::Check),
     /// Show what an image says of itself: super blocks, blobs, an inode by its path, the chunks of a file.
@@ -44,6 +51,8 @@ impl Image {
         match self {
             Self::Build(verb) => verb.run(),
             Self::Merge(verb) => verb.run(),
+            Self::Optimize(verb) => verb.run(),
+            Self::Stat(verb) => verb.run(),
             Self::Check(verb) => verb.run(),
             Self::Inspect(verb) => verb.run(),
             Self::Unpack(verb) => verb.run(),
@@ -94,7 +103,7 @@ pub(super) struct Push {
     /// Bootstrap file.
     #[arg(long)]
     bootstrap: PathBuf,
-    /// Directory with the image's blobs.
+    /// Directory with the image's blobs; those that the registry has already may be missing.
     #[arg(long)]
     blob_dir: PathBuf,
     /// `host[:port]/repo:tag`, or `oci:DIR:tag` for an OCI layout directory.

@@ -1,8 +1,7 @@
 //! An image whose small files were compressed in batches: read from the registry, from a neighbour, and from the store
 //! after a restart; the registry sees each batch once.
 
-#[path = "../../../rafs/tests/support/batch.rs"]
-mod support_batch;
+use shoal_rafs::ChunkTable;
 
 use crate::support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, total_bytes, tree, wait};
 
@@ -12,9 +11,10 @@ fn batches_travel_and_are_kept() {
         return;
     }
     let source = tree(7, 60, 3_000);
-    let built = Built::new(source.path(), "none");
-    let batches = support_batch::rebatch(&built.bootstrap(), &built.blobs(), 0x4000, &<[u8]>::to_vec);
-    assert!(batches > 5);
+    let options = ["--compressor", "none", "--batch-size", "0x4000", "--blob-inline-meta", "--blob-toc"];
+    let built = Built::with(source.path(), &options);
+    let table = ChunkTable::read(&built.blobs().join(built.blob())).expect("its chunk table");
+    assert!(table.batch(5).is_some());
     let mut registry = Registry::start();
     let encoded = built.push(&registry.layout(), "1");
     registry.switch_on();

@@ -68,8 +68,13 @@ pub(crate) struct Built {
 
 impl Built {
     pub(crate) fn new(source: &Path, compressor: &str) -> Self {
+        Self::with(source, &["--compressor", compressor])
+    }
+
+    /// Built with these options of `shoal image build`.
+    pub(crate) fn with(source: &Path, options: &[&str]) -> Self {
         let built = Self { folder: tempfile::tempdir().expect("a temporary folder") };
-        let arguments = ["image", "build", "--compressor", compressor, "--source"];
+        let arguments = [&["image", "build"], options, &["--source"]].concat();
         let (bootstrap, blobs) = (built.bootstrap(), built.blobs());
         shoal(&arguments, &[source, Path::new("--bootstrap"), &bootstrap, Path::new("--blob-dir"), &blobs]);
         built

@@ -48,6 +48,21 @@ impl Batch {
         let [sizes] = words(bytes);
         Self { encoded_len: sizes as u32, decoded_len: (sizes >> 32) as u32 }
     }
+
+    /// The 40 bytes of [`from_context`](Self::from_context).
+    pub(super) fn to_context(self) -> [u8; 40] {
+        let mut bytes = [0; 40];
+        bytes[..4].copy_from_slice(&self.encoded_len.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.decoded_len.to_le_bytes());
+        bytes
+    }
+}
+
+/// Flags of an entry of the second form.
+mod v2_flags {
+    pub(super) const COMPRESSED: u64 = 1;
+    pub(super) const BATCH: u64 = 4;
+    pub(super) const HAS_CRC: u64 = 0x10;
 }
 
 const OFFSET_BITS: u64 = (1 << 40) - 1;
@@ -99,9 +114,7 @@ impl ChunkInfo {
     /// From 24 bytes: word 0 decoded offset / 4096 (0..32), size - 1 (32..56), flags (56..64); word 1 encoded offset
     /// (0..40), size (40..64); word 2 the checksum, or offset in the batch (0..32) and its number (32..64).
     pub(super) fn from_v2(bytes: &[u8]) -> Result<Self, &'static str> {
-        const COMPRESSED: u64 = 1;
-        const BATCH: u64 = 4;
-        const HAS_CRC: u64 = 0x10;
+        use v2_flags::{BATCH, COMPRESSED, HAS_CRC};
         let [decoded, encoded, data] = words(bytes);
         let flags = decoded >> 56;
         if flags & !(COMPRESSED | BATCH | HAS_CRC) != 0 {
@@ -124,6 +137,26 @@ impl ChunkInfo {
             crc32: (flags & HAS_CRC != 0).then_some(data as u32),
             batch: batched.then_some(InBatch { index: (data >> 32) as u32, offset: data as u32 }),
         })
+    }
+
+    /// The 24 bytes of [`from_v2`](Self::from_v2). A chunk has a checksum or a batch, not both.
+    pub(super) fn to_v2(self) -> [u8; 24] {
+        debug_assert!(self.crc32.is_none() || self.batch.is_none());
+        let flag = |set: bool, flag: u64| if set { flag } else { 0 };
+        let flags = flag(self.compressed, v2_flags::COMPRESSED)
+            | flag(self.batch.is_some(), v2_flags::BATCH)
+            | flag(self.crc32.is_some(), v2_flags::HAS_CRC);
+        let batch = self.batch.map(|batch| u64::from(batch.index) << 32 | u64::from(batch.offset));
+        let words = [
+            flags << 56 | u64::from(self.decoded_len - 1) << 32 | self.decoded_offset >> 12,
+            u64::from(self.encoded_len) << 40 | self.encoded_offset,
+            batch.or(self.crc32.map(u64::from)).unwrap_or(0),
+        ];
+        let mut bytes = [0; 24];
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
     }
 }
 
@@ -148,11 +181,38 @@ mod tests {
         }
 
         #[test]
+        fn the_second_form_round_trips(
+            encoded_offset in 0..1u64 << 40,
+            encoded_len in 1..1u32 << 24,
+            block in 0..1u64 << 32,
+            decoded_len in 1..=1u32 << 24,
+            compressed: bool,
+            data in prop_oneof![
+                Just((None, None)),
+                any::<u32>().prop_map(|crc32| (Some(crc32), None)),
+                (any::<u32>(), any::<u32>()).prop_map(|(index, offset)| (None, Some(InBatch { index, offset }))),
+            ],
+        ) {
+            let (crc32, batch) = data;
+            // A chunk in a batch has no stored bytes of its own.
+            let encoded_len = if batch.is_some() { 0 } else { encoded_len };
+            let decoded_offset = block << 12;
+            let chunk = ChunkInfo { encoded_offset, encoded_len, decoded_offset, decoded_len, compressed, crc32, batch };
+            prop_assert_eq!(ChunkInfo::from_v2(&chunk.to_v2()), Ok(chunk));
+        }
+
+        #[test]
         fn any_bytes_of_the_second_form_are_read_or_refused(bytes in any::<[u8; 24]>()) {
             if let Ok(chunk) = ChunkInfo::from_v2(&bytes) {
                 prop_assert!(chunk.decoded_offset.is_multiple_of(4096));
                 prop_assert!((1..=1 << 24).contains(&chunk.decoded_len));
             }
+        }
+
+        #[test]
+        fn contexts_round_trip(encoded_len: u32, decoded_len: u32) {
+            let batch = Batch { encoded_len, decoded_len };
+            prop_assert_eq!(Batch::from_context(&batch.to_context()), batch);
         }
     }
 

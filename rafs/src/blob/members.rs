@@ -65,6 +65,19 @@ pub(crate) fn members(blob: &impl ReadAt, size: u64) -> io::Result<Vec<Member>> 
     Ok(members)
 }
 
+/// The header of a member of `size` bytes: GNU, without mode, owner and time, as other builders write it.
+///
+/// # Errors
+/// A name that does not fit; none of ours is that long.
+pub(crate) fn tar_header(name: &str, size: u64) -> io::Result<[u8; TAR_HEADER as usize]> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name)?;
+    header.set_size(size);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_cksum();
+    Ok(*header.as_bytes())
+}
+
 /// Whether a tar header is one.
 pub(crate) fn checksum_matches(header: &tar::Header) -> bool {
     let mut copy = header.clone();

@@ -32,6 +32,32 @@ fn the_table_file_says_what_the_blob_says() {
     }
 }
 
+/// Made elsewhere: the builder writes the second form for batches only.
+#[test]
+fn a_table_of_the_second_form_needs_no_batches() {
+    let chunk = |index: u64| ChunkInfo {
+        encoded_offset: 300 * index,
+        encoded_len: 300,
+        decoded_offset: 0x1000 * index,
+        decoded_len: 0x1000,
+        compressed: true,
+        crc32: Some(7),
+        batch: None,
+    };
+    for bits in [features::ALIGNED | features::CHUNK_INFO_V2, features::ALIGNED] {
+        let v2 = bits & features::CHUNK_INFO_V2 != 0;
+        let chunks: Vec<_> = (0..90).map(chunk).collect();
+        let table = EncodedTable::new(chunks.iter().copied(), &[], bits, 27_000, Compressor::Lz4).unwrap();
+        assert_eq!(table.decoded.len(), 90 * if v2 { 24 } else { 16 });
+        let path = tempfile::NamedTempFile::new().unwrap();
+        fs::write(path.path(), [&[0; 27_000], table.stored(), &table.header_block()].concat()).unwrap();
+        let read = ChunkTable::read(path.path()).unwrap();
+        let crc32 = if v2 { Some(7) } else { None };
+        assert!(read.chunks().eq(chunks.into_iter().map(|chunk| ChunkInfo { crc32, ..chunk })));
+        assert_eq!(read.range().compressor, Compressor::Lz4);
+    }
+}
+
 #[test]
 fn the_table_is_found_in_front_of_other_files() {
     let dir = tempfile::tempdir().unwrap();

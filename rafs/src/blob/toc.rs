@@ -1,5 +1,6 @@
 //! The table of contents at the very end of a blob made for registries: where its other parts lie, and their digests.
 
+use std::io;
 use std::ops::Range;
 
 use super::members::{Member, ReadAt, content};
@@ -8,6 +9,8 @@ use crate::codec::Compressor;
 
 /// Bytes of an entry.
 const TOC_ENTRY: usize = 128;
+/// Bytes of a name.
+const NAME: usize = 16;
 /// Most entries: with its tar header the table then fits the last 4096 bytes of a blob, which is where it is looked for.
 const MAX_ENTRIES: usize = 28;
 
@@ -59,9 +62,46 @@ impl Toc {
         Self::parse(&content(blob, &last.range, "table of contents", limit)?).map(Some)
     }
 
+    /// The bytes that [`parse`](Self::parse) reads.
+    ///
+    /// # Errors
+    /// An entry that cannot be stored: a name of other than 1 to 16 bytes, or a compressor that the format has no flag for.
+    pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(self.entries.len() * TOC_ENTRY);
+        for entry in &self.entries {
+            entry.encode_into(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
     /// The part with this name.
     pub fn entry(&self, name: &str) -> Option<&TocEntry> {
         self.entries.iter().find(|entry| entry.name == name)
+    }
+}
+
+impl TocEntry {
+    /// The 128 bytes that [`entry`] reads.
+    fn encode_into(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let flags: u32 = match self.compressor {
+            Compressor::None => 1,
+            Compressor::Zstd => 2,
+            Compressor::Lz4 => 4,
+            Compressor::Gzip => return Err(io::Error::other("a table of contents has no flag for gzip")),
+        };
+        let mut name = [0; NAME];
+        let field = name.get_mut(..self.name.len()).filter(|field| !field.is_empty());
+        let field = field.ok_or_else(|| io::Error::other(format!("{:?} is no name of a part", self.name)))?;
+        field.copy_from_slice(self.name.as_bytes());
+        let end = bytes.len() + TOC_ENTRY;
+        bytes.extend_from_slice(&u64::from(flags).to_le_bytes());
+        bytes.extend_from_slice(&name);
+        bytes.extend_from_slice(&self.sha256);
+        for number in [self.range.start, self.range.end - self.range.start, self.decoded_size] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.resize(end, 0);
+        Ok(())
     }
 }
 
@@ -141,11 +181,39 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_cannot_be_stored_is_refused() {
+        let entry = |name: &str, compressor| TocEntry {
+            name: name.into(),
+            compressor,
+            sha256: [0; 32],
+            range: 0..1,
+            decoded_size: 1,
+        };
+        for (name, compressor) in
+            [("", Compressor::None), ("seventeen-letters", Compressor::None), ("a", Compressor::Gzip)]
+        {
+            assert!(Toc { entries: vec![entry(name, compressor)] }.encode().is_err(), "{name:?} {compressor}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn tables_round_trip(parts in prop::collection::btree_map("[!-~]{1,16}", (0..3usize, any::<[u8; 32]>(), any::<u64>(), any::<u32>(), any::<u64>()), 1..=28)) {
+            let entries = parts.into_iter().map(|(name, (compressor, sha256, start, len, decoded_size))| {
+                let compressor = [Compressor::None, Compressor::Zstd, Compressor::Lz4][compressor];
+                let start = start / 2;
+                TocEntry { name, compressor, sha256, range: start..start + u64::from(len), decoded_size }
+            });
+            let toc = Toc { entries: entries.collect() };
+            prop_assert_eq!(Toc::parse(&toc.encode().unwrap()).unwrap(), toc);
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..1024)) {
             if let Ok(toc) = Toc::parse(&bytes) {
                 prop_assert_eq!(toc.entries.len(), bytes.len() / TOC_ENTRY);
+                prop_assert_eq!(Toc::parse(&toc.encode().unwrap()).unwrap(), toc);
             }
         }
     }

@@ -7,7 +7,7 @@ use shoal_proto::{Algorithm, BlobId};
 use super::error::At;
 use super::image::{Image, view};
 use super::superblock::Header;
-use super::{Blob, BootstrapError, ChunkTableRange, Nid, TocRange};
+use super::{Blob, BootstrapError, ChunkTableRange, Nid, OwnBlob, TocRange};
 use crate::blob;
 use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
@@ -15,7 +15,7 @@ use crate::layout::{self, BlobEntry, DeviceSlot, features};
 /// All blobs in the order of the table.
 ///
 /// `own` is the blob that the bootstrap lies in, if it does: it is named `xxxx...` there.
-pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<BlobId>) -> Result<Vec<Blob>, BootstrapError> {
+pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<OwnBlob>) -> Result<Vec<Blob>, BootstrapError> {
     let count = (header.device_table.end - header.device_table.start) / 128;
     let mut ids = BTreeSet::new();
     let mut blobs = Vec::new();
@@ -42,16 +42,24 @@ fn blob_of(
     entry: &BlobEntry,
     device: &DeviceSlot,
     chunk_size: u32,
-    own: Option<BlobId>,
+    own: Option<OwnBlob>,
 ) -> Result<Blob, BootstrapError> {
-    let id = blob_id(at, &entry.blob_id, own)?;
+    let listed =
+        (entry.toc_size.get() > 0).then_some(TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest });
+    let OwnBlob { id, encoded_size: stored_size, toc } = match entry.blob_id {
+        layout::OWN_BLOB => own.ok_or_else(|| {
+            at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob")
+        })?,
+        _ => OwnBlob { id: blob_id(at, &entry.blob_id)?, encoded_size: entry.encoded_size.get(), toc: listed },
+    };
     check_features(at, entry)?;
     at.require(entry.chunk_size.get() == chunk_size, || {
         format!("chunk size {:#x}, in the super block {chunk_size:#x}", entry.chunk_size)
     })?;
     let (encoded_size, decoded_size) = (entry.encoded_size.get(), entry.decoded_size.get());
     at.require(entry.chunk_count.get() <= layout::MAX_CHUNKS + 1, || format!("{} chunks", entry.chunk_count))?;
-    at.require(encoded_size <= layout::MAX_ENCODED, || format!("stored size {encoded_size}"))?;
+    at.require(encoded_size <= stored_size, || format!("{encoded_size} bytes of a blob that has {stored_size}"))?;
+    at.require(stored_size <= layout::MAX_ENCODED, || format!("stored size {stored_size}"))?;
     at.require(decoded_size <= layout::MAX_DECODED, || format!("decoded size {decoded_size}"))?;
     let compressor =
         |code: u32| Compressor::from_code(code).ok_or_else(|| at.invalid(format!("unknown compressor {code}")));
@@ -76,7 +84,7 @@ fn blob_of(
     };
     Ok(Blob {
         id,
-        encoded_size,
+        encoded_size: stored_size,
         decoded_size,
         chunk_count: entry.chunk_count.get(),
         compressor: compressor(entry.compressor.get())?,
@@ -85,15 +93,11 @@ fn blob_of(
         chunk_table,
         features: bits,
         mapped_block: device.mapped_block.get(),
-        toc: (entry.toc_size.get() > 0).then_some(TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest }),
+        toc,
     })
 }
 
-fn blob_id(at: At, text: &[u8; 64], own: Option<BlobId>) -> Result<BlobId, BootstrapError> {
-    if text == &[b'x'; 64] {
-        let outside = || at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob");
-        return own.ok_or_else(outside);
-    }
+fn blob_id(at: At, text: &[u8; 64]) -> Result<BlobId, BootstrapError> {
     let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))
 }

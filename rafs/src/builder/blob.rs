@@ -1,4 +1,7 @@
-//! The data blob under construction: appends chunks, remembers them, names the file by its sha256.
+//! The data blob under construction: gives chunks their places, appends them, remembers them.
+//!
+//! A chunk has its place in the decoded address space as soon as it is known to be new. Where it lies in the stored blob is
+//! only known when everything before it was appended: a batch may still be on its way through a worker.
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
@@ -6,69 +9,121 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
-use shoal_proto::{Algorithm, BlobId};
-use zerocopy::FromZeros;
+use shoal_proto::BlobId;
 
 use super::pipeline::Prepared;
 use super::tree::ChunkPlace;
 use super::{BuildError, BuildOptions};
-use crate::blob::{ChunkInfo, ChunkTable};
-use crate::layout::{self, BLOCK, BlobEntry, ChunkRecord, CiHeader, chunk_flags, features};
+use crate::blob::{Batch, ChunkInfo, InBatch};
+use crate::layout::{self, BLOCK, ChunkRecord, chunk_flags};
 
-/// Chunks that need not be stored again, by digest. Written by the thread that appends, read by the workers, both for
-/// the length of one look-up.
+/// What a chunk is known by: digest and decoded length. One algorithm is meant.
+pub(super) type ChunkKey = ([u8; 32], u32);
+
+/// Chunks that need not be stored again. Written by the thread that appends, read by the workers, both for the length of
+/// one look-up.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known(Arc<Mutex<HashMap<[u8; 32], ChunkPlace>>>);
+pub(super) struct Known(Arc<Mutex<HashMap<ChunkKey, ChunkPlace>>>);
 
 impl Known {
-    pub(super) fn contains(&self, digest: &[u8; 32]) -> bool {
-        self.place(digest).is_some()
+    pub(super) fn new(chunks: HashMap<ChunkKey, ChunkPlace>) -> Self {
+        Self(Arc::new(Mutex::new(chunks)))
     }
 
-    fn place(&self, digest: &[u8; 32]) -> Option<ChunkPlace> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    pub(super) fn contains(&self, key: &ChunkKey) -> bool {
+        self.place(key).is_some()
     }
 
-    fn insert(&self, digest: [u8; 32], place: ChunkPlace) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, place);
+    fn place(&self, key: &ChunkKey) -> Option<ChunkPlace> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
+    fn insert(&self, key: ChunkKey, place: ChunkPlace) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, place);
     }
 }
 
-/// A finished blob.
-#[derive(Debug)]
-pub(super) struct FinishedBlob {
-    pub(super) id: BlobId,
-    pub(super) encoded_size: u64,
-    pub(super) decoded_size: u64,
-    /// By index.
-    pub(super) records: Vec<ChunkRecord>,
-    pub(super) table: CiHeader,
-}
-
-/// Writes a blob to a temporary file.
-pub(super) struct BlobWriter {
+/// A file that grows at its end and is named by its sha256.
+pub(super) struct BlobFile {
     dir: PathBuf,
-    options: BuildOptions,
     file: BufWriter<tempfile::NamedTempFile>,
     hasher: Sha256,
-    encoded_size: u64,
+    len: u64,
+}
+
+impl BlobFile {
+    fn new(dir: &Path) -> Result<Self, BuildError> {
+        let file = BufWriter::with_capacity(1 << 20, super::temporary(dir)?);
+        Ok(Self { dir: dir.to_owned(), file, hasher: Sha256::new(), len: 0 })
+    }
+
+    /// Where it will be.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The sha256 of the bytes so far.
+    pub(super) fn sha256(&self) -> [u8; 32] {
+        self.hasher.clone().finalize().into()
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(BuildError::io("write a blob in", &self.dir))?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Gives the file its name.
+    pub(super) fn finish(self) -> Result<BlobId, BuildError> {
+        let id = BlobId::new(self.hasher.finalize().into());
+        let path = self.dir.join(id.to_string());
+        let file = self.file.into_inner().map_err(|error| BuildError::io("write", &path)(error.into_error()))?;
+        super::persist(file, &path)?;
+        Ok(id)
+    }
+}
+
+/// Whether a chunk must be stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Placed {
+    /// It lies there already.
+    Known(ChunkPlace),
+    /// It is new and has this place.
+    New(ChunkPlace),
+}
+
+/// A batch in the stored blob.
+#[derive(Debug, Clone, Copy)]
+struct StoredBatch {
+    /// Index of its first chunk; the others follow.
+    first: u32,
+    encoded_offset: u64,
+    batch: Batch,
+}
+
+/// Writes the chunks of a blob to a temporary file.
+pub(super) struct BlobWriter {
+    pub(super) options: BuildOptions,
+    pub(super) file: BlobFile,
     decoded_size: u64,
     known: Known,
-    records: Vec<ChunkRecord>,
+    /// By index.
+    pub(super) records: Vec<ChunkRecord>,
+    batches: Vec<StoredBatch>,
 }
 
 impl BlobWriter {
-    pub(super) fn new(dir: &Path, options: BuildOptions) -> Result<Self, BuildError> {
-        Ok(Self {
-            dir: dir.to_owned(),
-            options,
-            file: BufWriter::with_capacity(1 << 20, super::temporary(dir)?),
-            hasher: Sha256::new(),
-            encoded_size: 0,
-            decoded_size: 0,
-            known: Known::default(),
-            records: Vec::new(),
-        })
+    /// A writer of a new blob in `dir` (made if missing), for what is not in `known`.
+    pub(super) fn in_dir(dir: &Path, options: BuildOptions, known: Known) -> Result<Self, BuildError> {
+        std::fs::create_dir_all(dir).map_err(BuildError::io("make", dir))?;
+        let file = BlobFile::new(dir)?;
+        Ok(Self { options, file, decoded_size: 0, known, records: Vec::new(), batches: Vec::new() })
     }
 
     pub(super) fn known(&self) -> Known {
@@ -77,25 +132,29 @@ impl BlobWriter {
 
     /// Bytes of chunks written so far.
     pub(super) fn encoded_size(&self) -> u64 {
-        self.encoded_size
+        self.file.len()
     }
 
-    /// Place of the chunk; new ones are appended. Two chunks with one digest have one content, so also one length.
-    pub(super) fn append(&mut self, chunk: &Prepared, file_offset: u64) -> Result<ChunkPlace, BuildError> {
-        if let Some(place) = self.known.place(&chunk.digest) {
-            return Ok(place);
+    /// Size of the decoded address space so far.
+    pub(super) fn decoded_size(&self) -> u64 {
+        self.decoded_size
+    }
+
+    /// Finds the place of a chunk, or gives it one. New chunks are to be stored in the order of their places.
+    pub(super) fn place(&mut self, chunk: &Prepared, file_offset: u64) -> Result<Placed, BuildError> {
+        if let Some(place) = self.known.place(&chunk.key()) {
+            return Ok(Placed::Known(place));
         }
         let index = self.records.len() as u32;
         self.check_limits(index)?;
-        let stored = if chunk.compressed { &chunk.encoded } else { &chunk.decoded };
-        let compressed = if chunk.compressed { chunk_flags::COMPRESSED } else { 0 };
         self.records.push(ChunkRecord {
             digest: chunk.digest,
             blob: 0.into(),
-            flags: (compressed | chunk_flags::HAS_CRC).into(),
-            encoded_size: (stored.len() as u32).into(),
+            flags: chunk_flags::HAS_CRC.into(),
+            // What a chunk in a batch keeps, as other builders have it.
+            encoded_size: 0.into(),
+            encoded_offset: 0.into(),
             decoded_size: (chunk.decoded.len() as u32).into(),
-            encoded_offset: self.encoded_size.into(),
             decoded_offset: self.decoded_size.into(),
             file_offset: file_offset.into(),
             index: index.into(),
@@ -103,9 +162,8 @@ impl BlobWriter {
         });
         let place = ChunkPlace { blob: 0, index, block: (self.decoded_size / BLOCK) as u32 };
         self.decoded_size += (chunk.decoded.len() as u64).next_multiple_of(BLOCK);
-        self.known.insert(chunk.digest, place);
-        self.write(stored)?;
-        Ok(place)
+        self.known.insert(chunk.key(), place);
+        Ok(Placed::New(place))
     }
 
     fn check_limits(&self, index: u32) -> Result<(), BuildError> {
@@ -113,77 +171,75 @@ impl BlobWriter {
         if index >= layout::MAX_CHUNKS {
             return too_large("distinct chunks", u64::from(index) + 1, layout::MAX_CHUNKS.into());
         }
-        // Room for one more chunk, and for the table and header behind the chunks.
-        let table = (u64::from(index) + 1) * 16 + layout::CI_HEADER;
-        let chunk = u64::from(self.options.chunk_size);
-        if self.encoded_size + chunk + table > layout::MAX_ENCODED {
-            return too_large("bytes of stored chunks", self.encoded_size + chunk + table, layout::MAX_ENCODED);
-        }
         // Strictly below, so that the number of blocks fits 32 bits.
-        if self.decoded_size + chunk >= layout::MAX_DECODED {
-            return too_large("bytes of distinct chunks", self.decoded_size + chunk, layout::MAX_DECODED);
+        let decoded_size = self.decoded_size + u64::from(self.options.chunk_size);
+        if decoded_size >= layout::MAX_DECODED {
+            return too_large("bytes of distinct chunks", decoded_size, layout::MAX_DECODED);
         }
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(BuildError::io("write a blob in", &self.dir))?;
-        self.encoded_size += bytes.len() as u64;
-        Ok(())
+    /// Appends a chunk as a unit of its own.
+    pub(super) fn store(&mut self, index: u32, chunk: &Prepared) -> Result<(), BuildError> {
+        let (stored, record) = (chunk.stored(), &mut self.records[index as usize]);
+        record.encoded_offset = self.file.len().into();
+        record.encoded_size = (stored.len() as u32).into();
+        if chunk.compressed {
+            record.flags |= chunk_flags::COMPRESSED;
+        }
+        self.write(stored)
     }
 
-    /// Appends table and header and gives the file its name. No chunks, no blob.
-    pub(super) fn finish(mut self) -> Result<Option<FinishedBlob>, BuildError> {
-        if self.records.is_empty() {
-            return Ok(None);
+    /// Appends chunks as one unit: those from `first` on, whose decoded bytes are those of the batch, back to back.
+    pub(super) fn store_batch(&mut self, first: u32, batch: &Prepared) -> Result<(), BuildError> {
+        let (encoded_len, decoded_len) = (batch.stored().len() as u32, batch.decoded.len() as u32);
+        self.batches.push(StoredBatch {
+            first,
+            encoded_offset: self.file.len(),
+            batch: Batch { encoded_len, decoded_len },
+        });
+        self.write(batch.stored())
+    }
+
+    fn write(&mut self, stored: &[u8]) -> Result<(), BuildError> {
+        let (found, limit) = (self.file.len() + stored.len() as u64, layout::MAX_ENCODED);
+        if found > limit {
+            return Err(BuildError::TooLarge { what: "bytes of stored chunks", found, limit });
         }
-        let chunks: Vec<_> = self.records.iter().map(chunk_info).collect();
-        let (bytes, table) = ChunkTable::encode(&chunks, self.encoded_size, self.options.compressor)
-            .map_err(BuildError::io("compress the chunk table of a blob in", &self.dir))?;
-        self.write(&bytes)?;
-        let id = BlobId::new(self.hasher.finalize().into());
-        let path = self.dir.join(id.to_string());
-        let file = self.file.into_inner().map_err(|error| BuildError::io("write", &path)(error.into_error()))?;
-        super::persist(file, &path)?;
-        Ok(Some(FinishedBlob {
-            id,
-            encoded_size: self.encoded_size,
-            decoded_size: self.decoded_size,
-            records: self.records,
-            table,
-        }))
+        self.file.write(stored)
+    }
+
+    /// The batches in stored order.
+    pub(super) fn batches(&self) -> Vec<Batch> {
+        self.batches.iter().map(|stored| stored.batch).collect()
+    }
+
+    /// What the chunk table says of each chunk, by index.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = ChunkInfo> {
+        let mut batches = (0..).zip(&self.batches).peekable();
+        // Batch that is being passed, and where the next chunk starts in it.
+        let mut open: Option<(u32, StoredBatch, u32)> = None;
+        self.records.iter().map(move |record| {
+            if let Some((number, stored)) = batches.next_if(|(_, stored)| stored.first == record.index.get()) {
+                open = Some((number, *stored, 0));
+            }
+            let batched = open.as_mut().filter(|(_, stored, offset)| *offset < stored.batch.decoded_len);
+            match batched {
+                None => plain(record),
+                Some((number, stored, offset)) => {
+                    let batch = InBatch { index: *number, offset: *offset };
+                    *offset += record.decoded_size.get();
+                    // The format has chunks of batches compressed, whether or not the batch is.
+                    let (encoded_offset, compressed) = (stored.encoded_offset, true);
+                    ChunkInfo { encoded_offset, compressed, batch: Some(batch), ..plain(record) }
+                }
+            }
+        })
     }
 }
 
-impl FinishedBlob {
-    /// How the blob table of a bootstrap describes it.
-    pub(super) fn entry(&self, options: BuildOptions) -> BlobEntry {
-        let digester = match options.algorithm {
-            Algorithm::Blake3 => 0,
-            Algorithm::Sha256 => 1,
-        };
-        let mut blob_id = [0; 64];
-        blob_id.copy_from_slice(self.id.to_string().as_bytes());
-        BlobEntry {
-            blob_id,
-            chunk_size: options.chunk_size.into(),
-            chunk_count: (self.records.len() as u32).into(),
-            compressor: options.compressor.code().into(),
-            digester: digester.into(),
-            features: (features::ALIGNED | features::CAP_TAR_TOC).into(),
-            encoded_size: self.encoded_size.into(),
-            decoded_size: self.decoded_size.into(),
-            ci_compressor: self.table.compressor,
-            ci_offset: self.table.offset,
-            ci_encoded_size: self.table.encoded_size,
-            ci_decoded_size: self.table.decoded_size,
-            ..BlobEntry::new_zeroed()
-        }
-    }
-}
-
-fn chunk_info(record: &ChunkRecord) -> ChunkInfo {
+/// A checksum is left out: readers that find one compare it in place of the digest, which says more.
+fn plain(record: &ChunkRecord) -> ChunkInfo {
     ChunkInfo {
         encoded_offset: record.encoded_offset.get(),
         encoded_len: record.encoded_size.get(),

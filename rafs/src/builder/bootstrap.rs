@@ -1,7 +1,7 @@
 //! Writes the bootstrap of a finished tree.
 //!
 //! ```text
-//! 1024  super blocks | device table      4096 or later  blob table      M  one unused block
+//! 1024  super blocks | device table      4096 or later  blob table | prefetch table      M  one unused block
 //! M+4096  root, other inodes, then data blocks of directories and links      C  chunk table
 //! ```
 
@@ -9,7 +9,7 @@ use shoal_proto::Algorithm;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::place::{self, Place, Places};
-use super::tree::{self, Inode, Node, Tree};
+use super::tree::{self, Inode, InodeIndex, Node, Tree};
 use super::{BuildError, directory};
 use crate::bootstrap::Kind;
 use crate::codec::Compressor;
@@ -28,6 +28,8 @@ pub(super) struct Contents {
     pub(super) blobs: Vec<BlobEntry>,
     /// Of all chunks that the tree names; sorted here.
     pub(super) records: Vec<ChunkRecord>,
+    /// What the prefetch table lists, in order; of no use without blobs.
+    pub(super) prefetch: Vec<InodeIndex>,
     pub(super) chunk_size: u32,
     pub(super) compressor: Compressor,
     pub(super) algorithm: Algorithm,
@@ -43,9 +45,11 @@ pub(super) fn write(tree: &Tree, mut contents: Contents) -> Result<Vec<u8>, Buil
     contents.records.sort_unstable_by_key(|record| (record.digest, record.blob.get(), record.index.get()));
     let places = place::place(tree);
     let blob_table = blob_table_offset(contents.blobs.len());
+    let prefetch = prefetch_table(&contents, &places)?;
+    let prefetch_offset = blob_table + size_of_val(contents.blobs.as_slice()) as u64;
     let meta = match contents.blobs.len() {
         0 => 0,
-        _ => (blob_table + size_of_val(contents.blobs.as_slice()) as u64).next_multiple_of(BLOCK),
+        _ => (prefetch_offset + prefetch.len() as u64).next_multiple_of(BLOCK),
     };
     let chunk_table = meta + places.end;
     let size = (chunk_table + size_of_val(contents.records.as_slice()) as u64).next_multiple_of(BLOCK);
@@ -54,14 +58,34 @@ pub(super) fn write(tree: &Tree, mut contents: Contents) -> Result<Vec<u8>, Buil
     }
     let mut image = Image { bytes: vec![0; size as usize], meta, places, tree, contents: &contents };
     image.put(layout::SUPER_OFFSET, image.super_block().as_bytes());
-    image.put(layout::EXT_SUPER_OFFSET, image.ext_super_block(blob_table, chunk_table).as_bytes());
+    let ext = image.ext_super_block(blob_table, chunk_table);
+    let ext = ExtSuperBlock {
+        prefetch_offset: if prefetch.is_empty() { 0 } else { prefetch_offset }.into(),
+        prefetch_size: (prefetch.len() as u32).into(),
+        ..ext
+    };
+    image.put(layout::EXT_SUPER_OFFSET, ext.as_bytes());
     image.put(layout::DEVICE_TABLE_OFFSET, image.devices()?.as_slice().as_bytes());
     image.put(blob_table, contents.blobs.as_slice().as_bytes());
+    image.put(prefetch_offset, &prefetch);
     for (index, node, inode) in tree.first_names() {
         image.inode(index as u32 + 1, node, inode);
     }
     image.put(chunk_table, contents.records.as_slice().as_bytes());
     Ok(image.bytes)
+}
+
+/// The bytes of the prefetch table. Without blobs there is nothing to fetch.
+fn prefetch_table(contents: &Contents, places: &Places) -> Result<Vec<u8>, BuildError> {
+    let listed = if contents.blobs.is_empty() { &[][..] } else { &contents.prefetch };
+    let mut table = Vec::with_capacity(4 * listed.len());
+    for inode in listed {
+        let nid = places.places[*inode].nid();
+        let (what, limit) = ("slots of inodes in front of one that is prefetched", u32::MAX.into());
+        let nid = u32::try_from(nid).map_err(|_| BuildError::TooLarge { what, found: nid, limit })?;
+        table.extend(nid.to_le_bytes());
+    }
+    Ok(table)
 }
 
 /// The first block behind the device table.

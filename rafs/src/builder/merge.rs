@@ -13,7 +13,9 @@
 //! their layer.
 //!
 //! Only chunks that the image names anyway are shared: sharing never keeps a blob that would be dropped, and often drops
-//! one that would be kept. Prefetch tables of layers are not carried over.
+//! one that would be kept.
+//!
+//! What layers want read early is wanted of the image, the lowest layer first: whatever is then at the paths that they list.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,14 +23,15 @@ use std::path::Path;
 use serde::Serialize;
 use shoal_proto::Algorithm;
 
+use super::blobs::Blobs;
 use super::bootstrap::{self, Contents};
-use super::tree::{ChunkPlace, Draft, EntryIndex, Inode, InodeIndex, Tree};
-use super::{BuildError, replace};
-use crate::bootstrap::{self as read, Bootstrap, BootstrapError, Kind, Nid};
-use crate::layout::{BLOCK, ChunkRecord};
-use blobs::Blobs;
-
-mod blobs;
+use super::overlay::Overlay;
+use super::prefetch::Prefetched;
+use super::tree::{ChunkPlace, Draft, Inode, Tree};
+use super::{BuildError, MAX_NOTES, replace};
+use crate::bootstrap::{Bootstrap, BootstrapError};
+use crate::layout::ChunkRecord;
+use crate::prefetch::PrefetchList;
 
 /// What was merged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -51,6 +54,10 @@ pub struct MergeReport {
     pub shared_chunks: u64,
     /// Their bytes, decoded: what need not be fetched a second time.
     pub shared_bytes: u64,
+    /// Files and directories that the prefetch table lists.
+    pub prefetched: u64,
+    /// What was asked to be prefetched and is no file or directory of the image. At most [`MAX_NOTES`].
+    pub not_prefetched: Vec<String>,
 }
 
 /// Why layers could not be merged.
@@ -81,12 +88,24 @@ pub enum MergeError {
     Write(#[from] BuildError),
 }
 
+/// How to merge.
+#[derive(Debug, Clone, Default)]
+pub struct MergeOptions {
+    /// What to read early, in place of what the layers say.
+    pub prefetch: Option<PrefetchList>,
+}
+
+/// Merges layers as [`merge_with`] does, in the usual way.
+pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeError> {
+    merge_with(layers, &MergeOptions::default(), output)
+}
+
 /// Merges layers, the lowest first, and writes the bootstrap to `output`, complete or not at all. Blobs are not read.
 ///
 /// # Errors
 /// Layers that differ in chunk size, that lack owners, or that disagree about a blob; an image beyond the limits of the
 /// format, such as 254 blobs.
-pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeError> {
+pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -> Result<MergeReport, MergeError> {
     let (Some(lowest), Some(topmost)) = (layers.first(), layers.last()) else { return Err(MergeError::Empty) };
     let mut blobs = Blobs::default();
     let mut draft = Draft::new(Inode::implied_directory());
@@ -97,12 +116,17 @@ pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeEr
             return Err(mismatch(format!("its chunk size is {found:#x}, that of the lowest {expected:#x}")));
         }
         let numbers = blobs.add(layer).map_err(mismatch)?;
-        let overlay = Overlay { layer, numbers: &numbers, draft: &mut draft, inodes: HashMap::new() };
-        overlay.run().map_err(|source| MergeError::Bootstrap { layer: position + 1, source })?;
+        Overlay::new(layer, &numbers, &mut draft)
+            .put()
+            .map_err(|source| MergeError::Bootstrap { layer: position + 1, source })?;
     }
     let mut tree = draft.finish();
+    let prefetched = match &options.prefetch {
+        Some(list) => Prefetched::find(&tree, list),
+        None => Prefetched::find(&tree, &prefetch_of(layers)?),
+    };
     let shared = share(&mut tree, &blobs)?;
-    let order = number_blobs(&mut tree);
+    let order = tree.number_blobs();
     let records = records(&tree, &order, &blobs)?;
     let dropped = blobs.numbers().filter(|blob| !order.contains(blob));
     let report = MergeReport {
@@ -115,10 +139,17 @@ pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeEr
         unique_chunks: records.len() as u64,
         shared_chunks: shared.chunks,
         shared_bytes: shared.bytes,
+        prefetched: prefetched.nodes.len() as u64,
+        not_prefetched: match options.prefetch {
+            Some(_) => prefetched.unmatched.iter().take(MAX_NOTES).cloned().collect(),
+            // What a lower layer wanted may be gone.
+            None => Vec::new(),
+        },
     };
     let contents = Contents {
         blobs: order.iter().map(|blob| blobs.entry(*blob)).collect(),
         records,
+        prefetch: prefetched.inodes(&tree),
         chunk_size: lowest.chunk_size(),
         compressor: topmost.compressor(),
         algorithm: topmost.algorithm(),
@@ -128,115 +159,14 @@ pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeEr
     Ok(MergeReport { bootstrap_bytes: bytes.len() as u64, ..report })
 }
 
-/// Puts one layer over those below it.
-struct Overlay<'a> {
-    layer: &'a Bootstrap,
-    /// Numbers of the layer's blobs among all blobs.
-    numbers: &'a [u32],
-    draft: &'a mut Draft,
-    /// Files of this layer that have a name already.
-    inodes: HashMap<Nid, InodeIndex>,
-}
-
-impl Overlay<'_> {
-    fn run(mut self) -> Result<(), BootstrapError> {
-        let root = self.inode(self.layer.root())?;
-        self.draft.put_root(root);
-        let mut directories = vec![(Draft::ROOT, self.layer.root())];
-        while let Some((directory, nid)) = directories.pop() {
-            self.take_away(directory, nid)?;
-            self.put_over(directory, nid, &mut directories)?;
-        }
-        Ok(())
+/// What the prefetch tables of layers list, by path.
+fn prefetch_of(layers: &[Bootstrap]) -> Result<PrefetchList, MergeError> {
+    let mut paths = Vec::new();
+    for (position, layer) in layers.iter().enumerate() {
+        let listed = layer.prefetch_paths();
+        paths.extend(listed.map_err(|source| MergeError::Bootstrap { layer: position + 1, source })?);
     }
-
-    /// Removes what the layer's directory says is gone from below.
-    fn take_away(&mut self, directory: EntryIndex, nid: Nid) -> Result<(), BootstrapError> {
-        let inode = self.layer.inode(nid)?;
-        if is_opaque(&inode) || inode.lookup(OPAQUE)?.is_some() {
-            self.draft.clear(directory);
-            return Ok(());
-        }
-        for entry in inode.entries() {
-            let entry = entry?;
-            if let Some(name) = entry.name.strip_prefix(WHITEOUT) {
-                self.draft.remove(directory, name);
-            } else if self.is_device_whiteout(&entry)? {
-                self.draft.remove(directory, entry.name);
-            }
-        }
-        Ok(())
-    }
-
-    fn put_over(
-        &mut self,
-        directory: EntryIndex,
-        nid: Nid,
-        directories: &mut Vec<(EntryIndex, Nid)>,
-    ) -> Result<(), BootstrapError> {
-        for entry in self.layer.inode(nid)?.entries() {
-            let entry = entry?;
-            let dots = entry.name == b"." || entry.name == b"..";
-            if dots || entry.name.starts_with(WHITEOUT) || self.is_device_whiteout(&entry)? {
-                continue;
-            }
-            let inode = self.inode(entry.nid)?;
-            let name = self.draft.put(directory, entry.name, inode);
-            if entry.kind == Kind::Directory {
-                directories.push((name, entry.nid));
-            }
-        }
-        Ok(())
-    }
-
-    fn is_device_whiteout(&self, entry: &read::Entry<'_>) -> Result<bool, BootstrapError> {
-        Ok(entry.kind == Kind::CharDevice && self.layer.inode(entry.nid)?.rdev() == 0)
-    }
-
-    /// An inode of the layer in the tree; names of one file share it.
-    fn inode(&mut self, nid: Nid) -> Result<InodeIndex, BootstrapError> {
-        if let Some(index) = self.inodes.get(&nid) {
-            return Ok(*index);
-        }
-        let inode = self.layer.inode(nid)?;
-        let mut xattrs: Vec<_> = inode.xattrs().map(|(name, value)| (name, value.to_vec())).collect();
-        // Upstream's builder stores them in no particular order.
-        xattrs.sort_unstable();
-        if inode.kind() == Kind::Directory {
-            xattrs.retain(|(name, _)| name != OVERLAY_OPAQUE);
-        }
-        let chunks = inode.chunks().map(|chunk| ChunkPlace {
-            blob: self.numbers[chunk.id.blob as usize],
-            index: chunk.id.index,
-            block: (chunk.decoded_offset / BLOCK) as u32,
-        });
-        let index = self.draft.add_inode(Inode {
-            kind: inode.kind(),
-            mode: inode.mode(),
-            uid: inode.uid(),
-            gid: inode.gid(),
-            size: if inode.kind() == Kind::Directory { 0 } else { inode.size() },
-            rdev: inode.rdev(),
-            mtime: inode.mtime(),
-            xattrs,
-            target: inode.target()?.to_vec(),
-            chunks: chunks.collect(),
-            nlink: 0,
-            version: None,
-        });
-        if inode.kind() == Kind::File {
-            self.inodes.insert(nid, index);
-        }
-        Ok(index)
-    }
-}
-
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
-
-fn is_opaque(directory: &read::Inode<'_>) -> bool {
-    directory.xattr(OVERLAY_OPAQUE) == Some(b"y")
+    Ok(PrefetchList::exact(paths.iter().map(Vec::as_slice)))
 }
 
 /// What need not be fetched twice.
@@ -249,13 +179,10 @@ struct Shared {
 /// Lets all files read a chunk from one place: that in the blob of the lowest layer among those that are named.
 fn share(tree: &mut Tree, blobs: &Blobs) -> Result<Shared, BuildError> {
     let mut lowest: HashMap<(Algorithm, [u8; 32], u32), ChunkPlace> = HashMap::new();
-    let mut places: Vec<ChunkPlace> = tree.inodes.iter().flat_map(|inode| inode.chunks.iter().copied()).collect();
-    // Blobs are numbered from the lowest layer up.
-    places.sort_unstable();
-    places.dedup();
     let mut moved = HashMap::new();
     let mut shared = Shared::default();
-    for place in places {
+    // Blobs are numbered from the lowest layer up.
+    for place in tree.places() {
         let (algorithm, record) = blobs.record(place)?;
         let key = (algorithm, record.digest, record.decoded_size.get());
         let target = *lowest.entry(key).or_insert(place);
@@ -273,27 +200,11 @@ fn share(tree: &mut Tree, blobs: &Blobs) -> Result<Shared, BuildError> {
     Ok(shared)
 }
 
-/// Numbers blobs by first use; returns their old numbers in the new order.
-fn number_blobs(tree: &mut Tree) -> Vec<u32> {
-    let mut order = Vec::new();
-    let mut numbers = HashMap::new();
-    for place in tree.inodes.iter_mut().flat_map(|inode| inode.chunks.iter_mut()) {
-        place.blob = *numbers.entry(place.blob).or_insert_with(|| {
-            order.push(place.blob);
-            order.len() as u32 - 1
-        });
-    }
-    order
-}
-
 /// The records of all chunks that the tree names, each once.
 fn records(tree: &Tree, order: &[u32], blobs: &Blobs) -> Result<Vec<ChunkRecord>, BuildError> {
-    let mut places: Vec<ChunkPlace> = tree.inodes.iter().flat_map(|inode| inode.chunks.iter().copied()).collect();
-    places.sort_unstable();
-    places.dedup();
     let record = |place: ChunkPlace| {
         let (_, record) = blobs.record(ChunkPlace { blob: order[place.blob as usize], ..place })?;
         Ok(ChunkRecord { blob: place.blob.into(), ..record })
     };
-    places.into_iter().map(record).collect()
+    tree.places().into_iter().map(record).collect()
 }

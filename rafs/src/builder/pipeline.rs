@@ -1,18 +1,18 @@
 //! From files to chunks in the blob, on all cores, in an order that does not depend on timing.
 //!
 //! ```text
-//!  feed                    workers, as many as asked for            writer
+//!  feed                    workers, as many as asked for            collector
 //!  walks the tree or       read (files on disk), hash, compress     puts chunks back in order, drops those that are
 //!  reads the archive,  ->  one chunk each, in any order         ->  known, hashes and appends the others
-//!  cuts it into chunks
-//!        ^                                                            |
-//!        '------------------- buffers to use again -------------------'
+//!  cuts it into chunks            ^                                   |  |
+//!        ^                        '------- batches to compress -------'  |
+//!        '------------------- buffers to use again ----------------------'
 //! ```
 //!
 //! Chunks are numbered when they are fed. The number of buffers bounds memory: each chunk holds one from the feed until
-//! it was written, so with `t` workers at most `2 t + 2` chunks exist, decoded and encoded.
+//! it was written, so with `t` workers at most `2 t + 2` chunks exist, decoded and encoded, and with batches as many as
+//! `t + 2` of those. As many messages fit each channel, so that only the feed ever waits for room.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -22,24 +22,41 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use super::blob::{BlobWriter, Known};
+use super::batches::Batches;
+use super::blob::{BlobWriter, ChunkKey, Known};
+use super::collector::{Collector, Stored};
 use super::scan::Version;
-use super::tree::{ChunkPlace, InodeIndex};
+use super::tree::InodeIndex;
 use super::{BuildError, BuildOptions};
 use crate::codec::{self, Encoder};
 
 /// Most worker threads.
 pub(super) const MAX_WORKERS: usize = 256;
 
-/// A chunk that went through a worker, with the buffers that hold it.
+/// A chunk or a batch that went through a worker, with the buffers that hold it.
 #[derive(Debug, Default)]
 pub(super) struct Prepared {
     pub(super) decoded: Vec<u8>,
+    /// Of a chunk.
     pub(super) digest: [u8; 32],
+    /// Of a chunk.
     pub(super) crc32: u32,
-    /// Whether `encoded` is the compressed form. Not so where that would be larger, and for chunks that the blob has.
+    /// Whether `encoded` is the compressed form. Not so where that would be larger, and for chunks that the blob has or that
+    /// go into a batch.
     pub(super) compressed: bool,
     pub(super) encoded: Vec<u8>,
+}
+
+impl Prepared {
+    /// What is written to the blob.
+    pub(super) fn stored(&self) -> &[u8] {
+        if self.compressed { &self.encoded } else { &self.decoded }
+    }
+
+    /// What the chunk is known by.
+    pub(super) fn key(&self) -> ChunkKey {
+        (self.digest, self.decoded.len() as u32)
+    }
 }
 
 /// A file on disk, opened by the first worker that reads it.
@@ -77,33 +94,49 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
 }
 
-struct Job {
-    number: u64,
-    inode: InodeIndex,
-    chunk: Prepared,
-    /// Where to read the chunk; absent if `chunk` has it already.
-    source: Option<(Arc<SourceFile>, u64)>,
+/// What workers do.
+pub(super) enum Job {
+    Chunk {
+        number: u64,
+        inode: InodeIndex,
+        /// Whether the chunk is stored alone, rather than in a batch.
+        alone: bool,
+        chunk: Prepared,
+        /// Where to read the chunk; absent if `chunk` has it already.
+        source: Option<(Arc<SourceFile>, u64)>,
+    },
+    Batch {
+        number: u32,
+        batch: Prepared,
+    },
 }
 
-struct Done {
-    number: u64,
-    inode: InodeIndex,
-    chunk: Result<Prepared, BuildError>,
+/// What the collector hears.
+pub(super) enum Done {
+    Chunk(DoneChunk),
+    Batch {
+        number: u32,
+        batch: Result<Prepared, BuildError>,
+    },
+    /// No more chunks than these will come.
+    Fed {
+        chunks: u64,
+    },
 }
 
-/// What went through the pipeline.
-pub(super) struct Stored {
-    pub(super) writer: BlobWriter,
-    /// Places of the chunks of each inode, by number.
-    pub(super) places: Vec<Vec<ChunkPlace>>,
-    pub(super) chunks: u64,
+/// A chunk from a worker.
+pub(super) struct DoneChunk {
+    pub(super) number: u64,
+    pub(super) inode: InodeIndex,
+    pub(super) alone: bool,
+    pub(super) chunk: Result<Prepared, BuildError>,
 }
 
 /// Takes chunks in, in the order in which they shall be stored.
 pub(super) struct Feed {
     jobs: SyncSender<Job>,
     spare: Receiver<Prepared>,
-    chunk_size: u64,
+    options: BuildOptions,
     next: u64,
 }
 
@@ -111,10 +144,9 @@ impl Feed {
     /// A file on disk of `size` bytes.
     pub(super) fn file(&mut self, inode: InodeIndex, file: SourceFile, size: u64) -> Result<(), BuildError> {
         let file = Arc::new(file);
-        for offset in (0..size).step_by(self.chunk_size as usize) {
-            let mut chunk = self.spare()?;
-            chunk.decoded.resize((size - offset).min(self.chunk_size) as usize, 0);
-            self.submit(inode, chunk, Some((Arc::clone(&file), offset)))?;
+        for offset in (0..size).step_by(self.options.chunk_size as usize) {
+            let chunk = self.spare(size - offset)?;
+            self.submit(inode, size, chunk, Some((Arc::clone(&file), offset)))?;
         }
         Ok(())
     }
@@ -127,32 +159,38 @@ impl Feed {
         size: u64,
         failed: impl Fn(io::Error) -> BuildError,
     ) -> Result<(), BuildError> {
-        for offset in (0..size).step_by(self.chunk_size as usize) {
-            let mut chunk = self.spare()?;
-            chunk.decoded.resize((size - offset).min(self.chunk_size) as usize, 0);
+        for offset in (0..size).step_by(self.options.chunk_size as usize) {
+            let mut chunk = self.spare(size - offset)?;
             stream.read_exact(&mut chunk.decoded).map_err(&failed)?;
-            self.submit(inode, chunk, None)?;
+            self.submit(inode, size, chunk, None)?;
         }
         Ok(())
     }
 
-    fn spare(&self) -> Result<Prepared, BuildError> {
-        self.spare.recv().map_err(|_| BuildError::Worker)
+    /// A buffer for the next chunk of a file that has `left` more bytes.
+    fn spare(&self, left: u64) -> Result<Prepared, BuildError> {
+        let mut chunk = self.spare.recv().map_err(|_| BuildError::Worker)?;
+        chunk.decoded.resize(left.min(self.options.chunk_size.into()) as usize, 0);
+        Ok(chunk)
     }
 
+    /// Hands a chunk of a file of `size` bytes to the workers.
     fn submit(
         &mut self,
         inode: InodeIndex,
+        size: u64,
         chunk: Prepared,
         source: Option<(Arc<SourceFile>, u64)>,
     ) -> Result<(), BuildError> {
-        let job = Job { number: self.next, inode, chunk, source };
+        // What is below half of a batch is one chunk: no batch is larger than a chunk.
+        let alone = self.options.batch_size.is_none_or(|batch_size| size >= u64::from(batch_size / 2));
+        let job = Job::Chunk { number: self.next, inode, alone, chunk, source };
         self.next += 1;
         self.jobs.send(job).map_err(|_| BuildError::Worker)
     }
 }
 
-/// Runs `feed` with workers and a writer behind it, until all that it fed is written. `progress` hears of decoded and
+/// Runs `feed` with workers and a collector behind it, until all that it fed is written. `progress` hears of decoded and
 /// encoded bytes.
 pub(super) fn run<T>(
     options: BuildOptions,
@@ -162,8 +200,10 @@ pub(super) fn run<T>(
 ) -> Result<(T, Stored), BuildError> {
     let workers = options.workers();
     let window = 2 * workers + 2;
-    let (jobs, queue) = sync_channel(window);
-    let (done, finished) = sync_channel(window);
+    // Without batches one buffer stays empty.
+    let batch_buffers = if options.batch_size.is_some() { workers + 2 } else { 1 };
+    let (jobs, queue) = sync_channel(window + batch_buffers);
+    let (done, finished) = sync_channel(window + batch_buffers + 1);
     let (free, spare) = sync_channel(window);
     for _ in 0..window {
         free.send(Prepared::default()).map_err(|_| BuildError::Worker)?;
@@ -175,17 +215,19 @@ pub(super) fn run<T>(
             let done = done.clone();
             scope.spawn(|| work(&queue, options, &known, done));
         }
-        drop(done);
-        let collector =
-            Collector { options, writer, progress, free, places: Vec::new(), chunks: 0, decoded_bytes: 0 };
-        let writer = scope.spawn(move || collector.run(finished));
+        let batches = Batches::new(options.batch_size.unwrap_or(0) as usize, batch_buffers);
+        let collector = Collector::new(options, writer, progress, jobs.clone(), free, batches);
+        let collector = scope.spawn(move || collector.run(finished));
         let fed = {
-            let mut feeder = Feed { jobs, spare, chunk_size: options.chunk_size.into(), next: 0 };
-            feed(&mut feeder)
+            let mut feeder = Feed { jobs, spare, options, next: 0 };
+            let fed = feed(&mut feeder);
+            // A collector that failed is gone, and says why.
+            let _ = done.send(Done::Fed { chunks: feeder.next });
+            fed
         };
-        // The writer ends once the feed, and with it every worker, has ended. What stopped it, if anything, also stopped
-        // the feed.
-        let stored = writer.join().map_err(|_| BuildError::Worker)?;
+        // The collector ends once all that was fed is stored, and with it every worker. What stopped it, if anything, also
+        // stopped the feed.
+        let stored = collector.join().map_err(|_| BuildError::Worker)?;
         match (fed, stored) {
             (Ok(fed), Ok(stored)) => Ok((fed, stored)),
             (Err(BuildError::Worker) | Ok(_), Err(error)) | (Err(error), _) => Err(error),
@@ -194,77 +236,57 @@ pub(super) fn run<T>(
 }
 
 fn work(queue: &Mutex<Receiver<Job>>, options: BuildOptions, known: &Known, done: SyncSender<Done>) {
-    let mut encoder = Encoder::with_level(options.compressor, options.level);
+    let mut worker = Worker { options, known, encoder: Encoder::with_level(options.compressor, options.level) };
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { number, inode, chunk, source }) = job else { return };
-        // A chunk that never arrived would leave the writer waiting.
-        let chunk = catch_unwind(AssertUnwindSafe(|| prepare(chunk, source, options, known, &mut encoder)));
-        let chunk = chunk.unwrap_or(Err(BuildError::Worker));
+        // What never arrived would leave the collector waiting.
+        let finished = match job {
+            Ok(Job::Chunk { number, inode, alone, chunk, source }) => {
+                let chunk = catch_unwind(AssertUnwindSafe(|| worker.chunk(chunk, source, alone)));
+                let chunk = chunk.unwrap_or(Err(BuildError::Worker));
+                Done::Chunk(DoneChunk { number, inode, alone, chunk })
+            }
+            Ok(Job::Batch { number, batch }) => {
+                let batch = catch_unwind(AssertUnwindSafe(|| worker.compress(batch)));
+                Done::Batch { number, batch: batch.unwrap_or(Err(BuildError::Worker)) }
+            }
+            Err(_) => return,
+        };
         // The other end is gone when the build failed elsewhere.
-        if done.send(Done { number, inode, chunk }).is_err() {
+        if done.send(finished).is_err() {
             return;
         }
     }
 }
 
-fn prepare(
-    mut chunk: Prepared,
-    source: Option<(Arc<SourceFile>, u64)>,
+struct Worker<'a> {
     options: BuildOptions,
-    known: &Known,
-    encoder: &mut io::Result<Encoder>,
-) -> Result<Prepared, BuildError> {
-    if let Some((file, offset)) = source {
-        file.read(offset, &mut chunk.decoded)?;
+    known: &'a Known,
+    encoder: io::Result<Encoder>,
+}
+
+impl Worker<'_> {
+    fn chunk(
+        &mut self,
+        mut chunk: Prepared,
+        source: Option<(Arc<SourceFile>, u64)>,
+        alone: bool,
+    ) -> Result<Prepared, BuildError> {
+        if let Some((file, offset)) = source {
+            file.read(offset, &mut chunk.decoded)?;
+        }
+        chunk.digest = codec::digest(self.options.algorithm, &chunk.decoded).bytes;
+        chunk.crc32 = crc32c::crc32c(&chunk.decoded);
+        chunk.compressed = false;
+        // Only a saving: whether the chunk is a duplicate is decided, in order, where chunks are appended.
+        if alone && !self.known.contains(&chunk.key()) { self.compress(chunk) } else { Ok(chunk) }
     }
-    chunk.digest = codec::digest(options.algorithm, &chunk.decoded).bytes;
-    chunk.crc32 = crc32c::crc32c(&chunk.decoded);
-    // Only a saving: whether the chunk is a duplicate is decided, in order, where chunks are appended.
-    chunk.compressed = !known.contains(&chunk.digest) && {
+
+    /// Compresses what is there, if that makes it smaller.
+    fn compress(&mut self, mut unit: Prepared) -> Result<Prepared, BuildError> {
         let failed = |error: &io::Error| BuildError::Encode { message: error.to_string() };
-        let encoder = encoder.as_mut().map_err(|error| failed(error))?;
-        encoder.encode_into(&chunk.decoded, &mut chunk.encoded).map_err(|error| failed(&error))?
-    };
-    Ok(chunk)
-}
-
-/// The writing end.
-struct Collector<P> {
-    options: BuildOptions,
-    writer: BlobWriter,
-    progress: P,
-    free: SyncSender<Prepared>,
-    places: Vec<Vec<ChunkPlace>>,
-    chunks: u64,
-    decoded_bytes: u64,
-}
-
-impl<P: Fn(u64, u64)> Collector<P> {
-    fn run(mut self, finished: Receiver<Done>) -> Result<Stored, BuildError> {
-        // No larger than the number of buffers.
-        let mut early = BTreeMap::new();
-        for done in finished {
-            early.insert(done.number, done);
-            while let Some(done) = early.remove(&self.chunks) {
-                self.append(done.inode, done.chunk?)?;
-            }
-        }
-        Ok(Stored { writer: self.writer, places: self.places, chunks: self.chunks })
-    }
-
-    fn append(&mut self, inode: InodeIndex, chunk: Prepared) -> Result<(), BuildError> {
-        if self.places.len() <= inode {
-            self.places.resize_with(inode + 1, Vec::new);
-        }
-        let places = &mut self.places[inode];
-        let file_offset = places.len() as u64 * u64::from(self.options.chunk_size);
-        places.push(self.writer.append(&chunk, file_offset)?);
-        self.chunks += 1;
-        self.decoded_bytes += chunk.decoded.len() as u64;
-        (self.progress)(self.decoded_bytes, self.writer.encoded_size());
-        // The feed is gone when everything was fed.
-        let _ = self.free.try_send(chunk);
-        Ok(())
+        let encoder = self.encoder.as_mut().map_err(|error| failed(error))?;
+        unit.compressed = encoder.encode_into(&unit.decoded, &mut unit.encoded).map_err(|error| failed(&error))?;
+        Ok(unit)
     }
 }

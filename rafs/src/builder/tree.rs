@@ -4,7 +4,7 @@
 //! turned once into a [`Tree`], whose names lie breadth first and in byte order, which is the order of everything that is
 //! written. Several names of one file share an inode; what is no regular file is never shared.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 
 use super::scan::Version;
@@ -105,6 +105,27 @@ impl Tree {
     pub(super) fn first_names(&self) -> impl Iterator<Item = (NodeIndex, &Node, &Inode)> {
         let nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.first);
         nodes.map(|(index, node)| (index, node, self.inode(node)))
+    }
+
+    /// Where all chunks lie, each place once, in order.
+    pub(super) fn places(&self) -> Vec<ChunkPlace> {
+        let mut places: Vec<_> = self.inodes.iter().flat_map(|inode| inode.chunks.iter().copied()).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// Numbers blobs by first use; returns their old numbers in the new order.
+    pub(super) fn number_blobs(&mut self) -> Vec<u32> {
+        let mut order = Vec::new();
+        let mut numbers = HashMap::new();
+        for place in self.inodes.iter_mut().flat_map(|inode| inode.chunks.iter_mut()) {
+            place.blob = *numbers.entry(place.blob).or_insert_with(|| {
+                order.push(place.blob);
+                order.len() as u32 - 1
+            });
+        }
+        order
     }
 
     /// Regular files, each once however many names it has.

@@ -18,7 +18,7 @@ use crate::blob::ChunkTable;
 use crate::blob_dir::{BlobDirError, BlobFile, BlobPaths};
 use crate::bootstrap::{Blob, Bootstrap};
 use crate::error_chain::chain;
-use crate::layout::{chunk_flags, features};
+use crate::layout::chunk_flags;
 use crate::piece::agreement;
 use crate::source::ChunkId;
 
@@ -158,9 +158,7 @@ impl<'a> Work<'a> {
             }
         };
         let expected = file.blob.encoded_size;
-        // A bootstrap inside the blob was written before the blob was complete.
-        let inside = file.blob.features & features::INLINED_META != 0;
-        if hashed.size != expected && !(inside && hashed.size > expected) {
+        if hashed.size != expected {
             found.problem(task, place.clone(), format!("{} bytes, {expected} in the blob table", hashed.size));
         }
         if hashed.id != file.blob.id {

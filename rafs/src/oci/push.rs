@@ -2,7 +2,8 @@
 //!
 //! What is written is what nydusify and the snapshotter's converter write (format note, section 12): blob layers, then
 //! the bootstrap layer, always with the chunk table of every blob. The same input gives the same digests. Blobs that are
-//! there already are not sent again; the manifest goes last, so a broken push leaves no image with holes.
+//! there already are not sent again, and their files need not be here: of blobs of earlier images only the chunk table is
+//! read, from the registry. The manifest goes last, so a broken push leaves no image with holes.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,9 @@ use super::{
     Descriptor, Platform, Reference, ReferenceError, Registry, RegistryError, Source, WrittenLayer, manifest,
     write_bootstrap_layer,
 };
-use crate::{Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
+use crate::blob::chunk_table_file_of;
+use crate::layout::CI_HEADER;
+use crate::{Blob, Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -48,21 +51,31 @@ pub enum PushError {
         /// What is wrong.
         source: BootstrapError,
     },
-    /// A blob file is not as long as the bootstrap says.
-    #[error("{path} has {found} bytes, the bootstrap says {expected}")]
+    /// A blob is not as long as the bootstrap says.
+    #[error("{place} has {found} bytes, the bootstrap says {expected}")]
     BlobSize {
-        /// The file.
-        path: String,
+        /// Its file, or its name in the registry.
+        place: String,
         /// Bytes by the bootstrap.
         expected: u64,
-        /// Bytes of the file.
+        /// Bytes that it has.
         found: u64,
     },
+    /// A blob is nowhere.
+    #[error("blob {id} is neither in {dir} nor in {repository}")]
+    MissingBlob {
+        /// The blob.
+        id: BlobId,
+        /// The folder of blobs.
+        dir: String,
+        /// Where the image shall be.
+        repository: String,
+    },
     /// The chunk table of a blob cannot be read.
-    #[error("cannot read the chunk table of {path}")]
+    #[error("cannot read the chunk table of {place}")]
     ChunkTable {
-        /// The blob's file.
-        path: String,
+        /// The blob's file, or its name in the registry.
+        place: String,
         /// What is wrong.
         source: ChunkTableError,
     },
@@ -113,7 +126,7 @@ fn digest<S: Serializer>(id: &ObjectId, serializer: S) -> Result<S::Ok, S::Error
     serializer.collect_str(&format_args!("sha256:{id}"))
 }
 
-/// Pushes the image of `bootstrap`, whose blobs lie in `blob_dir` under their ids. Without a tag in `reference` the tag
+/// Pushes the image of `bootstrap`, whose blobs lie in `blob_dir` under their ids, or are in the registry already. Without a tag in `reference` the tag
 /// is `latest`. Calls `progress` after each layer, the bootstrap layer last.
 pub async fn push(
     registry: &Registry,
@@ -127,12 +140,16 @@ pub async fn push(
         return Err(RegistryError::from(ReferenceError::Pinned { reference: reference.to_string() }).into());
     }
     let source = reference.source();
-    let (bootstrap, dir) = (bootstrap.to_owned(), blob_dir.to_owned());
-    let prepared = tokio::task::spawn_blocking(move || prepare(&bootstrap, &dir)).await;
-    let prepared = prepared.map_err(|error| io_error("cannot prepare the layers")(io::Error::other(error)))??;
+    let (path, dir) = (bootstrap.to_owned(), blob_dir.to_owned());
+    let mut files = blocking(move || Files::read(&path, &dir)).await?;
+    files.find_elsewhere(registry, source, blob_dir).await?;
+    let prepared = blocking(move || files.prepare()).await?;
     let mut blobs = Vec::new();
     for (descriptor, file) in &prepared.blobs {
-        let layer = place(registry, source, descriptor, file).await?;
+        let layer = match file {
+            Some(file) => place(registry, source, descriptor, file).await?,
+            None => PushedLayer { id: descriptor.id, size: descriptor.size, existed: true },
+        };
         progress(&layer);
         blobs.push(layer);
     }
@@ -166,36 +183,96 @@ async fn place(
     Ok(PushedLayer { id: descriptor.id, size: descriptor.size, existed })
 }
 
-/// The layers, ready to be sent.
-struct Prepared {
-    blobs: Vec<(Descriptor, PathBuf)>,
-    bootstrap_layer: WrittenLayer,
-    bootstrap_file: NamedTempFile,
+async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, PushError> + Send + 'static,
+) -> Result<T, PushError> {
+    let joined = tokio::task::spawn_blocking(operation).await;
+    joined.map_err(|error| io_error("cannot prepare the layers")(io::Error::other(error)))?
 }
 
-fn prepare(path: &Path, blob_dir: &Path) -> Result<Prepared, PushError> {
-    let name = path.display().to_string();
-    let bytes = Bytes::from(fs::read(path).map_err(io_error(format!("cannot read {name}")))?);
-    let bootstrap = Bootstrap::parse(bytes.clone()).map_err(|source| PushError::Bootstrap { path: name, source })?;
-    let (mut blobs, mut tables) = (Vec::new(), BTreeMap::new());
-    for blob in bootstrap.blobs() {
-        let file = blob_dir.join(blob.id.to_string());
-        let path = file.display().to_string();
-        let found = fs::metadata(&file).map_err(io_error(format!("cannot look at {path}")))?.len();
-        if found != blob.encoded_size {
-            return Err(PushError::BlobSize { path, expected: blob.encoded_size, found });
+/// What is here of an image.
+struct Files {
+    bootstrap: Bootstrap,
+    /// In the order of the blob table; none where the file is missing.
+    blobs: Vec<Option<PathBuf>>,
+    tables: BTreeMap<BlobId, Bytes>,
+}
+
+impl Files {
+    fn read(path: &Path, blob_dir: &Path) -> Result<Self, PushError> {
+        let name = path.display().to_string();
+        let bytes = Bytes::from(fs::read(path).map_err(io_error(format!("cannot read {name}")))?);
+        let bootstrap = Bootstrap::parse(bytes).map_err(|source| PushError::Bootstrap { path: name, source })?;
+        let (mut blobs, mut tables) = (Vec::new(), BTreeMap::new());
+        for blob in bootstrap.blobs() {
+            let file = blob_dir.join(blob.id.to_string());
+            let place = file.display().to_string();
+            match fs::metadata(&file) {
+                Ok(metadata) => {
+                    check_size(blob, metadata.len(), &place)?;
+                    let table = chunk_table_file(&file).map_err(|source| PushError::ChunkTable { place, source })?;
+                    tables.insert(blob.id, table.into());
+                    blobs.push(Some(file));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => blobs.push(None),
+                Err(error) => return Err(io_error(format!("cannot look at {place}"))(error)),
+            }
         }
-        let table = chunk_table_file(&file).map_err(|source| PushError::ChunkTable { path, source })?;
-        tables.insert(blob.id, table.into());
-        blobs.push((descriptor(blob.id, found), file));
+        Ok(Self { bootstrap, blobs, tables })
     }
-    let write = |tables: &BTreeMap<BlobId, Bytes>| {
-        let mut file = NamedTempFile::new()?;
-        let layer = write_bootstrap_layer(&bytes, tables, io::BufWriter::new(file.as_file_mut()))?;
-        Ok((layer, file))
-    };
-    let (bootstrap_layer, bootstrap_file) = write(&tables).map_err(io_error("cannot write the bootstrap layer"))?;
-    Ok(Prepared { blobs, bootstrap_layer, bootstrap_file })
+
+    /// Looks for the blobs that are not here where they would be sent to, and reads their chunk tables there.
+    async fn find_elsewhere(
+        &mut self,
+        registry: &Registry,
+        source: &Source,
+        blob_dir: &Path,
+    ) -> Result<(), PushError> {
+        for (blob, _) in self.bootstrap.blobs().iter().zip(&self.blobs).filter(|(_, file)| file.is_none()) {
+            let Some(found) = registry.blob_size(source, descriptor(blob).id).await? else {
+                let (dir, repository) = (blob_dir.display().to_string(), source.to_string());
+                return Err(PushError::MissingBlob { id: blob.id, dir, repository });
+            };
+            let place = format!("{source}@sha256:{}", blob.id);
+            check_size(blob, found, &place)?;
+            let table = blob.chunk_table;
+            // Both were compared with the size of the blob when the bootstrap was read.
+            let range = table.offset..table.offset + table.encoded_size + CI_HEADER;
+            let len = range.end - range.start;
+            let stored = registry.blob_range(source, blob.id, range).await?.collect(len).await?;
+            let file = chunk_table_file_of(&stored, table.offset);
+            let file = file.map_err(|source| PushError::ChunkTable { place, source })?;
+            self.tables.insert(blob.id, file.into());
+        }
+        Ok(())
+    }
+
+    fn prepare(self) -> Result<Prepared, PushError> {
+        let write = || {
+            let mut file = NamedTempFile::new()?;
+            let out = io::BufWriter::new(file.as_file_mut());
+            let layer = write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, out)?;
+            Ok((layer, file))
+        };
+        let (bootstrap_layer, bootstrap_file) = write().map_err(io_error("cannot write the bootstrap layer"))?;
+        let blobs = self.bootstrap.blobs().iter().map(descriptor).zip(self.blobs).collect();
+        Ok(Prepared { blobs, bootstrap_layer, bootstrap_file })
+    }
+}
+
+fn check_size(blob: &Blob, found: u64, place: &str) -> Result<(), PushError> {
+    if found == blob.encoded_size {
+        return Ok(());
+    }
+    Err(PushError::BlobSize { place: place.to_owned(), expected: blob.encoded_size, found })
+}
+
+/// The layers, ready to be sent.
+struct Prepared {
+    /// With their files; none for what is in its place already.
+    blobs: Vec<(Descriptor, Option<PathBuf>)>,
+    bootstrap_layer: WrittenLayer,
+    bootstrap_file: NamedTempFile,
 }
 
 impl Prepared {
@@ -236,8 +313,8 @@ impl Prepared {
     }
 }
 
-fn descriptor(blob: BlobId, size: u64) -> Descriptor {
-    Descriptor { id: ObjectId::new(*blob.as_bytes()), size }
+fn descriptor(blob: &Blob) -> Descriptor {
+    Descriptor { id: ObjectId::new(*blob.id.as_bytes()), size: blob.encoded_size }
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> PushError {

@@ -15,9 +15,10 @@ use tempfile::TempDir;
 
 use self::double::Double;
 use super::{
-    LayerLimits, Reference, Registry, RegistryOptions, Source, push, read_bootstrap_layer, registry::sha256,
+    LayerLimits, PushError, Reference, Registry, RegistryOptions, Source, push, read_bootstrap_layer,
+    registry::sha256,
 };
-use crate::{BuildOptions, Builder};
+use crate::{Bootstrap, BuildOptions, Builder};
 
 /// Options that make a test wait for nothing.
 fn options() -> RegistryOptions {
@@ -86,6 +87,31 @@ impl Fixture {
         assert_eq!(image.manifest.blobs, [(self.blob, stored.len() as u64)]);
         self.layer_is_right(registry, &image).await;
         self.blob_is_right(registry, &image.source, &stored).await;
+        self.next_version_needs_no_old_file(registry, reference).await;
+    }
+
+    /// Pushes an image that uses what the first one has, from where only the new blob is.
+    async fn next_version_needs_no_old_file(&self, registry: &Registry, reference: &Reference) {
+        let dir = TempDir::new().unwrap();
+        let (source, bootstrap, blobs) =
+            (self.dir.path().join("source"), dir.path().join("boot"), dir.path().join("blobs"));
+        std::fs::write(source.join("new"), "new").unwrap();
+        let options = BuildOptions { chunk_size: 0x1_0000, ..Default::default() };
+        let builder = Builder::new(options).chunk_dictionary(vec![Bootstrap::open(&self.bootstrap()).unwrap()]);
+        let built = builder.build(&source, &bootstrap, &blobs).unwrap();
+        assert_eq!((built.unique_chunks, built.shared_chunks), (1, 6));
+        let report = push(registry, &bootstrap, &blobs, reference, Default::default(), |_| ()).await.unwrap();
+        let existed: Vec<_> = report.blobs.iter().map(|blob| (blob.id.to_string(), blob.existed)).collect();
+        assert_eq!(existed, [(built.blob.unwrap().to_string(), false), (self.blob.to_string(), true)]);
+        let image = registry.image(reference).await.unwrap();
+        let layer = registry.blob(&image.source, image.manifest.bootstrap.id, 1 << 20).await.unwrap();
+        let tables = read_bootstrap_layer(&layer[..], &LayerLimits::default()).unwrap().chunk_tables;
+        assert_eq!(tables[&self.blob], Bytes::from(crate::chunk_table_file(&self.blob_file()).unwrap()));
+        assert_eq!(tables.len(), 2);
+        // Elsewhere the old blob is missing.
+        let elsewhere = format!("oci:{}:v1", dir.path().join("other").display()).parse().unwrap();
+        let error = push(registry, &bootstrap, &blobs, &elsewhere, Default::default(), |_| ()).await.unwrap_err();
+        assert!(matches!(error, PushError::MissingBlob { id, .. } if id == self.blob), "{error}");
     }
 
     async fn layer_is_right(&self, registry: &Registry, image: &super::Image) {

@@ -12,10 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use shoal_rafs::{
-    BlobDir, BlobDirReader, Bootstrap, BuildOptions, ChunkId, ChunkSource, Compressor, Mount, MountError,
-    MountOptions,
-};
+use shoal_rafs::{BlobDir, BuildOptions, ChunkId, ChunkSource, Compressor, Mount, MountError, MountOptions};
 
 use crate::scripted_source::{Answer, ScriptedSource};
 use crate::support::{
@@ -61,15 +58,12 @@ impl Bed {
     }
 
     pub fn build(&mut self, chunk_size: u32) -> &Built {
-        let options = BuildOptions { chunk_size, compressor: Compressor::Zstd, ..BuildOptions::default() };
-        self.built.insert(build(&self.path("source"), &self.path(&format!("image-{chunk_size}")), options))
+        self.build_with(BuildOptions { chunk_size, compressor: Compressor::Zstd, ..BuildOptions::default() })
     }
 
-    /// Reads the image again, which has been rewritten.
-    pub fn reopen(&mut self) {
-        let built = self.built.as_mut().unwrap();
-        built.image = Bootstrap::open(&built.boot).unwrap();
-        built.reader = BlobDirReader::open(&built.image, &built.blobs).unwrap();
+    pub fn build_with(&mut self, options: BuildOptions) -> &Built {
+        let work = self.path(&format!("image-{}", options.chunk_size));
+        self.built.insert(build(&self.path("source"), &work, options))
     }
 
     pub fn built(&self) -> &Built {

@@ -15,11 +15,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
 use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Builder, Compressor, Progress};
 
-use super::{Failure, human_bytes, print_json};
+use super::{Failure, human_bytes, open, prefetch::PrefetchFrom, print_json};
 use crate::command::bad_usage;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum CompressorName {
+pub(super) enum CompressorName {
     None,
     Lz4,
     Zstd,
@@ -83,10 +83,26 @@ pub(in crate::command) struct Build {
     #[arg(long, value_enum, default_value = "blake3")]
     digester: DigesterName,
     /// Bytes of a chunk: a power of two from 4096 to 16777216.
-    #[arg(long, default_value_t = 1 << 20)]
+    #[arg(long, default_value = "1048576", value_name = "BYTES", value_parser = power_of_two)]
     chunk_size: u32,
+    /// Compress small files together, in batches below so many bytes: a power of two from 4096 to the chunk size. Files of
+    /// half as many bytes or more are compressed alone.
+    #[arg(long, value_name = "BYTES", value_parser = power_of_two)]
+    batch_size: Option<u32>,
+    /// Put the bootstrap into the blob too, as layers in registries have it.
+    #[arg(long, visible_alias = "inline-meta")]
+    blob_inline_meta: bool,
+    /// End the blob with the digests of its chunks and a table of contents, as layers in registries have it.
+    #[arg(long)]
+    blob_toc: bool,
+    /// Bootstrap of an earlier image, or a blob with the bootstrap inside: chunks that it has are read from its blobs and
+    /// not stored again. May be given several times; it must have the same chunk size.
+    #[arg(long, value_name = "FILE")]
+    chunk_dict: Vec<PathBuf>,
+    #[command(flatten)]
+    prefetch: PrefetchFrom,
     /// Threads that hash and compress, one for each core if missing. The image is the same for any number; memory is
-    /// about 2 x THREADS + 2 chunks, decoded and encoded.
+    /// about 2 x THREADS + 2 chunks and THREADS + 2 batches, decoded and encoded.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
     /// Most names that a tar may have.
@@ -105,6 +121,9 @@ impl Build {
         if self.compression_level.is_some() && !matches!(self.compressor, CompressorName::Zstd) {
             bad_usage(ErrorKind::ArgumentConflict, "--compression-level is for --compressor zstd");
         }
+        if self.batch_size.is_some_and(|batch_size| batch_size > self.chunk_size) {
+            bad_usage(ErrorKind::ValueValidation, "--batch-size must not exceed --chunk-size");
+        }
         let report = match self.source_type() {
             SourceType::Directory => self.directory()?,
             SourceType::Tar => self.tar()?,
@@ -119,6 +138,12 @@ impl Build {
 
     fn source_type(&self) -> SourceType {
         let standard_input = self.source.as_os_str() == "-";
+        if standard_input && self.prefetch.is_standard_input() {
+            bad_usage(
+                ErrorKind::ArgumentConflict,
+                "standard input cannot be both the source and the list of --prefetch",
+            );
+        }
         match self.source_type {
             Some(SourceType::Directory) if standard_input => {
                 bad_usage(ErrorKind::ArgumentConflict, "standard input cannot be a directory")
@@ -132,7 +157,7 @@ impl Build {
     fn directory(&self) -> Result<BuildReport, Failure> {
         let watcher = Watcher::new(None)?;
         let bar = watcher.bar.clone();
-        let builder = self.builder().on_progress(move |progress| watcher.show(progress));
+        let builder = self.builder()?.on_progress(move |progress| watcher.show(progress));
         let report = builder.build(&self.source, &self.bootstrap, &self.blob_dir);
         bar.finish_and_clear();
         Ok(report?)
@@ -149,22 +174,38 @@ impl Build {
         };
         let watcher = Watcher::new(Some(len))?;
         let bar = watcher.bar.clone();
-        let builder = self.builder().on_progress(move |progress| watcher.show(progress));
+        let builder = self.builder()?.on_progress(move |progress| watcher.show(progress));
         let report = builder.build_tar(bar.wrap_read(stream), name, &self.bootstrap, &self.blob_dir);
         bar.finish_and_clear();
         Ok(report?)
     }
 
-    fn builder(&self) -> Builder {
-        Builder::new(BuildOptions {
+    fn builder(&self) -> Result<Builder, Failure> {
+        let options = BuildOptions {
             compressor: self.compressor.into(),
             algorithm: self.digester.into(),
             chunk_size: self.chunk_size,
             level: self.compression_level,
+            batch_size: self.batch_size,
+            inline_meta: self.blob_inline_meta,
+            toc: self.blob_toc,
             threads: self.threads,
             limits: ArchiveLimits { names: self.max_names, bytes: self.max_bytes },
-        })
+        };
+        let prefetch = self.prefetch.list()?.unwrap_or_default();
+        let dictionary = self.chunk_dict.iter().map(|path| Ok(open(path)?.1)).collect::<Result<_, Failure>>()?;
+        Ok(Builder::new(options).chunk_dictionary(dictionary).prefetch(prefetch))
     }
+}
+
+/// Bytes of a chunk or a batch, decimal, or hexadecimal as others write them.
+fn power_of_two(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let in_range = |number: &u32| number.is_power_of_two() && (0x1000..=0x100_0000).contains(number);
+    number.ok().filter(in_range).ok_or_else(|| "it must be a power of two from 4096 to 16777216".into())
 }
 
 fn print_report(report: &BuildReport) {
@@ -177,6 +218,9 @@ fn print_report(report: &BuildReport) {
         report.unique_chunks,
         human_bytes(report.encoded_bytes)
     );
+    if report.shared_chunks > 0 {
+        println!("{} chunks ({}) are in earlier images", report.shared_chunks, human_bytes(report.shared_bytes));
+    }
     if let Some(blob) = report.blob {
         println!("blob {blob}");
     }

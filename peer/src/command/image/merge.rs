@@ -2,12 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use shoal_rafs::MergeReport;
+use shoal_rafs::{MergeOptions, MergeReport};
 
-use super::{Failure, human_bytes, open, print_json};
+use super::{Failure, human_bytes, open, prefetch::PrefetchFrom, print_json};
 
 /// Whiteouts of OCI and of overlayfs take names of lower layers away. A chunk that several layers have is read from the
-/// blob of the lowest; blobs that are not needed are dropped. Blobs are neither read nor written.
+/// blob of the lowest; blobs that are not needed are dropped. What layers want read early is wanted of the image. Blobs are
+/// neither read nor written.
 #[derive(Debug, clap::Args)]
 pub(in crate::command) struct Merge {
     /// Bootstrap file to write.
@@ -16,6 +17,8 @@ pub(in crate::command) struct Merge {
     /// Bootstraps of the layers, or blobs with theirs inside, the lowest first.
     #[arg(required = true)]
     layers: Vec<PathBuf>,
+    #[command(flatten)]
+    prefetch: PrefetchFrom,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -25,7 +28,8 @@ impl Merge {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let layers = self.layers.iter().map(|layer| open(layer).map(|(_, bootstrap)| bootstrap));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
-        let report = shoal_rafs::merge(&layers, &self.bootstrap)?;
+        let options = MergeOptions { prefetch: self.prefetch.list()? };
+        let report = shoal_rafs::merge_with(&layers, &options, &self.bootstrap)?;
         if self.json {
             print_json(&report)?;
         } else {
@@ -43,6 +47,7 @@ fn print_report(report: &MergeReport) {
         report.files,
         report.unique_chunks
     );
+    report.not_prefetched.iter().for_each(|path| eprintln!("note: {path}: no file to prefetch"));
     println!("{} chunks ({}) shared by layers", report.shared_chunks, human_bytes(report.shared_bytes));
     report.blobs.iter().for_each(|blob| println!("blob {blob}"));
     report.dropped_blobs.iter().for_each(|blob| println!("dropped {blob}"));

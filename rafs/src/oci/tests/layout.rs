@@ -114,7 +114,7 @@ async fn a_push_of_broken_parts_leaves_no_tag() {
     std::fs::write(fixture.blob_file(), &good[1..]).unwrap();
     assert!(matches!(push(&reference).await, Err(PushError::BlobSize { .. })));
     std::fs::remove_file(fixture.blob_file()).unwrap();
-    assert!(matches!(push(&reference).await, Err(PushError::Io { .. })));
+    assert!(matches!(push(&reference).await, Err(PushError::MissingBlob { .. })));
     let resolved = registry.resolve(&reference).await;
     assert!(matches!(resolved, Err(RegistryError::NotFound { .. })), "{resolved:?}");
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use shoal_proto::{Algorithm, BlobId};
 use zerocopy::FromBytes;
 
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Blob, Bootstrap, TocRange};
 use crate::builder::BuildError;
 use crate::builder::tree::ChunkPlace;
 use crate::layout::{self, BlobEntry, ChunkRecord, ExtSuperBlock, SuperBlock, features, flags};
@@ -26,6 +26,22 @@ struct KnownBlob {
     entry: BlobEntry,
 }
 
+impl KnownBlob {
+    /// A bootstrap in its own blob knows neither the blob's name nor how large it became.
+    fn new(blob: &Blob, entry: &BlobEntry) -> Self {
+        let TocRange { size, sha256 } = blob.toc.unwrap_or(TocRange { size: 0, sha256: [0; 32] });
+        let entry = BlobEntry {
+            blob_id: layout::blob_id(blob.id),
+            features: (entry.features.get() & !features::INLINED_META).into(),
+            encoded_size: blob.encoded_size.into(),
+            toc_size: size.into(),
+            toc_digest: sha256,
+            ..*entry
+        };
+        Self { id: blob.id, algorithm: blob.algorithm, entry }
+    }
+}
+
 impl Blobs {
     /// Adds the blobs of a bootstrap; returns their numbers in the order of its blob table.
     pub(super) fn add(&mut self, bootstrap: &Bootstrap) -> Result<Vec<u32>, String> {
@@ -39,7 +55,7 @@ impl Blobs {
                     return Err(format!("it describes blob {} in another way than a layer below it", blob.id));
                 }
                 Some(_) => {}
-                None => self.blobs.push(KnownBlob { id: blob.id, algorithm: blob.algorithm, entry: *entry }),
+                None => self.blobs.push(KnownBlob::new(blob, entry)),
             }
             numbers.push(number);
         }
@@ -66,13 +82,13 @@ impl Blobs {
         self.blobs[number as usize].id
     }
 
-    /// How the blob table of another image describes a blob. A bootstrap in its own blob does not know the blob's name.
+    pub(super) fn algorithm(&self, number: u32) -> Algorithm {
+        self.blobs[number as usize].algorithm
+    }
+
+    /// How the blob table of another image describes a blob.
     pub(super) fn entry(&self, number: u32) -> BlobEntry {
-        let KnownBlob { id, entry, .. } = &self.blobs[number as usize];
-        let mut blob_id = [0; 64];
-        blob_id.copy_from_slice(id.to_string().as_bytes());
-        let features = entry.features.get() & !features::INLINED_META;
-        BlobEntry { blob_id, features: features.into(), ..*entry }
+        self.blobs[number as usize].entry
     }
 
     /// What is known of a chunk: its digest's algorithm and its record.

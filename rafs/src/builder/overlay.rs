@@ -1,0 +1,137 @@
+//! The tree of a bootstrap over others: whiteouts take names away, the rest is put over what is there.
+
+use std::collections::HashMap;
+
+use super::tree::{ChunkPlace, Draft, EntryIndex, Inode, InodeIndex};
+use crate::bootstrap::{self as read, Bootstrap, BootstrapError, Kind, Nid};
+use crate::layout::BLOCK;
+
+/// Puts the tree of one bootstrap into a draft.
+pub(super) struct Overlay<'a> {
+    layer: &'a Bootstrap,
+    /// Numbers of the layer's blobs among all blobs.
+    numbers: &'a [u32],
+    draft: &'a mut Draft,
+    /// Whether it is a layer over others: names that take others away do so, and are not kept.
+    over: bool,
+    /// Files of this layer that have a name already.
+    inodes: HashMap<Nid, InodeIndex>,
+}
+
+impl<'a> Overlay<'a> {
+    pub(super) fn new(layer: &'a Bootstrap, numbers: &'a [u32], draft: &'a mut Draft) -> Self {
+        Self { layer, numbers, draft, over: true, inodes: HashMap::new() }
+    }
+
+    /// Puts the layer over what is there.
+    pub(super) fn put(mut self) -> Result<(), BootstrapError> {
+        self.run()
+    }
+
+    /// Copies the tree as it is, whiteouts too, into an empty draft.
+    pub(super) fn copy(mut self) -> Result<(), BootstrapError> {
+        self.over = false;
+        self.run()
+    }
+
+    fn run(&mut self) -> Result<(), BootstrapError> {
+        let root = self.inode(self.layer.root())?;
+        self.draft.put_root(root);
+        let mut directories = vec![(Draft::ROOT, self.layer.root())];
+        while let Some((directory, nid)) = directories.pop() {
+            if self.over {
+                self.take_away(directory, nid)?;
+            }
+            self.put_over(directory, nid, &mut directories)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what the layer's directory says is gone from below.
+    fn take_away(&mut self, directory: EntryIndex, nid: Nid) -> Result<(), BootstrapError> {
+        let inode = self.layer.inode(nid)?;
+        if is_opaque(&inode) || inode.lookup(OPAQUE)?.is_some() {
+            self.draft.clear(directory);
+            return Ok(());
+        }
+        for entry in inode.entries() {
+            let entry = entry?;
+            if let Some(name) = entry.name.strip_prefix(WHITEOUT) {
+                self.draft.remove(directory, name);
+            } else if self.is_device_whiteout(&entry)? {
+                self.draft.remove(directory, entry.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_over(
+        &mut self,
+        directory: EntryIndex,
+        nid: Nid,
+        directories: &mut Vec<(EntryIndex, Nid)>,
+    ) -> Result<(), BootstrapError> {
+        for entry in self.layer.inode(nid)?.entries() {
+            let entry = entry?;
+            let dots = entry.name == b"." || entry.name == b"..";
+            if dots || self.over && (entry.name.starts_with(WHITEOUT) || self.is_device_whiteout(&entry)?) {
+                continue;
+            }
+            let inode = self.inode(entry.nid)?;
+            let name = self.draft.put(directory, entry.name, inode);
+            if entry.kind == Kind::Directory {
+                directories.push((name, entry.nid));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_device_whiteout(&self, entry: &read::Entry<'_>) -> Result<bool, BootstrapError> {
+        Ok(entry.kind == Kind::CharDevice && self.layer.inode(entry.nid)?.rdev() == 0)
+    }
+
+    /// An inode of the layer in the tree; names of one file share it.
+    fn inode(&mut self, nid: Nid) -> Result<InodeIndex, BootstrapError> {
+        if let Some(index) = self.inodes.get(&nid) {
+            return Ok(*index);
+        }
+        let inode = self.layer.inode(nid)?;
+        let mut xattrs: Vec<_> = inode.xattrs().map(|(name, value)| (name, value.to_vec())).collect();
+        // Upstream's builder stores them in no particular order.
+        xattrs.sort_unstable();
+        if self.over && inode.kind() == Kind::Directory {
+            xattrs.retain(|(name, _)| name != OVERLAY_OPAQUE);
+        }
+        let chunks = inode.chunks().map(|chunk| ChunkPlace {
+            blob: self.numbers[chunk.id.blob as usize],
+            index: chunk.id.index,
+            block: (chunk.decoded_offset / BLOCK) as u32,
+        });
+        let index = self.draft.add_inode(Inode {
+            kind: inode.kind(),
+            mode: inode.mode(),
+            uid: inode.uid(),
+            gid: inode.gid(),
+            size: if inode.kind() == Kind::Directory { 0 } else { inode.size() },
+            rdev: inode.rdev(),
+            mtime: inode.mtime(),
+            xattrs,
+            target: inode.target()?.to_vec(),
+            chunks: chunks.collect(),
+            nlink: 0,
+            version: None,
+        });
+        if inode.kind() == Kind::File {
+            self.inodes.insert(nid, index);
+        }
+        Ok(index)
+    }
+}
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
+fn is_opaque(directory: &read::Inode<'_>) -> bool {
+    directory.xattr(OVERLAY_OPAQUE) == Some(b"y")
+}
