@@ -36,6 +36,7 @@ use crate::layout;
 mod blob;
 mod bootstrap;
 mod directory;
+mod layer_notes;
 mod merge;
 mod pipeline;
 mod place;
@@ -43,7 +44,8 @@ mod scan;
 mod tar;
 mod tree;
 
-pub use merge::{MergeError, MergeReport, merge};
+pub use layer_notes::{ForeignLink, LayerNotes};
+pub use merge::{MergeError, MergeReport, merge, merge_noted};
 
 /// How to build an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,11 +305,36 @@ impl Builder {
         bootstrap: &Path,
         blob_dir: &Path,
     ) -> Result<BuildReport, BuildError> {
+        self.archive(stream, name, bootstrap, blob_dir, None)
+    }
+
+    /// Like [`build_tar`](Self::build_tar), from the archive of a layer, which may say things of lower layers: they are
+    /// for [`merge_noted`].
+    pub fn build_layer(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+    ) -> Result<(BuildReport, LayerNotes), BuildError> {
+        let mut layer = LayerNotes::default();
+        let report = self.archive(stream, name, bootstrap, blob_dir, Some(&mut layer))?;
+        Ok((report, layer))
+    }
+
+    fn archive(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+        layer: Option<&mut LayerNotes>,
+    ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let mut notes = Notes::default();
         let writer = self.writer(blob_dir)?;
         let (mut draft, stored) = pipeline::run(self.options, writer, self.watch(None), |feed| {
-            tar::read(stream, name, self.options.limits, feed, &mut notes)
+            tar::read(stream, name, self.options.limits, feed, &mut notes, layer)
         })?;
         for (inode, places) in draft.inodes.iter_mut().zip(stored.places) {
             inode.chunks = places;

@@ -54,8 +54,8 @@ pub use bootstrap::{
     Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, SuperBlocks, TocRange,
 };
 pub use builder::{
-    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeReport, Progress,
-    merge,
+    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, ForeignLink, LayerNotes, MAX_NOTES, MergeError,
+    MergeReport, Progress, merge, merge_noted,
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};

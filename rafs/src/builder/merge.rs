@@ -15,7 +15,7 @@
 //! Only chunks that the image names anyway are shared: sharing never keeps a blob that would be dropped, and often drops
 //! one that would be kept. Prefetch tables of layers are not carried over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -23,7 +23,7 @@ use shoal_proto::Algorithm;
 
 use super::bootstrap::{self, Contents};
 use super::tree::{ChunkPlace, Draft, EntryIndex, Inode, InodeIndex, Tree};
-use super::{BuildError, replace};
+use super::{BuildError, ForeignLink, LayerNotes, replace};
 use crate::bootstrap::{self as read, Bootstrap, BootstrapError, Kind, Nid};
 use crate::layout::{BLOCK, ChunkRecord};
 use blobs::Blobs;
@@ -87,18 +87,32 @@ pub enum MergeError {
 /// Layers that differ in chunk size, that lack owners, or that disagree about a blob; an image beyond the limits of the
 /// format, such as 254 blobs.
 pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeError> {
-    let (Some(lowest), Some(topmost)) = (layers.first(), layers.last()) else { return Err(MergeError::Empty) };
+    let layers: Vec<_> = layers.iter().map(|layer| (layer.clone(), LayerNotes::default())).collect();
+    merge_noted(&layers, output)
+}
+
+/// Like [`merge`], with what the layers leave to each other.
+///
+/// # Errors
+/// Also a hard link to what no lower layer has.
+pub fn merge_noted(layers: &[(Bootstrap, LayerNotes)], output: &Path) -> Result<MergeReport, MergeError> {
+    let (Some((lowest, _)), Some((topmost, _))) = (layers.first(), layers.last()) else {
+        return Err(MergeError::Empty);
+    };
     let mut blobs = Blobs::default();
     let mut draft = Draft::new(Inode::implied_directory());
-    for (position, layer) in layers.iter().enumerate() {
+    for (position, (layer, notes)) in layers.iter().enumerate() {
         let mismatch = |problem| MergeError::Mismatch { layer: position + 1, problem };
         if layer.chunk_size() != lowest.chunk_size() {
             let (found, expected) = (layer.chunk_size(), lowest.chunk_size());
             return Err(mismatch(format!("its chunk size is {found:#x}, that of the lowest {expected:#x}")));
         }
         let numbers = blobs.add(layer).map_err(mismatch)?;
-        let overlay = Overlay { layer, numbers: &numbers, draft: &mut draft, inodes: HashMap::new() };
-        overlay.run().map_err(|source| MergeError::Bootstrap { layer: position + 1, source })?;
+        let broken = |source| MergeError::Bootstrap { layer: position + 1, source };
+        let implied = implied(layer, notes).map_err(broken)?;
+        let overlay = Overlay { layer, implied, numbers: &numbers, draft: &mut draft, inodes: HashMap::new() };
+        overlay.run().map_err(broken)?;
+        notes.links.iter().try_for_each(|foreign| link(&mut draft, foreign)).map_err(mismatch)?;
     }
     let mut tree = draft.finish();
     let shared = share(&mut tree, &blobs)?;
@@ -128,9 +142,51 @@ pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeEr
     Ok(MergeReport { bootstrap_bytes: bytes.len() as u64, ..report })
 }
 
+/// The directories that a layer has and does not describe.
+fn implied(layer: &Bootstrap, notes: &LayerNotes) -> Result<HashSet<Nid>, BootstrapError> {
+    let mut found = HashSet::new();
+    for path in &notes.implied {
+        let mut nid = Some(layer.root());
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let Some(directory) = nid else { break };
+            let directory = layer.inode(directory)?;
+            nid = if directory.kind() == Kind::Directory { directory.lookup(name)? } else { None };
+        }
+        found.extend(nid);
+    }
+    Ok(found)
+}
+
+/// Gives a file of a lower layer another name.
+fn link(draft: &mut Draft, ForeignLink { path, target }: &ForeignLink) -> Result<(), String> {
+    let show = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
+    let mut names = target.split(|byte| *byte == b'/');
+    let found = names.try_fold(Draft::ROOT, |entry, name| draft.child(entry, name));
+    let found = found.filter(|entry| !draft.is_directory(*entry));
+    let found =
+        found.ok_or_else(|| format!("{:?} is a hard link to {:?}, which is no file", show(path), show(target)))?;
+    let inode = draft.inode_index(found);
+    let mut names: Vec<_> = path.split(|byte| *byte == b'/').collect();
+    let name = names.pop().unwrap_or_default();
+    let mut directory = Draft::ROOT;
+    for name in names {
+        directory = match draft.child(directory, name).filter(|entry| draft.is_directory(*entry)) {
+            Some(entry) => entry,
+            None => {
+                let implied = draft.add_inode(Inode::implied_directory());
+                draft.put(directory, name, implied)
+            }
+        };
+    }
+    draft.put(directory, name, inode);
+    Ok(())
+}
+
 /// Puts one layer over those below it.
 struct Overlay<'a> {
     layer: &'a Bootstrap,
+    /// Directories that keep the attributes that they have below.
+    implied: HashSet<Nid>,
     /// Numbers of the layer's blobs among all blobs.
     numbers: &'a [u32],
     draft: &'a mut Draft,
@@ -140,8 +196,10 @@ struct Overlay<'a> {
 
 impl Overlay<'_> {
     fn run(mut self) -> Result<(), BootstrapError> {
-        let root = self.inode(self.layer.root())?;
-        self.draft.put_root(root);
+        if !self.implied.contains(&self.layer.root()) {
+            let root = self.inode(self.layer.root())?;
+            self.draft.put_root(root);
+        }
         let mut directories = vec![(Draft::ROOT, self.layer.root())];
         while let Some((directory, nid)) = directories.pop() {
             self.take_away(directory, nid)?;
@@ -180,8 +238,14 @@ impl Overlay<'_> {
             if dots || entry.name.starts_with(WHITEOUT) || self.is_device_whiteout(&entry)? {
                 continue;
             }
-            let inode = self.inode(entry.nid)?;
-            let name = self.draft.put(directory, entry.name, inode);
+            let below = self.draft.child(directory, entry.name).filter(|below| self.draft.is_directory(*below));
+            let name = match below.filter(|_| self.implied.contains(&entry.nid)) {
+                Some(below) => below,
+                None => {
+                    let inode = self.inode(entry.nid)?;
+                    self.draft.put(directory, entry.name, inode)
+                }
+            };
             if entry.kind == Kind::Directory {
                 directories.push((name, entry.nid));
             }
