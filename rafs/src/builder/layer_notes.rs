@@ -41,7 +41,9 @@ mod tests {
             let content: &[u8] = if *kind == EntryType::Regular { path.as_bytes() } else { b"" };
             let mut header = Header::new_gnu();
             header.set_path(path).unwrap();
-            header.set_link_name(link).unwrap();
+            if !link.is_empty() {
+                header.set_link_name(link).unwrap();
+            }
             header.set_entry_type(*kind);
             header.set_mode(*mode);
             header.set_size(content.len() as u64);
