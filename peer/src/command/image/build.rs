@@ -19,7 +19,7 @@ use super::{Failure, human_bytes, print_json};
 use crate::command::bad_usage;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum CompressorName {
+pub(super) enum CompressorName {
     None,
     Lz4,
     Zstd,
@@ -36,7 +36,7 @@ impl From<CompressorName> for Compressor {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DigesterName {
+pub(super) enum DigesterName {
     Blake3,
     Sha256,
 }
