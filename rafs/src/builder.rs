@@ -51,6 +51,7 @@ mod collector;
 mod dictionary;
 mod directory;
 mod image;
+mod layer_notes;
 mod merge;
 mod optimize;
 mod overlay;
@@ -62,6 +63,7 @@ mod scan;
 mod tar;
 mod tree;
 
+pub use layer_notes::{ForeignLink, LayerNotes};
 pub use merge::{MergeError, MergeOptions, MergeReport, merge, merge_with};
 pub use optimize::OptimizeReport;
 
@@ -395,11 +397,36 @@ impl Builder {
         bootstrap: &Path,
         blob_dir: &Path,
     ) -> Result<BuildReport, BuildError> {
+        self.archive(stream, name, bootstrap, blob_dir, None)
+    }
+
+    /// Like [`build_tar`](Self::build_tar), from the archive of a layer, which may say things of lower layers: they are
+    /// for [`merge_with`].
+    pub fn build_layer(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+    ) -> Result<(BuildReport, LayerNotes), BuildError> {
+        let mut layer = LayerNotes::default();
+        let report = self.archive(stream, name, bootstrap, blob_dir, Some(&mut layer))?;
+        Ok((report, layer))
+    }
+
+    fn archive(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+        layer: Option<&mut LayerNotes>,
+    ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let mut notes = Notes::default();
         let (writer, dictionary) = self.writer(blob_dir)?;
         let (mut draft, stored) = pipeline::run(self.options, writer, self.watch(None), |feed| {
-            tar::read(stream, name, self.options.limits, feed, &mut notes)
+            tar::read(stream, name, self.options.limits, feed, &mut notes, layer)
         })?;
         for (inode, places) in draft.inodes.iter_mut().zip(stored.places) {
             inode.chunks = places;

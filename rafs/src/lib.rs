@@ -56,8 +56,8 @@ pub use bootstrap::{
     TocRange,
 };
 pub use builder::{
-    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeOptions, MergeReport,
-    OptimizeReport, Progress, merge, merge_with,
+    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, ForeignLink, LayerNotes, MAX_NOTES, MergeError,
+    MergeOptions, MergeReport, OptimizeReport, Progress, merge, merge_with,
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};

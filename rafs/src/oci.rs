@@ -7,31 +7,48 @@
 //!
 //! One [`Registry`] answers for registries over HTTP and for layout folders (`oci:DIR`), so that callers need not care.
 //! What is named by a digest is verified here, whole, except blobs that are read in ranges: those are verified piece by
-//! piece by whoever has the chunk table. Not here: anonymous names without a host (`alpine`), credential helpers and
-//! identity tokens, content encodings, and any cache.
+//! piece by whoever has the chunk table. Not here: anonymous names without a host (`alpine`), identity tokens, content
+//! encodings, and any cache.
 
+mod archive;
 mod auth;
 mod bootstrap_layer;
+mod check;
+mod convert;
+mod copy;
+mod document;
 mod error;
 mod http;
 mod layout;
 mod manifest;
+mod nydus_image;
 mod push;
 mod reference;
+mod referrers;
 mod registry;
+mod source_image;
 mod stream;
+mod tube;
 mod upload;
 
+pub use archive::{LayoutArchiveError, Location, OpenLocation};
 pub use auth::{Authfile, AuthfileError, Credentials};
 pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};
 pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
+pub use check::{CheckImageError, CheckedImage, ComparedTree, ImageCheckReport, check_image};
+pub use convert::{
+    ConvertError, ConvertEvent, ConvertOptions, ConvertReport, ConvertedImage, ConvertedLayer, LayerFailure, convert,
+};
+pub use copy::{CopiedBlobs, CopyReport, copy};
 pub use error::RegistryError;
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry, RegistryOptions};
+pub use source_image::SourceImageError;
 pub use stream::BlobStream;
+pub use upload::Placed;
 
 #[cfg(test)]
 mod tests;

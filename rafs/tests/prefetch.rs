@@ -101,7 +101,7 @@ fn a_merged_image_wants_what_its_layers_want() {
     // The name counts: what the upper layer has at d/two, and the directory e with what both have in it.
     assert_eq!(paths(&image, image.prefetch()), ["d/two", "e", "e/y", "d"].map(PathBuf::from));
     assert_eq!((report.prefetched, report.not_prefetched.len()), (4, 0));
-    let options = MergeOptions { prefetch: Some(list("/e/x\n/gone\n")) };
+    let options = MergeOptions { prefetch: Some(list("/e/x\n/gone\n")), ..MergeOptions::default() };
     let report = merge_with(&layers, &options, &boot).unwrap();
     let (image, _) = open(&boot, &blobs);
     assert_eq!(paths(&image, image.prefetch()), [Path::new("e/x")]);

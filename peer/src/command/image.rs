@@ -6,21 +6,21 @@ use std::{
 };
 
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
-use shoal_rafs::{
-    BlobDirReader, Bootstrap, ImageFile,
-    oci::{Authfile, PushOptions, Reference, Registry, RegistryOptions, push},
-};
+use shoal_rafs::{BlobDirReader, Bootstrap, ImageFile};
 
 use super::{Failure, human_bytes, print_json, runtime};
 
 mod build;
 mod check;
+mod convert;
+mod copy;
 mod export;
 mod inspect;
 mod merge;
 mod optimize;
 mod prefetch;
+mod push;
+mod registry;
 mod stat;
 mod unpack;
 
@@ -34,8 +34,9 @@ pub(super) enum Image {
     Optimize(optimize::Optimize),
     /// Compare images: the chunks that they share.
     Stat(stat::Stat),
-    /// Verify every structure of a bootstrap and, with the blobs, every chunk. Exits 1 when something is wrong.
-    Check(check::Check),
+    /// Verify every structure of a bootstrap and, with the blobs, every chunk; or all of an image in a registry, also
+    /// against its source. Exits 1 when something is wrong.
+    Check(Box<check::Check>),
     /// Show what an image says of itself: super blocks, blobs, an inode by its path, the chunks of a file.
     Inspect(inspect::Inspect),
     /// Write the tree of an image as a tar.
@@ -43,7 +44,12 @@ pub(super) enum Image {
     /// Write an image in a form that is mounted without Shoal.
     Export(export::Export),
     /// Push an image to a registry or into an OCI layout.
-    Push(Push),
+    Push(push::Push),
+    /// Convert an OCI or Docker image to a Nydus image.
+    Convert(Box<convert::Convert>),
+    /// Copy an image of any kind between registries, OCI layouts and archives.
+    #[command(visible_alias = "pull")]
+    Copy(copy::Copy),
 }
 
 impl Image {
@@ -58,6 +64,8 @@ impl Image {
             Self::Unpack(verb) => verb.run(),
             Self::Export(verb) => verb.run(),
             Self::Push(verb) => verb.run(),
+            Self::Convert(verb) => verb.run(),
+            Self::Copy(verb) => verb.run(),
         }
     }
 }
@@ -95,69 +103,5 @@ impl ImageFiles {
         let (file, bootstrap) = open_with_blobs(&self.bootstrap, self.blob_dir.as_deref())?;
         let reader = BlobDirReader::at(&bootstrap, &file.blob_paths(self.blob_dir.as_deref()))?;
         Ok((bootstrap, reader))
-    }
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Push {
-    /// Bootstrap file.
-    #[arg(long)]
-    bootstrap: PathBuf,
-    /// Directory with the image's blobs; those that the registry has already may be missing.
-    #[arg(long)]
-    blob_dir: PathBuf,
-    /// `host[:port]/repo:tag`, or `oci:DIR:tag` for an OCI layout directory.
-    reference: Reference,
-    /// Speak plain HTTP to the registry. Loopback hosts are always spoken to so.
-    #[arg(long)]
-    plain_http: bool,
-    /// A docker config.json with credentials.
-    #[arg(long, value_name = "FILE")]
-    authfile: Option<PathBuf>,
-    /// A PEM file with certificate authorities to trust besides the built-in ones.
-    #[arg(long, value_name = "FILE")]
-    ca_file: Vec<PathBuf>,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Push {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let registry = Registry::new(RegistryOptions {
-            plain_http: if self.plain_http {
-                vec![self.reference.source().registry().to_owned()]
-            } else {
-                Vec::new()
-            },
-            ca_files: self.ca_file,
-            auth: self.authfile.as_deref().map(Authfile::load).transpose()?.unwrap_or_default(),
-            ..RegistryOptions::default()
-        })?;
-        let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {bytes} {msg}")?);
-        bar.enable_steady_tick(std::time::Duration::from_millis(200));
-        let report = runtime()?.block_on(push(
-            &registry,
-            &self.bootstrap,
-            &self.blob_dir,
-            &self.reference,
-            PushOptions::default(),
-            |layer| {
-                bar.inc(layer.size);
-                bar.set_message(format!("sha256:{}", layer.id));
-            },
-        ))?;
-        bar.finish_and_clear();
-        if self.json {
-            print_json(&report)?;
-        } else {
-            println!("{}", report.reference);
-            println!(
-                "{}, {} of it was there already",
-                human_bytes(report.encoded_bytes),
-                human_bytes(report.existing_bytes)
-            );
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }

@@ -9,8 +9,8 @@
 //! A layer takes a name away with an empty file `.wh.NAME` (OCI) or a character device 0:0 in its place (overlayfs), and
 //! all that lower layers have in a directory with a file `.wh..wh..opq` or an xattr `trusted.overlay.opaque` of `y`. None
 //! of these are in the image, nor is anything else whose name starts with `.wh.`. A directory over a directory replaces
-//! its attributes and keeps its entries, also at the root; anything else replaces what was there. Hard links stay within
-//! their layer.
+//! its attributes and keeps its entries, also at the root; anything else replaces what was there. What a layer's archive
+//! says of lower layers, its bootstrap cannot: see [`LayerNotes`].
 //!
 //! Only chunks that the image names anyway are shared: sharing never keeps a blob that would be dropped, and often drops
 //! one that would be kept.
@@ -28,7 +28,7 @@ use super::bootstrap::{self, Contents};
 use super::overlay::Overlay;
 use super::prefetch::Prefetched;
 use super::tree::{ChunkPlace, Draft, Inode, Tree};
-use super::{BuildError, MAX_NOTES, replace};
+use super::{BuildError, LayerNotes, MAX_NOTES, replace};
 use crate::bootstrap::{Bootstrap, BootstrapError};
 use crate::layout::ChunkRecord;
 use crate::prefetch::PrefetchList;
@@ -93,6 +93,8 @@ pub enum MergeError {
 pub struct MergeOptions {
     /// What to read early, in place of what the layers say.
     pub prefetch: Option<PrefetchList>,
+    /// What each layer leaves to those below it, the lowest first; layers beyond these leave nothing.
+    pub notes: Vec<LayerNotes>,
 }
 
 /// Merges layers as [`merge_with`] does, in the usual way.
@@ -104,11 +106,12 @@ pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeEr
 ///
 /// # Errors
 /// Layers that differ in chunk size, that lack owners, or that disagree about a blob; an image beyond the limits of the
-/// format, such as 254 blobs.
+/// format, such as 254 blobs; a hard link to what no lower layer has.
 pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -> Result<MergeReport, MergeError> {
     let (Some(lowest), Some(topmost)) = (layers.first(), layers.last()) else { return Err(MergeError::Empty) };
     let mut blobs = Blobs::default();
     let mut draft = Draft::new(Inode::implied_directory());
+    let none = LayerNotes::default();
     for (position, layer) in layers.iter().enumerate() {
         let mismatch = |problem| MergeError::Mismatch { layer: position + 1, problem };
         if layer.chunk_size() != lowest.chunk_size() {
@@ -116,9 +119,11 @@ pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -
             return Err(mismatch(format!("its chunk size is {found:#x}, that of the lowest {expected:#x}")));
         }
         let numbers = blobs.add(layer).map_err(mismatch)?;
-        Overlay::new(layer, &numbers, &mut draft)
-            .put()
-            .map_err(|source| MergeError::Bootstrap { layer: position + 1, source })?;
+        let broken = |source| MergeError::Bootstrap { layer: position + 1, source };
+        let notes = options.notes.get(position).unwrap_or(&none);
+        let implied = notes.implied_in(layer).map_err(broken)?;
+        Overlay::new(layer, &numbers, &mut draft).put(implied).map_err(broken)?;
+        notes.links.iter().try_for_each(|link| link.put(&mut draft)).map_err(mismatch)?;
     }
     let mut tree = draft.finish();
     let prefetched = match &options.prefetch {

@@ -1,6 +1,6 @@
 //! The tree of a bootstrap over others: whiteouts take names away, the rest is put over what is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::tree::{ChunkPlace, Draft, EntryIndex, Inode, InodeIndex};
 use crate::bootstrap::{self as read, Bootstrap, BootstrapError, Kind, Nid};
@@ -14,17 +14,20 @@ pub(super) struct Overlay<'a> {
     draft: &'a mut Draft,
     /// Whether it is a layer over others: names that take others away do so, and are not kept.
     over: bool,
+    /// Directories that keep the attributes that they have below.
+    implied: HashSet<Nid>,
     /// Files of this layer that have a name already.
     inodes: HashMap<Nid, InodeIndex>,
 }
 
 impl<'a> Overlay<'a> {
     pub(super) fn new(layer: &'a Bootstrap, numbers: &'a [u32], draft: &'a mut Draft) -> Self {
-        Self { layer, numbers, draft, over: true, inodes: HashMap::new() }
+        Self { layer, numbers, draft, over: true, implied: HashSet::new(), inodes: HashMap::new() }
     }
 
-    /// Puts the layer over what is there.
-    pub(super) fn put(mut self) -> Result<(), BootstrapError> {
+    /// Puts the layer over what is there. The directories `implied` keep the attributes that they have below.
+    pub(super) fn put(mut self, implied: HashSet<Nid>) -> Result<(), BootstrapError> {
+        self.implied = implied;
         self.run()
     }
 
@@ -35,8 +38,10 @@ impl<'a> Overlay<'a> {
     }
 
     fn run(&mut self) -> Result<(), BootstrapError> {
-        let root = self.inode(self.layer.root())?;
-        self.draft.put_root(root);
+        if !self.implied.contains(&self.layer.root()) {
+            let root = self.inode(self.layer.root())?;
+            self.draft.put_root(root);
+        }
         let mut directories = vec![(Draft::ROOT, self.layer.root())];
         while let Some((directory, nid)) = directories.pop() {
             if self.over {
@@ -77,8 +82,14 @@ impl<'a> Overlay<'a> {
             if dots || self.over && (entry.name.starts_with(WHITEOUT) || self.is_device_whiteout(&entry)?) {
                 continue;
             }
-            let inode = self.inode(entry.nid)?;
-            let name = self.draft.put(directory, entry.name, inode);
+            let below = self.draft.child(directory, entry.name).filter(|below| self.draft.is_directory(*below));
+            let name = match below.filter(|_| self.implied.contains(&entry.nid)) {
+                Some(below) => below,
+                None => {
+                    let inode = self.inode(entry.nid)?;
+                    self.draft.put(directory, entry.name, inode)
+                }
+            };
             if entry.kind == Kind::Directory {
                 directories.push((name, entry.nid));
             }

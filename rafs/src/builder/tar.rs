@@ -1,15 +1,16 @@
 //! An archive as the source of an image: its entries in order, the later over the earlier, as if it were extracted.
 //!
 //! Unlike an extraction nothing is followed: a name must stay below the root by itself, and what lies above it must be
-//! directories. A hard link may name a file that comes later. Whiteouts are ordinary entries.
+//! directories. A hard link may name a file that comes later, in a layer also one of another layer. Whiteouts are ordinary
+//! entries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 
 use super::pipeline::Feed;
 use super::tree::{self, Draft, EntryIndex, Inode, InodeIndex, Xattr};
-use super::{ArchiveLimits, BuildError, Notes};
+use super::{ArchiveLimits, BuildError, ForeignLink, LayerNotes, Notes};
 use crate::archive::{Archive, ArchiveError, Member, MemberKind, decompress};
 use crate::bootstrap::Kind;
 use crate::layout;
@@ -17,19 +18,22 @@ use crate::layout;
 /// Longest name of an entry, as in what `unpack` writes.
 const MAX_PATH: usize = 64 << 10;
 
-/// Reads an archive into a tree, and the content of its files into `feed` under the tree's inode numbers.
+/// Reads an archive into a tree, and the content of its files into `feed` under the tree's inode numbers. With `layer`
+/// what it leaves to lower layers is noted there.
 pub(super) fn read(
     stream: impl Read,
     name: &Path,
     limits: ArchiveLimits,
     feed: &mut Feed,
     notes: &mut Notes,
+    layer: Option<&mut LayerNotes>,
 ) -> Result<Draft, BuildError> {
     let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
     let stream =
         decompress(stream).map_err(|source| failed(ArchiveError::Read { place: "its start".into(), source }))?;
     let mut archive = Archive::new(stream, limits);
-    let mut tar = Tar { draft: Draft::new(Inode::implied_directory()), links: BTreeMap::new(), notes };
+    let draft = Draft::new(Inode::implied_directory());
+    let mut tar = Tar { draft, links: BTreeMap::new(), implied: BTreeSet::from([Vec::new()]), notes };
     while let Some(member) = archive.next().map_err(failed)? {
         let added = tar.add(&member).map_err(|problem| failed(archive.invalid(problem)))?;
         if tar.draft.len() as u64 > limits.names {
@@ -43,7 +47,10 @@ pub(super) fn read(
             })?;
         }
     }
-    tar.resolve_links().map_err(failed)?;
+    let foreign = tar.resolve_links(layer.is_some()).map_err(failed)?;
+    if let Some(layer) = layer {
+        *layer = LayerNotes { implied: tar.implied, links: foreign };
+    }
     Ok(tar.draft)
 }
 
@@ -57,6 +64,8 @@ struct Tar<'a> {
     draft: Draft,
     /// By the inode that stands for what they will lead to.
     links: BTreeMap<InodeIndex, Link>,
+    /// Paths of directories that no entry describes.
+    implied: BTreeSet<Vec<u8>>,
     notes: &'a mut Notes,
 }
 
@@ -71,6 +80,7 @@ impl Tar<'_> {
             let root = self.inode(member, Kind::Directory)?;
             let root = self.draft.add_inode(root);
             self.draft.put_root(root);
+            self.implied.remove(&Vec::new());
             return Ok(None);
         };
         let parent = self.parent(parents)?;
@@ -81,6 +91,7 @@ impl Tar<'_> {
         let inode = self.inode(member, kind)?;
         let inode = self.draft.add_inode(inode);
         self.draft.put(parent, name, inode);
+        self.implied.remove(&path.join(&b'/'));
         Ok((kind == Kind::File).then_some(inode))
     }
 
@@ -96,6 +107,7 @@ impl Tar<'_> {
                 }
                 None => {
                     let inode = self.draft.add_inode(Inode::implied_directory());
+                    self.implied.insert(names[..=depth].join(&b'/'));
                     self.draft.put(directory, name, inode)
                 }
             };
@@ -107,12 +119,13 @@ impl Tar<'_> {
         let target = components(&member.link).map_err(|problem| format!("as the target of a link, {problem}"))?;
         match self.find(&target) {
             Some(entry) if self.draft.is_directory(entry) => Err("a hard link to a directory".into()),
-            Some(entry) => {
+            Some(entry) if !self.links.contains_key(&self.draft.inode_index(entry)) => {
                 let inode = self.draft.inode_index(entry);
                 self.draft.put(parent, name, inode);
                 Ok(())
             }
-            None => {
+            // Not there yet, or a link itself that leads to what is not.
+            _ => {
                 let placeholder = Inode { kind: Kind::File, ..Inode::implied_directory() };
                 let inode = self.draft.add_inode(placeholder);
                 self.draft.put(parent, name, inode);
@@ -126,50 +139,72 @@ impl Tar<'_> {
         path.iter().try_fold(Draft::ROOT, |entry, name| self.draft.child(entry, name))
     }
 
-    /// Leads links whose target came later to it.
-    fn resolve_links(&mut self) -> Result<(), ArchiveError> {
+    /// Leads links whose target came later to it. Those whose target never came are an error, or with `foreign` are taken
+    /// out of the tree and returned, in the order of the archive.
+    fn resolve_links(&mut self, foreign: bool) -> Result<Vec<ForeignLink>, ArchiveError> {
         if self.links.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let mut resolved = BTreeMap::new();
+        let (mut resolved, mut missing) = (BTreeMap::new(), BTreeSet::new());
         // What another entry replaced since is not among these, and need not lead anywhere.
         for entry in self.draft.reachable() {
             let inode = self.draft.inode_index(entry);
             if let Some(link) = self.links.get(&inode) {
-                let target = self.resolve(inode, &mut resolved).map_err(|problem| ArchiveError::Invalid {
+                let failed = |problem| ArchiveError::Invalid {
                     place: format!("entry {:?}", String::from_utf8_lossy(&link.path)),
                     problem,
-                })?;
-                self.draft.redirect(entry, target);
+                };
+                match self.resolve(inode, &mut resolved).map_err(failed)? {
+                    Some(target) => self.draft.redirect(entry, target),
+                    None if foreign => drop(missing.insert(inode)),
+                    None => {
+                        let target = String::from_utf8_lossy(&link.target);
+                        return Err(failed(format!("its target {target:?} is no file of the archive")));
+                    }
+                }
             }
         }
-        Ok(())
+        Ok(missing.into_iter().filter_map(|inode| self.take_out(inode)).collect())
     }
 
-    /// What a placeholder stands for; the way may lead over others. Each step is taken once for all links.
+    /// Removes the name of a link; returns it with its target.
+    fn take_out(&mut self, placeholder: InodeIndex) -> Option<ForeignLink> {
+        let link = self.links.get(&placeholder)?;
+        // Both were looked at when the link was added.
+        let (path, target) = (components(&link.path).ok()?, components(&link.target).ok()?);
+        let (name, parents) = path.split_last()?;
+        let parent = self.find(parents)?;
+        self.draft.remove(parent, name);
+        Some(ForeignLink { path: path.join(&b'/'), target: target.join(&b'/') })
+    }
+
+    /// What a placeholder stands for, if it is there; the way may lead over others. Each step is taken once for all
+    /// links.
     fn resolve(
         &self,
         placeholder: InodeIndex,
-        resolved: &mut BTreeMap<InodeIndex, InodeIndex>,
-    ) -> Result<InodeIndex, String> {
+        resolved: &mut BTreeMap<InodeIndex, Option<InodeIndex>>,
+    ) -> Result<Option<InodeIndex>, String> {
         let (mut current, mut passed) = (placeholder, Vec::new());
-        while let Some(link) = self.links.get(&current) {
+        let found = loop {
+            let Some(link) = self.links.get(&current) else { break Some(current) };
             if let Some(target) = resolved.get(&current) {
-                current = *target;
-                break;
+                break *target;
             }
             if passed.len() > self.links.len() {
                 return Err("a hard link that leads back to itself".into());
             }
             passed.push(current);
-            let target = components(&link.target).ok().and_then(|target| self.find(&target));
-            let target = target.filter(|entry| !self.draft.is_directory(*entry)).ok_or_else(|| {
-                format!("its target {:?} is no file of the archive", String::from_utf8_lossy(&link.target))
-            })?;
+            let Some(target) = components(&link.target).ok().and_then(|target| self.find(&target)) else {
+                break None;
+            };
+            if self.draft.is_directory(target) {
+                return Err("a hard link to a directory".into());
+            }
             current = self.draft.inode_index(target);
-        }
-        resolved.extend(passed.into_iter().map(|placeholder| (placeholder, current)));
-        Ok(current)
+        };
+        resolved.extend(passed.into_iter().map(|placeholder| (placeholder, found)));
+        Ok(found)
     }
 
     fn inode(&mut self, member: &Member, kind: Kind) -> Result<Inode, String> {

@@ -1,8 +1,8 @@
 //! Credentials, where they are found, and what a registry's challenge asks for.
 //!
 //! Credentials stay in this process: they have no `Display`, their `Debug` hides the password, and the HTTP side sends
-//! them to the registry they belong to and to the token server it names, nowhere else. Credential helpers and identity
-//! tokens of the auth file are not supported; such entries are passed over.
+//! them to the registry they belong to and to the token server it names, nowhere else. Identity tokens of the auth file are
+//! not supported; such entries are passed over.
 
 use std::{collections::BTreeMap, fmt, fs, io, path::Path};
 
@@ -10,6 +10,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
 use super::Source;
+
+mod helper;
 
 /// Largest auth file that is read.
 const MAX_AUTHFILE: u64 = 1 << 20;
@@ -69,18 +71,36 @@ pub enum AuthfileError {
         /// The key of the entry.
         registry: String,
     },
+    /// A credential helper that the auth file names did not answer.
+    #[error("the credential helper {helper:?} for {registry}: {reason}")]
+    Helper {
+        /// Its name.
+        helper: String,
+        /// Whose credentials it was asked for.
+        registry: String,
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 /// Credentials by registry, or by registry and path, as in `~/.docker/config.json` and containers' `auth.json`.
 #[derive(Debug, Clone, Default)]
 pub struct Authfile {
     entries: BTreeMap<String, Credentials>,
+    /// Helpers by registry.
+    helpers: BTreeMap<String, String>,
+    /// The helper for all other registries.
+    store: Option<String>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Document {
     #[serde(default)]
     auths: BTreeMap<String, Entry>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    creds_store: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -112,7 +132,22 @@ impl Authfile {
                 entries.insert(normal_key(&key), credentials);
             }
         }
-        Ok(Self { entries })
+        let helpers = document.cred_helpers.into_iter().map(|(key, helper)| (normal_key(&key), helper)).collect();
+        Ok(Self { entries, helpers, store: document.creds_store.filter(|store| !store.is_empty()) })
+    }
+
+    /// Asks the credential helpers that the file names for these registries, unless it has credentials itself. Runs
+    /// programs and waits for them.
+    pub fn ask_helpers<'a>(&mut self, registries: impl IntoIterator<Item = &'a str>) -> Result<(), AuthfileError> {
+        for registry in registries {
+            let helper = self.helpers.get(registry).or(self.store.as_ref());
+            if let Some(helper) = helper.filter(|_| !self.entries.contains_key(registry))
+                && let Some(credentials) = helper::ask(helper, server(registry))?
+            {
+                self.insert(registry, credentials);
+            }
+        }
+        Ok(())
     }
 
     /// Adds or replaces the credentials for a registry, or a registry and the beginning of a path.
@@ -148,6 +183,11 @@ impl Entry {
         };
         Ok(decoded.map(|(username, password)| Credentials { username, password }))
     }
+}
+
+/// What helpers know a registry by.
+fn server(registry: &str) -> &str {
+    if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry }
 }
 
 /// Docker writes `https://index.docker.io/v1/`, others write bare hosts.
@@ -255,7 +295,7 @@ mod tests {
                 "h.io": {{"username": "host", "password": "secret"}},
                 "H.io/team": {{"auth": "{team}"}},
                 "helper.io": {{}}
-            }}, "credsStore": "desktop"}}"#,
+            }}, "credHelpers": {{"https://Helper.io": "own"}}, "credsStore": "desktop"}}"#,
             hub = STANDARD.encode("hub:secret"),
             team = STANDARD.encode("team:secret"),
         );
@@ -267,6 +307,12 @@ mod tests {
         assert_eq!(find("h.io", "teams/app"), Some(user("host")));
         assert_eq!(find("helper.io", "a"), None);
         assert_eq!(find("elsewhere.io", "a"), None);
+        assert_eq!(file.helpers["helper.io"], "own");
+        // Who has an entry is not asked for; the others are, and their helpers are not installed here.
+        let mut asked = file.clone();
+        asked.ask_helpers(["h.io", "docker.io"]).unwrap();
+        let error = asked.ask_helpers(["helper.io"]).unwrap_err();
+        assert!(matches!(&error, AuthfileError::Helper { helper, .. } if helper == "own"), "{error}");
     }
 
     #[test]

@@ -215,7 +215,8 @@ pub fn write_bootstrap_layer(
     Ok(WrittenLayer { id: ObjectId::new(compressed.hasher.finalize().into()), size: compressed.written, diff_id })
 }
 
-fn header(path: &str, kind: EntryType, mode: u32, size: u64) -> io::Result<Header> {
+/// A tar header that says nothing of the clock and the user.
+pub(super) fn header(path: &str, kind: EntryType, mode: u32, size: u64) -> io::Result<Header> {
     let mut header = Header::new_ustar();
     header.set_path(path)?;
     header.set_entry_type(kind);

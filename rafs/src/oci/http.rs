@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
@@ -50,6 +51,8 @@ pub(super) struct Request<'a> {
     pub(super) source: &'a Source,
     /// Whether the token must allow writing.
     pub(super) push: bool,
+    /// A repository of the same registry that the token must allow to read as well.
+    pub(super) also: Option<&'a str>,
     pub(super) headers: HeaderMap,
     pub(super) body: Body<'a>,
 }
@@ -59,8 +62,18 @@ pub(super) struct Request<'a> {
 pub(super) enum Body<'a> {
     None,
     Bytes(Bytes),
-    File { path: &'a std::path::Path, size: u64 },
+    File {
+        path: &'a std::path::Path,
+        size: u64,
+    },
+    /// What another place has: opened anew for each try.
+    Remote {
+        open: &'a Opener<'a>,
+        size: u64,
+    },
 }
+
+pub(super) type Opener<'a> = dyn Fn() -> BoxFuture<'a, Result<BlobStream, RegistryError>> + Sync + 'a;
 
 impl Http {
     pub(super) fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
@@ -188,7 +201,7 @@ impl Http {
             what: source.to_string(),
             reason: format!("this makes no URL: {error}"),
         })?;
-        Ok(Request { method, url, source, push: false, headers: HeaderMap::new(), body: Body::None })
+        Ok(Request { method, url, source, push: false, also: None, headers: HeaderMap::new(), body: Body::None })
     }
 
     /// Makes a request as often as it takes to get the head of a successful answer.

@@ -31,7 +31,7 @@ const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Media type of index.json.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Largest index.json that is read.
-const MAX_INDEX: u64 = 64 << 20;
+pub(super) const MAX_INDEX: u64 = 64 << 20;
 /// Bytes copied at once.
 const COPY_BYTES: usize = 256 * 1024;
 
@@ -187,6 +187,20 @@ impl Layout {
         }
     }
 
+    /// A file to write a blob to whose bytes come from afar. It goes away unless it is [kept](Self::keep).
+    pub(super) fn incoming(&self) -> Result<NamedTempFile, RegistryError> {
+        self.create()?;
+        let file = temporary(&self.dir.join("blobs/sha256"), |_| Ok(()));
+        file.map_err(RegistryError::io(format!("cannot make a file in {}", self.dir.display())))
+    }
+
+    /// Gives a complete and verified blob its name.
+    pub(super) fn keep(&self, file: NamedTempFile, id: ObjectId) -> Result<(), RegistryError> {
+        let path = self.blob_path(id);
+        let kept = file.as_file().sync_all().and_then(|()| Ok(file.persist(&path).map(drop)?));
+        kept.map_err(RegistryError::io(format!("cannot write {}", path.display())))
+    }
+
     /// Stores a manifest and points the tag to it. Without a tag the index names it by its digest alone.
     pub fn put_manifest(&self, tag: Option<&str>, media_type: &str, bytes: &[u8]) -> Result<ObjectId, RegistryError> {
         let id = self.put_blob(bytes)?;
@@ -243,7 +257,7 @@ fn ref_name(entry: &Value) -> Option<&str> {
     entry.get("annotations")?.get(REF_NAME)?.as_str()
 }
 
-fn copy_hashed(from: &mut impl Read, to: &mut impl Write) -> io::Result<ObjectId> {
+pub(super) fn copy_hashed(from: &mut impl Read, to: &mut impl Write) -> io::Result<ObjectId> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; COPY_BYTES];
     loop {
@@ -258,7 +272,7 @@ fn copy_hashed(from: &mut impl Read, to: &mut impl Write) -> io::Result<ObjectId
 }
 
 /// Writes a file beside `path`, syncs it and gives it that name.
-fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+pub(super) fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     temporary(dir, write)?.persist(path)?;
     File::open(dir)?.sync_all()

@@ -3,7 +3,7 @@
 //! Where upstream's tools write more than one form, all are read: OCI and Docker media types, and in an index both ways
 //! of marking a Nydus manifest (nydusify --merge-platform, nydus-snapshotter pkg/converter).
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use oci_spec::image as spec;
 use serde::Deserialize;
@@ -21,9 +21,9 @@ pub(super) const FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 /// Docker's name of a gzip layer.
 const DOCKER_GZIP_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 /// How an index marks a Nydus manifest.
-const NYDUS_ARTIFACT: &str = "application/vnd.nydus.image.manifest.v1+json";
+pub(super) const NYDUS_ARTIFACT: &str = "application/vnd.nydus.image.manifest.v1+json";
 /// How indexes marked it before nydus 2.3.5.
-const NYDUS_OS_FEATURE: &str = "nydus.remoteimage.v1";
+pub(super) const NYDUS_OS_FEATURE: &str = "nydus.remoteimage.v1";
 /// Most bytes of a blob (format note, section 5).
 const MAX_BLOB: u64 = 1 << 40;
 
@@ -61,17 +61,26 @@ pub enum ManifestError {
         /// Its size.
         size: u64,
     },
-    /// No entry of an index fits this machine.
+    /// No entry of an index fits.
     #[error("no image for {wanted}, only for {}", .found.join(", "))]
     NoPlatform {
-        /// This machine.
-        wanted: Platform,
+        /// This machine, or what was asked for.
+        wanted: String,
         /// What there is.
         found: Vec<String>,
     },
     /// An index in an index.
     #[error("the index names another index")]
     NestedIndex,
+    /// Nothing in an index is an image that can be converted.
+    #[error("the index names no OCI image")]
+    NoImage,
+    /// More entries than any image has.
+    #[error("it names more than {limit} things")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
 }
 
 /// Something named by digest, and its size.
@@ -218,7 +227,7 @@ impl Index {
         let Some(entry) = fitting.find(|entry| entry.is_marked_nydus()).or(first) else {
             let found = self.manifests.iter().filter_map(|entry| entry.platform.as_ref()).take(32);
             let found = found.map(|p| format!("{}/{}", p.os, p.architecture).chars().take(60).collect()).collect();
-            return Err(ManifestError::NoPlatform { wanted: platform.clone(), found });
+            return Err(ManifestError::NoPlatform { wanted: platform.to_string(), found });
         };
         let id = entry.digest.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
         let id = id.ok_or_else(|| ManifestError::Digest(entry.digest.chars().take(80).collect()))?;
@@ -234,13 +243,15 @@ impl Entry {
     }
 }
 
-/// An operating system and a processor, in Go's words as everywhere in OCI.
+/// An operating system and a processor, in Go's words as everywhere in OCI: `linux/amd64`, `linux/arm/v7`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
     /// `linux`.
     pub os: String,
     /// `amd64`, `arm64`, ...
     pub architecture: String,
+    /// `v7`, `v8`, ...; as a wish, none means any.
+    pub variant: Option<String>,
 }
 
 impl Platform {
@@ -254,17 +265,45 @@ impl Platform {
             "loongarch64" => "loong64",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned() }
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
     }
 
     fn fits(&self, entry: &Entry) -> bool {
         entry.platform.as_ref().is_some_and(|p| p.os == self.os && p.architecture == self.architecture)
     }
+
+    /// Whether an image for `offered` is what is wished for here.
+    pub(super) fn accepts(&self, offered: &Self) -> bool {
+        let same = self.os == offered.os && self.architecture == offered.architecture;
+        same && (self.variant.is_none() || self.variant == offered.variant)
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let word = |word: &str| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+            (!word.is_empty() && word.len() <= 32 && word.bytes().all(plain)).then(|| word.to_owned())
+        };
+        let parts: Option<Vec<_>> = text.split('/').map(word).collect();
+        match parts.as_deref() {
+            Some([os, architecture]) => {
+                Ok(Self { os: os.clone(), architecture: architecture.clone(), variant: None })
+            }
+            Some([os, architecture, variant]) => {
+                Ok(Self { os: os.clone(), architecture: architecture.clone(), variant: Some(variant.clone()) })
+            }
+            _ => Err("must be OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, as in linux/arm64".to_owned()),
+        }
+    }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
     }
 }
 
@@ -346,7 +385,7 @@ mod tests {
     fn selected(entries: Vec<Value>) -> Result<u8, ManifestError> {
         let bytes = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": entries })).unwrap();
         let Ok(Manifest::Index(index)) = Manifest::parse(&bytes) else { panic!("an index") };
-        let platform = Platform { os: "linux".to_owned(), architecture: "amd64".to_owned() };
+        let platform: Platform = "linux/amd64".parse().unwrap();
         index.select(&platform).map(|descriptor| descriptor.id.as_bytes()[0])
     }
 

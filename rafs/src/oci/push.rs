@@ -13,21 +13,18 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
 use shoal_proto::{BlobId, ObjectId};
 use tempfile::NamedTempFile;
 
 use super::{
-    Descriptor, Platform, Reference, ReferenceError, Registry, RegistryError, Source, WrittenLayer, manifest,
+    Descriptor, Reference, Registry, RegistryError, Source, WrittenLayer,
+    document::OCI_MANIFEST,
+    nydus_image::{ManifestExtras, NydusImage},
     write_bootstrap_layer,
 };
 use crate::blob::chunk_table_file_of;
 use crate::layout::CI_HEADER;
 use crate::{Blob, Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Why an image could not be pushed.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +119,7 @@ pub struct PushReport {
     pub existing_bytes: u64,
 }
 
-fn digest<S: Serializer>(id: &ObjectId, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn digest<S: Serializer>(id: &ObjectId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("sha256:{id}"))
 }
 
@@ -136,9 +133,7 @@ pub async fn push(
     options: PushOptions,
     mut progress: impl FnMut(&PushedLayer),
 ) -> Result<PushReport, PushError> {
-    if reference.digest().is_some() {
-        return Err(RegistryError::from(ReferenceError::Pinned { reference: reference.to_string() }).into());
-    }
+    let tagged = reference.tagged().map_err(RegistryError::from)?;
     let source = reference.source();
     let (path, dir) = (bootstrap.to_owned(), blob_dir.to_owned());
     let mut files = blocking(move || Files::read(&path, &dir)).await?;
@@ -154,14 +149,14 @@ pub async fn push(
         blobs.push(layer);
     }
     let file = prepared.bootstrap_file.path();
-    let bootstrap_layer = place(registry, source, &prepared.bootstrap_descriptor(), file).await?;
+    let image = prepared.image();
+    let bootstrap_layer = place(registry, source, &image.bootstrap_descriptor(), file).await?;
     progress(&bootstrap_layer);
-    let config = prepared.config(options.config.as_deref())?;
+    let config = image.config(options.config.as_deref(), "shoal push").ok_or(PushError::Config)?;
     let (config_id, _) = registry.upload_bytes(source, config.clone()).await?;
-    let bytes = prepared.manifest(Descriptor { id: config_id, size: config.len() as u64 });
-    let tag = reference.tag().unwrap_or("latest");
-    let tagged = Reference::new(source.clone(), Some(tag), None).map_err(RegistryError::from)?;
-    let manifest = registry.put_manifest(&tagged, MANIFEST, bytes).await?;
+    let config = Descriptor { id: config_id, size: config.len() as u64 };
+    let bytes = image.manifest(config, &ManifestExtras::default());
+    let manifest = registry.put_manifest(&tagged, OCI_MANIFEST, bytes).await?;
     let layers = || blobs.iter().chain([&bootstrap_layer]);
     Ok(PushReport {
         reference: tagged.pinned(manifest).to_string(),
@@ -276,40 +271,8 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn bootstrap_descriptor(&self) -> Descriptor {
-        Descriptor { id: self.bootstrap_layer.id, size: self.bootstrap_layer.size }
-    }
-
-    /// The image config: `diff_ids` are the blobs' own digests and the digest of the bootstrap layer's tar.
-    fn config(&self, base: Option<&[u8]>) -> Result<Bytes, PushError> {
-        let platform = Platform::here();
-        let mut config = match base {
-            Some(base) => serde_json::from_slice(base).map_err(|_| PushError::Config)?,
-            None => json!({ "architecture": platform.architecture, "os": platform.os, "config": {} }),
-        };
-        let fields = config.as_object_mut().ok_or(PushError::Config)?;
-        let blobs = self.blobs.iter().map(|(blob, _)| blob.id);
-        let diff_ids: Vec<_> = blobs.chain([self.bootstrap_layer.diff_id]).map(|id| format!("sha256:{id}")).collect();
-        fields.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
-        let history = fields.entry("history").or_insert_with(|| json!([]));
-        let item = json!({ "created_by": "shoal push", "comment": "Nydus bootstrap layer" });
-        history.as_array_mut().ok_or(PushError::Config)?.push(item);
-        Ok(config.to_string().into())
-    }
-
-    fn manifest(&self, config: Descriptor) -> Bytes {
-        let layer = |media_type: &str, descriptor: Descriptor, annotations: Value| {
-            json!({
-                "mediaType": media_type, "digest": format!("sha256:{}", descriptor.id), "size": descriptor.size,
-                "annotations": annotations,
-            })
-        };
-        let blob_mark = json!({ manifest::BLOB_MARK: "true" });
-        let blobs = self.blobs.iter().map(|(blob, _)| layer(manifest::BLOB_LAYER, *blob, blob_mark.clone()));
-        let mark = json!({ manifest::BOOTSTRAP_MARK: "true", manifest::FS_VERSION: "6" });
-        let layers: Vec<_> = blobs.chain([layer(GZIP_LAYER, self.bootstrap_descriptor(), mark)]).collect();
-        let config = json!({ "mediaType": CONFIG, "digest": format!("sha256:{}", config.id), "size": config.size });
-        json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }).to_string().into()
+    fn image(&self) -> NydusImage {
+        NydusImage { blobs: self.blobs.iter().map(|(blob, _)| *blob).collect(), bootstrap: self.bootstrap_layer }
     }
 }
 

@@ -172,6 +172,17 @@ impl Reference {
         Self { digest: Some(digest), ..self.clone() }
     }
 
+    /// The name that a new image gets: the tag, or `latest`.
+    ///
+    /// # Errors
+    /// A reference with a digest: what the new image has is not known before.
+    pub fn tagged(&self) -> Result<Self, ReferenceError> {
+        match self.digest {
+            Some(_) => Err(ReferenceError::Pinned { reference: self.to_string() }),
+            None => Self::new(self.source.clone(), Some(self.tag().unwrap_or("latest")), None),
+        }
+    }
+
     /// What to ask a registry for: the digest, the tag or `latest`.
     pub(super) fn object(&self) -> String {
         match (&self.digest, &self.tag) {
@@ -227,7 +238,7 @@ impl fmt::Display for Reference {
 }
 
 /// `DIR:tag`: what follows the last colon is a tag if it could be one; a folder whose name ends so needs a tag written.
-fn split_layout_tag(text: &str) -> (&str, Option<&str>) {
+pub(super) fn split_layout_tag(text: &str) -> (&str, Option<&str>) {
     match text.rsplit_once(':') {
         Some((dir, tag)) if parse_tag(tag).is_ok() => (dir, Some(tag)),
         _ => (text, None),
@@ -307,7 +318,7 @@ fn is_path_component(part: &str) -> bool {
             .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-'))
 }
 
-fn parse_tag(text: &str) -> Result<String, ReferenceError> {
+pub(super) fn parse_tag(text: &str) -> Result<String, ReferenceError> {
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
     let all = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
     if first && all && text.len() <= MAX_TAG {

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use sha2::{Digest, Sha256};
 use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    Authfile, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Platform, Reference,
+    Authfile, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed, Platform, Reference,
     RegistryError, Source,
     http::{Body, Http},
 };
@@ -79,7 +79,7 @@ pub struct Image {
 /// All operations may be dropped at any time; what was being written is then not there, or whole.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    http: Arc<Http>,
+    pub(super) http: Arc<Http>,
 }
 
 impl Registry {
@@ -211,10 +211,40 @@ impl Registry {
             }
             None => {
                 let body = Body::File { path: file, size: descriptor.size };
-                self.http.upload(source, descriptor.id, body).await?
+                self.http.upload(source, descriptor.id, body, None).await?;
             }
         }
         Ok(false)
+    }
+
+    /// Stores a blob that `from` has, unless it is there already: mounted where the registry can do that, else
+    /// streamed, and verified on the way.
+    pub async fn copy_blob(
+        &self,
+        from: &Source,
+        to: &Source,
+        descriptor: &Descriptor,
+    ) -> Result<Placed, RegistryError> {
+        let (id, size) = (descriptor.id, descriptor.size);
+        if self.blob_size(to, id).await?.is_some() {
+            return Ok(Placed::Existed);
+        }
+        if let Some(layout) = layout(to) {
+            let file = layout.incoming()?;
+            let reopened = file.reopen().map_err(RegistryError::io("cannot write a blob"))?;
+            self.blob_to(from, descriptor, &mut tokio::fs::File::from_std(reopened)).await?;
+            blocking(move || layout.keep(file, id)).await?;
+            return Ok(Placed::Sent);
+        }
+        let open = || {
+            let opened = async move {
+                let stream = self.blob_range(from, BlobId::new(*id.as_bytes()), 0..size).await?;
+                Ok(stream.verified(id))
+            };
+            opened.boxed()
+        };
+        let neighbour = (from.registry() == to.registry()).then_some(from);
+        self.http.upload(to, id, Body::Remote { open: &open, size }, neighbour).await
     }
 
     /// Stores bytes as a blob unless the blob is there already, which is what the answer says.
@@ -225,7 +255,7 @@ impl Registry {
         }
         match layout(source) {
             Some(layout) => blocking(move || layout.put_blob(&bytes).map(drop)).await?,
-            None => self.http.upload(source, id, Body::Bytes(bytes)).await?,
+            None => self.http.upload(source, id, Body::Bytes(bytes), None).await.map(drop)?,
         }
         Ok((id, false))
     }
@@ -243,7 +273,20 @@ impl Registry {
                 let (tag, media_type) = (reference.tag().map(str::to_owned), media_type.to_owned());
                 blocking(move || layout.put_manifest(tag.as_deref(), &media_type, &bytes)).await
             }
-            None => self.http.put_manifest(reference, media_type, bytes).await,
+            None => Ok(self.http.put_manifest(reference, media_type, bytes).await?.id),
+        }
+    }
+
+    /// Stores a manifest that an index will name: in a registry by its digest, in a layout as a blob like any other.
+    pub(super) async fn put_child(
+        &self,
+        source: &Source,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<ObjectId, RegistryError> {
+        match layout(source) {
+            Some(_) => Ok(self.upload_bytes(source, bytes).await?.0),
+            None => self.put_manifest(&Reference::new(source.clone(), None, None)?, media_type, bytes).await,
         }
     }
 }
@@ -286,6 +329,7 @@ mod tests {
         sendable(registry.blob_to(&source, &descriptor, &mut Vec::new()));
         sendable(registry.upload_blob(&source, &descriptor, Path::new("a")));
         sendable(registry.upload_bytes(&source, Bytes::new()));
+        sendable(registry.copy_blob(&source, &source, &descriptor));
         sendable(registry.put_manifest(&reference, "a/b", Bytes::new()));
     }
 }

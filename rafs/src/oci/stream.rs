@@ -24,7 +24,9 @@ use super::RegistryError;
 const READ_BYTES: usize = 256 * 1024;
 
 /// A stream of exactly the bytes that were asked for. It ends with an error when fewer or more of them come, or when
-/// they do not have the digest asked for; whole blobs carry one, ranges cannot. Dropping it ends the transfer.
+/// they do not have the digest asked for; whole blobs carry one, ranges cannot. The last bytes of a stream with a digest
+/// are given only once it was compared: who needs all of them never has all of something else. Dropping it ends the
+/// transfer.
 pub struct BlobStream {
     inner: BoxStream<'static, Result<Bytes, RegistryError>>,
     what: String,
@@ -127,13 +129,18 @@ impl BlobStream {
         if let Some((_, hasher)) = &mut self.digest {
             hasher.update(chunk);
         }
-        Ok(())
+        if self.found == self.expected { self.compare() } else { Ok(()) }
     }
 
     fn finish(&mut self) -> Result<(), RegistryError> {
         if self.found < self.expected {
             return Err(self.wrong_length(self.found));
         }
+        self.compare()
+    }
+
+    /// Compares the digest, once, when all bytes have been seen.
+    fn compare(&mut self) -> Result<(), RegistryError> {
         let Some((expected, hasher)) = self.digest.take() else { return Ok(()) };
         let found = ObjectId::new(hasher.finalize().into());
         if found == expected {

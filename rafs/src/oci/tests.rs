@@ -2,9 +2,13 @@
 
 mod answers;
 mod auth;
+mod convert;
+mod copy;
 mod docker_registry;
 mod double;
 mod layout;
+mod source;
+mod through_registry;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 

@@ -1,10 +1,10 @@
 //! Writing to a registry: blobs by POST and one PUT, manifests by PUT.
 //!
-//! A broken upload starts again from the beginning, with a new session; chunked uploads are not used because
-//! registries disagree about them.
+//! What another repository of the registry has is mounted from there where the registry allows it. A broken upload starts
+//! again from the beginning, with a new session; chunked uploads are not used because registries disagree about them.
 
 use bytes::Bytes;
-use reqwest::{Method, Url, header};
+use reqwest::{Method, Response, StatusCode, Url, header};
 use shoal_proto::ObjectId;
 
 use super::{
@@ -12,26 +12,77 @@ use super::{
     http::{Body, Http, Request, describe},
 };
 
+/// How a blob came to be where it was to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placed {
+    /// It was there.
+    Existed,
+    /// The registry took it from another of its repositories.
+    Mounted,
+    /// Its bytes were sent.
+    Sent,
+}
+
+/// What a registry said to a manifest.
+pub(super) struct PutManifest {
+    pub(super) id: ObjectId,
+    /// Whether it lists the manifest among the referrers of its subject by itself.
+    pub(super) knows_referrers: bool,
+}
+
 impl Http {
-    /// Uploads a blob; `body` must have this digest.
-    pub(super) async fn upload(&self, source: &Source, id: ObjectId, body: Body<'_>) -> Result<(), RegistryError> {
+    /// Uploads a blob; `body` must have this digest. With `from`, another repository of the registry, it is mounted from
+    /// there if it can be.
+    pub(super) async fn upload<'a>(
+        &self,
+        source: &'a Source,
+        id: ObjectId,
+        body: Body<'a>,
+        from: Option<&'a Source>,
+    ) -> Result<Placed, RegistryError> {
         let mut tries = self.tries();
         loop {
-            match self.upload_once(source, id, body.clone()).await {
-                Ok(()) => return Ok(()),
+            match self.upload_once(source, id, body.clone(), from).await {
+                Ok(placed) => return Ok(placed),
                 Err(error) => tries.wait(error).await?,
             }
         }
     }
 
-    async fn upload_once(&self, source: &Source, id: ObjectId, body: Body<'_>) -> Result<(), RegistryError> {
-        let begin = Request { push: true, ..self.request(Method::POST, source, "blobs/uploads/")? };
-        let answer = self.send(&Request { body: Body::Bytes(Bytes::new()), ..begin }).await?;
+    async fn upload_once<'a>(
+        &self,
+        source: &'a Source,
+        id: ObjectId,
+        body: Body<'a>,
+        from: Option<&'a Source>,
+    ) -> Result<Placed, RegistryError> {
+        let answer = self.begin(source, id, from).await?;
+        if from.is_some() && answer.status() == StatusCode::CREATED {
+            return Ok(Placed::Mounted);
+        }
         let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
         let mut url = upload_url(answer.url(), location.unwrap_or_default())?;
         url.query_pairs_mut().append_pair("digest", &format!("sha256:{id}"));
         let put = self.request(Method::PUT, source, "")?.header(header::CONTENT_TYPE, "application/octet-stream");
-        self.send(&Request { url, push: true, body, ..put }).await.map(drop)
+        self.send(&Request { url, push: true, body, ..put }).await.map(|_| Placed::Sent)
+    }
+
+    /// Opens an upload session, or has the blob mounted.
+    async fn begin(&self, source: &Source, id: ObjectId, from: Option<&Source>) -> Result<Response, RegistryError> {
+        let begin = || {
+            let request = self.request(Method::POST, source, "blobs/uploads/")?;
+            Ok::<_, RegistryError>(Request { push: true, body: Body::Bytes(Bytes::new()), ..request })
+        };
+        if let Some(from) = from.map(Source::repository) {
+            let mut mount = Request { also: Some(from), ..begin()? };
+            mount.url.query_pairs_mut().append_pair("mount", &format!("sha256:{id}")).append_pair("from", from);
+            match self.send(&mount).await {
+                // Who may not read the other repository, or whose registry mounts nothing, sends the bytes.
+                Err(error) if !error.is_transient() => {}
+                answer => return answer,
+            }
+        }
+        self.send(&begin()?).await
     }
 
     pub(super) async fn put_manifest(
@@ -39,7 +90,7 @@ impl Http {
         reference: &Reference,
         media_type: &str,
         bytes: Bytes,
-    ) -> Result<ObjectId, RegistryError> {
+    ) -> Result<PutManifest, RegistryError> {
         let expected = super::registry::sha256(&bytes);
         let path = match reference.tag() {
             Some(tag) => format!("manifests/{tag}"),
@@ -53,7 +104,7 @@ impl Http {
                 let found = found.chars().take(80).collect();
                 Err(RegistryError::WrongDigest { what: describe(answer.url()), expected, found })
             }
-            _ => Ok(expected),
+            _ => Ok(PutManifest { id: expected, knows_referrers: answer.headers().contains_key("oci-subject") }),
         }
     }
 }

@@ -36,7 +36,7 @@ impl From<CompressorName> for Compressor {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DigesterName {
+pub(super) enum DigesterName {
     Blake3,
     Sha256,
 }

@@ -28,7 +28,7 @@ impl Merge {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let layers = self.layers.iter().map(|layer| open(layer).map(|(_, bootstrap)| bootstrap));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
-        let options = MergeOptions { prefetch: self.prefetch.list()? };
+        let options = MergeOptions { prefetch: self.prefetch.list()?, ..MergeOptions::default() };
         let report = shoal_rafs::merge_with(&layers, &options, &self.bootstrap)?;
         if self.json {
             print_json(&report)?;

@@ -30,8 +30,8 @@ const MAX_ANSWER: u64 = 64 * 1024;
 /// Most repositories that are remembered; beyond, all are forgotten.
 const MAX_GRANTS: usize = 4096;
 
-/// Registry, repository, whether it may write.
-type Scope = (String, String, bool);
+/// Registry, repository, whether it may write, another repository that it may read.
+type Scope = (String, String, bool, Option<String>);
 
 /// The `Authorization` values that worked last.
 #[derive(Default)]
@@ -93,7 +93,12 @@ impl Grants {
 
     fn slot(&self, request: &Request<'_>) -> Arc<tokio::sync::Mutex<Option<Grant>>> {
         let source = request.source;
-        let scope = (source.registry().to_owned(), source.repository().to_owned(), request.push);
+        let scope = (
+            source.registry().to_owned(),
+            source.repository().to_owned(),
+            request.push,
+            request.also.map(str::to_owned),
+        );
         let mut grants = self.by_scope.lock().unwrap_or_else(PoisonError::into_inner);
         if grants.len() >= MAX_GRANTS && !grants.contains_key(&scope) {
             grants.clear();
@@ -130,6 +135,9 @@ async fn fetch(
     let mut url = checked_realm(http, source, realm)?;
     let actions = if request.push { "pull,push" } else { "pull" };
     url.query_pairs_mut().append_pair("scope", &format!("repository:{}:{actions}", source.repository()));
+    if let Some(also) = request.also {
+        url.query_pairs_mut().append_pair("scope", &format!("repository:{also}:pull"));
+    }
     if let Some(service) = service {
         url.query_pairs_mut().append_pair("service", &service);
     }

@@ -1,6 +1,11 @@
 //! The HTTP library, set up: TLS with ring, certificates, proxies, and who is spoken to in the clear.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use reqwest::{
@@ -72,17 +77,26 @@ impl Transport {
             builder = builder.header(header::AUTHORIZATION, grant);
         }
         let mut after = self.read_timeout;
+        let mut slow = |size: u64| after += UPLOAD_PER_MIB * u32::try_from(size >> 20).unwrap_or(u32::MAX);
+        let broke = Broke::default();
         match &request.body {
             Body::None => {}
             Body::Bytes(bytes) => builder = builder.body(bytes.clone()),
             Body::File { path, size } => {
-                after += UPLOAD_PER_MIB * u32::try_from(size >> 20).unwrap_or(u32::MAX);
+                slow(*size);
                 let stream = BlobStream::from_file(path, 0..*size).await?;
-                let body = reqwest::Body::wrap_stream(stream.map_err(std::io::Error::other));
-                builder = builder.header(header::CONTENT_LENGTH, *size).body(body);
+                builder = builder.header(header::CONTENT_LENGTH, *size).body(broke.watch(stream));
+            }
+            Body::Remote { open, size } => {
+                slow(*size);
+                let stream = open().await?;
+                builder = builder.header(header::CONTENT_LENGTH, *size).body(broke.watch(stream));
             }
         }
         let sent = tokio::time::timeout(after, builder.send()).await;
+        if let Some(error) = broke.take() {
+            return Err(error);
+        }
         let sent = sent.map_err(|_| RegistryError::Timeout { what: what.clone(), after })?;
         sent.map_err(|error| RegistryError::transport(&what, error))
     }
@@ -103,6 +117,24 @@ impl Transport {
 
     fn client(&self, url: &Url) -> &Client {
         if url.host_str().is_some_and(is_loopback) { &self.direct } else { &self.proxied }
+    }
+}
+
+/// Why the stream behind a body broke, if it did. To the HTTP library it is only a request that could not be sent.
+#[derive(Default)]
+struct Broke(Arc<Mutex<Option<RegistryError>>>);
+
+impl Broke {
+    fn watch(&self, stream: BlobStream) -> reqwest::Body {
+        let slot = Arc::clone(&self.0);
+        reqwest::Body::wrap_stream(stream.map_err(move |error| {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            io::Error::other("the source broke")
+        }))
+    }
+
+    fn take(&self) -> Option<RegistryError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -10,9 +10,9 @@ use super::*;
 use crate::oci::{Authfile, Credentials, RegistryError};
 
 /// A running registry.
-struct Server {
+pub(super) struct Server {
     child: Child,
-    host: String,
+    pub(super) host: String,
     _dir: TempDir,
 }
 
@@ -26,7 +26,7 @@ impl Drop for Server {
 
 /// `None`, and a line saying so, where a program is not installed. `auth` makes that section of the configuration in a
 /// folder it may use, `tls` goes below `http`.
-async fn start(auth: impl FnOnce(&Path) -> String, tls: &str) -> Option<Server> {
+pub(super) async fn start(auth: impl FnOnce(&Path) -> String, tls: &str) -> Option<Server> {
     for program in ["docker-registry", "openssl"] {
         if Command::new(program).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             println!("skipped: {program} is not installed");
@@ -76,15 +76,17 @@ async fn an_image_goes_in_and_comes_out() {
     assert!(matches!(error, RegistryError::NotFound { .. }), "{error}");
 }
 
-#[tokio::test]
-async fn a_password_opens_it() {
+/// Lets in the user `user` with the password `secret` alone.
+pub(super) fn password(dir: &Path) -> String {
     // bcrypt of "secret", cost 4.
     let line = "user:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
-    let auth = |dir: &Path| {
-        std::fs::write(dir.join("htpasswd"), line).unwrap();
-        format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", dir.join("htpasswd").display())
-    };
-    let Some(server) = start(auth, "").await else { return };
+    std::fs::write(dir.join("htpasswd"), line).unwrap();
+    format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", dir.join("htpasswd").display())
+}
+
+#[tokio::test]
+async fn a_password_opens_it() {
+    let Some(server) = start(password, "").await else { return };
     let fixture = Fixture::new();
     let error = client().resolve(&reference(&server)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { given: false, .. }), "{error}");

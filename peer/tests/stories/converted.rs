@@ -1,0 +1,148 @@
+//! An image of tar layers is converted by the command line and mounted by a daemon: what a runtime would unpack is what
+//! is read. Registry, archive, check, and what is said of wrong usage.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::support::{Daemon, Registry, assert_same, can_mount, json, noise, shoal};
+
+/// A tar of what is in a folder, by the system's `tar`.
+fn tar(folder: &Path) -> Vec<u8> {
+    let packed = Command::new("tar").arg("-C").arg(folder).args(["--numeric-owner", "-cf", "-", "."]).output();
+    let packed = packed.expect("tar runs");
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    packed.stdout
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// Puts bytes into a layout; gives the descriptor.
+fn put(layout: &Path, media_type: &str, bytes: &[u8]) -> Value {
+    let digest = digest(bytes);
+    let dir = layout.join("blobs/sha256");
+    fs::create_dir_all(&dir).expect("a folder");
+    fs::write(dir.join(&digest["sha256:".len()..]), bytes).expect("a blob");
+    json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
+}
+
+/// An OCI image of two layers in a layout, and the tree that it stands for in `expected`.
+fn image(layout: &Path, expected: &Path) {
+    let (base, top) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    fs::create_dir_all(base.path().join("bin")).expect("a folder");
+    fs::create_dir_all(base.path().join("data")).expect("a folder");
+    let busybox = fs::read("/bin/busybox").unwrap_or_else(|_| noise(1, 2_000_000));
+    for root in [base.path(), expected] {
+        fs::create_dir_all(root.join("bin")).expect("a folder");
+        fs::write(root.join("bin/busybox"), &busybox).expect("a file");
+        fs::set_permissions(root.join("bin/busybox"), fs::Permissions::from_mode(0o755)).expect("its mode");
+        fs::hard_link(root.join("bin/busybox"), root.join("bin/sh")).expect("a hard link");
+    }
+    fs::write(base.path().join("data/gone"), noise(2, 10_000)).expect("a file");
+    fs::write(base.path().join("data/replaced"), noise(3, 10_000)).expect("a file");
+    fs::create_dir_all(top.path().join("data")).expect("a folder");
+    fs::write(top.path().join("data/.wh.gone"), "").expect("a whiteout");
+    for root in [top.path(), expected] {
+        fs::create_dir_all(root.join("data")).expect("a folder");
+        fs::write(root.join("data/replaced"), noise(4, 1_500_000)).expect("a file");
+        fs::write(root.join("data/new"), noise(5, 100)).expect("a file");
+    }
+    let mut layers = Vec::new();
+    let mut diff_ids = Vec::new();
+    for folder in [base.path(), top.path()] {
+        let plain = tar(folder);
+        diff_ids.push(digest(&plain));
+        layers.push(put(layout, "application/vnd.oci.image.layer.v1.tar", &plain));
+    }
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": { "Cmd": ["/bin/sh"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let config = put(layout, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
+    let mut entry = put(layout, media_type, manifest.to_string().as_bytes());
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "plain" });
+    let index = json!({ "schemaVersion": 2, "manifests": [entry] });
+    fs::write(layout.join("index.json"), index.to_string()).expect("an index");
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a marker");
+}
+
+fn try_shoal(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_shoal")).args(arguments).output().expect("shoal runs")
+}
+
+#[test]
+fn what_was_converted_is_mounted() {
+    if !can_mount("converted") {
+        return;
+    }
+    let mut registry = Registry::start();
+    let expected = tempfile::tempdir().expect("a folder");
+    image(&registry.layout(), expected.path());
+    let layout = registry.layout();
+    let name = |tag: &str| format!("oci:{}:{tag}", layout.display());
+    let (plain, lazy) = (name("plain"), name("lazy"));
+    let converted = json(&shoal(&["image", "convert", "--merge-index", "--json", &plain, &lazy], &[]));
+    assert!(converted["sent_bytes"].as_u64() > Some(0), "{converted}");
+    let checked = json(&shoal(&["image", "check", "--json", &lazy, "--source", &plain], &[]));
+    assert_eq!(checked["ok"], true, "{checked}");
+    registry.switch_on();
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut node = Daemon::start("node", folder.path(), &["role=seed".into()]);
+    node.mount(&registry.reference("lazy"));
+    assert_same(expected.path(), &node.mountpoint());
+    let of = |name: &str| fs::metadata(node.mountpoint().join(name)).expect("its metadata");
+    assert_eq!(of("bin/sh").ino(), of("bin/busybox").ino());
+    assert_eq!((of("bin/sh").mode() & 0o7777, of("bin/sh").nlink()), (0o755, 2));
+    node.stop();
+}
+
+#[test]
+fn an_archive_is_converted_to_an_archive() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (layout, expected) = (folder.path().join("layout"), folder.path().join("expected"));
+    image(&layout, &expected);
+    let archive = |name: &str| format!("oci-archive:{}", folder.path().join(name).display());
+    let (plain, lazy) = (archive("plain.tar"), archive("lazy.tar:v1"));
+    shoal(&["image", "copy", &format!("oci:{}:plain", layout.display()), &plain], &[]);
+    let state = folder.path().join("state").display().to_string();
+    let convert =
+        |target: &str| json(&shoal(&["image", "convert", "--json", "--state", &state, &plain, target], &[]));
+    let first = convert(&lazy);
+    shoal(&["image", "check", &lazy, "--source", &plain], &[]);
+    // A new archive has no blobs yet, so they are made again; the image is the same.
+    assert_eq!(convert(&archive("again.tar:v1"))["manifest"], first["manifest"]);
+}
+
+#[test]
+fn wrong_usage_and_failures_are_told_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let absent = format!("oci:{}:v1", folder.path().join("absent").display());
+    let target = format!("oci-archive:{}", folder.path().join("target.tar").display());
+    for (arguments, code) in [
+        (&["image", "convert", &absent][..], 2),
+        (&["image", "convert", "alpine", &target], 2),
+        (&["image", "convert", "--platform", "linux", &absent, &target], 2),
+        (&["image", "convert", "--json", &absent, "oci-archive:-"], 2),
+        (&["image", "check"], 2),
+        (&["image", "check", "--source", &absent], 2),
+        (&["image", "convert", &absent, &target], 1),
+        (&["image", "copy", &absent, &target], 1),
+        (&["image", "check", &absent], 1),
+    ] {
+        let output = try_shoal(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(!said.is_empty() && !folder.path().join("target.tar").exists());
+    }
+}

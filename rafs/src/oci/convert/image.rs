@@ -1,0 +1,224 @@
+//! One platform: its layers, merged and put in their place.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use shoal_proto::{BlobId, ObjectId};
+use tempfile::NamedTempFile;
+
+use super::{
+    ConvertError, ConvertEvent, ConvertOptions, Converted, ConvertedImage, ConvertedLayer, LayerFailure,
+    cache::Cache,
+    io_error,
+    records::{Key, Record, Records},
+};
+use crate::{
+    Bootstrap, BuildOptions, MergeError, MergeOptions, merge_with,
+    oci::{
+        Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
+        document::{Child, descriptor, no_platform, platform},
+        nydus_image::{ManifestExtras, NYDUS_CONFIG, NydusImage},
+        registry::sha256,
+        source_image::{SourceImage, SourceImageError, SourceLayer},
+        write_bootstrap_layer,
+    },
+};
+
+/// Most layers that are converted at the same time: beyond, they only wait for processors and the registry.
+const MAX_AT_ONCE: u64 = 8;
+/// Memory of a layer besides its chunks: buffers, and the state of compressors.
+const LAYER_OVERHEAD: u64 = 8 << 20;
+
+const SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
+const SOURCE_REFERENCE: &str = "containerd.io/snapshot/nydus-source-reference";
+const IMAGE_FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
+
+/// What all layers and platforms of a conversion share.
+pub(super) struct Conversion<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) from: &'a Reference,
+    pub(super) to: &'a Source,
+    pub(super) options: &'a ConvertOptions,
+    pub(super) records: Records,
+    pub(super) cache: Option<Cache>,
+    pub(super) on_event: Arc<dyn Fn(ConvertEvent) + Send + Sync>,
+    read_bytes: AtomicU64,
+    /// The records of this conversion with their source layers, for the cache image. Held for an insertion only.
+    used: Mutex<BTreeMap<Key, ObjectId>>,
+}
+
+impl<'a> Conversion<'a> {
+    pub(super) fn new(
+        registry: &'a Registry,
+        (from, to): (&'a Reference, &'a Source),
+        options: &'a ConvertOptions,
+        (records, cache): (Records, Option<Cache>),
+        on_event: Arc<dyn Fn(ConvertEvent) + Send + Sync>,
+    ) -> Self {
+        let (read_bytes, used) = Default::default();
+        Self { registry, from, to, options, records, cache, on_event, read_bytes, used }
+    }
+
+    pub(super) fn count_read(&self, bytes: u64) {
+        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn used(&self, key: Key, layer: ObjectId) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(key, layer);
+    }
+
+    /// Brings the cache image up to date.
+    pub(super) async fn update_cache(&self) -> Result<(), ConvertError> {
+        let Some(cache) = &self.cache else { return Ok(()) };
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        cache.update(self.registry, self.to, &self.records, &used).await
+    }
+
+    /// Converts the image of one platform, and stores all of it but the manifest.
+    pub(super) async fn image(&self, child: &Child) -> Result<Converted, ConvertError> {
+        let id = child.descriptor.id;
+        let image = SourceImage::load(self.registry, self.from.source(), child).await?;
+        self.is_wanted(child, &image)?;
+        let layer_bytes = image.layers.iter().map(|layer| layer.descriptor.size).sum();
+        (self.on_event)(ConvertEvent::Platform { layer_bytes });
+        let (layers, order) = once(&image.layers);
+        let at_once = layers_at_once(&self.options.build, self.options.memory_bytes);
+        let converted = stream::iter(&layers).map(|layer| self.layer(layer)).buffered(at_once);
+        let converted: Vec<(Record, ConvertedLayer)> = converted.try_collect().await?;
+        let (records, layers): (Vec<_>, Vec<_>) = converted.into_iter().unzip();
+        let stack = order.iter().map(|position| records[*position].clone()).collect();
+        let merged = self.merge(id, stack).await?;
+        let bootstrap = merged.image.bootstrap_descriptor();
+        let existed = self.registry.upload_blob(self.to, &bootstrap, merged.file.path()).await?;
+        let bootstrap_layer = PushedLayer { id: bootstrap.id, size: bootstrap.size, existed };
+        let bytes = self.manifest(&image, child, &merged.image).await?;
+        let manifest = sha256(&bytes);
+        let blobs = merged.image.blobs.iter().map(|blob| blob.size).sum::<u64>();
+        let report = ConvertedImage {
+            platform: platform(&image.platform).to_string(),
+            source: id,
+            manifest,
+            layers,
+            bootstrap_layer,
+            encoded_bytes: blobs + bootstrap.size,
+        };
+        let descriptor = Descriptor { id: manifest, size: bytes.len() as u64 };
+        Ok(Converted { report, descriptor, bytes, platform: image.platform })
+    }
+
+    /// An image that no index names has its platform in its config.
+    fn is_wanted(&self, child: &Child, image: &SourceImage) -> Result<(), RegistryError> {
+        let (wanted, offered) = (&self.options.platforms, platform(&image.platform));
+        match wanted.first() {
+            Some(first) if !wanted.iter().any(|wanted| wanted.accepts(&offered)) => {
+                let offered = Child { platform: Some(offered), ..child.clone() };
+                let source = no_platform(first, &[offered]);
+                Err(RegistryError::Manifest { id: child.descriptor.id, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn merge(&self, id: ObjectId, stack: Vec<Record>) -> Result<Merged, ConvertError> {
+        let work = self.records.work().map_err(io_error("cannot make a work folder"))?;
+        let output = work.path().join("bootstrap");
+        let merged = tokio::task::spawn_blocking(move || merge(stack, &output)).await;
+        let merged = merged.unwrap_or_else(|error| Err(Unmerged::Io(io::Error::other(error))));
+        merged.map_err(|unmerged| unmerged.error(id))
+    }
+
+    /// Stores the config and makes the manifest.
+    async fn manifest(&self, source: &SourceImage, child: &Child, image: &NydusImage) -> Result<Bytes, ConvertError> {
+        let id = child.descriptor.id;
+        let config = image.config(Some(&source.config), "shoal convert");
+        let config =
+            config.ok_or_else(|| SourceImageError::new(id, "its config is no JSON object with a list of history"))?;
+        let size = config.len() as u64;
+        let (config, _) = self.registry.upload_bytes(self.to, config).await?;
+        let mut annotations = BTreeMap::from([
+            (SOURCE_DIGEST.to_owned(), format!("sha256:{id}")),
+            (IMAGE_FS_VERSION.to_owned(), "6".to_owned()),
+        ]);
+        // The name of a folder of this machine means nothing elsewhere.
+        if !self.from.source().is_layout() {
+            annotations.insert(SOURCE_REFERENCE.to_owned(), self.from.to_string());
+        }
+        let subject = self.options.with_referrer.then(|| descriptor(&source.media_type, child.descriptor));
+        let config_media_type = self.options.merge_index.then_some(NYDUS_CONFIG);
+        Ok(image
+            .manifest(Descriptor { id: config, size }, &ManifestExtras { annotations, subject, config_media_type }))
+    }
+}
+
+/// Each layer once, and for each position which of them it is. Empty layers are often there several times.
+fn once(layers: &[SourceLayer]) -> (Vec<SourceLayer>, Vec<usize>) {
+    let (mut unique, mut known) = (Vec::new(), HashMap::new());
+    let position = |layer: &SourceLayer| {
+        *known.entry((layer.descriptor.id, layer.diff_id)).or_insert_with(|| {
+            unique.push(*layer);
+            unique.len() - 1
+        })
+    };
+    let order = layers.iter().map(position).collect();
+    (unique, order)
+}
+
+/// With `t` threads a build holds `2 t + 2` chunks, decoded and encoded.
+fn layers_at_once(build: &BuildOptions, memory_bytes: u64) -> usize {
+    let threads = build.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let layer = (2 * threads as u64 + 2) * 2 * u64::from(build.chunk_size) + LAYER_OVERHEAD;
+    (memory_bytes / layer).clamp(1, MAX_AT_ONCE) as usize
+}
+
+/// A merged image, its bootstrap layer in a file.
+struct Merged {
+    image: NydusImage,
+    file: NamedTempFile,
+}
+
+enum Unmerged {
+    Merge(MergeError),
+    Layer(LayerFailure),
+    Io(io::Error),
+}
+
+impl Unmerged {
+    fn error(self, id: ObjectId) -> ConvertError {
+        match self {
+            Self::Merge(source) => ConvertError::Merge { id, source },
+            Self::Layer(source) => ConvertError::Layer { id, source },
+            Self::Io(source) => io_error("cannot write the bootstrap layer")(source),
+        }
+    }
+}
+
+fn merge(stack: Vec<Record>, output: &std::path::Path) -> Result<Merged, Unmerged> {
+    let layers: Vec<_> = stack.iter().map(|record| record.bootstrap.clone()).collect();
+    let notes = stack.iter().map(|record| record.notes.clone()).collect();
+    merge_with(&layers, &MergeOptions { notes, ..MergeOptions::default() }, output).map_err(Unmerged::Merge)?;
+    let merged = Bootstrap::open(output).map_err(|error| Unmerged::Layer(error.into()))?;
+    let mut tables: BTreeMap<BlobId, Bytes> = stack.into_iter().flat_map(|record| record.tables).collect();
+    tables.retain(|id, _| merged.blobs().iter().any(|blob| blob.id == *id));
+    let blobs = merged.blobs().iter();
+    let blobs = blobs.map(|blob| Descriptor { id: ObjectId::new(*blob.id.as_bytes()), size: blob.encoded_size });
+    let write = || {
+        let mut file = NamedTempFile::new()?;
+        let layer = write_bootstrap_layer(merged.as_bytes(), &tables, io::BufWriter::new(file.as_file_mut()))?;
+        Ok::<(WrittenLayer, NamedTempFile), io::Error>((layer, file))
+    };
+    let (bootstrap, file) = write().map_err(Unmerged::Io)?;
+    Ok(Merged { image: NydusImage { blobs: blobs.collect(), bootstrap }, file })
+}

@@ -1,0 +1,139 @@
+//! One layer: from its bytes in the source to a blob in the target and a record.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use shoal_proto::ObjectId;
+
+use super::{
+    ConvertError, ConvertEvent, ConvertedLayer, LayerFailure,
+    image::Conversion,
+    io_error,
+    records::{Key, Record},
+};
+use crate::{
+    Bootstrap, Builder,
+    archive::decompress,
+    chunk_table_file,
+    oci::{
+        Descriptor, Placed, PushedLayer, RegistryError,
+        source_image::SourceLayer,
+        tube::{Hashed, through},
+    },
+};
+
+/// A layer that was built, with its blob in a folder.
+struct Built {
+    record: Record,
+    work: tempfile::TempDir,
+}
+
+impl Conversion<'_> {
+    /// Converts a layer, unless that was done before. Its blob is in the target then, and its record is kept.
+    pub(super) async fn layer(&self, layer: &SourceLayer) -> Result<(Record, ConvertedLayer), ConvertError> {
+        let key = Key::new(layer.descriptor.id, layer.diff_id, &self.options.build);
+        if let Some(record) = self.known(&key).await?
+            && let Some(placed) = self.blob_in_place(&record).await?
+        {
+            return Ok(self.finished(layer, key, record, (true, placed)));
+        }
+        let Built { record, work } = self.build(layer).await?;
+        let placed = match record.blob() {
+            None => Placed::Existed,
+            Some(blob) => {
+                let file = blobs_of(work.path()).join(blob.id.to_string());
+                match self.registry.upload_blob(self.to, &blob, &file).await? {
+                    true => Placed::Existed,
+                    false => Placed::Sent,
+                }
+            }
+        };
+        // Only now: a record says that its blob was in the target once.
+        self.records.store(&key, &record).map_err(io_error("cannot keep the record of a layer"))?;
+        Ok(self.finished(layer, key, record, (false, placed)))
+    }
+
+    fn finished(
+        &self,
+        layer: &SourceLayer,
+        key: Key,
+        record: Record,
+        (reused, placed): (bool, Placed),
+    ) -> (Record, ConvertedLayer) {
+        let existed = placed == Placed::Existed;
+        let blob = record.blob().map(|blob| PushedLayer { id: blob.id, size: blob.size, existed });
+        let Descriptor { id, size } = layer.descriptor;
+        let converted = ConvertedLayer { source: id, source_bytes: size, reused, blob };
+        self.used(key, id);
+        (self.on_event)(ConvertEvent::Layer(converted));
+        (record, converted)
+    }
+
+    /// The record of this machine, or of the cache image.
+    async fn known(&self, key: &Key) -> Result<Option<Record>, ConvertError> {
+        if let Some(record) = self.records.load(key) {
+            return Ok(Some(record));
+        }
+        let Some(cache) = &self.cache else { return Ok(None) };
+        let Some(record) = cache.record(self.registry, key).await? else { return Ok(None) };
+        self.records.store(key, &record).map_err(io_error("cannot keep the record of a layer"))?;
+        Ok(Some(record))
+    }
+
+    /// Sees to it that the target has the blob of a record. `None` when it is nowhere to be had.
+    async fn blob_in_place(&self, record: &Record) -> Result<Option<Placed>, RegistryError> {
+        let Some(blob) = record.blob() else { return Ok(Some(Placed::Existed)) };
+        if self.registry.blob_size(self.to, blob.id).await? == Some(blob.size) {
+            return Ok(Some(Placed::Existed));
+        }
+        let Some(cache) = &self.cache else { return Ok(None) };
+        match self.registry.copy_blob(cache.source(), self.to, &blob).await {
+            Ok(placed) => Ok(Some(placed)),
+            Err(RegistryError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Streams the layer through the builder.
+    async fn build(&self, layer: &SourceLayer) -> Result<Built, ConvertError> {
+        let Descriptor { id, .. } = layer.descriptor;
+        let failed = |source| ConvertError::Layer { id, source };
+        let work = self.records.work().map_err(|error| failed(error.into()))?;
+        let on_event = Arc::clone(&self.on_event);
+        let on_read = move |bytes| on_event(ConvertEvent::Read(bytes));
+        let (builder, name) = (Builder::new(self.options.build), format!("sha256:{id}"));
+        let (dir, diff_id) = (work.path().to_owned(), layer.diff_id);
+        let work_on = move |stream: &mut dyn Read| build(stream, &builder, &name, diff_id, &dir);
+        let built = through(self.registry, self.from.source(), &layer.descriptor, on_read, work_on).await?;
+        self.count_read(layer.descriptor.size);
+        Ok(Built { record: built.map_err(failed)?, work })
+    }
+}
+
+fn blobs_of(work: &Path) -> PathBuf {
+    work.join("blobs")
+}
+
+/// Builds a layer from its bytes. Whether they are the right ones is known only when the download has ended as well.
+fn build(
+    stream: &mut dyn Read,
+    builder: &Builder,
+    name: &str,
+    diff_id: ObjectId,
+    dir: &Path,
+) -> Result<Record, LayerFailure> {
+    let mut tar = Hashed::new(decompress(stream).map_err(LayerFailure::Start)?);
+    let bootstrap = dir.join("bootstrap");
+    let (_, notes) = builder.build_layer(&mut tar, Path::new(name), &bootstrap, &blobs_of(dir))?;
+    match tar.digest() {
+        found if found == diff_id => {}
+        found => return Err(LayerFailure::DiffId { expected: diff_id, found }),
+    }
+    let bootstrap = Bootstrap::open(&bootstrap)?;
+    let table = |id| Ok::<_, LayerFailure>((id, chunk_table_file(&blobs_of(dir).join(format!("{id}")))?.into()));
+    let tables = bootstrap.blobs().iter().map(|blob| table(blob.id)).collect::<Result<_, _>>()?;
+    Ok(Record { bootstrap, tables, notes })
+}

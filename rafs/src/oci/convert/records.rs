@@ -1,0 +1,259 @@
+//! Records: what stays of a converted layer.
+//!
+//! A record is a line of JSON with what the layer says of those below it, and behind it the bootstrap of the layer alone
+//! and the chunk table of its blob, in the form of a bootstrap layer. Its key is a digest over the source layer and all
+//! that decides what becomes of it, so that a record is found only by who would make the same.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use shoal_proto::{BlobId, ObjectId};
+use tempfile::TempDir;
+
+use crate::{
+    Bootstrap, BuildOptions, ForeignLink, LayerNotes,
+    oci::{Descriptor, LayerLimits, read_bootstrap_layer, write_bootstrap_layer},
+};
+
+/// In every key: another form of records, or a builder whose images are not to be mixed with older ones, has another.
+const VERSION: &str = "shoal layer record 1";
+
+/// How names of what is not finished begin.
+const WORK: &str = ".work-";
+
+/// What a record is found by, in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Key(String);
+
+impl Key {
+    /// For a source layer with this digest, whose tar has the digest `diff_id`.
+    pub(super) fn new(layer: ObjectId, diff_id: ObjectId, build: &BuildOptions) -> Self {
+        let BuildOptions { compressor, algorithm, chunk_size, level, batch_size, inline_meta, toc, .. } = build;
+        // Threads and limits decide how, not what is built.
+        let codec = format!("{compressor} {level:?}\n{algorithm:?}\n{chunk_size} {batch_size:?}");
+        let text = format!("{VERSION}\n{layer}\n{diff_id}\n{codec}\n{inline_meta} {toc}\n");
+        Self(ObjectId::new(Sha256::digest(text).into()).to_string())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A converted layer.
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    pub(super) bootstrap: Bootstrap,
+    /// The chunk table of its blob, if it has one.
+    pub(super) tables: BTreeMap<BlobId, Bytes>,
+    /// What it leaves to the layers below.
+    pub(super) notes: LayerNotes,
+}
+
+/// The first line: paths in hexadecimal, since they may hold any byte.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    implied: Vec<String>,
+    links: Vec<(String, String)>,
+}
+
+impl From<&LayerNotes> for Head {
+    fn from(notes: &LayerNotes) -> Self {
+        let links = notes.links.iter().map(|link| (hex::encode(&link.path), hex::encode(&link.target)));
+        Self { implied: notes.implied.iter().map(hex::encode).collect(), links: links.collect() }
+    }
+}
+
+impl Head {
+    fn notes(&self) -> Result<LayerNotes, hex::FromHexError> {
+        let link = |(path, target): &(String, String)| {
+            Ok(ForeignLink { path: hex::decode(path)?, target: hex::decode(target)? })
+        };
+        let links = self.links.iter().map(link);
+        let implied = self.implied.iter().map(hex::decode);
+        Ok(LayerNotes { implied: implied.collect::<Result<_, _>>()?, links: links.collect::<Result<_, _>>()? })
+    }
+}
+
+impl Record {
+    /// Reads the form in which records are kept. `None` for anything that is no record: it is then made again.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let line = bytes.iter().position(|byte| *byte == b'\n')?;
+        let head: Head = serde_json::from_slice(&bytes[..line]).ok()?;
+        let notes = head.notes().ok()?;
+        let layer = read_bootstrap_layer(&bytes[line + 1..], &LayerLimits::default()).ok()?;
+        let bootstrap = Bootstrap::parse(layer.bootstrap).ok()?;
+        let described = bootstrap.blobs().iter().map(|blob| blob.id);
+        let complete = bootstrap.blobs().len() <= 1 && described.eq(layer.chunk_tables.keys().copied());
+        complete.then_some(Self { bootstrap, tables: layer.chunk_tables, notes })
+    }
+
+    pub(super) fn write(&self, mut out: impl Write) -> io::Result<()> {
+        serde_json::to_writer(&mut out, &Head::from(&self.notes))?;
+        out.write_all(b"\n")?;
+        write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, out).map(drop)
+    }
+
+    /// The layer's blob.
+    pub(super) fn blob(&self) -> Option<Descriptor> {
+        let blob = self.bootstrap.blobs().first()?;
+        Some(Descriptor { id: ObjectId::new(*blob.id.as_bytes()), size: blob.encoded_size })
+    }
+}
+
+/// The records of this machine, and room to work in.
+///
+/// Any number of conversions share a folder. Each holds a lock; who finds nobody else at work removes what a conversion
+/// that was killed has left.
+#[derive(Debug)]
+pub(super) struct Records {
+    dir: PathBuf,
+    _lock: Option<File>,
+    /// The folder, if it goes away with the conversion.
+    _temporary: Option<TempDir>,
+}
+
+impl Records {
+    /// In a folder of its own if none is given.
+    pub(super) fn open(dir: Option<&Path>) -> io::Result<Self> {
+        match dir {
+            Some(dir) => {
+                fs::create_dir_all(dir)?;
+                let lock = File::create(dir.join("lock"))?;
+                if lock.try_lock().is_ok() {
+                    remove_leftovers(dir)?;
+                }
+                lock.lock_shared()?;
+                Ok(Self { dir: dir.to_owned(), _lock: Some(lock), _temporary: None })
+            }
+            None => {
+                let temporary = TempDir::with_prefix("shoal-convert-")?;
+                Ok(Self { dir: temporary.path().to_owned(), _lock: None, _temporary: Some(temporary) })
+            }
+        }
+    }
+
+    /// A folder for the time in which a layer is built. It goes away by itself.
+    pub(super) fn work(&self) -> io::Result<TempDir> {
+        TempDir::with_prefix_in(WORK, &self.dir)
+    }
+
+    pub(super) fn path(&self, key: &Key) -> PathBuf {
+        self.dir.join(format!("{key}.record"))
+    }
+
+    /// The record, if there is a sound one.
+    pub(super) fn load(&self, key: &Key) -> Option<Record> {
+        Record::read(&fs::read(self.path(key)).ok()?)
+    }
+
+    /// Keeps a record, whole or not at all.
+    pub(super) fn store(&self, key: &Key, record: &Record) -> io::Result<()> {
+        let builder = || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(WORK).permissions(Permissions::from_mode(0o644)).tempfile_in(&self.dir)
+        };
+        let mut file = builder()?;
+        record.write(io::BufWriter::new(file.as_file_mut()))?;
+        file.as_file().sync_all()?;
+        file.persist(self.path(key))?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(WORK) {
+            let path = entry.path();
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Builder;
+
+    fn record(dir: &Path) -> Record {
+        let source = dir.join("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("file"), "content").unwrap();
+        let bootstrap = dir.join("bootstrap");
+        let built = Builder::new(BuildOptions::default()).build(&source, &bootstrap, dir).unwrap();
+        let id = built.blob.unwrap();
+        let table = crate::chunk_table_file(&dir.join(id.to_string())).unwrap();
+        let notes = LayerNotes {
+            implied: BTreeSet::from([Vec::new(), b"a\xff\n".to_vec()]),
+            links: vec![ForeignLink { path: b"b".to_vec(), target: b"c/d".to_vec() }],
+        };
+        Record { bootstrap: Bootstrap::open(&bootstrap).unwrap(), tables: [(id, table.into())].into(), notes }
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again() {
+        let dir = TempDir::new().unwrap();
+        let record = record(dir.path());
+        let records = Records::open(Some(&dir.path().join("state"))).unwrap();
+        let key = |layer| Key::new(ObjectId::new([layer; 32]), ObjectId::new([0; 32]), &BuildOptions::default());
+        assert!(records.load(&key(1)).is_none());
+        records.store(&key(1), &record).unwrap();
+        let found = records.load(&key(1)).unwrap();
+        assert_eq!((found.notes, found.tables), (record.notes.clone(), record.tables.clone()));
+        assert_eq!(found.bootstrap.as_bytes(), record.bootstrap.as_bytes());
+        assert!(records.load(&key(2)).is_none());
+        let other = BuildOptions { level: Some(4), ..BuildOptions::default() };
+        assert_ne!(Key::new(ObjectId::new([1; 32]), ObjectId::new([0; 32]), &other), key(1));
+        // A table is missing: no record.
+        records.store(&key(3), &Record { tables: BTreeMap::new(), ..record }).unwrap();
+        assert!(records.load(&key(3)).is_none());
+    }
+
+    #[test]
+    fn leftovers_go_when_nobody_is_at_work() {
+        let dir = TempDir::new().unwrap();
+        let left = dir.path().join(".work-left");
+        fs::create_dir(&left).unwrap();
+        let first = Records::open(Some(dir.path())).unwrap();
+        assert!(!left.exists());
+        let at_work = first.work().unwrap();
+        let second = Records::open(Some(dir.path())).unwrap();
+        assert!(at_work.path().exists());
+        drop((first, second));
+        assert!(Records::open(Some(dir.path())).unwrap().work().is_ok());
+        assert!(!at_work.path().exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_damaged_record_never_panics(at in any::<prop::sample::Index>(), flip in 1u8.., cut in any::<prop::sample::Index>()) {
+            let dir = TempDir::new().unwrap();
+            let mut bytes = Vec::new();
+            record(dir.path()).write(&mut bytes).unwrap();
+            prop_assert!(Record::read(&bytes).is_some());
+            prop_assert!(Record::read(&bytes[..cut.index(bytes.len() - 1)]).is_none());
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let _ = Record::read(&bytes);
+        }
+    }
+}

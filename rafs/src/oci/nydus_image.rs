@@ -1,0 +1,83 @@
+//! The two documents of a Nydus image, config and manifest, as nydusify and the snapshotter's converter write them
+//! (format note, section 12).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::{
+    Descriptor, Platform, WrittenLayer,
+    document::{OCI_MANIFEST, descriptor},
+    manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK, FS_VERSION},
+};
+
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// The config's media type in an index that serves both kinds of client: one that containerd does not know, so that it
+/// passes the manifest over without the snapshotter that can use it.
+pub(super) const NYDUS_CONFIG: &str = "application/vnd.nydus.image.config.v1+json";
+const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// The layers of an image.
+#[derive(Debug, Clone)]
+pub(super) struct NydusImage {
+    /// In the order of the bootstrap's blob table.
+    pub(super) blobs: Vec<Descriptor>,
+    pub(super) bootstrap: WrittenLayer,
+}
+
+/// What a manifest says besides its layers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ManifestExtras {
+    pub(super) annotations: BTreeMap<String, String>,
+    /// The manifest that this one is another form of.
+    pub(super) subject: Option<Value>,
+    /// Default: that of OCI images.
+    pub(super) config_media_type: Option<&'static str>,
+}
+
+impl NydusImage {
+    pub(super) fn bootstrap_descriptor(&self) -> Descriptor {
+        Descriptor { id: self.bootstrap.id, size: self.bootstrap.size }
+    }
+
+    /// The image config: that of `base` with other layers and one more line of history. `diff_ids` are the blobs' own
+    /// digests and the digest of the bootstrap layer's tar. Without a base it is an empty one for this machine; `None`
+    /// when the base is no config.
+    pub(super) fn config(&self, base: Option<&[u8]>, created_by: &str) -> Option<Bytes> {
+        let platform = Platform::here();
+        let mut config = match base {
+            Some(base) => serde_json::from_slice(base).ok()?,
+            None => json!({ "architecture": platform.architecture, "os": platform.os, "config": {} }),
+        };
+        let fields = config.as_object_mut()?;
+        let blobs = self.blobs.iter().map(|blob| blob.id);
+        let diff_ids: Vec<_> = blobs.chain([self.bootstrap.diff_id]).map(|id| format!("sha256:{id}")).collect();
+        fields.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
+        let history = fields.entry("history").or_insert_with(|| json!([]));
+        let item = json!({ "created_by": created_by, "comment": "Nydus bootstrap layer" });
+        history.as_array_mut()?.push(item);
+        Some(config.to_string().into())
+    }
+
+    pub(super) fn manifest(&self, config: Descriptor, extras: &ManifestExtras) -> Bytes {
+        let layer = |media_type: &str, layer: Descriptor, annotations: Value| {
+            let mut value = descriptor(media_type, layer);
+            value["annotations"] = annotations;
+            value
+        };
+        let blobs = self.blobs.iter().map(|blob| layer(BLOB_LAYER, *blob, json!({ BLOB_MARK: "true" })));
+        let mark = json!({ BOOTSTRAP_MARK: "true", FS_VERSION: "6" });
+        let layers: Vec<_> = blobs.chain([layer(GZIP_LAYER, self.bootstrap_descriptor(), mark)]).collect();
+        let config = descriptor(extras.config_media_type.unwrap_or(CONFIG), config);
+        let mut manifest =
+            json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
+        if let Some(subject) = &extras.subject {
+            manifest["subject"] = subject.clone();
+        }
+        if !extras.annotations.is_empty() {
+            manifest["annotations"] = json!(extras.annotations);
+        }
+        manifest.to_string().into()
+    }
+}
