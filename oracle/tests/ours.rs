@@ -77,3 +77,35 @@ fn upper(root: &Path) {
     fs::write(root.join("new"), support::noise(3, 10_000)).unwrap();
     fs::hard_link(root.join("new"), root.join("new-too")).unwrap();
 }
+
+#[test]
+fn an_index_over_a_gzip_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for (number, len) in [2_500_000, 10, 700_000, 1_800_000].into_iter().enumerate() {
+        fs::write(source.join(format!("noise-{number}")), support::noise(number as u64, len)).unwrap();
+        fs::write(source.join(format!("text-{number}")), b"some words ".repeat(len / 11)).unwrap();
+    }
+    let plain = image::build(&source, &dir.path().join("plain"), BuildOptions::default());
+    let mut tar = Vec::new();
+    shoal_rafs::unpack(&plain.image, &plain.reader, &mut tar).unwrap();
+    // One member, and several that end in the middle of files.
+    for part in [tar.len(), 900_000] {
+        let stream: Vec<u8> = tar.chunks(part).flat_map(gzip).collect();
+        let work = dir.path().join(part.to_string());
+        let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+        fs::create_dir_all(&blobs).unwrap();
+        let report = Builder::new(BuildOptions::default())
+            .build_reference(stream.as_slice(), Path::new("layer"), &boot, &blobs)
+            .unwrap();
+        fs::write(blobs.join(report.blob.unwrap().to_string()), &stream).unwrap();
+        assert_same(&support::facts(&source), &peer_facts(&boot, &blobs));
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    encoder.finish().unwrap()
+}

@@ -199,3 +199,64 @@ fn extract_bootstrap(layer: &Path, dir: &Path) -> PathBuf {
     fs::write(&path, ImageFile::open(layer).unwrap().bootstrap()).unwrap();
     path
 }
+
+/// A tar of files of some MiB in gzip, at `path`.
+fn gzip_layer(dir: &Path) -> (PathBuf, BTreeMap<PathBuf, Facts>) {
+    let (tree, tar, path) = (dir.join("tree"), dir.join("layer.tar"), dir.join("layer.tar.gz"));
+    tame_tree(&tree);
+    fs::write(tree.join("large"), support::noise(5, 2_500_000)).unwrap();
+    fs::write(tree.join("text"), b"the same words ".repeat(300_000)).unwrap();
+    tree_as_tar(&tree, &tar);
+    let mut encoder = flate2::write::GzEncoder::new(fs::File::create(&path).unwrap(), flate2::Compression::default());
+    std::io::copy(&mut fs::File::open(&tar).unwrap(), &mut encoder).unwrap();
+    encoder.finish().unwrap();
+    (path, whole_seconds(support::facts(&tree)))
+}
+
+#[test]
+fn an_index_over_a_gzip_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, expected) = gzip_layer(dir.path());
+    let (boot, blobs) = (dir.path().join("boot"), dir.path().join("blobs"));
+    fs::create_dir(&blobs).unwrap();
+    peer(&[
+        "create",
+        "--type",
+        "targz-ref",
+        "--whiteout-spec",
+        "none",
+        "--bootstrap",
+        text(&boot),
+        "--blob-dir",
+        text(&blobs),
+        text(&layer),
+    ]);
+    fs::copy(&layer, blobs.join("layer")).unwrap();
+    named_by_digest(&blobs.join("layer"));
+    assert_same(&expected, &checked(&boot, &blobs));
+}
+
+#[test]
+fn an_index_with_the_bootstrap_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, expected) = gzip_layer(dir.path());
+    let blobs = dir.path().join("blobs");
+    fs::create_dir(&blobs).unwrap();
+    peer(&[
+        "create",
+        "--type",
+        "targz-ref",
+        "--blob-inline-meta",
+        "--features",
+        "blob-toc",
+        "--whiteout-spec",
+        "none",
+        "--blob-dir",
+        text(&blobs),
+        text(&layer),
+    ]);
+    let meta = named_by_digest(&new_file(&blobs, &[]));
+    fs::copy(&layer, blobs.join("layer")).unwrap();
+    named_by_digest(&blobs.join("layer"));
+    assert_same(&expected, &checked(&meta, &blobs));
+}

@@ -10,7 +10,7 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
-//! What it does not read: RAFS v5, tarfs, ZRAN, encryption. Each ends in [`BootstrapError::Unsupported`].
+//! What it does not read: RAFS v5, tarfs, encryption. Each ends in [`BootstrapError::Unsupported`].
 
 use std::ops::Range;
 use std::path::Path;
@@ -77,6 +77,17 @@ pub struct Blob {
     pub mapped_block: u32,
     /// The table of contents at its end, if it has one and the bootstrap knows.
     pub toc: Option<TocRange>,
+    /// The file with the chunk table of a gzip layer, if it is not the one that holds the bootstrap.
+    pub meta: Option<MetaBlob>,
+}
+
+/// A file beside a blob that holds what is otherwise at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetaBlob {
+    /// The sha256 of its bytes.
+    pub id: BlobId,
+    /// Their number.
+    pub size: u64,
 }
 
 /// The table of contents of a blob, with its tar header.
@@ -92,6 +103,17 @@ impl Blob {
     /// Whether small chunks may have been compressed as one: where those lie, only the blob's own chunk table tells.
     pub fn has_batches(&self) -> bool {
         self.features & features::BATCH != 0
+    }
+
+    /// Whether the blob is a gzip layer as registries have it: how its chunks are inflated, only a chunk table tells, which
+    /// lies in another file.
+    pub fn is_gzip_layer(&self) -> bool {
+        self.features & features::ZRAN != 0
+    }
+
+    /// Whether the bootstrap alone does not say where the chunks lie.
+    pub fn needs_chunk_table(&self) -> bool {
+        self.has_batches() || self.is_gzip_layer()
     }
 }
 

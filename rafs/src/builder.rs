@@ -7,6 +7,7 @@
 //! blob       append each chunk that is not there yet; table and header; the file's sha256 is its name
 //! bootstrap  place inodes, directories and indexes; write the tables
 //! merge      the trees of several bootstraps, one over the other
+//! reference  an index over a gzip layer that stays as it is
 //! ```
 //!
 //! The same source gives the same bytes, for any number of threads. Memory depends on the number of names and chunks (a
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use shoal_proto::{Algorithm, BlobId};
 
-use crate::archive::ArchiveError;
+use crate::archive::{Archive, ArchiveError, decompress};
 use crate::bootstrap::Kind;
 use crate::codec::{self, Compressor};
 use crate::layout;
@@ -39,6 +40,7 @@ mod directory;
 mod merge;
 mod pipeline;
 mod place;
+mod reference;
 mod scan;
 mod tar;
 mod tree;
@@ -146,6 +148,9 @@ pub struct BuildReport {
     /// The blob; none for an image without file content.
     #[serde(serialize_with = "display")]
     pub blob: Option<BlobId>,
+    /// The meta blob of an index over a gzip layer.
+    #[serde(serialize_with = "display", skip_serializing_if = "Option::is_none")]
+    pub meta: Option<BlobId>,
     /// What was left out, with its path. At most [`MAX_NOTES`].
     pub notes: Vec<String>,
 }
@@ -306,8 +311,16 @@ impl Builder {
         self.options.check()?;
         let mut notes = Notes::default();
         let writer = self.writer(blob_dir)?;
+        let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
+        let at_start = |source| failed(ArchiveError::Read { place: "its start".into(), source });
+        let mut archive = Archive::new(decompress(stream).map_err(at_start)?, self.options.limits);
         let (mut draft, stored) = pipeline::run(self.options, writer, self.watch(None), |feed| {
-            tar::read(stream, name, self.options.limits, feed, &mut notes)
+            tar::read(&mut archive, name, self.options.limits, &mut notes, |archive, member, inode| {
+                let place = archive.place().to_owned();
+                feed.stream(inode, &mut archive.content(member), member.size, |error| {
+                    failed(Archive::<&[u8]>::read_error(&place, error))
+                })
+            })
         })?;
         for (inode, places) in draft.inodes.iter_mut().zip(stored.places) {
             inode.chunks = places;
@@ -353,6 +366,7 @@ impl Builder {
             chunks,
             unique_chunks,
             blob: blob.map(|blob| blob.id),
+            meta: None,
             notes: notes.lines,
         })
     }

@@ -46,12 +46,14 @@ mod prefetch;
 mod source;
 mod trace;
 mod unpack;
+mod zran;
 
 pub use archive::ArchiveError;
 pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
 pub use bootstrap::{
-    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, SuperBlocks, TocRange,
+    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, MetaBlob, Nid, SuperBlocks,
+    TocRange,
 };
 pub use builder::{
     ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, MAX_NOTES, MergeError, MergeReport, Progress,
@@ -72,3 +74,4 @@ pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyE
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
 pub use trace::{Trace, TraceError};
 pub use unpack::{UnpackError, UnpackReport, unpack};
+pub use zran::InflateContext;

@@ -72,6 +72,13 @@ fn a_layer_in_one_blob() {
 }
 
 #[test]
+fn an_index_over_a_gzip_layer() {
+    let (image, facts) = open("zran");
+    assert!(image.blobs()[0].is_gzip_layer());
+    assert_same(&lower(), &facts);
+}
+
+#[test]
 fn merged_layers_are_what_our_merge_makes_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let layers = ["lower.tar", "upper.tar"].map(|name| archive(name, dir.path()));

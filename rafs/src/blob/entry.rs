@@ -5,7 +5,7 @@
 pub struct ChunkInfo {
     /// Offset in the stored blob, below 2^40.
     pub encoded_offset: u64,
-    /// Stored bytes, 1 to 2^24; 0 in a batch, which has stored bytes only as a whole.
+    /// Stored bytes, 1 to 2^24; 0 in a batch, which has stored bytes only as a whole. In a gzip layer no more than a hint.
     pub encoded_len: u32,
     /// Offset in the decoded address space, a multiple of 4096 below 2^44.
     pub decoded_offset: u64,
@@ -15,16 +15,16 @@ pub struct ChunkInfo {
     pub compressed: bool,
     /// CRC-32C of the decoded bytes, in tables of the second form.
     pub crc32: Option<u32>,
-    /// The batch that it is a part of, in tables of the second form.
+    /// The batch, or in a gzip layer the context, that it is a part of, in tables of the second form.
     pub batch: Option<InBatch>,
 }
 
-/// Where a chunk lies in a batch.
+/// Where a chunk lies in a batch, or in what is inflated from a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InBatch {
-    /// Number of the batch in its blob.
+    /// Number of the batch or context in its blob.
     pub index: u32,
-    /// Where the chunk starts in the decoded batch.
+    /// Where the chunk starts in what that decodes to.
     pub offset: u32,
 }
 
@@ -49,6 +49,12 @@ impl Batch {
         Self { encoded_len: sizes as u32, decoded_len: (sizes >> 32) as u32 }
     }
 }
+
+/// Flags of entries of the second form.
+const COMPRESSED: u64 = 1;
+const ZRAN: u64 = 2;
+const BATCH: u64 = 4;
+const HAS_CRC: u64 = 0x10;
 
 const OFFSET_BITS: u64 = (1 << 40) - 1;
 const BLOCK_ADDRESS: u64 = 0xFFF_FFFF_F000;
@@ -97,22 +103,19 @@ impl ChunkInfo {
     }
 
     /// From 24 bytes: word 0 decoded offset / 4096 (0..32), size - 1 (32..56), flags (56..64); word 1 encoded offset
-    /// (0..40), size (40..64); word 2 the checksum, or offset in the batch (0..32) and its number (32..64).
+    /// (0..40), size (40..64); word 2 the checksum, or offset in the batch or context (0..32) and its number (32..64).
     pub(super) fn from_v2(bytes: &[u8]) -> Result<Self, &'static str> {
-        const COMPRESSED: u64 = 1;
-        const BATCH: u64 = 4;
-        const HAS_CRC: u64 = 0x10;
         let [decoded, encoded, data] = words(bytes);
         let flags = decoded >> 56;
-        if flags & !(COMPRESSED | BATCH | HAS_CRC) != 0 {
-            return Err("it is zran or encrypted");
+        if flags & !(COMPRESSED | ZRAN | BATCH | HAS_CRC) != 0 {
+            return Err("it is encrypted");
         }
-        let batched = flags & BATCH != 0;
-        if batched && flags & HAS_CRC != 0 {
-            return Err("it has a checksum in place of its batch");
+        let (batched, zran) = (flags & BATCH != 0, flags & ZRAN != 0);
+        if (batched || zran) && flags & HAS_CRC != 0 || batched && zran {
+            return Err("it has a checksum in place of its batch, or two batches");
         }
         let encoded_len = (encoded >> 40) as u32;
-        if (encoded_len == 0) != batched {
+        if (encoded_len == 0) != batched && !zran {
             return Err(if batched { "it has stored bytes beside its batch" } else { "it has no stored bytes" });
         }
         Ok(Self {
@@ -122,8 +125,27 @@ impl ChunkInfo {
             decoded_len: (decoded >> 32 & 0xFF_FFFF) as u32 + 1,
             compressed: flags & COMPRESSED != 0,
             crc32: (flags & HAS_CRC != 0).then_some(data as u32),
-            batch: batched.then_some(InBatch { index: (data >> 32) as u32, offset: data as u32 }),
+            batch: (batched || zran).then_some(InBatch { index: (data >> 32) as u32, offset: data as u32 }),
         })
+    }
+
+    /// Whether an entry of the second form is one of a gzip layer.
+    pub(super) fn is_zran(bytes: &[u8]) -> bool {
+        bytes.get(7).is_some_and(|flags| u64::from(*flags) & ZRAN != 0)
+    }
+
+    /// The 24 bytes of [`from_v2`](Self::from_v2) for a chunk of a gzip layer, whose context is `place`.
+    pub(super) fn to_zran(self, place: InBatch) -> [u8; 24] {
+        let words = [
+            (COMPRESSED | ZRAN) << 56 | u64::from(self.decoded_len - 1) << 32 | self.decoded_offset >> 12,
+            u64::from(self.encoded_len) << 40 | self.encoded_offset,
+            u64::from(place.index) << 32 | u64::from(place.offset),
+        ];
+        let mut bytes = [0; 24];
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
     }
 }
 
@@ -156,6 +178,32 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn chunks_of_gzip_layers_round_trip(
+            encoded_offset in 0..1u64 << 40,
+            encoded_len in 0..1u32 << 24,
+            block in 0..1u64 << 32,
+            decoded_len in 1..=1u32 << 24,
+            index: u32,
+            offset: u32,
+        ) {
+            let place = InBatch { index, offset };
+            let chunk = ChunkInfo {
+                encoded_offset,
+                encoded_len,
+                decoded_offset: block << 12,
+                decoded_len,
+                compressed: true,
+                crc32: None,
+                batch: Some(place),
+            };
+            let bytes = chunk.to_zran(place);
+            prop_assert!(ChunkInfo::is_zran(&bytes));
+            prop_assert_eq!(ChunkInfo::from_v2(&bytes), Ok(chunk));
+        }
+    }
+
     #[test]
     fn the_second_form_is_read() {
         let words: [u64; 3] = [0x11 << 56 | 0xFFF << 32 | 3, 100 << 40 | 7, 0xDEAD_BEEF];
@@ -181,7 +229,7 @@ mod tests {
         let chunk = ChunkInfo::from_v2(&entry(5, 0, 2 << 32 | 100)).unwrap();
         assert_eq!(chunk.batch, Some(InBatch { index: 2, offset: 100 }));
         assert_eq!((chunk.encoded_offset, chunk.encoded_len, chunk.decoded_len), (7, 0, 100));
-        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(2, 1, 0), entry(8, 1, 0)] {
+        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(6, 0, 0), entry(8, 1, 0)] {
             assert!(ChunkInfo::from_v2(&wrong).is_err());
         }
         let context = [&100u32.to_le_bytes()[..], &300u32.to_le_bytes(), &[0; 32]].concat();

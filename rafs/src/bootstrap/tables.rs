@@ -7,7 +7,7 @@ use shoal_proto::{Algorithm, BlobId};
 use super::error::At;
 use super::image::{Image, view};
 use super::superblock::Header;
-use super::{Blob, BootstrapError, ChunkTableRange, Nid, TocRange};
+use super::{Blob, BootstrapError, ChunkTableRange, MetaBlob, Nid, TocRange};
 use crate::blob;
 use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
@@ -69,7 +69,8 @@ fn blob_of(
     let bits = entry.features.get();
     check_chunk_table(at, &chunk_table, entry)?;
     let tar_header = if bits & features::HAS_TAR_HEADER != 0 { 512 } else { 0 };
-    let data_end = if bits & features::CAP_TAR_TOC != 0 && entry.chunk_count.get() > 0 {
+    let own_table = bits & features::CAP_TAR_TOC != 0 && bits & features::SEPARATE == 0;
+    let data_end = if own_table && entry.chunk_count.get() > 0 {
         chunk_table.offset.checked_sub(tar_header)
     } else {
         Some(encoded_size)
@@ -86,6 +87,8 @@ fn blob_of(
         features: bits,
         mapped_block: device.mapped_block.get(),
         toc: (entry.toc_size.get() > 0).then_some(TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest }),
+        meta: (bits & features::SEPARATE != 0 && entry.meta_digest != [0; 32])
+            .then(|| MetaBlob { id: BlobId::new(entry.meta_digest), size: entry.meta_size.get() }),
     })
 }
 
@@ -104,8 +107,6 @@ fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
     at.require(bits & features::INTERNAL == 0, || format!("feature bits {bits:#x} have an internal one set"))?;
     let refused = [
         (features::TARFS, "tarfs mode"),
-        (features::ZRAN, "zran (chunks of a gzip layer)"),
-        (features::SEPARATE, "separate chunk data and metadata"),
         (features::ENCRYPTED, "encryption"),
         (features::EXTERNAL, "an external backend"),
     ];
@@ -115,12 +116,20 @@ fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
     if entry.cipher.get() != 0 {
         return Err(at.unsupported("encryption"));
     }
+    let zran = bits & features::ZRAN != 0;
+    if bits & features::SEPARATE != 0 && !zran {
+        return Err(at.unsupported("chunks of an uncompressed layer"));
+    }
+    at.require(!zran || bits & features::SEPARATE != 0 && bits & features::BATCH == 0, || {
+        format!("feature bits {bits:#x}: a gzip layer whose chunk table is in it, or with batches")
+    })?;
     at.require(bits & features::ALIGNED != 0, || "its chunks are not aligned".into())
 }
 
 fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Result<(), BootstrapError> {
     let (chunks, bits) = (entry.chunk_count.get(), entry.features.get());
-    at.require(bits & features::BATCH == 0 || bits & features::CHUNK_INFO_V2 != 0, || {
+    let grouped = bits & (features::BATCH | features::ZRAN) != 0;
+    at.require(!grouped || bits & features::CHUNK_INFO_V2 != 0, || {
         format!("feature bits {bits:#x}: batches without the chunk table that can hold them")
     })?;
     at.require(blob::size_fits(table.decoded_size, chunks, bits), || {
@@ -130,8 +139,14 @@ fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Resu
         format!("a chunk table of {} bytes that decodes to {}", table.encoded_size, table.decoded_size)
     })?;
     let end = table.offset.checked_add(table.encoded_size + layout::CI_HEADER);
-    at.require(chunks == 0 || end.is_some_and(|end| end <= entry.encoded_size.get()), || {
-        format!("its chunk table at {} ends behind the blob of {} bytes", table.offset, entry.encoded_size)
+    let size = match bits & features::SEPARATE {
+        0 => entry.encoded_size.get(),
+        // Unknown for what lies in one file with the bootstrap.
+        _ if entry.meta_size.get() == 0 => layout::MAX_ENCODED,
+        _ => entry.meta_size.get(),
+    };
+    at.require(chunks == 0 || end.is_some_and(|end| end <= size), || {
+        format!("its chunk table at {} ends behind the file of {size} bytes", table.offset)
     })
 }
 

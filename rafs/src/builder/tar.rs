@@ -7,28 +7,24 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use super::pipeline::Feed;
 use super::tree::{self, Draft, EntryIndex, Inode, InodeIndex, Xattr};
 use super::{ArchiveLimits, BuildError, Notes};
-use crate::archive::{Archive, ArchiveError, Member, MemberKind, decompress};
+use crate::archive::{Archive, ArchiveError, Member, MemberKind};
 use crate::bootstrap::Kind;
 use crate::layout;
 
 /// Longest name of an entry, as in what `unpack` writes.
 const MAX_PATH: usize = 64 << 10;
 
-/// Reads an archive into a tree, and the content of its files into `feed` under the tree's inode numbers.
-pub(super) fn read(
-    stream: impl Read,
+/// Reads an archive into a tree. `store` takes the content of each file, under its number in the tree.
+pub(super) fn read<R: Read>(
+    archive: &mut Archive<R>,
     name: &Path,
     limits: ArchiveLimits,
-    feed: &mut Feed,
     notes: &mut Notes,
+    mut store: impl FnMut(&mut Archive<R>, &Member, InodeIndex) -> Result<(), BuildError>,
 ) -> Result<Draft, BuildError> {
     let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
-    let stream =
-        decompress(stream).map_err(|source| failed(ArchiveError::Read { place: "its start".into(), source }))?;
-    let mut archive = Archive::new(stream, limits);
     let mut tar = Tar { draft: Draft::new(Inode::implied_directory()), links: BTreeMap::new(), notes };
     while let Some(member) = archive.next().map_err(failed)? {
         let added = tar.add(&member).map_err(|problem| failed(archive.invalid(problem)))?;
@@ -36,11 +32,7 @@ pub(super) fn read(
             return Err(failed(archive.too_large("names", limits.names)));
         }
         if let Some(inode) = added.filter(|_| member.size > 0) {
-            let place = archive.place().to_owned();
-            let mut content = archive.content(&member);
-            feed.stream(inode, &mut content, member.size, |error| {
-                failed(Archive::<&[u8]>::read_error(&place, error))
-            })?;
+            store(archive, &member, inode)?;
         }
     }
     tar.resolve_links().map_err(failed)?;
