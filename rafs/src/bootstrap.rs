@@ -10,7 +10,7 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
-//! What it does not read: RAFS v5, tarfs, encryption. Each ends in [`BootstrapError::Unsupported`].
+//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read: tarfs, encryption. Each ends in [`BootstrapError::Unsupported`].
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use shoal_proto::{Algorithm, BlobId};
 
 use crate::blob::ChunkTable;
+use crate::builder::v5;
 use crate::codec::Compressor;
 use crate::layout::{ChunkRecord, features};
 use crate::piece::{self, Chunk, Named, PieceTable, PieceTableError};
@@ -35,9 +36,13 @@ mod tables;
 mod walk;
 mod xattr;
 
+pub(crate) use error::At;
 pub use error::BootstrapError;
+pub(crate) use image::{slice, view};
 pub use inode::{ChunkRef, Entry, Inode, Kind};
 pub use superblock::SuperBlocks;
+pub(crate) use superblock::algorithms;
+pub(crate) use walk::is_name;
 
 use image::Image;
 use superblock::Declared;
@@ -111,6 +116,11 @@ impl Blob {
         self.features & features::ZRAN != 0
     }
 
+    /// Whether it belongs to an image of RAFS v5: it has chunks and nothing behind them.
+    pub fn is_v5(&self) -> bool {
+        self.features & features::INTERNAL != 0
+    }
+
     /// Whether the bootstrap alone does not say where the chunks lie.
     pub fn needs_chunk_table(&self) -> bool {
         self.has_batches() || self.is_gzip_layer()
@@ -128,6 +138,17 @@ pub struct ChunkTableRange {
     pub decoded_size: u64,
     /// How it is compressed.
     pub compressor: Compressor,
+}
+
+/// What a bootstrap came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A file of its own.
+    File,
+    /// A blob, which it names `xxxx...`.
+    Blob(BlobId),
+    /// A bootstrap of RAFS v5.
+    V5,
 }
 
 /// A verified bootstrap. Immutable, cheap to clone.
@@ -152,17 +173,20 @@ struct Inner {
 impl Bootstrap {
     /// Verifies a bootstrap in full. Time and memory are proportional to `bytes`.
     pub fn parse(bytes: Bytes) -> Result<Self, BootstrapError> {
-        Self::parse_in(bytes, None)
+        if v5::is_v5(&bytes) {
+            return Self::parse_in(v5::translate(&bytes)?.into(), Origin::V5);
+        }
+        Self::parse_in(bytes, Origin::File)
     }
 
     /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
     pub fn parse_inlined(bytes: Bytes, own: BlobId) -> Result<Self, BootstrapError> {
-        Self::parse_in(bytes, Some(own))
+        Self::parse_in(bytes, Origin::Blob(own))
     }
 
-    fn parse_in(bytes: Bytes, own: Option<BlobId>) -> Result<Self, BootstrapError> {
+    fn parse_in(bytes: Bytes, origin: Origin) -> Result<Self, BootstrapError> {
         let header = superblock::read(&bytes)?;
-        let blobs = tables::blobs(&bytes, &header, own)?;
+        let blobs = tables::blobs(&bytes, &header, origin)?;
         let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;
         let image = Image {
             meta_offset: header.meta_offset,
@@ -195,7 +219,7 @@ impl Bootstrap {
         Self::parse(bytes.into())
     }
 
-    /// The bytes that were parsed.
+    /// The bytes that were parsed; for RAFS v5 those of the translation.
     pub fn as_bytes(&self) -> &Bytes {
         &self.inner.image.bytes
     }

@@ -44,6 +44,7 @@ mod reference;
 mod scan;
 mod tar;
 mod tree;
+pub(crate) mod v5;
 
 pub use merge::{MergeError, MergeReport, merge};
 

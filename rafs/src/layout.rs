@@ -81,7 +81,7 @@ pub(crate) mod features {
     pub(crate) const HAS_TAR_HEADER: u32 = 0x1000_0000;
     pub(crate) const HAS_TOC: u32 = 0x2000_0000;
     pub(crate) const CAP_TAR_TOC: u32 = 0x4000_0000;
-    /// Must be clear on disk.
+    /// Must be clear on disk; in memory it marks blobs of RAFS v5.
     pub(crate) const INTERNAL: u32 = 0x8000_0000;
     /// Bits of the lower half that are defined at all; another one means a newer format.
     pub(crate) const KNOWN_INCOMPAT: u32 = 0xFFF;

@@ -72,6 +72,39 @@ fn a_layer_in_one_blob() {
 }
 
 #[test]
+fn the_older_form_of_the_format() {
+    let (image, facts) = open("v5");
+    assert!(image.blobs()[0].is_v5());
+    assert_same(&lower(), &facts);
+}
+
+#[test]
+fn every_byte_of_the_older_form_counts() {
+    let boot = fs::read(data("v5").join("boot")).unwrap();
+    let same = |a: &Bootstrap, b: &Bootstrap| a.as_bytes() == b.as_bytes();
+    let good = Bootstrap::parse(boot.clone().into()).unwrap();
+    let mut accepted = 0;
+    for at in (0..200).chain(0x2000..boot.len()) {
+        let mut bytes = boot.clone();
+        bytes[at] ^= 0x41;
+        // Never a panic; what is accepted nevertheless is an attribute, or a field that means nothing.
+        if let Ok(image) = Bootstrap::parse(bytes.into()) {
+            accepted += usize::from(!same(&image, &good));
+        }
+    }
+    assert!(accepted < boot.len() / 8, "{accepted} of {}", boot.len());
+    for len in [0, 4, 100, 8192, boot.len() - 8] {
+        assert!(Bootstrap::parse(boot[..len].to_vec().into()).is_err(), "{len} bytes");
+    }
+    // The digest of the root is over those of its children, and so on down to each chunk.
+    let chunk = boot.len() - 80;
+    let mut bytes = boot;
+    bytes[chunk] ^= 1;
+    let error = Bootstrap::parse(bytes.into()).unwrap_err().to_string();
+    assert!(error.contains("digest"), "{error}");
+}
+
+#[test]
 fn an_index_over_a_gzip_layer() {
     let (image, facts) = open("zran");
     assert!(image.blobs()[0].is_gzip_layer());

@@ -7,15 +7,13 @@ use shoal_proto::{Algorithm, BlobId};
 use super::error::At;
 use super::image::{Image, view};
 use super::superblock::Header;
-use super::{Blob, BootstrapError, ChunkTableRange, MetaBlob, Nid, TocRange};
+use super::{Blob, BootstrapError, ChunkTableRange, MetaBlob, Nid, Origin, TocRange};
 use crate::blob;
 use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
 
 /// All blobs in the order of the table.
-///
-/// `own` is the blob that the bootstrap lies in, if it does: it is named `xxxx...` there.
-pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<BlobId>) -> Result<Vec<Blob>, BootstrapError> {
+pub(super) fn blobs(bytes: &[u8], header: &Header, origin: Origin) -> Result<Vec<Blob>, BootstrapError> {
     let count = (header.device_table.end - header.device_table.start) / 128;
     let mut ids = BTreeSet::new();
     let mut blobs = Vec::new();
@@ -24,7 +22,7 @@ pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<BlobId>) -> Resul
         let device: &DeviceSlot = view(bytes, device_at)?;
         let at = At::new("blob entry", header.blob_table.start + 256 * index);
         let entry: &BlobEntry = view(bytes, at)?;
-        let blob = blob_of(at, entry, device, header.chunk_size, own)?;
+        let blob = blob_of(at, entry, device, header.chunk_size, origin)?;
         at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
         at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
         device_at.require(device.blob_id == entry.blob_id, || "another blob id than in the blob table".into())?;
@@ -42,10 +40,10 @@ fn blob_of(
     entry: &BlobEntry,
     device: &DeviceSlot,
     chunk_size: u32,
-    own: Option<BlobId>,
+    origin: Origin,
 ) -> Result<Blob, BootstrapError> {
-    let id = blob_id(at, &entry.blob_id, own)?;
-    check_features(at, entry)?;
+    let id = blob_id(at, &entry.blob_id, origin)?;
+    check_features(at, entry, origin)?;
     at.require(entry.chunk_size.get() == chunk_size, || {
         format!("chunk size {:#x}, in the super block {chunk_size:#x}", entry.chunk_size)
     })?;
@@ -67,7 +65,9 @@ fn blob_of(
         compressor: compressor(entry.ci_compressor.get())?,
     };
     let bits = entry.features.get();
-    check_chunk_table(at, &chunk_table, entry)?;
+    if origin != Origin::V5 {
+        check_chunk_table(at, &chunk_table, entry)?;
+    }
     let tar_header = if bits & features::HAS_TAR_HEADER != 0 { 512 } else { 0 };
     let own_table = bits & features::CAP_TAR_TOC != 0 && bits & features::SEPARATE == 0;
     let data_end = if own_table && entry.chunk_count.get() > 0 {
@@ -92,19 +92,23 @@ fn blob_of(
     })
 }
 
-fn blob_id(at: At, text: &[u8; 64], own: Option<BlobId>) -> Result<BlobId, BootstrapError> {
+fn blob_id(at: At, text: &[u8; 64], origin: Origin) -> Result<BlobId, BootstrapError> {
     if text == &[b'x'; 64] {
-        let outside = || at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob");
-        return own.ok_or_else(outside);
+        return match origin {
+            Origin::Blob(own) => Ok(own),
+            _ => Err(at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob")),
+        };
     }
     let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))
 }
 
-fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
+fn check_features(at: At, entry: &BlobEntry, origin: Origin) -> Result<(), BootstrapError> {
     let bits = entry.features.get();
     at.require(bits & 0xFFFF & !features::KNOWN_INCOMPAT == 0, || format!("unknown feature bits in {bits:#x}"))?;
-    at.require(bits & features::INTERNAL == 0, || format!("feature bits {bits:#x} have an internal one set"))?;
+    at.require(bits & features::INTERNAL == 0 || origin == Origin::V5, || {
+        format!("feature bits {bits:#x} have an internal one set")
+    })?;
     let refused = [
         (features::TARFS, "tarfs mode"),
         (features::ENCRYPTED, "encryption"),
