@@ -73,6 +73,34 @@ fn plain_images() {
 }
 
 #[test]
+fn the_older_form_of_the_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    for (compressor, digester) in [("zstd", "blake3"), ("lz4_block", "sha256")] {
+        let work = dir.path().join(digester);
+        let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+        fs::create_dir_all(&blobs).unwrap();
+        peer(&[
+            "create",
+            "--fs-version",
+            "5",
+            "--compressor",
+            compressor,
+            "--digester",
+            digester,
+            "--chunk-size",
+            "0x1000",
+            "--bootstrap",
+            text(&boot),
+            "--blob-dir",
+            text(&blobs),
+            text(&source),
+        ]);
+        assert_same(&without_root_time(support::facts(&source)), &checked(&boot, &blobs));
+    }
+}
+
+#[test]
 fn batches() {
     let dir = tempfile::tempdir().unwrap();
     let source = source(dir.path());

@@ -56,6 +56,9 @@ enum SourceType {
     Directory,
     /// A tar, plain or compressed with gzip or zstd.
     Tar,
+    /// A tar in gzip that stays as it is: only an index over it is made. Whoever reads the image needs the layer as well,
+    /// in the directory of blobs under its sha256. Its chunks have digests by sha256; nothing is compressed.
+    TargzRef,
 }
 
 #[derive(Debug, clap::Args)]
@@ -107,7 +110,7 @@ impl Build {
         }
         let report = match self.source_type() {
             SourceType::Directory => self.directory()?,
-            SourceType::Tar => self.tar()?,
+            SourceType::Tar | SourceType::TargzRef => self.archive()?,
         };
         if self.json {
             print_json(&report)?;
@@ -138,7 +141,7 @@ impl Build {
         Ok(report?)
     }
 
-    fn tar(&self) -> Result<BuildReport, Failure> {
+    fn archive(&self) -> Result<BuildReport, Failure> {
         let (name, stream, len): (_, Box<dyn Read>, _) = if self.source.as_os_str() == "-" {
             (Path::new("standard input"), Box::new(std::io::stdin().lock()), None)
         } else {
@@ -150,7 +153,11 @@ impl Build {
         let watcher = Watcher::new(Some(len))?;
         let bar = watcher.bar.clone();
         let builder = self.builder().on_progress(move |progress| watcher.show(progress));
-        let report = builder.build_tar(bar.wrap_read(stream), name, &self.bootstrap, &self.blob_dir);
+        let stream = bar.wrap_read(stream);
+        let report = match self.source_type() {
+            SourceType::TargzRef => builder.build_reference(stream, name, &self.bootstrap, &self.blob_dir),
+            _ => builder.build_tar(stream, name, &self.bootstrap, &self.blob_dir),
+        };
         bar.finish_and_clear();
         Ok(report?)
     }
@@ -179,6 +186,9 @@ fn print_report(report: &BuildReport) {
     );
     if let Some(blob) = report.blob {
         println!("blob {blob}");
+    }
+    if let Some(meta) = report.meta {
+        println!("index of it {meta}");
     }
 }
 
