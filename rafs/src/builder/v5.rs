@@ -20,7 +20,7 @@ use super::tree::{ChunkPlace, Draft, EntryIndex, Inode, InodeIndex};
 use crate::bootstrap::{At, BootstrapError, Kind, algorithms, is_name, slice, view};
 use crate::codec::{self, Compressor};
 use crate::layout::{self, BLOCK, BlobEntry, ChunkRecord, chunk_flags, features, flags};
-use disk::{BlobSizes, SuperBlock, inode_flags};
+use disk::{BlobSizes, SuperBlock};
 use record::Record;
 
 mod disk;
@@ -181,7 +181,8 @@ impl<'a> Translation<'a> {
         let name = child.name;
         let new = is_name(name) && name != b"." && name != b".." && self.draft.child(directory, name).is_none();
         child.at.require(new, || format!("name {:?}, or it is there twice", String::from_utf8_lossy(name)))?;
-        let linked = child.kind == Kind::File && child.fixed.flags.get() & inode_flags::HARD_LINK != 0;
+        // The flag for hard links is not always set; the number tells.
+        let linked = child.kind == Kind::File && child.fixed.nlink.get() > 1;
         let known = self.files.get(&child.fixed.ino.get()).copied().filter(|_| linked);
         if let Some((inode, digest)) = known {
             child.at.require(digest == child.fixed.digest, || "another name of it has another digest".into())?;

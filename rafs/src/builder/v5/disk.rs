@@ -12,12 +12,8 @@ pub(super) const SUPER_BLOCK: u32 = 8192;
 /// Unit of the inode table.
 pub(super) const UNIT: u64 = 8;
 
-/// Bits of [`InodeRecord::flags`].
-pub(super) mod inode_flags {
-    /// The file has other names, each with a record of its own under the same number.
-    pub(crate) const HARD_LINK: u64 = 0x2;
-    pub(crate) const HAS_XATTRS: u64 = 0x4;
-}
+/// Bit of [`InodeRecord::flags`]: there are xattrs.
+pub(super) const HAS_XATTRS: u64 = 0x4;
 
 /// The used part of the super block.
 #[derive(Debug, Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
@@ -92,7 +88,7 @@ pub(super) struct InodeRecord {
     pub(super) size: U64,
     /// 72..80: blocks of 512 bytes.
     pub(super) blocks: U64,
-    /// 80..88: see [`inode_flags`].
+    /// 80..88: see [`HAS_XATTRS`].
     pub(super) flags: U64,
     /// 88..92: number of names.
     pub(super) nlink: U32,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::disk::{InodeRecord, UNIT, inode_flags};
+use super::disk::{HAS_XATTRS, InodeRecord, UNIT};
 use crate::bootstrap::{At, BootstrapError, Kind, slice, view};
 use crate::builder::tree::{self, Inode, Xattr};
 use crate::layout::{self, ChunkRecord};
@@ -37,7 +37,7 @@ impl<'a> Record<'a> {
         };
         let name = part("name", fixed.name_len.get().into())?;
         let target = part("link target", fixed.target_len.get().into())?;
-        let xattrs = if fixed.flags.get() & inode_flags::HAS_XATTRS == 0 {
+        let xattrs = if fixed.flags.get() & HAS_XATTRS == 0 {
             &[]
         } else {
             let size = part("xattrs", UNIT)?;
