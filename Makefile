@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench cluster lint fuzz setup
+.PHONY: build demo test bench bench-build cluster lint fuzz oracle setup
 
 setup:
 	@scripts/setup
@@ -29,6 +29,13 @@ test: setup
 
 bench: setup
 	scripts/bench $(if $(JSON),"$(JSON)")
+
+# Takes minutes the first time: the other implementation is compiled in a workspace of its own.
+bench-build:
+	scripts/bench-build "$(or $(SOURCE),/usr/lib)" $(if $(JSON),"$(JSON)")
+
+oracle:
+	scripts/oracle
 
 cluster: setup
 	scripts/cargo build --release --workspace --locked

@@ -1,6 +1,6 @@
 //! `cargo run --release --example seeds` writes starting points for the fuzz targets into `seeds/`, taken from freshly
 //! built images: every kind of node, full and partial directory blocks, xattrs, hard links, a compressed and a plain chunk
-//! table, one with batches, an image without a blob.
+//! table, one with batches, one of a gzip layer, an image without a blob.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let batched = BuildOptions { chunk_size: 0x1000, batch_size: Some(0x1000), ..BuildOptions::default() };
     image(&source, dir.path(), &corpus, "batched", batched)?;
+    gzip_layer(&source, dir.path(), &corpus)?;
     // Two entries of a table of contents: flags, name, digest, three numbers.
     let entry = |name: &[u8], place: u64| {
         let numbers: Vec<u8> = [place, 100, 4096].iter().flat_map(|number: &u64| number.to_le_bytes()).collect();
@@ -37,6 +38,35 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     fs::create_dir_all(corpus.join("toc"))?;
     fs::write(corpus.join("toc/two"), [entry(b"image.blob", 0), entry(b"image.boot", 612)].concat())?;
+    Ok(())
+}
+
+/// The tree as a layer in gzip of two members, and an index over it.
+fn gzip_layer(source: &Path, work: &Path, corpus: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let (boot, blobs, index) = (work.join("boot"), work.join("blobs"), work.join("index"));
+    Builder::new(BuildOptions::default()).build(source, &boot, &blobs)?;
+    let image = Bootstrap::open(&boot)?;
+    let mut tar = Vec::new();
+    unpack(&image, &BlobDirReader::open(&image, &blobs)?, &mut tar)?;
+    let mut layer = Vec::new();
+    for part in tar.chunks(tar.len().div_ceil(2)) {
+        let mut encoder = flate2::write::GzEncoder::new(layer, flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, part)?;
+        layer = encoder.finish()?;
+    }
+    fs::create_dir_all(corpus.join("gzip_layer"))?;
+    fs::write(corpus.join("gzip_layer/two-members"), &layer)?;
+    let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
+    let report = Builder::new(options).build_reference(layer.as_slice(), Path::new("layer"), &boot, &index)?;
+    let meta = report.meta.ok_or("the tree has no content")?;
+    pair(&fs::read(boot)?, &chunk_table_file(&index.join(meta.to_string()))?, corpus, "gzip-layer")
+}
+
+/// A bootstrap and the chunk table of its blob, as `piece_table` takes them.
+fn pair(bootstrap: &[u8], meta: &[u8], corpus: &Path, name: &str) -> Result<(), Box<dyn std::error::Error>> {
+    fs::create_dir_all(corpus.join("piece_table"))?;
+    let both = [&(bootstrap.len() as u32).to_le_bytes()[..], bootstrap, meta].concat();
+    fs::write(corpus.join("piece_table").join(name), both)?;
     Ok(())
 }
 
@@ -60,10 +90,7 @@ fn image(
     if let Some(blob) = report.blob {
         let meta = chunk_table_file(&blobs.join(blob.to_string()))?;
         fs::write(corpus.join("blob_meta").join(name), &meta)?;
-        let bootstrap = fs::read(boot)?;
-        let both = [&(bootstrap.len() as u32).to_le_bytes()[..], &bootstrap, &meta].concat();
-        fs::create_dir_all(corpus.join("piece_table"))?;
-        fs::write(corpus.join("piece_table").join(name), both)?;
+        pair(&fs::read(boot)?, &meta, corpus, name)?;
     }
     Ok(())
 }

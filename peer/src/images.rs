@@ -69,6 +69,14 @@ pub enum ImageError {
         /// The outer index.
         manifest: ObjectId,
     },
+    /// A blob is a gzip layer that stays as it is. Its pieces share bytes, and the store keeps a byte for one piece only.
+    #[error("bootstrap layer sha256:{layer}: blob {blob} is a gzip layer, which is mounted from files only")]
+    GzipLayer {
+        /// The bootstrap layer.
+        layer: ObjectId,
+        /// The blob.
+        blob: BlobId,
+    },
     /// The bootstrap layer is not a tar with a bootstrap.
     #[error("bootstrap layer sha256:{layer}")]
     Layer {
@@ -389,7 +397,11 @@ fn pieces(
     unpacked: &BootstrapLayer,
     layer: ObjectId,
 ) -> Result<PieceTable, ImageError> {
-    let blob = bootstrap.blobs()[index as usize].id;
+    let described = &bootstrap.blobs()[index as usize];
+    let blob = described.id;
+    if described.is_gzip_layer() {
+        return Err(ImageError::GzipLayer { layer, blob });
+    }
     let table = unpacked.chunk_tables.get(&blob).map(ChunkTable::parse).transpose();
     let table = table.map_err(|e| ImageError::ChunkTable { layer, blob, source: Arc::new(e) })?;
     bootstrap.piece_table(index, table.as_ref()).map_err(|source| ImageError::Pieces { layer, blob, source })

@@ -99,6 +99,13 @@ pub(crate) struct Member {
     segments: Vec<Segment>,
 }
 
+impl Member {
+    /// Whether bytes of the file are nowhere in the archive.
+    pub(crate) fn has_holes(&self) -> bool {
+        self.segments.iter().map(|segment| segment.len()).sum::<u64>() < self.size
+    }
+}
+
 /// An archive that is being read.
 #[derive(Debug)]
 pub(crate) struct Archive<R> {

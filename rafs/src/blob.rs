@@ -10,7 +10,9 @@
 //!
 //! The bootstrap's chunk table says the same and has the digests, but only of the chunks that the image uses, and it knows
 //! nothing of batches: small chunks that were compressed as one. So the table here is what pieces are numbered by.
-//! ZRAN contexts and encryption are refused.
+//!
+//! For a gzip layer, which is a blob as it is, the table is a file of its own, and the contexts of [`zran`](crate::zran)
+//! follow the entries: 40 bytes each, then the windows. Encryption is refused.
 
 use std::fs::File;
 use std::io;
@@ -22,17 +24,20 @@ use zerocopy::FromBytes;
 use crate::bootstrap::ChunkTableRange;
 use crate::codec::{self, Compressor};
 use crate::layout::{self, CI_HEADER, CiHeader, features};
+use crate::zran::{CONTEXT, InflateContext, WINDOW};
 
 mod encode;
 mod entry;
 mod members;
 mod toc;
+mod zran;
 
-pub(crate) use encode::EncodedTable;
+pub(crate) use encode::{Contexts, EncodedTable};
 pub use entry::{Batch, ChunkInfo, InBatch};
 pub use members::Member;
 pub(crate) use members::{ReadAt, TAR_HEADER, checksum_matches, content, members, tar_header};
 pub use toc::{Toc, TocEntry};
+pub(crate) use zran::FEATURES as ZRAN_FEATURES;
 
 /// Name of the chunk data among the files of a blob.
 pub(crate) const DATA_NAME: &str = "image.blob";
@@ -46,8 +51,8 @@ pub(crate) const DIGESTS_NAME: &str = "blob.digest";
 pub(crate) const BOOTSTRAP_NAME: &str = "image.boot";
 /// Name of the table of contents.
 pub(crate) const TOC_NAME: &str = "rafs.blob.toc";
-/// Bytes of the context of a batch.
-const CONTEXT: usize = 40;
+/// Bytes of contexts and windows that are read: of a layer of 64 GiB and more.
+const MAX_CONTEXTS: u64 = 1 << 30;
 
 /// Why a chunk table could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +104,8 @@ struct Header {
     /// Offset of the first context in the decoded table.
     context_offset: usize,
     contexts: u32,
+    /// Bytes of contexts and windows.
+    context_size: usize,
 }
 
 impl ChunkTable {
@@ -122,6 +129,7 @@ impl ChunkTable {
 
     fn new(header: Header, bytes: Bytes) -> Result<Self, ChunkTableError> {
         let table = Self { header, bytes };
+        table.check_contexts()?;
         for index in 0..table.len() {
             let fail = |problem: &str| invalid("chunk table entry", format!("{index}: {problem}"));
             let chunk = table.entry(index).map_err(fail)?;
@@ -163,18 +171,35 @@ impl ChunkTable {
         (0..self.len()).map_while(|index| self.chunk(index))
     }
 
-    /// The batch with this number.
+    /// The batch with this number; none in a gzip layer.
     pub fn batch(&self, index: u32) -> Option<Batch> {
         let start = self.header.context_offset.checked_add(index as usize * CONTEXT)?;
-        let known = index < self.header.contexts;
+        let known = index < self.header.contexts && !self.is_zran();
         known.then(|| self.bytes.get(start..start + CONTEXT).map(Batch::from_context)).flatten()
+    }
+
+    /// Whether the blob is a gzip layer, and its batches are what is inflated from a [`context`](Self::context).
+    pub fn is_zran(&self) -> bool {
+        self.header.features & features::ZRAN != 0
+    }
+
+    /// The context with this number, of a gzip layer.
+    pub fn context(&self, index: u32) -> Option<InflateContext> {
+        // Each was read when the table was made.
+        (self.is_zran() && index < self.header.contexts).then(|| self.read_context(index).ok()).flatten()
     }
 
     fn entry(&self, index: u32) -> Result<ChunkInfo, &'static str> {
         let unit = entry_size(self.header.features);
         let start = index as usize * unit;
         let bytes = self.bytes.get(start..start + unit).ok_or("it lies behind the table")?;
-        if unit == 16 { ChunkInfo::from_v1(bytes) } else { ChunkInfo::from_v2(bytes) }
+        if unit == 16 {
+            return ChunkInfo::from_v1(bytes);
+        }
+        if ChunkInfo::is_zran(bytes) != self.is_zran() {
+            return Err("it is of a gzip layer and the others are not, or the other way round");
+        }
+        ChunkInfo::from_v2(bytes)
     }
 }
 
@@ -246,10 +271,16 @@ pub(crate) fn entry_size(bits: u32) -> usize {
     if bits & features::CHUNK_INFO_V2 != 0 { 24 } else { 16 }
 }
 
-/// Whether a decoded table of this size can hold the entries. One with batches may have a context for each chunk.
+/// Whether a decoded table of this size can hold the entries. One with batches may have a context for each chunk, one of a
+/// gzip layer also a window for each context.
 pub(crate) fn size_fits(decoded_size: u64, entries: u32, bits: u32) -> bool {
     let table = u64::from(entries) * entry_size(bits) as u64;
-    let contexts = if bits & features::BATCH != 0 { u64::from(entries) * CONTEXT as u64 } else { 0 };
+    let context = match bits & (features::BATCH | features::ZRAN) {
+        features::BATCH => CONTEXT,
+        features::ZRAN => CONTEXT + WINDOW,
+        _ => 0,
+    };
+    let contexts = (u64::from(entries) * context as u64).min(MAX_CONTEXTS);
     (table..=table + contexts).contains(&decoded_size)
 }
 
@@ -261,8 +292,7 @@ fn read_header(bytes: &[u8]) -> Result<(CiHeader, Header), ChunkTableError> {
         return Err(invalid(what, "no magic at both ends"));
     }
     let bits = stored.features.get();
-    let refused =
-        [(features::ZRAN, "zran contexts"), (features::ENCRYPTED, "encryption"), (features::TARFS, "tarfs mode")];
+    let refused = [(features::ENCRYPTED, "encryption"), (features::TARFS, "tarfs mode")];
     if let Some((_, what)) = refused.into_iter().find(|(bit, _)| bits & bit != 0) {
         return Err(ChunkTableError::Unsupported { what });
     }
@@ -278,25 +308,28 @@ fn read_header(bytes: &[u8]) -> Result<(CiHeader, Header), ChunkTableError> {
     let compressor = Compressor::from_code(code);
     let compressor = compressor.ok_or_else(|| invalid(what, format!("unknown compressor {code}")))?;
     let range = ChunkTableRange { offset: stored.offset.get(), encoded_size, decoded_size, compressor };
-    let (context_offset, contexts) = contexts(&stored)?;
-    Ok((stored, Header { features: bits, entries, range, context_offset, contexts }))
+    let (context_offset, context_size, contexts) = contexts(&stored)?;
+    Ok((stored, Header { features: bits, entries, range, context_offset, contexts, context_size }))
 }
 
-/// Where the contexts of batches start, and their number.
-fn contexts(header: &CiHeader) -> Result<(usize, u32), ChunkTableError> {
+/// Where the contexts of batches or of a gzip layer start, their bytes with all windows, and their number.
+fn contexts(header: &CiHeader) -> Result<(usize, usize, u32), ChunkTableError> {
     let bits = header.features.get();
-    if bits & features::BATCH == 0 {
-        return Ok((0, 0));
+    let zran = bits & features::ZRAN != 0;
+    if bits & features::BATCH == 0 && !zran {
+        return Ok((0, 0, 0));
     }
     let (offset, size, count) = (header.context_offset.get(), header.context_size.get(), header.context_count.get());
     let table = u64::from(header.entries.get()) * entry_size(bits) as u64;
+    let without_windows = u64::from(count) * CONTEXT as u64;
     let fits = bits & features::CHUNK_INFO_V2 != 0
-        && size == u64::from(count) * CONTEXT as u64
+        && (size == without_windows || zran && size > without_windows)
+        && !(zran && bits & features::BATCH != 0)
         && offset >= table
         && offset.checked_add(size).is_some_and(|end| end <= header.decoded_size.get());
-    match usize::try_from(offset) {
-        Ok(offset) if fits => Ok((offset, count)),
-        _ => Err(invalid("chunk table header", format!("{count} batches in {size} bytes at {offset}"))),
+    match (usize::try_from(offset), usize::try_from(size)) {
+        (Ok(offset), Ok(size)) if fits => Ok((offset, size, count)),
+        _ => Err(invalid("chunk table header", format!("{count} contexts in {size} bytes at {offset}"))),
     }
 }
 

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use shoal_proto::{BlobId, Priority};
 
 use crate::blob::ChunkTableError;
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Blob, Bootstrap};
 use crate::chunk_cache::{ChunkCache, Lead};
 use crate::piece::PieceTableError;
 use crate::source::{ChunkId, ChunkReply, ChunkSource};
@@ -45,13 +45,23 @@ impl BlobPaths {
         let own = self.own.as_ref().filter(|(id, _)| *id == blob).map(|(_, path)| path.clone());
         own.or_else(|| Some(self.dir.as_ref()?.join(blob.to_string())))
     }
+
+    /// Where the chunk table of a blob should be: in the blob, or for a gzip layer in a file beside it, which may be the one
+    /// that holds the bootstrap.
+    pub(crate) fn chunk_table(&self, blob: &Blob) -> Option<PathBuf> {
+        match blob.meta {
+            Some(meta) => self.path(meta.id),
+            None if blob.is_gzip_layer() => self.own.as_ref().map(|(_, path)| path.clone()),
+            None => self.path(blob.id),
+        }
+    }
 }
 
 /// Why a blob of the image cannot be read from the folder.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobDirError {
-    /// It is not the file that holds the bootstrap, and no folder was given.
-    #[error("blob {blob} is in another file, and no folder of blobs is given")]
+    /// It, or its chunk table, is not in the file that holds the bootstrap, and no folder was given.
+    #[error("blob {blob} or its chunk table is in another file, and no folder of blobs is given")]
     NoFolder {
         /// The blob.
         blob: BlobId,

@@ -10,7 +10,8 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
-//! What it does not read: RAFS v5, tarfs, ZRAN, encryption. Each ends in [`BootstrapError::Unsupported`].
+//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read: tarfs, encryption. Each ends in
+//! [`BootstrapError::Unsupported`].
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use shoal_proto::{Algorithm, BlobId};
 
 use crate::blob::ChunkTable;
+use crate::builder::v5;
 use crate::codec::Compressor;
 use crate::layout::{ChunkRecord, features};
 use crate::piece::{self, Chunk, Named, PieceTable, PieceTableError};
@@ -35,9 +37,13 @@ mod tables;
 mod walk;
 mod xattr;
 
+pub(crate) use error::At;
 pub use error::BootstrapError;
+pub(crate) use image::{slice, view};
 pub use inode::{ChunkRef, Entry, Inode, Kind};
 pub use superblock::SuperBlocks;
+pub(crate) use superblock::algorithms;
+pub(crate) use walk::is_name;
 
 use image::Image;
 use superblock::Declared;
@@ -77,6 +83,17 @@ pub struct Blob {
     pub mapped_block: u32,
     /// The table of contents at its end, if it has one and the bootstrap knows.
     pub toc: Option<TocRange>,
+    /// The file with the chunk table of a gzip layer, if it is not the one that holds the bootstrap.
+    pub meta: Option<MetaBlob>,
+}
+
+/// A file beside a blob that holds what is otherwise at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetaBlob {
+    /// The sha256 of its bytes.
+    pub id: BlobId,
+    /// Their number.
+    pub size: u64,
 }
 
 /// The table of contents of a blob, with its tar header.
@@ -104,6 +121,22 @@ impl Blob {
     pub fn has_batches(&self) -> bool {
         self.features & features::BATCH != 0
     }
+
+    /// Whether the blob is a gzip layer as registries have it: how its chunks are inflated, only a chunk table tells, which
+    /// lies in another file.
+    pub fn is_gzip_layer(&self) -> bool {
+        self.features & features::ZRAN != 0
+    }
+
+    /// Whether it belongs to an image of RAFS v5: it has chunks and nothing behind them.
+    pub fn is_v5(&self) -> bool {
+        self.features & features::INTERNAL != 0
+    }
+
+    /// Whether the bootstrap alone does not say where the chunks lie.
+    pub fn needs_chunk_table(&self) -> bool {
+        self.has_batches() || self.is_gzip_layer()
+    }
 }
 
 /// Where the chunk table of a blob lies in the stored file. A header of 4096 bytes follows it.
@@ -117,6 +150,17 @@ pub struct ChunkTableRange {
     pub decoded_size: u64,
     /// How it is compressed.
     pub compressor: Compressor,
+}
+
+/// What a bootstrap came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A file of its own.
+    File,
+    /// A blob, which it names `xxxx...`.
+    Blob(OwnBlob),
+    /// A bootstrap of RAFS v5.
+    V5,
 }
 
 /// A verified bootstrap. Immutable, cheap to clone.
@@ -141,17 +185,20 @@ struct Inner {
 impl Bootstrap {
     /// Verifies a bootstrap in full. Time and memory are proportional to `bytes`.
     pub fn parse(bytes: Bytes) -> Result<Self, BootstrapError> {
-        Self::parse_in(bytes, None)
+        if v5::is_v5(&bytes) {
+            return Self::parse_in(v5::translate(&bytes)?.into(), Origin::V5);
+        }
+        Self::parse_in(bytes, Origin::File)
     }
 
     /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
     pub fn parse_inlined(bytes: Bytes, own: OwnBlob) -> Result<Self, BootstrapError> {
-        Self::parse_in(bytes, Some(own))
+        Self::parse_in(bytes, Origin::Blob(own))
     }
 
-    fn parse_in(bytes: Bytes, own: Option<OwnBlob>) -> Result<Self, BootstrapError> {
+    fn parse_in(bytes: Bytes, origin: Origin) -> Result<Self, BootstrapError> {
         let header = superblock::read(&bytes)?;
-        let blobs = tables::blobs(&bytes, &header, own)?;
+        let blobs = tables::blobs(&bytes, &header, origin)?;
         let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;
         let image = Image {
             meta_offset: header.meta_offset,
@@ -184,7 +231,7 @@ impl Bootstrap {
         Self::parse(bytes.into())
     }
 
-    /// The bytes that were parsed.
+    /// The bytes that were parsed; for RAFS v5 those of the translation.
     pub fn as_bytes(&self) -> &Bytes {
         &self.inner.image.bytes
     }

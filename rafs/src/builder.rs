@@ -10,33 +10,34 @@
 //! bootstrap  place inodes, directories and indexes; write the tables
 //! merge      the trees of several bootstraps, one over the other
 //! optimize   the hot chunks of an image to a blob of their own
+//! reference  an index over a gzip layer that stays as it is
+//! v5         bootstraps of RAFS v5, written anew for whoever reads them
 //! ```
 //!
 //! The same source gives the same bytes, for any number of threads. Memory depends on the number of names and chunks (a
 //! few hundred bytes for each name, about 150 for each distinct chunk and for each of a dictionary), and on `2 t + 2`
-//! chunks and `t + 2` batches, decoded and encoded, for `t` threads; not on the size of files. Files and directories that change while they are read end the build: half
-//! of one version and half of another is not an image of anything. Nothing appears under a final name before it is
-//! complete.
+//! chunks and `t + 2` batches, decoded and encoded, for `t` threads; not on the size of files. Files and directories that
+//! change while they are read end the build: half of one version and half of another is not an image of anything. Nothing
+//! appears under a final name before it is complete.
 //!
 //! Not kept, because the format has no place for it: access and change times, sparseness, hard links between anything
 //! but regular files (they become equal nodes of their own), xattrs outside `user.`, `trusted.`, `security.` and
 //! `system.posix_acl_*` (skipped, each with a note in the report).
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
 use shoal_proto::{Algorithm, BlobId};
 
-use crate::archive::ArchiveError;
-use crate::bootstrap::{Bootstrap, BootstrapError};
+use crate::archive::{Archive, ArchiveError, decompress};
+use crate::bootstrap::Bootstrap;
 use crate::codec::{self, Compressor};
 use crate::layout;
 use crate::prefetch::PrefetchList;
-use crate::source::ChunkError;
 use blob::{BlobWriter, Known};
 use dictionary::Dictionary;
 use image::Image;
@@ -50,6 +51,7 @@ mod bootstrap;
 mod collector;
 mod dictionary;
 mod directory;
+mod error;
 mod image;
 mod layer_notes;
 mod merge;
@@ -59,10 +61,13 @@ mod parts;
 mod pipeline;
 mod place;
 mod prefetch;
+mod reference;
 mod scan;
 mod tar;
 mod tree;
+pub(crate) mod v5;
 
+pub use error::BuildError;
 pub use layer_notes::{ForeignLink, LayerNotes};
 pub use merge::{MergeError, MergeOptions, MergeReport, merge, merge_with};
 pub use optimize::OptimizeReport;
@@ -163,7 +168,7 @@ pub struct Progress {
 type OnProgress = dyn Fn(Progress) + Send + Sync;
 
 /// What was built.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct BuildReport {
     /// Names in the image, the root included.
     pub names: u64,
@@ -188,8 +193,23 @@ pub struct BuildReport {
     /// The blob; none for an image without file content, unless the bootstrap goes into it.
     #[serde(serialize_with = "display")]
     pub blob: Option<BlobId>,
+    /// The meta blob of an index over a gzip layer.
+    #[serde(serialize_with = "display", skip_serializing_if = "Option::is_none")]
+    pub meta: Option<BlobId>,
     /// What was left out, with its path. At most [`MAX_NOTES`].
     pub notes: Vec<String>,
+}
+
+impl BuildReport {
+    /// What the tree of an image tells.
+    fn of(tree: &Tree) -> Self {
+        Self {
+            names: tree.nodes.len() as u64,
+            files: tree.files().count() as u64,
+            decoded_bytes: tree.files().map(|inode| inode.size).sum(),
+            ..Self::default()
+        }
+    }
 }
 
 /// Most notes in a report.
@@ -197,130 +217,6 @@ pub const MAX_NOTES: usize = 1000;
 
 fn display<S: serde::Serializer>(id: &Option<BlobId>, serializer: S) -> Result<S::Ok, S::Error> {
     id.map(|id| id.to_string()).serialize(serializer)
-}
-
-/// Why a build ended.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The chunk size is none of the format.
-    #[error("chunk size {found:#x} must be a power of two from 0x1000 to 0x1000000")]
-    ChunkSize {
-        /// What was asked for.
-        found: u32,
-    },
-    /// The batch size is none of the format.
-    #[error("batch size {found:#x} must be a power of two from 0x1000 to the chunk size of {chunk_size:#x}")]
-    BatchSize {
-        /// What was asked for.
-        found: u32,
-        /// Bytes of a chunk.
-        chunk_size: u32,
-    },
-    /// An earlier image cannot be used.
-    #[error("earlier image {position}: {problem}")]
-    Dictionary {
-        /// Its position, the first is 1.
-        position: usize,
-        /// Why not.
-        problem: String,
-    },
-    /// The compressor can only be read.
-    #[error("blobs cannot be written with compressor {found}")]
-    Compressor {
-        /// What was asked for.
-        found: Compressor,
-    },
-    /// The compressor has no such level.
-    #[error("{compressor} has no compression level {found}: zstd has -7 to 22, the others none")]
-    Level {
-        /// The compressor.
-        compressor: Compressor,
-        /// What was asked for.
-        found: i32,
-    },
-    /// A compressor failed.
-    #[error("cannot compress a chunk: {message}")]
-    Encode {
-        /// What it said.
-        message: String,
-    },
-    /// An archive cannot become an image.
-    #[error("{}", archive.display())]
-    Archive {
-        /// The archive.
-        archive: PathBuf,
-        /// Which entry, and why.
-        #[source]
-        source: ArchiveError,
-    },
-    /// A file or directory could not be read or written.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A file is not what it was when its directory was read.
-    #[error("{} changed while the image was built: {what}", path.display())]
-    Changed {
-        /// The file.
-        path: PathBuf,
-        /// How it differs.
-        what: String,
-    },
-    /// The source has something that the format cannot hold.
-    #[error("{}: {what}", path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// The limit.
-        what: String,
-    },
-    /// The image is larger than the format allows.
-    #[error("the image has {found} {what}, at most {limit} fit")]
-    TooLarge {
-        /// What there is too much of.
-        what: &'static str,
-        /// How much.
-        found: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// A bootstrap names a chunk that it does not describe.
-    #[error("chunk {index} of blob {blob} is in no chunk table")]
-    UnknownChunk {
-        /// The blob.
-        blob: BlobId,
-        /// Index of the chunk.
-        index: u32,
-    },
-    /// A chunk of an image could not be read.
-    #[error("cannot read the image")]
-    Chunk {
-        /// Which, and why.
-        #[source]
-        source: ChunkError,
-    },
-    /// The bootstrap of an image could not be read.
-    #[error("cannot read the image")]
-    Image {
-        /// What is wrong with it.
-        #[source]
-        source: BootstrapError,
-    },
-    /// A worker thread ended early.
-    #[error("a worker thread ended before its work was done")]
-    Worker,
-}
-
-impl BuildError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
-    }
 }
 
 /// Builds images.
@@ -425,8 +321,16 @@ impl Builder {
         self.options.check()?;
         let mut notes = Notes::default();
         let (writer, dictionary) = self.writer(blob_dir)?;
+        let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
+        let at_start = |source| failed(ArchiveError::Read { place: "its start".into(), source });
+        let mut archive = Archive::new(decompress(stream).map_err(at_start)?, self.options.limits);
         let (mut draft, stored) = pipeline::run(self.options, writer, self.watch(None), |feed| {
-            tar::read(stream, name, self.options.limits, feed, &mut notes, layer)
+            tar::read(&mut archive, name, self.options.limits, &mut notes, layer, |archive, member, inode| {
+                let place = archive.place().to_owned();
+                feed.stream(inode, &mut archive.content(member), member.size, |error| {
+                    failed(Archive::<&[u8]>::read_error(&place, error))
+                })
+            })
         })?;
         for (inode, places) in draft.inodes.iter_mut().zip(stored.places) {
             inode.chunks = places;

@@ -56,6 +56,14 @@ pub(crate) fn blob_id(id: shoal_proto::BlobId) -> [u8; 64] {
     text
 }
 
+/// The number of a digest algorithm in the blob table.
+pub(crate) fn digester(algorithm: shoal_proto::Algorithm) -> u32 {
+    match algorithm {
+        shoal_proto::Algorithm::Blake3 => 0,
+        shoal_proto::Algorithm::Sha256 => 1,
+    }
+}
+
 /// Bits of [`ExtSuperBlock::flags`].
 pub(crate) mod flags {
     pub(crate) const COMPRESSOR_NONE: u64 = 0x1;
@@ -91,7 +99,7 @@ pub(crate) mod features {
     pub(crate) const HAS_TAR_HEADER: u32 = 0x1000_0000;
     pub(crate) const HAS_TOC: u32 = 0x2000_0000;
     pub(crate) const CAP_TAR_TOC: u32 = 0x4000_0000;
-    /// Must be clear on disk.
+    /// Must be clear on disk; in memory it marks blobs of RAFS v5.
     pub(crate) const INTERNAL: u32 = 0x8000_0000;
     /// Bits of the lower half that are defined at all; another one means a newer format.
     pub(crate) const KNOWN_INCOMPAT: u32 = 0xFFF;

@@ -47,13 +47,14 @@ mod source;
 mod stat;
 mod trace;
 mod unpack;
+mod zran;
 
 pub use archive::ArchiveError;
 pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
 pub use bootstrap::{
-    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, Nid, OwnBlob, SuperBlocks,
-    TocRange,
+    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, MetaBlob, Nid, OwnBlob,
+    SuperBlocks, TocRange,
 };
 pub use builder::{
     ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, ForeignLink, LayerNotes, MAX_NOTES, MergeError,
@@ -76,3 +77,4 @@ pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
 pub use stat::{ChunkCount, SharedChunks, SharedPair, SharingReport, sharing};
 pub use trace::{Trace, TraceError};
 pub use unpack::{UnpackError, UnpackReport, unpack};
+pub use zran::InflateContext;

@@ -3,18 +3,22 @@
 //! A [`PieceTable`] describes all pieces of one blob, numbered over the whole blob. An image may name only some of them
 //! (a merged image drops files of its layers): the others have a number but no [`Piece`]. A piece is one chunk, or a
 //! batch: small chunks that were compressed as one. Of a batch, too, an image may name some chunks and not others; only
-//! those that it names are ever handed out.
+//! those that it names are ever handed out. In a gzip layer, a batch is what is inflated from one
+//! [context](crate::InflateContext) on; as blocks of deflate do not end where chunks do, the stored ranges of two may
+//! overlap.
 //!
 //! [`PieceTable::decode`] is the only way from encoded bytes to file content in this project. It returns bytes exactly
 //! when every named chunk of the piece has the length and the digest that the bootstrap states. It does no IO.
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use shoal_proto::{Algorithm, BlobId, Digest, Fingerprint};
 
 use crate::blob::Batch;
-use crate::codec::{Compressor, DecodeError};
+use crate::codec::{self, Compressor, DecodeError};
 use crate::layout::CHUNK_SIZES;
+use crate::zran::InflateContext;
 
 mod group;
 mod table;
@@ -135,6 +139,8 @@ struct Members {
     chunks: Vec<Chunk>,
     /// Where each of them starts in the decoded batch.
     offsets: Vec<u32>,
+    /// How it is inflated, in a gzip layer.
+    context: Option<InflateContext>,
 }
 
 impl Piece {
@@ -154,8 +160,18 @@ impl Piece {
     ) -> Self {
         let (chunks, offsets) = members.into_iter().unzip();
         let (decoded_len, compressed) = (batch.decoded_len, batch.is_compressed());
-        let content = Content::Batch(Box::new(Members { decoded_len, compressed, chunks, offsets }));
+        let content = Content::Batch(Box::new(Members { decoded_len, compressed, chunks, offsets, context: None }));
         Self { number, encoded_offset, encoded_len: batch.encoded_len, compressor, content }
+    }
+
+    /// A piece of a gzip layer: what is inflated from `context` on. `members` as for [`batch`](Self::batch).
+    pub fn inflated(number: u32, context: InflateContext, members: Vec<(Chunk, u32)>) -> Self {
+        let (chunks, offsets) = members.into_iter().unzip();
+        let (encoded_offset, encoded_len) = (context.encoded_offset, context.encoded_len);
+        let members =
+            Members { decoded_len: context.decoded_len, compressed: true, chunks, offsets, context: Some(context) };
+        let content = Content::Batch(Box::new(members));
+        Self { number, encoded_offset, encoded_len, compressor: Compressor::Gzip, content }
     }
 
     /// Where it lies in the stored blob.
@@ -195,7 +211,7 @@ impl Piece {
     /// BLAKE3 of: the label `shoal piece 1`, compressor (1 byte), encoded offset (8) and length (4), number of chunks
     /// (4), then for each chunk index (4), algorithm (1), digest (32), decoded offset (8) and length (4), compressed (1);
     /// integers little-endian. For a batch then the label `batch`, its decoded length (4), and the offset of each chunk
-    /// in it (4).
+    /// in it (4); for one of a gzip layer then the label `zran`, the bits (1) and byte (1) to start with, and the window.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"shoal piece 1");
@@ -218,17 +234,32 @@ impl Piece {
             hasher.update(b"batch");
             hasher.update(&members.decoded_len.to_le_bytes());
             members.offsets.iter().for_each(|offset| _ = hasher.update(&offset.to_le_bytes()));
+            if let Some(context) = &members.context {
+                hasher.update(b"zran").update(&[context.bits, context.byte]).update(&context.window);
+            }
         }
         Fingerprint::new(*hasher.finalize().as_bytes())
     }
 
-    /// How its encoded bytes become decoded ones.
-    fn decoder(&self) -> Compressor {
+    /// Decodes its encoded bytes, of which there are as many as it has. Says nothing about what they decode to.
+    fn decode(&self, encoded: &[u8]) -> Result<Bytes, DecodeError> {
+        if let Some(context) = self.context() {
+            return context.inflate(encoded);
+        }
         let compressed = match &self.content {
             Content::One(chunk) => chunk.compressed,
             Content::Batch(members) => members.compressed,
         };
-        if compressed { self.compressor } else { Compressor::None }
+        let decoder = if compressed { self.compressor } else { Compressor::None };
+        codec::decode(decoder, encoded, self.decoded_len() as usize).map(Bytes::from)
+    }
+
+    /// How its stored bytes are inflated, in a gzip layer.
+    fn context(&self) -> Option<&InflateContext> {
+        match &self.content {
+            Content::Batch(members) => members.context.as_ref(),
+            Content::One(_) => None,
+        }
     }
 
     /// Index of its first named chunk; the number of a piece without any means nothing.
@@ -239,6 +270,22 @@ impl Piece {
     fn check(&self) -> Result<(), &'static str> {
         if self.encoded_len == 0 || self.chunks().iter().any(|chunk| chunk.decoded_len == 0) {
             return Err("it is empty");
+        }
+        if self.encoded_offset.checked_add(self.encoded_len.into()).is_none() {
+            return Err("its encoded range overflows");
+        }
+        let overflows = |chunk: &Chunk| chunk.decoded_offset.checked_add(chunk.decoded_len.into()).is_none();
+        if self.chunks().iter().any(overflows) {
+            return Err("its decoded range overflows");
+        }
+        self.check_sizes()?;
+        self.check_members()
+    }
+
+    fn check_sizes(&self) -> Result<(), &'static str> {
+        // Of what a context covers only parts are chunks; its limits are those of the context.
+        if self.context().is_some() {
+            return Ok(());
         }
         let raw = match &self.content {
             Content::One(chunk) => !chunk.compressed,
@@ -253,23 +300,16 @@ impl Piece {
         if !raw && self.compressor == Compressor::None {
             return Err("it is compressed in a blob without compressor");
         }
-        if self.encoded_offset.checked_add(self.encoded_len.into()).is_none() {
-            return Err("its encoded range overflows");
+        if self.decoded_len() > *CHUNK_SIZES.end() {
+            return Err("it is larger than any chunk");
         }
-        let overflows = |chunk: &Chunk| chunk.decoded_offset.checked_add(chunk.decoded_len.into()).is_none();
-        if self.chunks().iter().any(overflows) {
-            return Err("its decoded range overflows");
-        }
-        self.check_members()
+        Ok(())
     }
 
     fn check_members(&self) -> Result<(), &'static str> {
         let Content::Batch(members) = &self.content else { return Ok(()) };
         if members.chunks.is_empty() {
             return Err("its batch has no chunk");
-        }
-        if members.decoded_len > *CHUNK_SIZES.end() {
-            return Err("its batch is larger than any chunk");
         }
         let mut end = 0;
         for (chunk, offset) in self.members() {

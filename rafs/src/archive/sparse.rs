@@ -24,6 +24,13 @@ pub(super) struct Segment {
     len: u64,
 }
 
+impl Segment {
+    /// Bytes.
+    pub(super) fn len(self) -> u64 {
+        self.len
+    }
+}
+
 /// The map of one file while it is put together. A file without one is a single segment.
 #[derive(Debug, Default)]
 pub(super) struct Map {

@@ -8,10 +8,27 @@ use super::{Batch, ChunkInfo, entry_size};
 use crate::codec::{self, Compressor};
 use crate::layout::{self, CI_HEADER, CiHeader, features};
 
+/// What follows the entries of a table.
+#[derive(Debug, Default)]
+pub(crate) struct Contexts {
+    /// Those that entries name by number.
+    pub(super) count: u32,
+    /// 40 bytes each; then, in a gzip layer, all windows.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Contexts {
+    /// Those of batches.
+    pub(crate) fn of_batches(batches: &[Batch]) -> Self {
+        let bytes = batches.iter().flat_map(|batch| batch.to_context()).collect();
+        Self { count: batches.len() as u32, bytes }
+    }
+}
+
 /// A chunk table with its header.
 #[derive(Debug)]
 pub(crate) struct EncodedTable {
-    /// Entries, then contexts of batches, as readers see them.
+    /// Entries, then contexts, as readers see them.
     pub(crate) decoded: Vec<u8>,
     /// The same as it is stored, unless it is stored as it is.
     compressed: Option<Vec<u8>>,
@@ -21,25 +38,25 @@ pub(crate) struct EncodedTable {
 }
 
 impl EncodedTable {
-    /// The table of a blob with these chunks and batches, to lie at `offset` in it. Of the feature bits
-    /// [`CHUNK_INFO_V2`](features::CHUNK_INFO_V2) decides the form of the entries; batches need it. The table is compressed
+    /// The table of a blob with these chunks and contexts, to lie at `offset` in its file. Of the feature bits
+    /// [`CHUNK_INFO_V2`](features::CHUNK_INFO_V2) decides the form of the entries; contexts need it. The table is compressed
     /// with `compressor` where that makes it smaller.
     pub(crate) fn new(
         chunks: impl Iterator<Item = ChunkInfo>,
-        batches: &[Batch],
+        contexts: &Contexts,
         bits: u32,
         offset: u64,
         compressor: Compressor,
     ) -> io::Result<Self> {
         let v2 = bits & features::CHUNK_INFO_V2 != 0;
-        debug_assert!(v2 || batches.is_empty());
+        debug_assert!(v2 || contexts.count == 0);
         let mut decoded = Vec::new();
         for chunk in chunks {
-            if v2 { decoded.extend(chunk.to_v2()) } else { decoded.extend(chunk.to_v1()) }
+            if v2 { decoded.extend(chunk.to_v2(bits)) } else { decoded.extend(chunk.to_v1()) }
         }
         let context_offset = decoded.len();
         let entries = context_offset / entry_size(bits);
-        batches.iter().for_each(|batch| decoded.extend(batch.to_context()));
+        decoded.extend_from_slice(&contexts.bytes);
         let compressed = codec::Encoder::new(compressor)?.encode(&decoded)?;
         let compressor = if compressed.is_some() { compressor } else { Compressor::None };
         let mut header = CiHeader {
@@ -52,10 +69,10 @@ impl EncodedTable {
             decoded_size: (decoded.len() as u64).into(),
             ..CiHeader::new_zeroed()
         };
-        if !batches.is_empty() {
+        if contexts.count > 0 {
             header.context_offset = (context_offset as u64).into();
-            header.context_size = ((decoded.len() - context_offset) as u64).into();
-            header.context_count = (batches.len() as u32).into();
+            header.context_size = (contexts.bytes.len() as u64).into();
+            header.context_count = contexts.count.into();
         }
         Ok(Self { decoded, compressed, compressor, header })
     }

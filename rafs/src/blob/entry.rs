@@ -1,11 +1,13 @@
 //! One entry of a chunk table, in both of its forms, and the context of a batch.
 
+use crate::layout::features;
+
 /// Where a chunk lies in its blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkInfo {
     /// Offset in the stored blob, below 2^40.
     pub encoded_offset: u64,
-    /// Stored bytes, 1 to 2^24; 0 in a batch, which has stored bytes only as a whole.
+    /// Stored bytes, 1 to 2^24; 0 in a batch, which has stored bytes only as a whole. In a gzip layer no more than a hint.
     pub encoded_len: u32,
     /// Offset in the decoded address space, a multiple of 4096 below 2^44.
     pub decoded_offset: u64,
@@ -15,16 +17,16 @@ pub struct ChunkInfo {
     pub compressed: bool,
     /// CRC-32C of the decoded bytes, in tables of the second form.
     pub crc32: Option<u32>,
-    /// The batch that it is a part of, in tables of the second form.
+    /// The batch, or in a gzip layer the context, that it is a part of, in tables of the second form.
     pub batch: Option<InBatch>,
 }
 
-/// Where a chunk lies in a batch.
+/// Where a chunk lies in a batch, or in what is inflated from a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InBatch {
-    /// Number of the batch in its blob.
+    /// Number of the batch or context in its blob.
     pub index: u32,
-    /// Where the chunk starts in the decoded batch.
+    /// Where the chunk starts in what that decodes to.
     pub offset: u32,
 }
 
@@ -61,6 +63,7 @@ impl Batch {
 /// Flags of an entry of the second form.
 mod v2_flags {
     pub(super) const COMPRESSED: u64 = 1;
+    pub(super) const ZRAN: u64 = 2;
     pub(super) const BATCH: u64 = 4;
     pub(super) const HAS_CRC: u64 = 0x10;
 }
@@ -112,20 +115,20 @@ impl ChunkInfo {
     }
 
     /// From 24 bytes: word 0 decoded offset / 4096 (0..32), size - 1 (32..56), flags (56..64); word 1 encoded offset
-    /// (0..40), size (40..64); word 2 the checksum, or offset in the batch (0..32) and its number (32..64).
+    /// (0..40), size (40..64); word 2 the checksum, or offset in the batch or context (0..32) and its number (32..64).
     pub(super) fn from_v2(bytes: &[u8]) -> Result<Self, &'static str> {
-        use v2_flags::{BATCH, COMPRESSED, HAS_CRC};
+        use v2_flags::{BATCH, COMPRESSED, HAS_CRC, ZRAN};
         let [decoded, encoded, data] = words(bytes);
         let flags = decoded >> 56;
-        if flags & !(COMPRESSED | BATCH | HAS_CRC) != 0 {
-            return Err("it is zran or encrypted");
+        if flags & !(COMPRESSED | ZRAN | BATCH | HAS_CRC) != 0 {
+            return Err("it is encrypted");
         }
-        let batched = flags & BATCH != 0;
-        if batched && flags & HAS_CRC != 0 {
-            return Err("it has a checksum in place of its batch");
+        let (batched, zran) = (flags & BATCH != 0, flags & ZRAN != 0);
+        if (batched || zran) && flags & HAS_CRC != 0 || batched && zran {
+            return Err("it has a checksum in place of its batch, or two batches");
         }
         let encoded_len = (encoded >> 40) as u32;
-        if (encoded_len == 0) != batched {
+        if (encoded_len == 0) != batched && !zran {
             return Err(if batched { "it has stored bytes beside its batch" } else { "it has no stored bytes" });
         }
         Ok(Self {
@@ -135,16 +138,23 @@ impl ChunkInfo {
             decoded_len: (decoded >> 32 & 0xFF_FFFF) as u32 + 1,
             compressed: flags & COMPRESSED != 0,
             crc32: (flags & HAS_CRC != 0).then_some(data as u32),
-            batch: batched.then_some(InBatch { index: (data >> 32) as u32, offset: data as u32 }),
+            batch: (batched || zran).then_some(InBatch { index: (data >> 32) as u32, offset: data as u32 }),
         })
     }
 
-    /// The 24 bytes of [`from_v2`](Self::from_v2). A chunk has a checksum or a batch, not both.
-    pub(super) fn to_v2(self) -> [u8; 24] {
+    /// Whether an entry of the second form is one of a gzip layer.
+    pub(super) fn is_zran(bytes: &[u8]) -> bool {
+        bytes.get(7).is_some_and(|flags| u64::from(*flags) & v2_flags::ZRAN != 0)
+    }
+
+    /// The 24 bytes of [`from_v2`](Self::from_v2), in a table with these feature bits: they say whether what it is a part of is
+    /// a batch or a context. A chunk has a checksum or one of those, not both.
+    pub(super) fn to_v2(self, bits: u32) -> [u8; 24] {
         debug_assert!(self.crc32.is_none() || self.batch.is_none());
+        let grouped = if bits & features::ZRAN != 0 { v2_flags::ZRAN } else { v2_flags::BATCH };
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
         let flags = flag(self.compressed, v2_flags::COMPRESSED)
-            | flag(self.batch.is_some(), v2_flags::BATCH)
+            | flag(self.batch.is_some(), grouped)
             | flag(self.crc32.is_some(), v2_flags::HAS_CRC);
         let batch = self.batch.map(|batch| u64::from(batch.index) << 32 | u64::from(batch.offset));
         let words = [
@@ -198,7 +208,7 @@ mod tests {
             let encoded_len = if batch.is_some() { 0 } else { encoded_len };
             let decoded_offset = block << 12;
             let chunk = ChunkInfo { encoded_offset, encoded_len, decoded_offset, decoded_len, compressed, crc32, batch };
-            prop_assert_eq!(ChunkInfo::from_v2(&chunk.to_v2()), Ok(chunk));
+            prop_assert_eq!(ChunkInfo::from_v2(&chunk.to_v2(features::BATCH)), Ok(chunk));
         }
 
         #[test]
@@ -213,6 +223,29 @@ mod tests {
         fn contexts_round_trip(encoded_len: u32, decoded_len: u32) {
             let batch = Batch { encoded_len, decoded_len };
             prop_assert_eq!(Batch::from_context(&batch.to_context()), batch);
+        }
+
+        #[test]
+        fn chunks_of_gzip_layers_round_trip(
+            encoded_offset in 0..1u64 << 40,
+            encoded_len in 0..1u32 << 24,
+            block in 0..1u64 << 32,
+            decoded_len in 1..=1u32 << 24,
+            index: u32,
+            offset: u32,
+        ) {
+            let chunk = ChunkInfo {
+                encoded_offset,
+                encoded_len,
+                decoded_offset: block << 12,
+                decoded_len,
+                compressed: true,
+                crc32: None,
+                batch: Some(InBatch { index, offset }),
+            };
+            let bytes = chunk.to_v2(features::ZRAN);
+            prop_assert!(ChunkInfo::is_zran(&bytes));
+            prop_assert_eq!(ChunkInfo::from_v2(&bytes), Ok(chunk));
         }
     }
 
@@ -241,7 +274,7 @@ mod tests {
         let chunk = ChunkInfo::from_v2(&entry(5, 0, 2 << 32 | 100)).unwrap();
         assert_eq!(chunk.batch, Some(InBatch { index: 2, offset: 100 }));
         assert_eq!((chunk.encoded_offset, chunk.encoded_len, chunk.decoded_len), (7, 0, 100));
-        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(2, 1, 0), entry(8, 1, 0)] {
+        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(6, 0, 0), entry(8, 1, 0)] {
             assert!(ChunkInfo::from_v2(&wrong).is_err());
         }
         let context = [&100u32.to_le_bytes()[..], &300u32.to_le_bytes(), &[0; 32]].concat();

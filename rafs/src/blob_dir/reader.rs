@@ -42,8 +42,9 @@ impl BlobDirReader {
     /// Opens every blob of an image where `paths` says.
     pub fn at(bootstrap: &Bootstrap, paths: &BlobPaths) -> Result<Self, BlobDirError> {
         let blobs = bootstrap.blobs().iter().zip(0..).map(|(described, blob)| {
-            let path = paths.path(described.id).ok_or(BlobDirError::NoFolder { blob: described.id })?;
-            BlobFile::open(bootstrap, blob, &path)
+            let places = paths.path(described.id).zip(paths.chunk_table(described));
+            let (path, table) = places.ok_or(BlobDirError::NoFolder { blob: described.id })?;
+            BlobFile::open(bootstrap, blob, &path, &table)
         });
         Ok(Self {
             blobs: blobs.collect::<Result<_, _>>()?,
@@ -102,16 +103,16 @@ pub(crate) struct BlobFile {
 }
 
 impl BlobFile {
-    /// Opens the file of a blob and, where the bootstrap does not say all, reads its chunk table.
-    pub(crate) fn open(bootstrap: &Bootstrap, blob: u32, path: &Path) -> Result<Self, BlobDirError> {
+    /// Opens the file of a blob and, where the bootstrap does not say all, reads the chunk table in the file `table`.
+    pub(crate) fn open(bootstrap: &Bootstrap, blob: u32, path: &Path, table: &Path) -> Result<Self, BlobDirError> {
         let described = &bootstrap.blobs()[blob as usize];
         let path = path.to_owned();
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(source) => return Err(BlobDirError::Open { path, source }),
         };
-        let chunks = described.has_batches().then(|| ChunkTable::read(&path)).transpose();
-        let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: path.clone(), source })?;
+        let chunks = described.needs_chunk_table().then(|| ChunkTable::read(table)).transpose();
+        let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: table.to_owned(), source })?;
         let table = bootstrap.piece_table(blob, chunks.as_ref());
         let table = table.map_err(|source| BlobDirError::Pieces { path, source })?;
         Ok(Self { file, table })

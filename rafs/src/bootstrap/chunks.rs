@@ -130,7 +130,7 @@ fn check_record(at: At, record: &ChunkRecord, blob: &Blob, chunk_size: u32) -> R
         format!("{decoded_len} bytes at {decoded_offset} end behind the decoded {}", blob.decoded_size)
     })?;
     // A chunk in a batch has no stored bytes of its own.
-    at.require(encoded_len > 0 || blob.has_batches(), || "it has no stored bytes".into())?;
+    at.require(encoded_len > 0 || blob.needs_chunk_table(), || "it has no stored bytes".into())?;
     at.require(within(encoded_offset, encoded_len, blob.data_end), || {
         format!("{encoded_len} bytes at {encoded_offset} end behind the chunk data of {}", blob.data_end)
     })

@@ -46,26 +46,26 @@ pub enum BootstrapError {
 
 /// A place in the bootstrap, to say what is wrong there.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct At {
-    pub(super) structure: &'static str,
-    pub(super) offset: u64,
+pub(crate) struct At {
+    pub(crate) structure: &'static str,
+    pub(crate) offset: u64,
 }
 
 impl At {
-    pub(super) fn new(structure: &'static str, offset: u64) -> Self {
+    pub(crate) fn new(structure: &'static str, offset: u64) -> Self {
         Self { structure, offset }
     }
 
-    pub(super) fn invalid(self, problem: impl Into<String>) -> BootstrapError {
+    pub(crate) fn invalid(self, problem: impl Into<String>) -> BootstrapError {
         BootstrapError::Invalid { structure: self.structure, offset: self.offset, problem: problem.into() }
     }
 
-    pub(super) fn unsupported(self, what: &'static str) -> BootstrapError {
+    pub(crate) fn unsupported(self, what: &'static str) -> BootstrapError {
         BootstrapError::Unsupported { structure: self.structure, offset: self.offset, what }
     }
 
     /// `Ok` when the rule holds; the text is only made when it does not.
-    pub(super) fn require(self, holds: bool, problem: impl FnOnce() -> String) -> Result<(), BootstrapError> {
+    pub(crate) fn require(self, holds: bool, problem: impl FnOnce() -> String) -> Result<(), BootstrapError> {
         if holds { Ok(()) } else { Err(self.invalid(problem())) }
     }
 }

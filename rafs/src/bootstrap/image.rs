@@ -47,7 +47,7 @@ impl Image {
 }
 
 /// Part of the file, or an error that says how far it would have reached.
-pub(super) fn slice(bytes: &[u8], at: At, len: u64) -> Result<&[u8], BootstrapError> {
+pub(crate) fn slice(bytes: &[u8], at: At, len: u64) -> Result<&[u8], BootstrapError> {
     let size = bytes.len();
     usize::try_from(at.offset)
         .ok()
@@ -57,7 +57,7 @@ pub(super) fn slice(bytes: &[u8], at: At, len: u64) -> Result<&[u8], BootstrapEr
 }
 
 /// One structure of the file.
-pub(super) fn view<T>(bytes: &[u8], at: At) -> Result<&T, BootstrapError>
+pub(crate) fn view<T>(bytes: &[u8], at: At) -> Result<&T, BootstrapError>
 where
     T: FromBytes + Immutable + KnownLayout + Unaligned,
 {

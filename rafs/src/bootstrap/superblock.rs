@@ -211,6 +211,16 @@ fn check_ext(at: At, ext: &ExtSuperBlock) -> Result<(Algorithm, Compressor), Boo
     if bits & flags::ENCRYPTION_AES != 0 {
         return Err(at.unsupported("encryption"));
     }
+    let (algorithm, compressor) = algorithms(at, bits)?;
+    let chunk_size = ext.chunk_size.get();
+    at.require(chunk_size.is_power_of_two() && layout::CHUNK_SIZES.contains(&chunk_size), || {
+        format!("chunk size {chunk_size:#x} must be a power of two from 0x1000 to 0x1000000")
+    })?;
+    Ok((algorithm, compressor))
+}
+
+/// Digest algorithm and compressor by the flags of a super block.
+pub(crate) fn algorithms(at: At, bits: u64) -> Result<(Algorithm, Compressor), BootstrapError> {
     let compressors = [
         (flags::COMPRESSOR_NONE, Compressor::None),
         (flags::COMPRESSOR_LZ4, Compressor::Lz4),
@@ -221,10 +231,6 @@ fn check_ext(at: At, ext: &ExtSuperBlock) -> Result<(Algorithm, Compressor), Boo
     let one = |what| at.invalid(format!("flags {bits:#x} must have exactly one {what} bit"));
     let compressor = only(bits, &compressors).ok_or_else(|| one("compressor"))?;
     let algorithm = only(bits, &algorithms).ok_or_else(|| one("digest"))?;
-    let chunk_size = ext.chunk_size.get();
-    at.require(chunk_size.is_power_of_two() && layout::CHUNK_SIZES.contains(&chunk_size), || {
-        format!("chunk size {chunk_size:#x} must be a power of two from 0x1000 to 0x1000000")
-    })?;
     Ok((algorithm, compressor))
 }
 

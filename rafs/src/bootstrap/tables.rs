@@ -7,15 +7,13 @@ use shoal_proto::{Algorithm, BlobId};
 use super::error::At;
 use super::image::{Image, view};
 use super::superblock::Header;
-use super::{Blob, BootstrapError, ChunkTableRange, Nid, OwnBlob, TocRange};
+use super::{Blob, BootstrapError, ChunkTableRange, MetaBlob, Nid, Origin, OwnBlob, TocRange};
 use crate::blob;
 use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
 
 /// All blobs in the order of the table.
-///
-/// `own` is the blob that the bootstrap lies in, if it does: it is named `xxxx...` there.
-pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<OwnBlob>) -> Result<Vec<Blob>, BootstrapError> {
+pub(super) fn blobs(bytes: &[u8], header: &Header, origin: Origin) -> Result<Vec<Blob>, BootstrapError> {
     let count = (header.device_table.end - header.device_table.start) / 128;
     let mut ids = BTreeSet::new();
     let mut blobs = Vec::new();
@@ -24,7 +22,7 @@ pub(super) fn blobs(bytes: &[u8], header: &Header, own: Option<OwnBlob>) -> Resu
         let device: &DeviceSlot = view(bytes, device_at)?;
         let at = At::new("blob entry", header.blob_table.start + 256 * index);
         let entry: &BlobEntry = view(bytes, at)?;
-        let blob = blob_of(at, entry, device, header.chunk_size, own)?;
+        let blob = blob_of(at, entry, device, header.chunk_size, origin)?;
         at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
         at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
         device_at.require(device.blob_id == entry.blob_id, || "another blob id than in the blob table".into())?;
@@ -42,17 +40,10 @@ fn blob_of(
     entry: &BlobEntry,
     device: &DeviceSlot,
     chunk_size: u32,
-    own: Option<OwnBlob>,
+    origin: Origin,
 ) -> Result<Blob, BootstrapError> {
-    let listed =
-        (entry.toc_size.get() > 0).then_some(TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest });
-    let OwnBlob { id, encoded_size: stored_size, toc } = match entry.blob_id {
-        layout::OWN_BLOB => own.ok_or_else(|| {
-            at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob")
-        })?,
-        _ => OwnBlob { id: blob_id(at, &entry.blob_id)?, encoded_size: entry.encoded_size.get(), toc: listed },
-    };
-    check_features(at, entry)?;
+    let OwnBlob { id, encoded_size: stored_size, toc } = stored_file(at, entry, origin)?;
+    check_features(at, entry, origin)?;
     at.require(entry.chunk_size.get() == chunk_size, || {
         format!("chunk size {:#x}, in the super block {chunk_size:#x}", entry.chunk_size)
     })?;
@@ -75,9 +66,12 @@ fn blob_of(
         compressor: compressor(entry.ci_compressor.get())?,
     };
     let bits = entry.features.get();
-    check_chunk_table(at, &chunk_table, entry)?;
+    if origin != Origin::V5 {
+        check_chunk_table(at, &chunk_table, entry)?;
+    }
     let tar_header = if bits & features::HAS_TAR_HEADER != 0 { 512 } else { 0 };
-    let data_end = if bits & features::CAP_TAR_TOC != 0 && entry.chunk_count.get() > 0 {
+    let own_table = bits & features::CAP_TAR_TOC != 0 && bits & features::SEPARATE == 0;
+    let data_end = if own_table && entry.chunk_count.get() > 0 {
         chunk_table.offset.checked_sub(tar_header)
     } else {
         Some(encoded_size)
@@ -94,6 +88,26 @@ fn blob_of(
         features: bits,
         mapped_block: device.mapped_block.get(),
         toc,
+        meta: (bits & features::SEPARATE != 0 && entry.meta_digest != [0; 32])
+            .then(|| MetaBlob { id: BlobId::new(entry.meta_digest), size: entry.meta_size.get() }),
+    })
+}
+
+/// What is known of the stored file. The bootstrap says it of every blob but the one that it lies in.
+fn stored_file(at: At, entry: &BlobEntry, origin: Origin) -> Result<OwnBlob, BootstrapError> {
+    if entry.blob_id == layout::OWN_BLOB {
+        return match origin {
+            Origin::Blob(own) => Ok(own),
+            Origin::File | Origin::V5 => {
+                Err(at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob"))
+            }
+        };
+    }
+    let toc = TocRange { size: entry.toc_size.get(), sha256: entry.toc_digest };
+    Ok(OwnBlob {
+        id: blob_id(at, &entry.blob_id)?,
+        encoded_size: entry.encoded_size.get(),
+        toc: (toc.size > 0).then_some(toc),
     })
 }
 
@@ -102,14 +116,14 @@ fn blob_id(at: At, text: &[u8; 64]) -> Result<BlobId, BootstrapError> {
     parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))
 }
 
-fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
+fn check_features(at: At, entry: &BlobEntry, origin: Origin) -> Result<(), BootstrapError> {
     let bits = entry.features.get();
     at.require(bits & 0xFFFF & !features::KNOWN_INCOMPAT == 0, || format!("unknown feature bits in {bits:#x}"))?;
-    at.require(bits & features::INTERNAL == 0, || format!("feature bits {bits:#x} have an internal one set"))?;
+    at.require(bits & features::INTERNAL == 0 || origin == Origin::V5, || {
+        format!("feature bits {bits:#x} have an internal one set")
+    })?;
     let refused = [
         (features::TARFS, "tarfs mode"),
-        (features::ZRAN, "zran (chunks of a gzip layer)"),
-        (features::SEPARATE, "separate chunk data and metadata"),
         (features::ENCRYPTED, "encryption"),
         (features::EXTERNAL, "an external backend"),
     ];
@@ -119,12 +133,20 @@ fn check_features(at: At, entry: &BlobEntry) -> Result<(), BootstrapError> {
     if entry.cipher.get() != 0 {
         return Err(at.unsupported("encryption"));
     }
+    let zran = bits & features::ZRAN != 0;
+    if bits & features::SEPARATE != 0 && !zran {
+        return Err(at.unsupported("chunks of an uncompressed layer"));
+    }
+    at.require(!zran || bits & features::SEPARATE != 0 && bits & features::BATCH == 0, || {
+        format!("feature bits {bits:#x}: a gzip layer whose chunk table is in it, or with batches")
+    })?;
     at.require(bits & features::ALIGNED != 0, || "its chunks are not aligned".into())
 }
 
 fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Result<(), BootstrapError> {
     let (chunks, bits) = (entry.chunk_count.get(), entry.features.get());
-    at.require(bits & features::BATCH == 0 || bits & features::CHUNK_INFO_V2 != 0, || {
+    let grouped = bits & (features::BATCH | features::ZRAN) != 0;
+    at.require(!grouped || bits & features::CHUNK_INFO_V2 != 0, || {
         format!("feature bits {bits:#x}: batches without the chunk table that can hold them")
     })?;
     at.require(blob::size_fits(table.decoded_size, chunks, bits), || {
@@ -134,8 +156,14 @@ fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Resu
         format!("a chunk table of {} bytes that decodes to {}", table.encoded_size, table.decoded_size)
     })?;
     let end = table.offset.checked_add(table.encoded_size + layout::CI_HEADER);
-    at.require(chunks == 0 || end.is_some_and(|end| end <= entry.encoded_size.get()), || {
-        format!("its chunk table at {} ends behind the blob of {} bytes", table.offset, entry.encoded_size)
+    let size = match bits & features::SEPARATE {
+        0 => entry.encoded_size.get(),
+        // Unknown for what lies in one file with the bootstrap.
+        _ if entry.meta_size.get() == 0 => layout::MAX_ENCODED,
+        _ => entry.meta_size.get(),
+    };
+    at.require(chunks == 0 || end.is_some_and(|end| end <= size), || {
+        format!("its chunk table at {} ends behind the file of {size} bytes", table.offset)
     })
 }
 

@@ -148,6 +148,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn is_name(name: &[u8]) -> bool {
+/// Whether a directory may have such an entry.
+pub(crate) fn is_name(name: &[u8]) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && !name.contains(&b'/') && !name.contains(&0)
 }

@@ -100,8 +100,12 @@ impl Blobs {
     }
 }
 
-/// The blob table as it lies in the file. A bootstrap that is none of ours to merge is refused.
+/// The blob table as it lies in the file. A bootstrap that is none of ours to merge is refused; so are blobs of RAFS v5, as
+/// v6 cannot name a blob without a chunk table.
 fn blob_entries(bootstrap: &Bootstrap) -> Result<&[BlobEntry], String> {
+    if bootstrap.blobs().iter().any(Blob::is_v5) {
+        return Err("it is of RAFS v5, and an image of v6 cannot use its blobs".into());
+    }
     let bytes = bootstrap.as_bytes();
     let unreadable = || "it is no RAFS v6 bootstrap".to_owned();
     let block = bytes.get(layout::SUPER_OFFSET as usize..).ok_or_else(unreadable)?;

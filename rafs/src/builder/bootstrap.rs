@@ -228,7 +228,7 @@ impl Image<'_> {
                 && Some(pair[1].block) == pair[0].block.checked_add(step)
         });
         // The field has five bits.
-        let fits = whole - u32::from(layout::BLOCK_BITS) < 32;
+        let fits = whole < u32::from(layout::BLOCK_BITS) + 32;
         if inode.chunks.len() > 1 && consecutive && fits { whole } else { bits }
     }
 

@@ -52,9 +52,6 @@ impl Image {
         let (encoded_bytes, blob) =
             blob.map_or((0, None), |FinishedBlob { id, encoded_size, .. }| (encoded_size, Some(id)));
         Ok(BuildReport {
-            names: self.tree.nodes.len() as u64,
-            files: self.tree.files().count() as u64,
-            decoded_bytes: self.tree.files().map(|inode| inode.size).sum(),
             encoded_bytes,
             bootstrap_bytes: bytes.len() as u64,
             chunks,
@@ -63,7 +60,7 @@ impl Image {
             shared_bytes: tables.shared_bytes,
             prefetched: self.prefetch.len() as u64,
             blob,
-            notes: Vec::new(),
+            ..BuildReport::of(&self.tree)
         })
     }
 }

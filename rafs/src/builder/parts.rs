@@ -11,12 +11,12 @@
 //! A blob without chunks has none of the first three, and is no blob at all unless it has a bootstrap inside.
 
 use sha2::{Digest as _, Sha256};
-use shoal_proto::{Algorithm, BlobId};
+use shoal_proto::BlobId;
 use zerocopy::FromZeros;
 
 use super::blob::{BlobFile, BlobWriter};
 use super::{BuildError, BuildOptions};
-use crate::blob::{self, EncodedTable, Toc, TocEntry};
+use crate::blob::{self, Contexts, EncodedTable, Toc, TocEntry};
 use crate::codec::{Compressor, Encoder};
 use crate::layout::{self, BlobEntry, CI_HEADER, ChunkRecord, features};
 
@@ -52,7 +52,8 @@ impl OpenBlob {
         let bits =
             options.features() | if batches.is_empty() { 0 } else { features::CHUNK_INFO_V2 | features::BATCH };
         let offset = data_size + if options.has_tar_headers() { blob::TAR_HEADER } else { 0 };
-        let table = EncodedTable::new(writer.chunks(), &batches, bits, offset, options.compressor);
+        let table =
+            EncodedTable::new(writer.chunks(), &Contexts::of_batches(&batches), bits, offset, options.compressor);
         let table = table.map_err(BuildError::io("compress the chunk table of a blob in", writer.file.dir()))?;
         let entry = entry(&options, &table, writer.records.len(), decoded_size);
         let BlobWriter { file, records, .. } = writer;
@@ -167,16 +168,12 @@ impl OpenBlob {
 }
 
 /// What a bootstrap says of a blob, but for its name and size.
-fn entry(options: &BuildOptions, table: &EncodedTable, chunks: usize, decoded_size: u64) -> BlobEntry {
-    let digester = match options.algorithm {
-        Algorithm::Blake3 => 0,
-        Algorithm::Sha256 => 1,
-    };
+pub(super) fn entry(options: &BuildOptions, table: &EncodedTable, chunks: usize, decoded_size: u64) -> BlobEntry {
     BlobEntry {
         chunk_size: options.chunk_size.into(),
         chunk_count: (chunks as u32).into(),
         compressor: options.compressor.code().into(),
-        digester: digester.into(),
+        digester: layout::digester(options.algorithm).into(),
         features: (table.header.features.get() & !features::INLINED_META).into(),
         decoded_size: decoded_size.into(),
         ci_compressor: table.header.compressor,

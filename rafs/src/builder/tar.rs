@@ -8,30 +8,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 
-use super::pipeline::Feed;
 use super::tree::{self, Draft, EntryIndex, Inode, InodeIndex, Xattr};
 use super::{ArchiveLimits, BuildError, ForeignLink, LayerNotes, Notes};
-use crate::archive::{Archive, ArchiveError, Member, MemberKind, decompress};
+use crate::archive::{Archive, ArchiveError, Member, MemberKind};
 use crate::bootstrap::Kind;
 use crate::layout;
 
 /// Longest name of an entry, as in what `unpack` writes.
 const MAX_PATH: usize = 64 << 10;
 
-/// Reads an archive into a tree, and the content of its files into `feed` under the tree's inode numbers. With `layer`
-/// what it leaves to lower layers is noted there.
-pub(super) fn read(
-    stream: impl Read,
+/// Reads an archive into a tree. `store` takes the content of each file, under its number in the tree. With `layer` what it
+/// leaves to lower layers is noted there.
+pub(super) fn read<R: Read>(
+    archive: &mut Archive<R>,
     name: &Path,
     limits: ArchiveLimits,
-    feed: &mut Feed,
     notes: &mut Notes,
     layer: Option<&mut LayerNotes>,
+    mut store: impl FnMut(&mut Archive<R>, &Member, InodeIndex) -> Result<(), BuildError>,
 ) -> Result<Draft, BuildError> {
     let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
-    let stream =
-        decompress(stream).map_err(|source| failed(ArchiveError::Read { place: "its start".into(), source }))?;
-    let mut archive = Archive::new(stream, limits);
     let draft = Draft::new(Inode::implied_directory());
     let mut tar = Tar { draft, links: BTreeMap::new(), implied: BTreeSet::from([Vec::new()]), notes };
     while let Some(member) = archive.next().map_err(failed)? {
@@ -40,11 +36,7 @@ pub(super) fn read(
             return Err(failed(archive.too_large("names", limits.names)));
         }
         if let Some(inode) = added.filter(|_| member.size > 0) {
-            let place = archive.place().to_owned();
-            let mut content = archive.content(&member);
-            feed.stream(inode, &mut content, member.size, |error| {
-                failed(Archive::<&[u8]>::read_error(&place, error))
-            })?;
+            store(archive, &member, inode)?;
         }
     }
     let foreign = tar.resolve_links(layer.is_some()).map_err(failed)?;

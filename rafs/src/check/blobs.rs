@@ -18,6 +18,7 @@ use crate::blob::ChunkTable;
 use crate::blob_dir::{BlobDirError, BlobFile, BlobPaths};
 use crate::bootstrap::{Blob, Bootstrap};
 use crate::error_chain::chain;
+use crate::image_file;
 use crate::layout::chunk_flags;
 use crate::piece::agreement;
 use crate::source::ChunkId;
@@ -38,9 +39,9 @@ pub(super) fn check(image: &Bootstrap, paths: &BlobPaths, threads: usize, report
             verified_chunks: 0,
         });
         match paths.path(blob.id) {
-            Some(path) => work.file(path, image, index, report),
+            Some(path) => work.file(path, paths.chunk_table(blob), image, index, report),
             // Where batches lie, only the file tells.
-            None if blob.has_batches() => {}
+            None if blob.needs_chunk_table() => {}
             None => {
                 if let Err(error) = image.piece_table(index, None) {
                     report.problem(format!("blob {}", blob.id), chain(&error));
@@ -87,14 +88,28 @@ impl Found {
 }
 
 impl<'a> Work<'a> {
-    fn file(&mut self, path: PathBuf, image: &'a Bootstrap, index: u32, report: &mut CheckReport) {
+    /// `table` is the file with the chunk table, if anybody has said.
+    fn file(
+        &mut self,
+        path: PathBuf,
+        table: Option<PathBuf>,
+        image: &'a Bootstrap,
+        index: u32,
+        report: &mut CheckReport,
+    ) {
         let blob = &image.blobs()[index as usize];
         if let Err(error) = File::open(&path) {
             return report.problem(format!("blob {}", blob.id), format!("cannot read {}: {error}", path.display()));
         }
-        chunk_table(&path, image, index, &self.checksums, report);
-        contents::check(&path, image, index, report);
-        let pieces = match BlobFile::open(image, index, &path) {
+        let Some(table) = table else {
+            return report.problem(format!("chunk table of blob {}", blob.id), "nobody has said where it is");
+        };
+        if !blob.is_v5() {
+            meta_blob(&table, blob, report);
+            chunk_table(&table, image, index, &self.checksums, report);
+            contents::check(&table, image, index, report);
+        }
+        let pieces = match BlobFile::open(image, index, &path, &table) {
             Ok(pieces) => Some(pieces),
             Err(BlobDirError::Pieces { source, .. }) => {
                 report.problem(format!("blob {}", blob.id), chain(&source));
@@ -226,6 +241,20 @@ fn hash(path: &Path, prefix: u64) -> std::io::Result<Hashed> {
         }
         hasher.update(rest);
         size += len as u64;
+    }
+}
+
+/// Size and sha256 of the file beside a gzip layer.
+fn meta_blob(path: &Path, blob: &Blob, report: &mut CheckReport) {
+    let Some(meta) = blob.meta else { return };
+    let place = format!("chunk table of blob {}", blob.id);
+    match File::open(path).and_then(image_file::sha256) {
+        Ok((id, size)) if (id, size) == (meta.id, meta.size) => {}
+        Ok((id, size)) => {
+            let problem = format!("its file has {size} bytes and sha256 {id}, {} in the blob table", meta.size);
+            report.problem(place, problem);
+        }
+        Err(error) => report.problem(place, format!("cannot read {}: {error}", path.display())),
     }
 }
 

@@ -1,12 +1,14 @@
 //! From the two tables of chunks to pieces.
 //!
 //! The bootstrap names chunks: digest, place in the decoded address space and, but for batches, place in the blob. The
-//! blob's own chunk table has all chunks of the blob, and alone knows the batches. Where both speak of a chunk they must
-//! say the same; a blob without batches can be read by the bootstrap alone.
+//! blob's own chunk table has all chunks of the blob, and alone knows the batches and, for a gzip layer, the contexts to
+//! inflate from. Where both speak of a chunk they must say the same; a blob without batches can be read by the bootstrap
+//! alone.
 
 use super::{Chunk, Piece, PieceTable, PieceTableError};
 use crate::blob::{Batch, ChunkInfo, ChunkTable};
 use crate::bootstrap::Blob;
+use crate::zran::InflateContext;
 
 /// A chunk as the bootstrap describes it.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +26,7 @@ pub(crate) fn group(
     table: Option<&ChunkTable>,
 ) -> Result<PieceTable, PieceTableError> {
     let Some(table) = table else {
-        if blob.has_batches() {
+        if blob.needs_chunk_table() {
             return Err(PieceTableError::NoChunkTable);
         }
         let plain =
@@ -74,8 +76,15 @@ struct Grouping<'a> {
 struct OpenBatch {
     index: u32,
     encoded_offset: u64,
-    batch: Batch,
+    source: Source,
     members: Vec<(Chunk, u32)>,
+}
+
+/// What the chunks of a batch come from.
+enum Source {
+    Batch(Batch),
+    /// Of a gzip layer, where each chunk states its own offset.
+    Context(InflateContext),
 }
 
 impl Grouping<'_> {
@@ -96,11 +105,14 @@ impl Grouping<'_> {
             self.open = Some(self.begin(place.index, entry.encoded_offset)?);
         }
         let open = self.open.as_mut().ok_or("its batch is unknown")?;
-        if open.encoded_offset != entry.encoded_offset {
-            return Err("its batch lies at another offset for another of its chunks");
-        }
+        let compressed = match &open.source {
+            Source::Batch(_) if open.encoded_offset != entry.encoded_offset => {
+                return Err("its batch lies at another offset for another of its chunks");
+            }
+            Source::Batch(batch) => batch.is_compressed(),
+            Source::Context(_) => true,
+        };
         if let Some(Named { chunk, .. }) = named {
-            let compressed = open.batch.is_compressed();
             open.members.push((Chunk { compressed, ..chunk }, place.offset));
         }
         Ok(())
@@ -111,21 +123,28 @@ impl Grouping<'_> {
             return Err("its batch is interrupted by other chunks");
         }
         self.next_batch = index + 1;
-        let batch = self.table.batch(index).ok_or("its batch is unknown")?;
-        let end = encoded_offset.checked_add(batch.encoded_len.into());
+        let (encoded_offset, encoded_len, source) = match (self.table.batch(index), self.table.context(index)) {
+            (Some(batch), _) => (encoded_offset, batch.encoded_len, Source::Batch(batch)),
+            (_, Some(context)) => (context.encoded_offset, context.encoded_len, Source::Context(context)),
+            _ => return Err("its batch is unknown"),
+        };
+        let end = encoded_offset.checked_add(encoded_len.into());
         if end.is_none_or(|end| end > self.blob.data_end) {
             return Err("its batch ends behind the chunk data");
         }
-        Ok(OpenBatch { index, encoded_offset, batch, members: Vec::new() })
+        Ok(OpenBatch { index, encoded_offset, source, members: Vec::new() })
     }
 
     /// Ends the open batch. One of which the image names nothing has a number and no piece.
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
         if !open.members.is_empty() {
-            let compressor = self.blob.compressor;
-            let piece = Piece::batch(self.number, open.encoded_offset, open.batch, compressor, open.members);
-            self.pieces.push(piece);
+            self.pieces.push(match open.source {
+                Source::Batch(batch) => {
+                    Piece::batch(self.number, open.encoded_offset, batch, self.blob.compressor, open.members)
+                }
+                Source::Context(context) => Piece::inflated(self.number, context, open.members),
+            });
         }
         self.number += 1;
     }

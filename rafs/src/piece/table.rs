@@ -22,7 +22,8 @@ impl PieceTable {
     /// A table of `len` pieces, of which `pieces` (in any order) are named.
     ///
     /// Refused: numbers out of range or twice, empty chunks, ranges that overlap or run against the order of the
-    /// numbers, encoded ranges behind `encoded_size`. So no two pieces ever share a byte of a stored blob.
+    /// numbers, encoded ranges behind `encoded_size`. So no two pieces ever share a byte of a stored blob, but for those of
+    /// a gzip layer: their encoded ranges only start in order.
     pub fn new(blob: BlobId, encoded_size: u64, len: u32, mut pieces: Vec<Piece>) -> Result<Self, PieceTableError> {
         pieces.sort_unstable_by_key(|piece| piece.number);
         let (mut number, mut index, mut encoded, mut decoded) = (0, 0, 0, 0);
@@ -50,8 +51,9 @@ impl PieceTable {
                 decoded = chunk.decoded_offset + u64::from(chunk.decoded_len);
             }
             number = piece.number + 1;
-            encoded = piece.encoded().end;
-            if encoded > encoded_size {
+            let end = piece.encoded().end;
+            encoded = if piece.context().is_some() { piece.encoded_offset } else { end };
+            if end > encoded_size {
                 return Err(fail_first("its encoded range ends behind the blob"));
             }
         }
@@ -124,9 +126,7 @@ impl PieceTable {
             return Err(VerifyError::EncodedLength { blob, piece, expected, found });
         }
         let decoded_len = expected.decoded_len() as usize;
-        let bytes: Bytes = codec::decode(expected.decoder(), encoded, decoded_len)
-            .map_err(|source| VerifyError::Decode { blob, piece, source })?
-            .into();
+        let bytes = expected.decode(encoded).map_err(|source| VerifyError::Decode { blob, piece, source })?;
         let verified = expected.members().map(|(chunk, offset)| {
             // The table was refused unless every member lies in its piece.
             let bytes = bytes.slice(offset as usize..offset as usize + chunk.decoded_len as usize);

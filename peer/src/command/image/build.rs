@@ -56,6 +56,9 @@ enum SourceType {
     Directory,
     /// A tar, plain or compressed with gzip or zstd.
     Tar,
+    /// A tar in gzip that stays as it is: only an index over it is made. Whoever reads the image needs the layer as well,
+    /// in the directory of blobs under its sha256. Its chunks have digests by sha256; nothing is compressed.
+    TargzRef,
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,9 +127,18 @@ impl Build {
         if self.batch_size.is_some_and(|batch_size| batch_size > self.chunk_size) {
             bad_usage(ErrorKind::ValueValidation, "--batch-size must not exceed --chunk-size");
         }
-        let report = match self.source_type() {
+        let source_type = self.source_type();
+        let writes_chunks = self.batch_size.is_some() || self.blob_inline_meta || self.blob_toc;
+        if source_type == SourceType::TargzRef && (writes_chunks || !self.chunk_dict.is_empty()) {
+            bad_usage(
+                ErrorKind::ArgumentConflict,
+                "--batch-size, --blob-inline-meta, --blob-toc and --chunk-dict are for blobs that are written, which \
+                 --source-type targz-ref does not",
+            );
+        }
+        let report = match source_type {
             SourceType::Directory => self.directory()?,
-            SourceType::Tar => self.tar()?,
+            SourceType::Tar | SourceType::TargzRef => self.archive(source_type)?,
         };
         if self.json {
             print_json(&report)?;
@@ -163,7 +175,7 @@ impl Build {
         Ok(report?)
     }
 
-    fn tar(&self) -> Result<BuildReport, Failure> {
+    fn archive(&self, source_type: SourceType) -> Result<BuildReport, Failure> {
         let (name, stream, len): (_, Box<dyn Read>, _) = if self.source.as_os_str() == "-" {
             (Path::new("standard input"), Box::new(std::io::stdin().lock()), None)
         } else {
@@ -175,7 +187,11 @@ impl Build {
         let watcher = Watcher::new(Some(len))?;
         let bar = watcher.bar.clone();
         let builder = self.builder()?.on_progress(move |progress| watcher.show(progress));
-        let report = builder.build_tar(bar.wrap_read(stream), name, &self.bootstrap, &self.blob_dir);
+        let stream = bar.wrap_read(stream);
+        let report = match source_type {
+            SourceType::TargzRef => builder.build_reference(stream, name, &self.bootstrap, &self.blob_dir),
+            _ => builder.build_tar(stream, name, &self.bootstrap, &self.blob_dir),
+        };
         bar.finish_and_clear();
         Ok(report?)
     }
@@ -223,6 +239,9 @@ fn print_report(report: &BuildReport) {
     }
     if let Some(blob) = report.blob {
         println!("blob {blob}");
+    }
+    if let Some(meta) = report.meta {
+        println!("index of it {meta}");
     }
 }
 

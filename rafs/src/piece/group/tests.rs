@@ -103,6 +103,7 @@ fn model(units: &[Unit]) -> Model {
         features: features::ALIGNED | features::CHUNK_INFO_V2 | features::BATCH,
         mapped_block: 0,
         toc: None,
+        meta: None,
     };
     Model { meta, named, places, blob }
 }

@@ -1,0 +1,111 @@
+//! What Shoal builds, `nydus-rafs` reads as Shoal does.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use shoal_proto::Algorithm;
+use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, merge};
+
+mod common;
+
+use common::support::{self, image};
+use common::{peer_facts, support::assert_same};
+
+#[test]
+fn every_compressor_digest_and_chunk_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    let expected = support::facts(&source);
+    for (number, (compressor, algorithm, chunk_size)) in [
+        (Compressor::None, Algorithm::Blake3, 0x1000),
+        (Compressor::Lz4, Algorithm::Sha256, 0x1000),
+        (Compressor::Zstd, Algorithm::Blake3, 0x1000),
+        (Compressor::Zstd, Algorithm::Sha256, 0x10_0000),
+        (Compressor::None, Algorithm::Sha256, 0x100_0000),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let options = BuildOptions { compressor, algorithm, chunk_size, ..BuildOptions::default() };
+        let built = image::build(&source, &dir.path().join(number.to_string()), options);
+        assert_same(&expected, &peer_facts(&built.boot, &built.blobs));
+    }
+}
+
+#[test]
+fn an_image_without_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("a/b")).unwrap();
+    fs::write(source.join("empty"), b"").unwrap();
+    let built = image::build(&source, dir.path(), BuildOptions::default());
+    assert_same(&support::facts(&source), &peer_facts(&built.boot, &built.blobs));
+}
+
+#[test]
+fn merged_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (blobs, merged) = (dir.path().join("blobs"), dir.path().join("merged"));
+    merge(&[layer(dir.path(), "lower", lower), layer(dir.path(), "upper", upper)], &merged).unwrap();
+    let image = Bootstrap::open(&merged).unwrap();
+    let reader = BlobDirReader::open(&image, &blobs).unwrap();
+    let ours = image::facts(&image, &reader);
+    assert!(ours.contains_key(Path::new("kept")) && !ours.contains_key(Path::new("gone")));
+    assert_same(&ours, &peer_facts(&merged, &blobs));
+}
+
+fn layer(dir: &Path, name: &str, fill: impl Fn(&Path)) -> Bootstrap {
+    let source = dir.join(name);
+    fs::create_dir(&source).unwrap();
+    fill(&source);
+    let boot = dir.join(format!("{name}.boot"));
+    Builder::new(BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() })
+        .build(&source, &boot, &dir.join("blobs"))
+        .unwrap();
+    Bootstrap::open(&boot).unwrap()
+}
+
+fn lower(root: &Path) {
+    fs::write(root.join("kept"), support::noise(1, 10_000)).unwrap();
+    fs::write(root.join("gone"), support::noise(2, 10_000)).unwrap();
+    fs::write(root.join("shared"), support::noise(3, 10_000)).unwrap();
+}
+
+fn upper(root: &Path) {
+    File::create(root.join(".wh.gone")).unwrap();
+    fs::write(root.join("new"), support::noise(3, 10_000)).unwrap();
+    fs::hard_link(root.join("new"), root.join("new-too")).unwrap();
+}
+
+#[test]
+fn an_index_over_a_gzip_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for (number, len) in [2_500_000, 10, 700_000, 1_800_000].into_iter().enumerate() {
+        fs::write(source.join(format!("noise-{number}")), support::noise(number as u64, len)).unwrap();
+        fs::write(source.join(format!("text-{number}")), b"some words ".repeat(len / 11)).unwrap();
+    }
+    let plain = image::build(&source, &dir.path().join("plain"), BuildOptions::default());
+    let mut tar = Vec::new();
+    shoal_rafs::unpack(&plain.image, &plain.reader, &mut tar).unwrap();
+    // One member, and several that end in the middle of files.
+    for part in [tar.len(), 900_000] {
+        let stream: Vec<u8> = tar.chunks(part).flat_map(gzip).collect();
+        let work = dir.path().join(part.to_string());
+        let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+        fs::create_dir_all(&blobs).unwrap();
+        let report = Builder::new(BuildOptions::default())
+            .build_reference(stream.as_slice(), Path::new("layer"), &boot, &blobs)
+            .unwrap();
+        fs::write(blobs.join(report.blob.unwrap().to_string()), &stream).unwrap();
+        assert_same(&support::facts(&source), &peer_facts(&boot, &blobs));
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    encoder.finish().unwrap()
+}

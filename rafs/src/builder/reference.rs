@@ -1,0 +1,301 @@
+//! An index over a gzip layer, which stays what it is and where it is ("reference mode").
+//!
+//! ```text
+//! layer, untouched     tar, gzip: the blob of the image, by its own digest
+//! meta blob            where its chunks lie, and contexts to inflate them from; see the blob's chunk table
+//! bootstrap            the tree, with digests of chunks
+//! ```
+//!
+//! The layer is read once, from front to back, by one thread: inflating it is what takes time. A chunk belongs to the last
+//! checkpoint before it; a checkpoint becomes a context that reaches as far as its last chunk, or nothing if it has none.
+//! Memory is 32 KiB for every 2 MiB of the tar, besides names and chunks. Sparse files end the build: their holes are
+//! nowhere in the layer.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
+use std::rc::Rc;
+
+use sha2::{Digest as _, Sha256};
+use shoal_proto::{Algorithm, BlobId};
+
+use super::bootstrap::{self, Contents};
+use super::tree::{ChunkPlace, InodeIndex, Tree};
+use super::{BuildError, BuildOptions, BuildReport, Builder, Notes, Progress, parts, tar};
+use crate::archive::{Archive, Member};
+use crate::blob::{ChunkInfo, Contexts, EncodedTable, InBatch, ZRAN_FEATURES};
+use crate::codec::{self, Compressor};
+use crate::layout::{self, BLOCK, BlobEntry, ChunkRecord, chunk_flags};
+use crate::zran::{Checkpoint, Indexer, InflateContext, MAX_SPAN, Position};
+
+/// Largest length that an entry of the chunk table can state; for a gzip layer it is a hint.
+const MAX_HINT: u64 = 0xFF_FFFF;
+
+impl Builder {
+    /// Builds an index over a tar in gzip, read from `stream`; `name` stands in errors. Writes the bootstrap to `bootstrap`
+    /// and the meta blob, named by its sha256, into `blob_dir`. The layer itself is not written: whoever reads the image
+    /// needs it there too, under its own sha256.
+    ///
+    /// Of the options, chunk size and limits count: such images have digests by sha256, and nothing is compressed. Nor are
+    /// chunks of earlier images looked for, as nothing would be saved; the prefetch list is taken.
+    pub fn build_reference(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+    ) -> Result<BuildReport, BuildError> {
+        self.options.check()?;
+        std::fs::create_dir_all(blob_dir).map_err(BuildError::io("make", blob_dir))?;
+        let mut notes = Notes::default();
+        let mut indexer = Indexer::new(stream);
+        let mut index = Index::new(self, name, indexer.position());
+        let mut archive = Archive::new(&mut indexer, self.options.limits);
+        let mut draft =
+            tar::read(&mut archive, name, self.options.limits, &mut notes, None, |archive, member, inode| {
+                index.file(archive, member, inode)
+            })?;
+        for (inode, places) in draft.inodes.iter_mut().zip(std::mem::take(&mut index.places)) {
+            inode.chunks = places;
+        }
+        let tree = draft.finish();
+        let prefetch = self.find_prefetched(&tree, &mut notes).inodes(&tree);
+        let report = index.finish(indexer.finish(), &tree, prefetch, bootstrap, blob_dir)?;
+        Ok(BuildReport { notes: notes.lines, ..report })
+    }
+}
+
+/// What is known of the chunks so far.
+struct Index<'a> {
+    builder: &'a Builder,
+    /// Those of the builder, with what all gzip layers have.
+    options: BuildOptions,
+    name: &'a Path,
+    position: Rc<Cell<Position>>,
+    known: HashMap<[u8; 32], ChunkPlace>,
+    records: Vec<ChunkRecord>,
+    /// By index; the number in `batch` is that of the checkpoint.
+    chunks: Vec<ChunkInfo>,
+    /// By checkpoint, how far its chunks extend, and where they do in the decoded stream. Sorted by the first.
+    reaches: Vec<(usize, Position)>,
+    /// Offset in the decoded stream of each chunk.
+    offsets: Vec<u64>,
+    decoded_size: u64,
+    /// Places of the chunks of each inode, by number.
+    places: Vec<Vec<ChunkPlace>>,
+    decoded_bytes: u64,
+    chunk: Vec<u8>,
+}
+
+impl<'a> Index<'a> {
+    fn new(builder: &'a Builder, name: &'a Path, position: Rc<Cell<Position>>) -> Self {
+        let (compressor, algorithm) = (Compressor::Gzip, Algorithm::Sha256);
+        Self {
+            builder,
+            options: BuildOptions { compressor, algorithm, ..builder.options },
+            name,
+            position,
+            known: HashMap::new(),
+            records: Vec::new(),
+            chunks: Vec::new(),
+            reaches: Vec::new(),
+            offsets: Vec::new(),
+            decoded_size: 0,
+            places: Vec::new(),
+            decoded_bytes: 0,
+            chunk: Vec::new(),
+        }
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        archive: &mut Archive<R>,
+        member: &Member,
+        inode: InodeIndex,
+    ) -> Result<(), BuildError> {
+        let failed = |source| BuildError::Archive { archive: self.name.to_owned(), source };
+        if member.has_holes() {
+            return Err(failed(archive.invalid("a sparse file, which cannot be read from the layer as it is")));
+        }
+        let place = archive.place().to_owned();
+        let mut places = Vec::new();
+        let mut content = archive.content(member);
+        let step = self.options.chunk_size;
+        for offset in (0..member.size).step_by(step as usize) {
+            self.chunk.resize((member.size - offset).min(step.into()) as usize, 0);
+            let before = self.position.get();
+            let read = content.read_exact(&mut self.chunk);
+            read.map_err(|error| BuildError::Archive {
+                archive: self.name.to_owned(),
+                source: Archive::<&[u8]>::read_error(&place, error),
+            })?;
+            places.push(self.add(before, offset)?);
+        }
+        if self.places.len() <= inode {
+            self.places.resize_with(inode + 1, Vec::new);
+        }
+        self.places[inode] = places;
+        Ok(())
+    }
+
+    /// The place of the chunk that was just read; new ones are added. `before` is where it starts.
+    fn add(&mut self, before: Position, file_offset: u64) -> Result<ChunkPlace, BuildError> {
+        let after = self.position.get();
+        self.decoded_bytes += self.chunk.len() as u64;
+        if let Some(progress) = &self.builder.progress {
+            let (decoded_bytes, encoded_bytes) = (self.decoded_bytes, after.encoded);
+            progress(Progress { decoded_bytes, total_bytes: None, encoded_bytes });
+        }
+        let digest = codec::digest(self.options.algorithm, &self.chunk).bytes;
+        if let Some(place) = self.known.get(&digest) {
+            return Ok(*place);
+        }
+        let index = self.check_limits(after)?;
+        let checkpoint = before.checkpoints.saturating_sub(1);
+        let info = ChunkInfo {
+            encoded_offset: before.encoded,
+            encoded_len: (after.encoded - before.encoded).min(MAX_HINT) as u32,
+            decoded_offset: self.decoded_size,
+            decoded_len: self.chunk.len() as u32,
+            compressed: true,
+            crc32: None,
+            batch: Some(InBatch { index: checkpoint as u32, offset: 0 }),
+        };
+        self.records.push(self.record(&info, digest, index, file_offset));
+        self.chunks.push(info);
+        self.offsets.push(before.decoded);
+        match self.reaches.last_mut() {
+            Some((last, reach)) if *last == checkpoint => *reach = after,
+            _ => self.reaches.push((checkpoint, after)),
+        }
+        let place = ChunkPlace { blob: 0, index, block: (self.decoded_size / BLOCK) as u32 };
+        self.decoded_size += (self.chunk.len() as u64).next_multiple_of(BLOCK);
+        self.known.insert(digest, place);
+        Ok(place)
+    }
+
+    fn record(&self, info: &ChunkInfo, digest: [u8; 32], index: u32, file_offset: u64) -> ChunkRecord {
+        ChunkRecord {
+            digest,
+            blob: 0.into(),
+            flags: (chunk_flags::COMPRESSED | chunk_flags::HAS_CRC).into(),
+            encoded_size: info.encoded_len.into(),
+            decoded_size: info.decoded_len.into(),
+            encoded_offset: info.encoded_offset.into(),
+            decoded_offset: info.decoded_offset.into(),
+            file_offset: file_offset.into(),
+            index: index.into(),
+            crc32: crc32c::crc32c(&self.chunk).into(),
+        }
+    }
+
+    /// The index of the next chunk.
+    fn check_limits(&self, after: Position) -> Result<u32, BuildError> {
+        let too_large = |what, found, limit| Err(BuildError::TooLarge { what, found, limit });
+        let decoded = self.decoded_size + u64::from(self.options.chunk_size);
+        if after.encoded > layout::MAX_ENCODED {
+            return too_large("bytes of a gzip layer", after.encoded, layout::MAX_ENCODED);
+        }
+        if decoded >= layout::MAX_DECODED {
+            return too_large("bytes of distinct chunks", decoded, layout::MAX_DECODED);
+        }
+        match u32::try_from(self.chunks.len()) {
+            Ok(index) if index < layout::MAX_CHUNKS => Ok(index),
+            _ => too_large("distinct chunks", self.chunks.len() as u64 + 1, layout::MAX_CHUNKS.into()),
+        }
+    }
+
+    /// The contexts that some chunk needs, and the place of every chunk in them.
+    fn contexts(&mut self, checkpoints: &[Checkpoint]) -> Result<Vec<InflateContext>, BuildError> {
+        let contexts = self.reaches.iter().map(|(number, reach)| {
+            let start = &checkpoints[*number];
+            let encoded = reach.encoded - start.encoded_offset;
+            let decoded = reach.decoded - start.decoded_offset;
+            if encoded.max(decoded) > MAX_SPAN.into() {
+                let what =
+                    format!("reading must start {decoded} bytes before some chunk, at most {MAX_SPAN} are taken");
+                return Err(BuildError::Unsupported { path: self.name.to_owned(), what });
+            }
+            // One byte more than none where a chunk is in the rest of a byte.
+            let encoded_len = encoded.max(1) as u32;
+            Ok(InflateContext { encoded_len, decoded_len: decoded as u32, ..start.clone() })
+        });
+        let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
+        let mut number = 0;
+        for (chunk, decoded) in self.chunks.iter_mut().zip(&self.offsets) {
+            let Some(place) = &mut chunk.batch else { continue };
+            while self.reaches[number].0 != place.index as usize {
+                number += 1;
+            }
+            *place = InBatch { index: number as u32, offset: (decoded - contexts[number].decoded_offset) as u32 };
+        }
+        Ok(contexts)
+    }
+
+    /// Writes meta blob and bootstrap. Of the report the notes are missing.
+    fn finish(
+        mut self,
+        (layer, layer_size, checkpoints): (BlobId, u64, Vec<Checkpoint>),
+        tree: &Tree,
+        prefetch: Vec<InodeIndex>,
+        bootstrap: &Path,
+        blob_dir: &Path,
+    ) -> Result<BuildReport, BuildError> {
+        let contexts = self.contexts(&checkpoints)?;
+        drop(checkpoints);
+        let meta = match self.chunks.is_empty() {
+            true => None,
+            false => Some(Meta::write(&self.chunks, &contexts, blob_dir)?),
+        };
+        let report = BuildReport {
+            encoded_bytes: meta.as_ref().map_or(0, |_| layer_size),
+            chunks: self.places.iter().map(|places| places.len() as u64).sum(),
+            unique_chunks: self.records.len() as u64,
+            prefetched: prefetch.len() as u64,
+            blob: meta.as_ref().map(|_| layer),
+            meta: meta.as_ref().map(|meta| meta.id),
+            ..BuildReport::of(tree)
+        };
+        let entry = meta.map(|meta| BlobEntry {
+            blob_id: layout::blob_id(layer),
+            encoded_size: layer_size.into(),
+            ..self.entry(&meta)
+        });
+        let BuildOptions { chunk_size, compressor, algorithm, .. } = self.options;
+        let (blobs, records) = (entry.into_iter().collect(), self.records);
+        let contents = Contents { blobs, records, prefetch, chunk_size, compressor, algorithm };
+        let bytes = bootstrap::write(tree, contents)?;
+        super::replace(bootstrap, &bytes)?;
+        Ok(BuildReport { bootstrap_bytes: bytes.len() as u64, ..report })
+    }
+
+    /// What the bootstrap says of the layer, but for its name and size.
+    fn entry(&self, meta: &Meta) -> BlobEntry {
+        BlobEntry {
+            meta_digest: *meta.id.as_bytes(),
+            meta_size: meta.size.into(),
+            ..parts::entry(&self.options, &meta.table, self.chunks.len(), self.decoded_size)
+        }
+    }
+}
+
+/// The file with the chunk table.
+#[derive(Debug)]
+struct Meta {
+    id: BlobId,
+    size: u64,
+    table: EncodedTable,
+}
+
+impl Meta {
+    fn write(chunks: &[ChunkInfo], contexts: &[InflateContext], blob_dir: &Path) -> Result<Self, BuildError> {
+        let contexts = Contexts::of_gzip_layer(contexts);
+        let table = EncodedTable::new(chunks.iter().copied(), &contexts, ZRAN_FEATURES, 0, Compressor::Zstd);
+        let table = table.map_err(BuildError::io("compress the chunk table of a blob in", blob_dir))?;
+        let bytes = [table.stored(), &table.header_block()].concat();
+        let id = BlobId::new(Sha256::digest(&bytes).into());
+        super::replace(&blob_dir.join(id.to_string()), &bytes)?;
+        Ok(Self { id, size: bytes.len() as u64, table })
+    }
+}

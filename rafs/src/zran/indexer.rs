@@ -1,0 +1,240 @@
+//! Reads a gzip stream from front to back, takes note of where one could start, and hashes the stored bytes.
+
+use std::cell::Cell;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use flate2::Crc;
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::{
+    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+};
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+use sha2::{Digest as _, Sha256};
+use shoal_proto::BlobId;
+
+use super::{InflateContext, WINDOW, header};
+
+/// Decoded and encoded bytes between checkpoints: what a read of little costs, against 32 KiB of index for each.
+const SPAN: u64 = 2 << 20;
+const ENCODED_SPAN: u64 = 1 << 20;
+/// Bytes that are read at once, of the stream and into the window.
+const BUFFER: usize = 256 << 10;
+
+/// How far a stream was read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Stored bytes that were needed for what was decoded so far.
+    pub(crate) encoded: u64,
+    /// Bytes that were decoded and handed out.
+    pub(crate) decoded: u64,
+    /// Checkpoints so far; the last of them is at or before this position.
+    pub(crate) checkpoints: usize,
+}
+
+/// A place to start at. Its lengths are 0: how far what is reached from it extends, others know.
+pub(crate) type Checkpoint = InflateContext;
+
+/// A gzip stream that is read once. Decoded bytes come out of [`Read`]; each read ends exactly where its bytes do, so that
+/// positions are those of the bytes that were handed out.
+pub(crate) struct Indexer<R> {
+    input: BufReader<Hashed<R>>,
+    inflater: Box<DecompressorOxide>,
+    /// Whether the next byte is one of deflate, rather than of a header or the end.
+    in_member: bool,
+    members: u64,
+    /// What was decoded last: at least the 32 KiB that can be referred to, then room.
+    window: Vec<u8>,
+    filled: usize,
+    /// The last byte that was consumed.
+    byte: u8,
+    checksum: Crc,
+    position: Rc<Cell<Position>>,
+    checkpoints: Vec<Checkpoint>,
+}
+
+impl<R: Read> Indexer<R> {
+    pub(crate) fn new(stream: R) -> Self {
+        Self {
+            input: BufReader::with_capacity(BUFFER, Hashed { stream, hasher: Sha256::new(), len: 0 }),
+            inflater: Box::new(DecompressorOxide::new()),
+            in_member: false,
+            members: 0,
+            window: vec![0; WINDOW + BUFFER],
+            filled: 0,
+            byte: 0,
+            checksum: Crc::new(),
+            position: Rc::default(),
+            checkpoints: Vec::new(),
+        }
+    }
+
+    /// Where the stream is, also while it is lent to somebody else.
+    pub(crate) fn position(&self) -> Rc<Cell<Position>> {
+        Rc::clone(&self.position)
+    }
+
+    /// Once the stream was read to its end: sha256 and number of its stored bytes, and all checkpoints in order.
+    pub(crate) fn finish(self) -> (BlobId, u64, Vec<Checkpoint>) {
+        let Hashed { hasher, len, .. } = self.input.into_inner();
+        (BlobId::new(hasher.finalize().into()), len, self.checkpoints)
+    }
+
+    /// Decodes something into the buffer, or goes on to the next block or member. `None` at the end of the stream.
+    fn step(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        if !self.in_member {
+            return Ok(self.begin_member()?.then_some(0));
+        }
+        if self.filled == self.window.len() {
+            self.window.copy_within(self.filled - WINDOW.., 0);
+            self.filled = WINDOW;
+        }
+        let end = self.window.len().min(self.filled + buffer.len());
+        let input = self.input.fill_buf()?;
+        if input.is_empty() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let flags =
+            TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF | TINFL_FLAG_HAS_MORE_INPUT;
+        let (status, consumed, produced) =
+            decompress(&mut self.inflater, input, &mut self.window[..end], self.filled, flags);
+        self.byte = if consumed > 0 { input[consumed - 1] } else { self.byte };
+        self.input.consume(consumed);
+        let decoded = &self.window[self.filled..self.filled + produced];
+        buffer[..produced].copy_from_slice(decoded);
+        self.checksum.update(decoded);
+        self.filled += produced;
+        self.advance(consumed, produced);
+        match status {
+            TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {}
+            TINFLStatus::BlockBoundary => self.at_block(),
+            TINFLStatus::Done => self.end_member()?,
+            other => return Err(invalid(format!("the gzip data is malformed: inflating ends with {other:?}"))),
+        }
+        Ok(Some(produced))
+    }
+
+    fn advance(&self, encoded: usize, decoded: usize) {
+        let mut position = self.position.get();
+        position.encoded += encoded as u64;
+        position.decoded += decoded as u64;
+        self.position.set(position);
+    }
+
+    /// Reads the header of the next member; `false` at the end of the stream.
+    fn begin_member(&mut self) -> io::Result<bool> {
+        if self.input.fill_buf()?.is_empty() && self.members > 0 {
+            return Ok(false);
+        }
+        let mut counted = Counted { input: &mut self.input, len: 0 };
+        header::read(&mut counted)?;
+        let len = counted.len;
+        self.advance(len, 0);
+        (*self.inflater, self.filled, self.byte) = (DecompressorOxide::new(), 0, 0);
+        self.checksum.reset();
+        (self.in_member, self.members) = (true, self.members + 1);
+        self.offer(0);
+        Ok(true)
+    }
+
+    /// Compares checksum and length at the end of a member.
+    fn end_member(&mut self) -> io::Result<()> {
+        let mut trailer = [0; super::TRAILER];
+        self.input.read_exact(&mut trailer)?;
+        self.advance(trailer.len(), 0);
+        self.in_member = false;
+        let stated = u64::from_le_bytes(trailer);
+        let found = u64::from(self.checksum.amount()) << 32 | u64::from(self.checksum.sum());
+        if stated == found { Ok(()) } else { Err(invalid("checksum or length at the end of a gzip member is wrong")) }
+    }
+
+    fn at_block(&mut self) {
+        if let Some(state) = self.inflater.block_boundary_state() {
+            debug_assert_eq!(super::upper_bits(self.byte, state.num_bits), state.bit_buf);
+            self.offer(state.num_bits);
+        }
+    }
+
+    /// Takes the current block as a checkpoint if the last one is far enough away.
+    fn offer(&mut self, bits: u8) {
+        let mut position = self.position.get();
+        let far = self.checkpoints.last().is_none_or(|last| {
+            position.decoded - last.decoded_offset >= SPAN || position.encoded - last.encoded_offset >= ENCODED_SPAN
+        });
+        if !far {
+            return;
+        }
+        self.checkpoints.push(Checkpoint {
+            encoded_offset: position.encoded,
+            encoded_len: 0,
+            decoded_offset: position.decoded,
+            decoded_len: 0,
+            byte: if bits == 0 { 0 } else { self.byte },
+            bits,
+            window: Bytes::copy_from_slice(&self.window[self.filled.saturating_sub(WINDOW)..self.filled]),
+        });
+        position.checkpoints = self.checkpoints.len();
+        self.position.set(position);
+    }
+}
+
+impl<R: Read> Read for Indexer<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.step(buffer)? {
+                Some(0) => {}
+                Some(decoded) => return Ok(decoded),
+                None => return Ok(0),
+            }
+        }
+    }
+}
+
+fn invalid(problem: impl Into<String>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, problem.into())
+}
+
+/// Hashes what is read through it.
+struct Hashed<R> {
+    stream: R,
+    hasher: Sha256,
+    len: u64,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.stream.read(buffer)?;
+        self.hasher.update(&buffer[..len]);
+        self.len += len as u64;
+        Ok(len)
+    }
+}
+
+/// Counts what is consumed through it.
+struct Counted<'a, R> {
+    input: &'a mut R,
+    len: usize,
+}
+
+impl<R: BufRead> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.input.read(buffer)?;
+        self.len += len;
+        Ok(len)
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.input.fill_buf()
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.len += len;
+        self.input.consume(len);
+    }
+}
