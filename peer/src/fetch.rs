@@ -180,11 +180,17 @@ impl Fetcher {
     ) -> impl Future<Output = ()> + Send + use<> {
         let fetch = Running { fetcher: self.clone(), request, blob, target, priority };
         async move {
-            let pieces = fetch.take_over(pieces).await;
+            let runs = fetch.take_over(pieces).await;
             match how {
-                _ if pieces.is_empty() => {}
-                Fetch::Peer { peer, source, deadline } => fetch.ask_peer(peer, source, deadline, &pieces).await,
-                Fetch::Registry => fetch.read_registry(&pieces).await,
+                _ if runs.is_empty() => {}
+                Fetch::Peer { peer, source, deadline } => {
+                    fetch.ask_peer(peer, source, deadline, &runs.concat()).await
+                }
+                Fetch::Registry => {
+                    for run in runs {
+                        fetch.read_registry(&run).await;
+                    }
+                }
             }
             fetch.report(Event::Finished { request }).await;
         }
@@ -201,26 +207,29 @@ struct Running {
 }
 
 impl Running {
-    /// Takes over the pieces that are here as part of other blobs, and gives the rest.
-    async fn take_over(&self, pieces: Vec<u32>) -> Vec<u32> {
-        let Target::Blob(blob) = &self.target else { return pieces };
+    /// Takes over the pieces that are here as part of other blobs. Gives the runs that are left between them: a read of the
+    /// registry from the first to the last would bring all that lies between once more.
+    async fn take_over(&self, pieces: Vec<u32>) -> Vec<Vec<u32>> {
+        let Target::Blob(blob) = &self.target else { return vec![pieces] };
         let (looking, store) = (blob.clone(), self.fetcher.store.clone());
         let look =
             move || pieces.into_iter().map(|piece| (piece, looking.elsewhere(&store, piece))).collect::<Vec<_>>();
         let found = tokio::task::spawn_blocking(look)
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let mut rest = Vec::new();
+        let mut runs = vec![Vec::new()];
         for (piece, place) in found {
             let taken_over = match place {
                 Some(place) => self.copy(blob, piece, place).await,
                 None => false,
             };
-            if !taken_over {
-                rest.push(piece);
+            match runs.last_mut() {
+                Some(run) if !taken_over => run.push(piece),
+                _ => runs.push(Vec::new()),
             }
         }
-        rest
+        runs.retain(|run| !run.is_empty());
+        runs
     }
 
     /// Takes over one piece; false when what lies there is something else after all, or encoded otherwise.

@@ -12,9 +12,9 @@
 //! ```
 //!
 //! - **Who decides**: the [`Catalog`], which is pure. This module carries out: it writes down what the catalog decided
-//!   before it counts (see [`directories`]), one decision at a time.
+//!   before it counts (see `directories.rs`), one decision at a time.
 //! - **One mount for each image**, made when the image is pulled and gone when its snapshot is removed. All containers of the
-//!   image share it. [`Mounts`] records mounts and makes them again after a restart; should one be missing all the same, it
+//!   image share it. `Mounts` records mounts and makes them again after a restart; should one be missing all the same, it
 //!   is made when a container needs it.
 //! - **Who removes**: containerd's garbage collection, with `Remove` and `Cleanup`. A lazy image that containers still
 //!   use when it is removed is detached and serves them until they end.

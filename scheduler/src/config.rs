@@ -71,6 +71,9 @@ pub struct Config {
     pub max_wants: usize,
     /// Peers known; more are not used. Default 4,096.
     pub max_peers: usize,
+    /// Connected peers with which no more are looked for: an alternate that is not among them is not dialled. Every
+    /// connection costs an announcement whenever something is new. Default 48.
+    pub enough_peers: usize,
     /// Leases remembered; more are ignored. Default 1,024.
     pub max_leases: usize,
 }
@@ -107,6 +110,7 @@ impl Config {
             ban: Duration::from_secs(600),
             max_wants: 1 << 17,
             max_peers: 4096,
+            enough_peers: 48,
             max_leases: 1024,
         }
     }

@@ -107,7 +107,8 @@ impl Scheduler {
                 blob.learn(slot, item.piece, &Bitfield::full(1), false);
                 self.peers.mark(slot);
             }
-        } else if self.dial(now, peer)
+        } else if self.peers.len() < self.config.enough_peers
+            && self.dial(now, peer)
             && let Some(dial) = self.dials.0.get_mut(&peer)
             && dial.rumours.len() < MAX_RUMOURS
         {

@@ -25,7 +25,7 @@ pub(crate) const TOLERANCE: f64 = 0.01;
 pub(crate) const MAX_HOPS: usize = 6;
 /// Part of a link's rate that is rounding and no excess.
 const ROUNDING: f64 = 1e-9;
-/// Levels computed for each settlement at most, by links that there are; a guard that no test has ever seen used.
+/// Levels computed at most until all is settled, for each link that there is: a guard against a cycle of roundings.
 const MAX_ROUNDS: usize = 1000;
 
 /// Names a link.

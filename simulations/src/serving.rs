@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shoal_proto::{PeerId, Priority};
-use shoal_scheduler::{Item, RequestId, Time, Tracker};
+use shoal_scheduler::{BlobKey, Item, RequestId, Time, Tracker};
 
 use crate::{flows::FlowId, topology::Index};
 
@@ -219,13 +219,7 @@ impl Serving {
     }
 
     /// Ends an answer from which nothing is left; says whether it did.
-    pub(crate) fn end_if_done(
-        &mut self,
-        now: Time,
-        ticket: Ticket,
-        blob: shoal_scheduler::BlobKey,
-        tracker: &mut Tracker,
-    ) {
+    pub(crate) fn end_if_done(&mut self, now: Time, ticket: Ticket, blob: BlobKey, tracker: &mut Tracker) {
         let done = |answer: &Answer| answer.owed == 0 && answer.ready.is_empty() && answer.sending.is_none();
         if self.answers.get(&ticket).is_some_and(done)
             && let Some(answer) = self.answers.remove(&ticket)
@@ -265,8 +259,6 @@ impl Serving {
 
 #[cfg(test)]
 mod tests {
-    use shoal_scheduler::BlobKey;
-
     use super::*;
 
     const BLOB: BlobKey = BlobKey { id: [0; 32], variant: 0 };

@@ -82,3 +82,14 @@ fn a_bootstrap_layer_without_a_reference_says_what_to_do() {
     assert!(refused.message().contains("shoal ctl rpull"), "{}", refused.message());
     assert!(bed.directories().is_empty());
 }
+
+#[test]
+fn a_blob_layer_under_the_name_of_another_layer_is_of_no_use() {
+    let Some(bed) = Bed::start("blob layer of another name") else { return };
+    let labels = [("containerd.io/snapshot.ref", "sha256:x"), ("containerd.io/snapshot/nydus-blob", "true")];
+    let taken = prepare(&bed, "key", "", &labels).expect_err("there is nothing to unpack");
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    let refused = prepare(&bed, "container", "sha256:x", &[]).expect_err("it has no files");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("is a data blob layer"), "{}", refused.message());
+}

@@ -37,8 +37,18 @@ pub(super) struct Key(String);
 impl Key {
     /// For a source layer with this digest, whose tar has the digest `diff_id`.
     pub(super) fn new(layer: ObjectId, diff_id: ObjectId, build: &BuildOptions) -> Self {
-        let BuildOptions { compressor, algorithm, chunk_size, level, batch_size, inline_meta, toc, .. } = build;
-        // Threads and limits decide how, not what is built.
+        // All of them, so that a new one is not forgotten; threads and limits decide how and not what is built.
+        let &BuildOptions {
+            compressor,
+            algorithm,
+            chunk_size,
+            level,
+            batch_size,
+            inline_meta,
+            toc,
+            threads: _,
+            limits: _,
+        } = build;
         let codec = format!("{compressor} {level:?}\n{algorithm:?}\n{chunk_size} {batch_size:?}");
         let text = format!("{VERSION}\n{layer}\n{diff_id}\n{codec}\n{inline_meta} {toc}\n");
         Self(ObjectId::new(Sha256::digest(text).into()).to_string())
