@@ -76,6 +76,14 @@ pub enum PushError {
         /// What is wrong.
         source: ChunkTableError,
     },
+    /// A blob of a kind that is read from files only.
+    #[error("blob {id} is {kind}, of which no image can be pushed")]
+    Kind {
+        /// The blob.
+        id: BlobId,
+        /// What it is.
+        kind: &'static str,
+    },
     /// The image config to start from is no JSON object.
     #[error("the image config is not a JSON object")]
     Config,
@@ -200,6 +208,10 @@ impl Files {
         let bootstrap = Bootstrap::parse(bytes).map_err(|source| PushError::Bootstrap { path: name, source })?;
         let (mut blobs, mut tables) = (Vec::new(), BTreeMap::new());
         for blob in bootstrap.blobs() {
+            let kind = [(blob.meta.is_some(), "a gzip layer"), (blob.is_v5(), "of RAFS v5")];
+            if let Some((_, kind)) = kind.into_iter().find(|(is_it, _)| *is_it) {
+                return Err(PushError::Kind { id: blob.id, kind });
+            }
             let file = blob_dir.join(blob.id.to_string());
             let place = file.display().to_string();
             match fs::metadata(&file) {
@@ -231,8 +243,9 @@ impl Files {
             let place = format!("{source}@sha256:{}", blob.id);
             check_size(blob, found, &place)?;
             let table = blob.chunk_table;
-            // Both were compared with the size of the blob when the bootstrap was read.
-            let range = table.offset..table.offset + table.encoded_size + CI_HEADER;
+            // A table of no chunks was not compared with the size of the blob when the bootstrap was read.
+            let end = table.offset.saturating_add(table.encoded_size).saturating_add(CI_HEADER).min(found);
+            let range = table.offset.min(end)..end;
             let len = range.end - range.start;
             let stored = registry.blob_range(source, blob.id, range).await?.collect(len).await?;
             let file = chunk_table_file_of(&stored, table.offset);
