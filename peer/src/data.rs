@@ -54,6 +54,7 @@ pub use client::{Answer, AnswerError, AnswerStream, RequestError};
 pub use closing::{Closing, Gone};
 pub use endpoint::Transport;
 pub use ledger::Violation;
+pub use link::ConnectionStatus;
 pub use server::{AnswerSender, PeerContext, SendError, Service};
 pub use tls::TlsError;
 
@@ -212,33 +213,6 @@ pub enum PeerEvent {
     },
 }
 
-/// A connection, for people to look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConnectionStatus {
-    /// Who is at the other end.
-    pub peer: PeerId,
-    /// As what it was let in.
-    pub admitted: Admitted,
-    /// Its name in logs.
-    pub name: String,
-    /// Where it is.
-    pub address: SocketAddr,
-    /// What carries it: `quic` or `tcp`.
-    pub transport: &'static str,
-    /// Whether this node dialled.
-    pub dialled: bool,
-    /// How long it has been up.
-    pub age: Duration,
-    /// Round trip time.
-    pub rtt: Duration,
-    /// Piece and object bytes received.
-    pub received_bytes: u64,
-    /// Piece and object bytes sent.
-    pub sent_bytes: u64,
-    /// Requests under way, both ways.
-    pub requests: usize,
-}
-
 /// A running data plane. Cheap to clone; when the last clone is dropped it stops.
 #[derive(Clone)]
 pub struct DataPlane(Arc<Handle>);
@@ -385,7 +359,7 @@ impl DataPlane {
 
     /// All connections, in the order of the peers' ids.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
-        let mut all: Vec<_> = self.shared().table().links().map(|(_, entry)| status(entry)).collect();
+        let mut all: Vec<_> = self.shared().table().links().map(|(_, entry)| ConnectionStatus::of(entry)).collect();
         all.sort_by_key(|status| status.peer);
         all
     }
@@ -413,24 +387,6 @@ impl DataPlane {
 impl fmt::Debug for DataPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DataPlane").field("address", &self.local_address()).finish_non_exhaustive()
-    }
-}
-
-fn status(entry: &Entry<Arc<Link>>) -> ConnectionStatus {
-    let link = &entry.link;
-    let (received_bytes, sent_bytes) = link.traffic();
-    ConnectionStatus {
-        peer: link.peer(),
-        admitted: link.admitted().clone(),
-        name: link.hello().name.clone(),
-        address: link.wire().remote_address(),
-        transport: link.wire().transport(),
-        dialled: entry.dialled,
-        age: entry.since.elapsed(),
-        rtt: link.wire().rtt(),
-        received_bytes,
-        sent_bytes,
-        requests: link.uses(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One connection to an admitted peer, as all its tasks share it.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     Closing,
     slots::{Budget, Slot, Slots},
+    table::Entry,
     wire::Wire,
 };
 use crate::membership::Admitted;
@@ -146,6 +148,53 @@ impl Link {
     /// Closes the connection, which ends everything on it at both ends. Does nothing to one that has ended.
     pub(super) fn close(&self, why: Closing, detail: &str) {
         self.wire.close(why, detail);
+    }
+}
+
+/// A connection, for people to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionStatus {
+    /// Who is at the other end.
+    pub peer: PeerId,
+    /// As what it was let in.
+    pub admitted: Admitted,
+    /// Its name in logs.
+    pub name: String,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// What carries it: `quic` or `tcp`.
+    pub transport: &'static str,
+    /// Whether this node dialled.
+    pub dialled: bool,
+    /// How long it has been up.
+    pub age: Duration,
+    /// Round trip time.
+    pub rtt: Duration,
+    /// Piece and object bytes received.
+    pub received_bytes: u64,
+    /// Piece and object bytes sent.
+    pub sent_bytes: u64,
+    /// Requests under way, both ways.
+    pub requests: usize,
+}
+
+impl ConnectionStatus {
+    pub(super) fn of(entry: &Entry<Arc<Link>>) -> Self {
+        let link = &entry.link;
+        let (received_bytes, sent_bytes) = link.traffic();
+        Self {
+            peer: link.peer(),
+            admitted: link.admitted().clone(),
+            name: link.hello().name.clone(),
+            address: link.wire().remote_address(),
+            transport: link.wire().transport(),
+            dialled: entry.dialled,
+            age: entry.since.elapsed(),
+            rtt: link.wire().rtt(),
+            received_bytes,
+            sent_bytes,
+            requests: link.uses(),
+        }
     }
 }
 
