@@ -89,6 +89,13 @@ impl Shared {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Says at once that a request is over; ends the connection if the peer has not read that of thousands.
+    fn push_now(&self, urgency: Urgency, header: Bytes) {
+        if !self.outbox.push_now(urgency, header) {
+            self.end(Gone::Ours { why: Closing::Violation, detail: "it does not read".into() });
+        }
+    }
+
     /// Ends the connection; the first reason counts.
     fn end(&self, why: Gone) {
         if self.gone.set(why).is_ok() {
@@ -180,10 +187,12 @@ impl Connection {
         let header = encode(&Message::Request(request))?;
         let gone = || WriteFailed::Gone(shared.gone());
         let open = shared.open.clone().acquire_owned().await.map_err(|_| gone())?;
+        let room = shared.outbox.room(Urgency::OnDemand, header.len()).await.ok_or_else(gone)?;
+        // From here on it is open, and is cancelled when it is dropped. No wait in between: what is open was sent, or it would
+        // stay open for ever.
         let frames = shared.streams().ask(id, limits, open).ok_or_else(gone)?;
-        // From here on it is open, and is cancelled when it is dropped.
-        let reader = self.reader(frames, Some(id));
-        if shared.outbox.push(Urgency::OnDemand, header, Bytes::new()).await { Ok(reader) } else { Err(gone()) }
+        shared.outbox.push_into(room, Urgency::OnDemand, header, Bytes::new());
+        Ok(self.reader(frames, Some(id)))
     }
 
     fn reader(&self, frames: Frames, asked: Option<u64>) -> FrameReader {
@@ -232,10 +241,9 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let Some(request) = self.asked else { return };
-        if self.shared.streams().cancel(request)
-            && let Ok(header) = encode(&Message::Cancel { request })
-        {
-            self.shared.outbox.push_now(Urgency::OnDemand, header);
+        let tell = self.shared.streams().cancel(request);
+        if tell && let Ok(header) = encode(&Message::Cancel { request }) {
+            self.shared.push_now(Urgency::OnDemand, header);
         }
     }
 }
@@ -286,7 +294,7 @@ impl Writer {
         if let Some(request) = serves
             && let Ok(header) = encode(&Message::End { request, status })
         {
-            self.shared.outbox.push_now(self.urgency, header);
+            self.shared.push_now(self.urgency, header);
         }
     }
 

@@ -6,23 +6,30 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
+use shoal_proto::MAX_OPEN;
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::data::frames::Urgency;
 
 /// Bytes that wait in one lane.
 const ROOM: usize = 512 << 10;
+/// Small frames without room that wait in all lanes: twice as many as requests can be open both ways.
+const MAX_SMALL: usize = 4 * MAX_OPEN;
 
 /// A frame on its way out.
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) header: Bytes,
     pub(super) payload: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    /// Given back when the frame has been sent.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -46,6 +53,8 @@ pub(super) type Turn = OwnedMutexGuard<()>;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     lanes: [Lane; 3],
+    /// Frames without room.
+    small: AtomicUsize,
     filled: Notify,
 }
 
@@ -54,17 +63,32 @@ impl Outbox {
         &self.lanes[urgency as usize]
     }
 
+    /// Waits for room for a frame of this many bytes; `None` when the outbox is closed.
+    pub(super) async fn room(&self, urgency: Urgency, length: usize) -> Option<OwnedSemaphorePermit> {
+        self.lane(urgency).room.clone().acquire_many_owned(length.min(ROOM) as u32).await.ok()
+    }
+
     /// Queues a frame when there is room for it; false when the outbox is closed. Nothing is queued if it is dropped.
     pub(super) async fn push(&self, urgency: Urgency, header: Bytes, payload: Bytes) -> bool {
-        let length = (header.len() + payload.len()).min(ROOM) as u32;
-        let Ok(room) = self.lane(urgency).room.clone().acquire_many_owned(length).await else { return false };
-        self.queue(urgency, Queued { header, payload, _room: Some(room) });
+        let Some(room) = self.room(urgency, header.len() + payload.len()).await else { return false };
+        self.push_into(room, urgency, header, payload);
         true
     }
 
-    /// Queues a small frame, room or not. Only for what follows from something that is bounded itself.
-    pub(super) fn push_now(&self, urgency: Urgency, header: Bytes) {
-        self.queue(urgency, Queued { header, payload: Bytes::new(), _room: None });
+    /// Queues a frame in the room that it was given.
+    pub(super) fn push_into(&self, room: OwnedSemaphorePermit, urgency: Urgency, header: Bytes, payload: Bytes) {
+        self.queue(urgency, Queued { header, payload, room: Some(room) });
+    }
+
+    /// Queues a small frame, room or not, for what must not wait: that a request is over. False when so many wait that the
+    /// peer cannot be reading.
+    #[must_use]
+    pub(super) fn push_now(&self, urgency: Urgency, header: Bytes) -> bool {
+        if self.small.fetch_add(1, Relaxed) >= MAX_SMALL {
+            return false;
+        }
+        self.queue(urgency, Queued { header, payload: Bytes::new(), room: None });
+        true
     }
 
     fn queue(&self, urgency: Urgency, frame: Queued) {
@@ -80,7 +104,11 @@ impl Outbox {
     /// The most urgent frame, if there is any.
     pub(super) fn pop(&self) -> Option<Queued> {
         let mut lanes = self.lanes.iter().rev();
-        lanes.find_map(|lane| lane.frames.lock().unwrap_or_else(PoisonError::into_inner).pop_front())
+        let frame = lanes.find_map(|lane| lane.frames.lock().unwrap_or_else(PoisonError::into_inner).pop_front())?;
+        if frame.room.is_none() {
+            self.small.fetch_sub(1, Relaxed);
+        }
+        Some(frame)
     }
 
     /// Whether nothing waits to be sent.
@@ -147,6 +175,17 @@ mod tests {
         outbox.close();
         assert_eq!(push(Urgency::Notice, 1), Some(false));
         assert!(outbox.pop().is_none());
+    }
+
+    #[test]
+    fn what_must_not_wait_is_bounded_too() {
+        let outbox = Outbox::default();
+        (0..MAX_SMALL).for_each(|_| assert!(outbox.push_now(Urgency::Bulk, Bytes::new())));
+        assert!(!outbox.push_now(Urgency::OnDemand, Bytes::new()));
+        let other = Outbox::default();
+        (0..2 * MAX_SMALL).for_each(|_| {
+            assert!(other.push_now(Urgency::Bulk, Bytes::new()) && other.pop().is_some());
+        });
     }
 
     #[test]
