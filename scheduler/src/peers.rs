@@ -54,16 +54,23 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Whether it can take a piece of this priority now.
+    /// How many more pieces of this priority it can take now.
     pub(crate) fn room(&self, now: Time, priority: Priority, config: &Config) -> u32 {
         if self.suspect || self.closed_until > now {
             return 0;
         }
+        let window = self.window(priority, config);
+        match priority {
+            Priority::OnDemand => window,
+            Priority::Prefetch => window.min((self.allowance / QUARTERS).max(1).saturating_sub(self.in_flight)),
+        }
+    }
+
+    /// The same as far as its window goes, whatever it refused of late.
+    pub(crate) fn window(&self, priority: Priority, config: &Config) -> u32 {
         let limit = match priority {
             Priority::OnDemand => config.peer_window,
-            Priority::Prefetch => {
-                config.peer_window.saturating_sub(config.peer_reserve).min(self.allowance / QUARTERS).max(1)
-            }
+            Priority::Prefetch => config.peer_window.saturating_sub(config.peer_reserve),
         };
         limit.max(1).saturating_sub(self.in_flight)
     }

@@ -27,6 +27,10 @@ const PICKS: u32 = 8;
 /// Pieces looked at for joining one registry read.
 const MAX_LOOK: u32 = 256;
 
+/// Small pieces are asked for together up to this many bytes, as if they were one: one at a time, each would cost its home a
+/// read of the registry with all its headers.
+const SMALL_RUN: u64 = 64 << 10;
+
 impl Scheduler {
     /// Finds sources for everything that can have one now.
     pub(crate) fn pump(&mut self, now: Time) {
@@ -201,13 +205,15 @@ impl Scheduler {
     fn ask(&mut self, now: Time, slot: Slot, item: Item, source: bool) {
         let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.get(&item)) else { return };
         let (id, priority) = (peer.id, flight.priority());
-        let room = peer.room(now, priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
+        let room = peer.room(now, priority, &self.config).max(1) as usize;
+        let most = peer.window(priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
         let mut pieces = vec![item.piece];
         let mut bytes = self.bytes(item.blob, &pieces);
-        for piece in (item.piece + 1..).take(room as usize - 1) {
+        for piece in (item.piece + 1..).take(most as usize - 1) {
             let longer = bytes + self.bytes(item.blob, &[piece]);
             let joins = self.joins(slot, id, Item { piece, ..item }, priority, source);
-            if !joins || longer > self.config.run_bytes {
+            let enough = pieces.len() >= room && longer > SMALL_RUN;
+            if !joins || enough || longer > self.config.run_bytes {
                 break;
             }
             pieces.push(piece);

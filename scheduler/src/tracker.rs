@@ -21,7 +21,9 @@ pub struct TrackerConfig {
     /// Pieces being sent up to which everyone is served at least. Default 8.
     pub relaxed: u32,
     /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
-    /// much because it is fast should not send half of it away. Default 250 ms.
+    /// much because it is fast need not send half of it away. Default none: it counts pieces, and where they are small a
+    /// home that refuses nobody reads the registry piece by piece instead of in ranges (28,000 requests for 46,000 files
+    /// where 11,000 do, 1.17 x the image with their headers where 1.05 x does).
     pub backlog: Duration,
     /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many; as
     /// many times more as `backlog` raises `relaxed`. Default 32.
@@ -40,7 +42,7 @@ impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
             relaxed: 8,
-            backlog: Duration::from_millis(250),
+            backlog: Duration::ZERO,
             uploads: 32,
             memory: Duration::from_secs(30),
             alternates: 4,
