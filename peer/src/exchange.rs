@@ -1,7 +1,7 @@
 //! Who has what: interest, bitfields and peer exchange between neighbours, and what the control plane says of nodes.
 //!
 //! Whoever reads an image tells every neighbour that it is interested in its blobs, and hears from then on what they can
-//! serve: at once all of it, later what is new, at most every [`HAVE_INTERVAL`]. With the first answer come contacts of
+//! serve: at once all of it, later what is new, as often as [`announce_interval`] says. With the first answer come contacts of
 //! others that are interested, so that neighbours are found without asking the DHT. No decision about pieces is made
 //! here; the scheduler hears everything.
 
@@ -13,7 +13,7 @@ use std::{
 
 use libp2p::Multiaddr;
 use shoal_proto::{Bitfield, BlobId, Contact, Have, MAX_CONTACTS, MAX_WIRE_PIECES, Message, ObjectId, PeerId, Role};
-use shoal_scheduler::Event;
+use shoal_scheduler::{Event, Time, announce_interval};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -24,8 +24,8 @@ use crate::{
     images::{Image, ImageBlob, Images},
 };
 
-/// Shortest time between two announcements of new pieces.
-const HAVE_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is looked for news.
+const TICK: Duration = Duration::from_millis(100);
 /// Neighbours that a node looks for by itself, without a reason such as a home or a shared image.
 const FEW_NEIGHBOURS: usize = 8;
 /// Most neighbours that peer exchange leads to.
@@ -66,9 +66,15 @@ struct State {
     /// Who wants to hear about which blob.
     interested: BTreeMap<Topic, BTreeSet<PeerId>>,
     /// What they were told.
-    told: BTreeMap<Topic, Bitfield>,
+    told: BTreeMap<Topic, Told>,
     /// Blobs with a provider record of ours.
     announced: BTreeSet<BlobId>,
+}
+
+/// What the neighbours know of a blob here, and since when.
+struct Told {
+    pieces: Bitfield,
+    at: Time,
 }
 
 impl Exchange {
@@ -78,7 +84,7 @@ impl Exchange {
 
     /// Runs until both planes have ended.
     pub(crate) async fn run(self, mut peers: mpsc::Receiver<PeerEvent>, mut control: mpsc::Receiver<ControlEvent>) {
-        let mut tick = tokio::time::interval(HAVE_INTERVAL);
+        let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -218,7 +224,8 @@ impl Exchange {
             for have in windows(topic, &present, true) {
                 self.notify(peer, Message::Have(have));
             }
-            self.lock().told.entry(topic).or_insert(present);
+            let at = self.parts.clock.now();
+            self.lock().told.entry(topic).or_insert(Told { pieces: present, at });
         }
         let contacts =
             others.into_iter().map(|peer| Contact { peer, addresses: self.parts.contacts.addresses(peer) });
@@ -237,15 +244,7 @@ impl Exchange {
         };
         for (topic, peers) in topics {
             let Some(blob) = self.blob(topic) else { continue };
-            let present = blob.handle.present();
-            let told = self.lock().told.insert(topic, present.clone());
-            let mut news = present;
-            if let Some(told) = told {
-                news.subtract(&told);
-            }
-            if news.is_empty() {
-                continue;
-            }
+            let Some(news) = self.news(topic, blob.handle.present(), peers.len()) else { continue };
             for have in windows(topic, &news, false) {
                 for &peer in &peers {
                     self.notify(peer, Message::Have(have.clone()));
@@ -253,6 +252,21 @@ impl Exchange {
             }
             self.announce(&blob).await;
         }
+    }
+
+    /// What of `present` so many listeners have yet to hear, once it is time to tell them; it then counts as told.
+    fn news(&self, topic: Topic, present: Bitfield, listeners: usize) -> Option<Bitfield> {
+        let now = self.parts.clock.now();
+        let mut state = self.lock();
+        let told = state.told.get(&topic);
+        let mut news = present.clone();
+        told.into_iter().for_each(|told| news.subtract(&told.pieces));
+        let pause = announce_interval(news.count(), news.len(), listeners);
+        if news.is_empty() || told.is_some_and(|told| now < told.at + pause) {
+            return None;
+        }
+        state.told.insert(topic, Told { pieces: present, at: now });
+        Some(news)
     }
 
     /// Seed peers, and nodes that hold half of a blob, are worth a provider record.

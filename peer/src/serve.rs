@@ -28,6 +28,8 @@ use crate::{
 const REGISTRY_ETA: Duration = Duration::from_secs(1);
 /// How often it is told: an asker that hears nothing for half a second begins to look elsewhere.
 const PENDING_INTERVAL: Duration = Duration::from_millis(400);
+/// What an object, or a piece of an image that is not loaded yet, counts as: a chunk of the usual size.
+const UNKNOWN_SIZE: u64 = 1 << 20;
 
 /// The data plane's service.
 #[derive(Debug, Clone)]
@@ -63,15 +65,15 @@ impl From<SendError> for Gone {
     }
 }
 
-/// Counts the pieces of an answer as being sent until it is dropped.
+/// Counts the bytes of an answer as being sent until it is dropped.
 struct Upload<'a> {
     tracker: &'a Mutex<Tracker>,
-    pieces: usize,
+    bytes: u64,
 }
 
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
-        lock(self.tracker).ended(self.pieces);
+        lock(self.tracker).ended(self.bytes);
     }
 }
 
@@ -81,24 +83,34 @@ fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
 
 impl Server {
     async fn admit(&self, peer: PeerId, request: Request, answers: AnswerSender) -> Result<(), Gone> {
-        let (blob, pieces) = match &request.what {
-            Asked::Object { id, .. } => (BlobKey::from(*id), vec![0]),
-            Asked::Pieces { blob, first, fingerprints, .. } => {
-                (BlobKey::from(*blob), (*first..).take(fingerprints.len()).collect())
-            }
-        };
-        let admission = lock(&self.tracker).admit(self.clock.now(), peer, blob, &pieces, request.priority);
+        let (first, sizes) = self.sizes(&request.what);
+        let bytes = sizes.iter().sum();
+        let admission = lock(&self.tracker).admit(self.clock.now(), peer, first, bytes, request.priority);
         if let Admission::Busy { retry_after, alternates } = admission {
             let contact = |peer| Contact { peer, addresses: self.contacts.addresses(peer) };
             return Ok(answers.busy(retry_after, alternates.into_iter().map(contact).collect()).await?);
         }
-        let _upload = Upload { tracker: &self.tracker, pieces: pieces.len() };
+        let _upload = Upload { tracker: &self.tracker, bytes };
         self.answer(request, answers).await?;
         let mut tracker = lock(&self.tracker);
-        for piece in pieces {
-            tracker.sent(self.clock.now(), peer, Item { blob, piece });
+        for (piece, bytes) in (first.piece..).zip(sizes) {
+            tracker.sent(self.clock.now(), peer, Item { piece, ..first }, bytes);
         }
         Ok(())
+    }
+
+    /// The first piece that is asked for, and the encoded bytes of each from there on, as the asker's image states them.
+    fn sizes(&self, what: &Asked) -> (Item, Vec<u64>) {
+        match what {
+            Asked::Object { id, .. } => (Item { blob: BlobKey::from(*id), piece: 0 }, vec![UNKNOWN_SIZE]),
+            Asked::Pieces { bootstrap, blob: id, first, fingerprints } => {
+                let image = self.images.loaded(*bootstrap);
+                let blob = image.as_ref().and_then(|image| image.blobs.iter().find(|blob| blob.table.blob() == *id));
+                let size = |piece| blob.map_or(UNKNOWN_SIZE, |blob| blob.encoded_len(piece) as u64);
+                let sizes = (*first..).take(fingerprints.len()).map(size).collect();
+                (Item { blob: BlobKey::from(*id), piece: *first }, sizes)
+            }
+        }
     }
 
     async fn answer(&self, request: Request, mut answers: AnswerSender) -> Result<(), Gone> {

@@ -38,6 +38,10 @@ pub struct Config {
     pub max_join: u64,
     /// Unwanted bytes between two pieces that are still worth reading for one request less. Default 64 KiB.
     pub max_gap: u64,
+    /// Encoded bytes that a home reads at least when it reads the registry: what lies behind a piece that one node asks for
+    /// is what it, or another, asks for next, and each request would cost the registry as much as tens of kilobytes.
+    /// Default 1 MiB.
+    pub read_ahead: u64,
     /// Encoded bytes of a stripe; every node of a zone must have the same. Default 16 MiB.
     pub stripe: u64,
 
@@ -96,6 +100,7 @@ impl Config {
             registry_reserve: 2,
             max_join: 8 << 20,
             max_gap: 64 << 10,
+            read_ahead: 1 << 20,
             stripe: 16 << 20,
             progress: Duration::from_millis(500),
             prefetch_progress: Duration::from_secs(2),

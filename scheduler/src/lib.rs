@@ -23,8 +23,10 @@
 //! - Nobody is asked again for what it said it does not have, until it announces it; nobody is asked who is banned.
 //! - Everything is bounded: see [`Config`]. The same seed and events give the same actions.
 //!
-//! The other half of a node, whom to serve and whom to send on, is the [`Tracker`].
+//! The other half of a node, whom to serve and whom to send on, is the [`Tracker`]; how often it tells its neighbours what
+//! is new, [`announce_interval`].
 
+mod announce;
 mod answers;
 mod blobs;
 mod config;
@@ -41,6 +43,7 @@ mod time;
 mod timer;
 mod tracker;
 
+pub use announce::announce_interval;
 pub use config::Config;
 pub use event::{
     Action, BanReason, BlobKey, Event, Failure, Item, Origin, RequestId, Source, WantError, WantFailure, WantId, Why,

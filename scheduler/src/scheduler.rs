@@ -294,6 +294,12 @@ impl Scheduler {
         }
     }
 
+    /// Sees to it that whoever comes to want the piece waits for the request that is about to bring it.
+    pub(crate) fn foresee(&mut self, item: Item, priority: Priority) {
+        let rank = Rank::new(item, priority, self.arrivals, self.salt);
+        self.flights.entry(item).or_insert_with(|| Box::new(Flight::new(rank)));
+    }
+
     fn raise(&mut self, item: Item, rank: Rank) {
         let Some(flight) = self.flights.get_mut(&item) else { return };
         let (old, gate, seeking) = (flight.rank, flight.gate.take(), flight.seeking);

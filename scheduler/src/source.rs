@@ -24,8 +24,8 @@ const MAX_RUN: usize = shoal_proto::MAX_RUN;
 const HOPELESS: u32 = 4;
 /// Pieces picked at random, of which the rarest is prefetched.
 const PICKS: u32 = 8;
-/// Pieces looked at for joining one registry read.
-const MAX_LOOK: u32 = 256;
+/// Most pieces of one registry read.
+const MAX_JOINED: usize = 256;
 
 /// Small pieces are asked for together up to this many bytes, as if they were one: one at a time, each would cost its home a
 /// read of the registry with all its headers.
@@ -276,29 +276,39 @@ impl Scheduler {
 
     fn read_registry(&mut self, now: Time, item: Item, priority: Priority) {
         let Some((pieces, range)) = self.join_read(item, priority) else { return self.settle(item) };
+        pieces.iter().for_each(|&piece| self.foresee(Item { piece, ..item }, priority));
         let (request, deadline) = self.open(now, item.blob, &pieces, Source::Registry, priority);
         self.actions.push_back(Action::BackToSource { request, blob: item.blob, pieces, range, priority, deadline });
     }
 
-    /// The pieces after `item` that wait for the registry too and lie close behind each other.
+    /// What one read of the registry brings: the pieces from `item` on that wait for it too and lie close behind each other
+    /// with what lies between them, and for the sake of others what comes next in the stripe.
     fn join_read(&self, item: Item, priority: Priority) -> Option<(Vec<u32>, Range<u64>)> {
-        let blob = self.blobs.get(&item.blob)?;
+        let (blob, flight) = (self.blobs.get(&item.blob)?, self.flights.get(&item)?);
         let mut range = blob.extent(item.piece)?.clone();
-        let mut pieces = vec![item.piece];
-        let last = item.piece.saturating_add(MAX_LOOK).min(blob.len());
-        for piece in item.piece + 1..last {
+        let stripe_bytes = self.config.stripe.max(1);
+        let stripe_end = (range.start / stripe_bytes + 1).saturating_mul(stripe_bytes);
+        let ahead = if flight.for_peer { self.config.read_ahead } else { 0 };
+        let ahead_end = range.start.saturating_add(ahead).min(stripe_end);
+        let (mut pieces, mut between) = (vec![item.piece], Vec::new());
+        for piece in (item.piece + 1..blob.len()).take(MAX_JOINED - 1) {
             let Some(next) = blob.extent(piece) else { continue };
             let joins = next.start >= range.end
                 && next.start - range.end <= self.config.max_gap
-                && next.end - range.start <= self.config.max_join
-                && pieces.len() < MAX_RUN;
+                && next.end - range.start <= self.config.max_join;
             if !joins {
                 break;
             }
-            let waits = |flight: &Flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority;
-            if self.flights.get(&Item { piece, ..item }).is_some_and(|flight| waits(flight)) {
+            let flight = self.flights.get(&Item { piece, ..item });
+            let waits =
+                flight.is_some_and(|flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority);
+            let lacking = flight.is_none() && !blob.present.contains(piece) && blob.holders(piece) == 0;
+            if waits || lacking && next.end <= ahead_end {
+                pieces.append(&mut between);
                 pieces.push(piece);
                 range.end = next.end;
+            } else if lacking {
+                between.push(piece);
             }
         }
         Some((pieces, range))

@@ -13,21 +13,19 @@ use std::{
 
 use shoal_proto::{PeerId, Priority};
 
-use crate::{BlobKey, Item, Time};
+use crate::{Item, Time};
 
 /// The limits of a [`Tracker`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackerConfig {
-    /// Pieces being sent up to which everyone is served at least. Default 8.
-    pub relaxed: u32,
+    /// Encoded bytes being sent up to which everyone is served at least. Default 2 MiB.
+    pub relaxed: u64,
     /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
-    /// much because it is fast need not send half of it away. Default none: it counts pieces, and where they are small a
-    /// home that refuses nobody reads the registry piece by piece instead of in ranges (28,000 requests for 46,000 files
-    /// where 11,000 do, 1.17 x the image with their headers where 1.05 x does).
+    /// much because it is fast need not send half of it away. Default 250 ms.
     pub backlog: Duration,
-    /// Pieces being sent beyond which prefetch is refused even without an alternate, and on-demand at twice as many; as
-    /// many times more as `backlog` raises `relaxed`. Default 32.
-    pub uploads: u32,
+    /// How many times what everyone is served up to may be on its way before prefetch is refused even without an
+    /// alternate; on-demand at twice as many. Default 4.
+    pub ceiling: u64,
     /// How long who received a piece is believed to have it. Default 30 s.
     pub memory: Duration,
     /// Alternates named in one answer. Default 4.
@@ -41,9 +39,9 @@ pub struct TrackerConfig {
 impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
-            relaxed: 8,
-            backlog: Duration::ZERO,
-            uploads: 32,
+            relaxed: 2 << 20,
+            backlog: Duration::from_millis(250),
+            ceiling: 4,
             memory: Duration::from_secs(30),
             alternates: 4,
             retry_after: Duration::from_millis(100),
@@ -84,11 +82,12 @@ const MAX_RECEIVERS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Tracker {
     config: TrackerConfig,
-    uploads: u32,
-    /// Pieces sent since `since`.
-    sent: u32,
+    /// Encoded bytes admitted and not ended.
+    uploads: u64,
+    /// Bytes sent since `since`.
+    sent: u64,
     since: Time,
-    pieces_per_s: u32,
+    bytes_per_s: u64,
     receivers: BTreeMap<Item, VecDeque<Receiver>>,
     /// The items of `receivers`, oldest first.
     order: VecDeque<Item>,
@@ -100,46 +99,43 @@ impl Tracker {
         Self { config, ..Self::default() }
     }
 
-    /// Whether to serve `pieces` of `blob` to `peer`. [`Admission::Serve`] counts them as being sent until
-    /// [`ended`](Self::ended).
-    pub fn admit(&mut self, now: Time, peer: PeerId, blob: BlobKey, pieces: &[u32], priority: Priority) -> Admission {
+    /// Whether to serve `peer` a run of pieces that begins with `first` and has so many encoded bytes.
+    /// [`Admission::Serve`] counts them as being sent until [`ended`](Self::ended).
+    pub fn admit(&mut self, now: Time, peer: PeerId, first: Item, bytes: u64, priority: Priority) -> Admission {
         let relaxed = self.relaxed();
-        let uploads =
-            self.config.uploads.saturating_mul(relaxed / self.config.relaxed.max(1)).max(self.config.uploads);
-        let hard = match priority {
-            Priority::Prefetch => uploads,
-            Priority::OnDemand => uploads.saturating_mul(2),
-        };
-        let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, blob, pieces) };
-        if alternates.is_empty() && self.uploads < hard.max(1) {
-            self.uploads += pieces.len() as u32;
+        let ceiling = relaxed.saturating_mul(match priority {
+            Priority::Prefetch => self.config.ceiling,
+            Priority::OnDemand => self.config.ceiling.saturating_mul(2),
+        });
+        let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, first) };
+        if alternates.is_empty() && self.uploads < ceiling.max(1) {
+            self.uploads = self.uploads.saturating_add(bytes);
             return Admission::Serve;
         }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
     }
 
-    /// Pieces being sent up to which everyone is served, at the rate of late.
-    fn relaxed(&self) -> u32 {
-        let millis = u32::try_from(self.config.backlog.as_millis()).unwrap_or(u32::MAX);
-        self.config.relaxed.max(self.pieces_per_s.saturating_mul(millis) / 1000)
+    /// Bytes being sent up to which everyone is served, at the rate of late.
+    fn relaxed(&self) -> u64 {
+        let millis = u64::try_from(self.config.backlog.as_millis()).unwrap_or(u64::MAX);
+        self.config.relaxed.max(self.bytes_per_s.saturating_mul(millis) / 1000)
     }
 
-    /// One more piece was sent: the rate is taken over samples, half of it from the last one.
-    fn count(&mut self, now: Time) {
-        self.sent += 1;
+    /// More was sent: the rate is taken over samples, half of it from the last one.
+    fn count(&mut self, now: Time, bytes: u64) {
+        self.sent = self.sent.saturating_add(bytes);
         let elapsed = now.since(self.since);
         if elapsed >= SAMPLE {
             let rate = u128::from(self.sent) * 1_000_000_000 / elapsed.as_nanos();
-            self.pieces_per_s = self.pieces_per_s / 2 + u32::try_from(rate / 2).unwrap_or(u32::MAX / 2);
+            self.bytes_per_s = self.bytes_per_s / 2 + u64::try_from(rate / 2).unwrap_or(u64::MAX / 2);
             (self.sent, self.since) = (0, now);
         }
     }
 
-    /// Peers that received the first of these pieces, the least named first. The others of a run were mostly sent
-    /// with it, and who lacks one says so.
-    fn name(&mut self, now: Time, asker: PeerId, blob: BlobKey, pieces: &[u32]) -> Vec<PeerId> {
-        let Some(&piece) = pieces.first() else { return Vec::new() };
-        let Some(receivers) = self.receivers.get_mut(&Item { blob, piece }) else { return Vec::new() };
+    /// Peers that received the first piece of a run, the least named first. The others were mostly sent with it, and who
+    /// lacks one says so.
+    fn name(&mut self, now: Time, asker: PeerId, first: Item) -> Vec<PeerId> {
+        let Some(receivers) = self.receivers.get_mut(&first) else { return Vec::new() };
         receivers.retain(|receiver| now.since(receiver.at) < self.config.memory);
         let mut found: Vec<_> = receivers.iter_mut().filter(|receiver| receiver.peer != asker).collect();
         found.sort_by_key(|receiver| (receiver.named, receiver.peer));
@@ -152,9 +148,9 @@ impl Tracker {
             .collect()
     }
 
-    /// The last byte of a piece went to `peer`.
-    pub fn sent(&mut self, now: Time, peer: PeerId, item: Item) {
-        self.count(now);
+    /// The last of a piece's so many encoded bytes went to `peer`.
+    pub fn sent(&mut self, now: Time, peer: PeerId, item: Item, bytes: u64) {
+        self.count(now, bytes);
         if !self.receivers.contains_key(&item) {
             self.order.push_back(item);
             if self.order.len() > self.config.max_items.max(1)
@@ -172,9 +168,9 @@ impl Tracker {
         receivers.push_back(Receiver { peer, at: now, named: 0 });
     }
 
-    /// A request that was admitted with so many pieces is over, however it went.
-    pub fn ended(&mut self, pieces: usize) {
-        self.uploads = self.uploads.saturating_sub(pieces as u32);
+    /// A request that was admitted with so many bytes is over, however it went.
+    pub fn ended(&mut self, bytes: u64) {
+        self.uploads = self.uploads.saturating_sub(bytes);
     }
 
     /// The peer is gone and is not named any more.
@@ -182,8 +178,8 @@ impl Tracker {
         self.receivers.values_mut().for_each(|receivers| receivers.retain(|receiver| receiver.peer != peer));
     }
 
-    /// Pieces being sent.
-    pub fn uploads(&self) -> u32 {
+    /// Encoded bytes being sent.
+    pub fn uploads(&self) -> u64 {
         self.uploads
     }
 }
@@ -191,6 +187,7 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BlobKey;
 
     fn peer(n: u8) -> PeerId {
         PeerId::new([n; 32])
@@ -198,10 +195,15 @@ mod tests {
 
     const BLOB: BlobKey = BlobKey { id: [0; 32], variant: 0 };
 
+    fn item(piece: u32) -> Item {
+        Item { blob: BLOB, piece }
+    }
+
+    /// Serves one piece of 10 bytes to everyone.
     fn tracker() -> Tracker {
         Tracker::new(TrackerConfig {
-            relaxed: 1,
-            uploads: 3,
+            relaxed: 10,
+            ceiling: 3,
             alternates: 1,
             max_items: 2,
             ..TrackerConfig::default()
@@ -211,9 +213,9 @@ mod tests {
     #[test]
     fn an_idle_peer_serves_and_a_busy_one_names_who_received_the_piece() {
         let mut tracker = tracker();
-        let admit = |tracker: &mut Tracker, n| tracker.admit(Time::ZERO, peer(n), BLOB, &[7], Priority::Prefetch);
-        tracker.sent(Time::ZERO, peer(1), Item { blob: BLOB, piece: 7 });
-        tracker.sent(Time::ZERO, peer(2), Item { blob: BLOB, piece: 7 });
+        let admit = |tracker: &mut Tracker, n| tracker.admit(Time::ZERO, peer(n), item(7), 10, Priority::Prefetch);
+        tracker.sent(Time::ZERO, peer(1), item(7), 10);
+        tracker.sent(Time::ZERO, peer(2), item(7), 10);
         assert_eq!(admit(&mut tracker, 3), Admission::Serve);
         let named = |admission| match admission {
             Admission::Busy { alternates, .. } => alternates,
@@ -224,27 +226,40 @@ mod tests {
         assert_eq!(named(admit(&mut tracker, 1)), [peer(2)], "not the asker itself");
         tracker.forget(peer(2));
         assert_eq!(admit(&mut tracker, 1), Admission::Serve);
-        tracker.ended(1);
-        assert_eq!(tracker.uploads(), 1);
+        tracker.ended(10);
+        assert_eq!(tracker.uploads(), 10);
     }
 
     #[test]
     fn limits_hold_with_room_for_on_demand() {
         let mut tracker = tracker();
-        let mut serves = |priority| tracker.admit(Time::ZERO, peer(1), BLOB, &[1], priority) == Admission::Serve;
+        let mut serves = |priority| tracker.admit(Time::ZERO, peer(1), item(1), 10, priority) == Admission::Serve;
         assert_eq!([(); 4].map(|()| serves(Priority::Prefetch)), [true, true, true, false]);
         assert_eq!([(); 4].map(|()| serves(Priority::OnDemand)), [true, true, true, false]);
+    }
+
+    #[test]
+    fn who_sends_fast_serves_more_before_it_names_others() {
+        let mut tracker = tracker();
+        for round in 1..20 {
+            // 1,000 bytes per second.
+            tracker.sent(Time::ZERO + SAMPLE * round, peer(1), item(7), 100);
+        }
+        let now = Time::ZERO + SAMPLE * 20;
+        let served =
+            (0..).take_while(|_| tracker.admit(now, peer(2), item(7), 10, Priority::Prefetch) == Admission::Serve);
+        assert_eq!(served.count(), 25, "a quarter of a second of it");
     }
 
     #[test]
     fn memory_is_bounded_and_fades() {
         let mut tracker = tracker();
         for piece in 0..5 {
-            (0..40).for_each(|n| tracker.sent(Time::ZERO, peer(n), Item { blob: BLOB, piece }));
+            (0..40).for_each(|n| tracker.sent(Time::ZERO, peer(n), item(piece), 10));
         }
         assert_eq!(tracker.receivers.keys().map(|item| item.piece).collect::<Vec<_>>(), [3, 4]);
         assert!(tracker.receivers.values().all(|receivers| receivers.len() == MAX_RECEIVERS));
         let later = Time::ZERO + TrackerConfig::default().memory;
-        assert!(tracker.name(later, peer(50), BLOB, &[4]).is_empty());
+        assert!(tracker.name(later, peer(50), item(4)).is_empty());
     }
 }

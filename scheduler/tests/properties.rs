@@ -127,6 +127,7 @@ impl Shell {
             registry_slots: 3,
             registry_reserve: 1,
             max_join: 3 * PIECE,
+            read_ahead: 2 * PIECE,
             stripe: 8 * PIECE,
             ..Config::new(peer(PEERS), "a")
         };
@@ -192,6 +193,8 @@ impl Shell {
                 assert!(range.end - range.start <= self.config.max_join);
                 for &piece in &pieces {
                     let item = Item { blob, piece };
+                    let present = self.scheduler.present(blob).is_some_and(|present| present.contains(piece));
+                    assert!(!present, "reads {item:?}, which is here");
                     for live in self.live.values().filter(|live| live.blob == blob && live.pieces.contains(&piece)) {
                         assert!(live.peer.is_some(), "reads {item:?} twice at a time");
                         let pending = live.source && live.pending_until > self.now;

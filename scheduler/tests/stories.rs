@@ -25,7 +25,7 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A scheduler with one blob of 64 pieces of 1 MiB, and a clock.
+/// A scheduler with one blob of 64 pieces, and a clock.
 struct World {
     scheduler: Scheduler,
     now: Time,
@@ -34,12 +34,16 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_pieces(PIECE)
+    }
+
+    fn with_pieces(bytes: u64) -> Self {
         let mut world = Self {
             scheduler: Scheduler::new(Config::new(peer(ME), "a"), Time::ZERO, [7; 32]),
             now: Time::ZERO,
             wants: 0,
         };
-        let extents = (0..64).map(|at| at * PIECE..(at + 1) * PIECE).collect();
+        let extents = (0..64).map(|at| at * bytes..(at + 1) * bytes).collect();
         world.tell(Event::BlobAdded { blob: BLOB, extents, present: Bitfield::new(64) });
         world
     }
@@ -184,6 +188,32 @@ fn registry_reads_join_neighbouring_pieces() {
     assert_eq!(all_asked(&reads), expected);
     let Action::BackToSource { range, .. } = &reads[0] else { panic!("{reads:?}") };
     assert_eq!(*range, 3 * PIECE..6 * PIECE);
+}
+
+#[test]
+fn what_lies_between_wanted_pieces_is_kept_and_a_home_reads_ahead_for_others() {
+    let mut world = World::with_pieces(32 << 10);
+    world.note_want(0, Priority::Prefetch, Origin::Local);
+    world.note_want(2, Priority::Prefetch, Origin::Local);
+    assert_eq!(all_asked(&world.actions()), [(Source::Registry, vec![0, 1, 2])]);
+    assert_eq!(all_asked(&world.want(1)), [], "it is on its way");
+
+    let mut world = World::with_pieces(512 << 10);
+    world.seed(ME);
+    assert_eq!(all_asked(&world.want(3)), [(Source::Registry, vec![3])], "not for itself");
+    let duty = |world: &mut World, piece| {
+        world.note_want(piece, Priority::OnDemand, Origin::ForPeer);
+        world.actions()
+    };
+    assert_eq!(all_asked(&duty(&mut world, 10)), [(Source::Registry, vec![10, 11])], "as much as is worth a request");
+    assert_eq!(all_asked(&duty(&mut world, 31)), [(Source::Registry, vec![31])], "the stripe ends here");
+    world.up(2);
+    world.has(2, 21..22);
+    let actions = duty(&mut world, 20);
+    assert_eq!(all_asked(&actions), [(Source::Registry, vec![20])], "a neighbour has the next");
+    let reason = Failure::Registry { retry_after: None, permanent: false };
+    world.tell(Event::Failed { request: request(&actions), reason });
+    assert_eq!(all_asked(&duty(&mut world, 11)), [], "on its way since the first");
 }
 
 #[test]

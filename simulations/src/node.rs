@@ -91,7 +91,6 @@ pub(crate) struct Node {
     /// When all that has arrived will be decoded.
     pub(crate) decoded: Time,
     tracker: Tracker,
-    piece_bytes: Arc<[u64]>,
     requests: BTreeMap<RequestId, Asked>,
     duties: BTreeMap<WantId, (Ticket, u32)>,
     next_want: u64,
@@ -111,9 +110,9 @@ impl Node {
             alive: true,
             poisonous: false,
             scheduler,
-            serving: Serving::default(),
             outbox: Vec::new(),
             news: Bitfield::new(piece_bytes.len() as u32),
+            serving: Serving::new(piece_bytes),
             wake: None,
             starts: Time::ZERO,
             started: None,
@@ -122,7 +121,6 @@ impl Node {
             failed_reads: 0,
             decoded: Time::ZERO,
             tracker,
-            piece_bytes,
             requests: BTreeMap::new(),
             duties: BTreeMap::new(),
             next_want: 0,
@@ -170,7 +168,7 @@ impl Node {
     fn read_class(&mut self, now: Time, kind: u64, most: usize, patience: Duration) {
         let class = kind as usize;
         let priority = if kind == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch };
-        while self.open[class] < most && (self.next[class] as usize) < self.piece_bytes.len() {
+        while self.open[class] < most && self.next[class] < self.news.len() {
             let piece = self.next[class];
             self.next[class] += 1;
             if self.has(piece) {
@@ -214,7 +212,7 @@ impl Node {
             self.news.insert(piece);
             self.first.get_or_insert(now);
         }
-        let (item, bytes) = (Item { blob: BLOB, piece }, self.piece_bytes[piece as usize]);
+        let (item, bytes) = (Item { blob: BLOB, piece }, self.serving.bytes(piece));
         self.scheduler.handle_event(now, Event::Delivered { request, item, bytes });
         self.finish_if_complete(now);
         self.drain(now);
@@ -245,7 +243,7 @@ impl Node {
                 break;
             }
         }
-        self.serving.start(&self.piece_bytes, &mut self.starting);
+        self.serving.start(&mut self.starting);
         self.outbox.extend(self.starting.drain(..).map(Errand::Transfer));
     }
 
@@ -341,7 +339,10 @@ impl Node {
         source: Option<Time>,
     ) {
         let request = ticket.1;
-        if let Admission::Busy { retry_after, alternates } = self.tracker.admit(now, peer, BLOB, &pieces, priority) {
+        let bytes = pieces.iter().map(|&piece| self.serving.bytes(piece)).sum();
+        let first = Item { blob: BLOB, piece: pieces.first().copied().unwrap_or_default() };
+        let admission = self.tracker.admit(now, peer, first, bytes, priority);
+        if let Admission::Busy { retry_after, alternates } = admission {
             return self.answer(ticket, Event::Busy { request, retry_after, alternates });
         }
         let (here, missing): (Vec<u32>, Vec<u32>) = pieces.iter().partition(|&&piece| self.has(piece));

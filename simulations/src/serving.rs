@@ -4,7 +4,10 @@
 //! An answer sends one piece after the other. A piece is read once there is room for its bytes, of those for one peer and
 //! of those for all; prefetch gets three quarters of either. Who waits, waits in the order of coming.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use shoal_proto::{PeerId, Priority};
 use shoal_scheduler::{BlobKey, Item, RequestId, Time, Tracker};
@@ -91,8 +94,9 @@ impl Room {
 }
 
 /// All answers under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Serving {
+    piece_bytes: Arc<[u64]>,
     answers: BTreeMap<Ticket, Answer>,
     room: Room,
     peers: BTreeMap<Index, Served>,
@@ -102,6 +106,22 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
+    pub(crate) fn new(piece_bytes: Arc<[u64]>) -> Self {
+        Self {
+            piece_bytes,
+            answers: BTreeMap::new(),
+            room: Room::default(),
+            peers: BTreeMap::new(),
+            open: VecDeque::new(),
+            starved: VecDeque::new(),
+        }
+    }
+
+    /// Encoded bytes of a piece.
+    pub(crate) fn bytes(&self, piece: u32) -> u64 {
+        self.piece_bytes[piece as usize]
+    }
+
     /// Begins an answer to a request that was admitted.
     pub(crate) fn begin(&mut self, ticket: Ticket, asker: PeerId, pieces: Vec<u32>, priority: Priority) {
         let (ready, sending) = (VecDeque::new(), None);
@@ -151,17 +171,17 @@ impl Serving {
     }
 
     /// Takes the pieces that may go on the wire now.
-    pub(crate) fn start(&mut self, piece_bytes: &[u64], started: &mut Vec<Sending>) {
+    pub(crate) fn start(&mut self, started: &mut Vec<Sending>) {
         while let Some(peer) = self.open.pop_front() {
             for priority in [Priority::OnDemand, Priority::Prefetch] {
-                while let Some(sending) = self.start_one(peer, priority, piece_bytes) {
+                while let Some(sending) = self.start_one(peer, priority) {
                     started.push(sending);
                 }
             }
         }
     }
 
-    fn start_one(&mut self, peer: Index, priority: Priority, piece_bytes: &[u64]) -> Option<Sending> {
+    fn start_one(&mut self, peer: Index, priority: Priority) -> Option<Sending> {
         let served = self.peers.get_mut(&peer)?;
         let waiting = &mut served.waiting[priority as usize];
         let ready = |ticket: &Ticket| Some(*self.answers.get(ticket)?.ready.front()?);
@@ -173,7 +193,7 @@ impl Serving {
                 None => _ = waiting.pop_front(),
             }
         };
-        let bytes = piece_bytes[piece as usize];
+        let bytes = self.piece_bytes[piece as usize];
         let takes = served.room.fits(bytes, priority, PEER_ROOM)?;
         if self.room.fits(takes, priority, ROOM).is_none() {
             self.starved.push_back(peer);
@@ -224,16 +244,23 @@ impl Serving {
         if self.answers.get(&ticket).is_some_and(done)
             && let Some(answer) = self.answers.remove(&ticket)
         {
-            tracker.ended(answer.pieces.len());
-            answer.pieces.iter().for_each(|&piece| tracker.sent(now, answer.asker, Item { blob, piece }));
+            tracker.ended(self.total(&answer));
+            for piece in answer.pieces {
+                tracker.sent(now, answer.asker, Item { blob, piece }, self.bytes(piece));
+            }
         }
+    }
+
+    /// Encoded bytes of all that was asked for.
+    fn total(&self, answer: &Answer) -> u64 {
+        answer.pieces.iter().map(|&piece| self.bytes(piece)).sum()
     }
 
     /// Breaks an answer off; gives the transfer that is to be stopped.
     pub(crate) fn stop(&mut self, ticket: Ticket, tracker: &mut Tracker) -> Option<FlowId> {
         let flow = self.free(ticket);
         if let Some(answer) = self.answers.remove(&ticket) {
-            tracker.ended(answer.pieces.len());
+            tracker.ended(self.total(&answer));
         }
         flow
     }
@@ -265,8 +292,7 @@ mod tests {
 
     #[test]
     fn one_piece_at_a_time_for_each_answer_and_three_quarters_of_the_room_for_prefetch() {
-        let sizes = [2 << 20; 4];
-        let (mut serving, mut tracker) = (Serving::default(), Tracker::new(Default::default()));
+        let (mut serving, mut tracker) = (Serving::new([2 << 20; 4].into()), Tracker::new(Default::default()));
         let peer = PeerId::new([1; 32]);
         let ticket = |asker, n| (asker, RequestId(n));
         for (ticket, priority) in [
@@ -281,7 +307,7 @@ mod tests {
         }
         let start = |serving: &mut Serving| {
             let mut started = Vec::new();
-            serving.start(&sizes, &mut started);
+            serving.start(&mut started);
             started.into_iter().map(|sending| (sending.ticket, sending.piece)).collect::<Vec<_>>()
         };
         let first = [(ticket(1, 2), 0), (ticket(1, 0), 0), (ticket(2, 0), 0)];

@@ -12,7 +12,7 @@ use std::{
 
 use rand_chacha::ChaCha8Rng;
 use shoal_proto::Bitfield;
-use shoal_scheduler::{Event, RequestId, Time};
+use shoal_scheduler::{Event, RequestId, Time, announce_interval};
 
 use crate::{
     clock::Agenda,
@@ -97,6 +97,8 @@ struct Standing {
     /// When in the interval it tells what is new, and whether it is about to.
     phase: Duration,
     ticking: bool,
+    /// When it did so last.
+    told: Time,
     /// Which cuts keep it from whom.
     cut: Vec<usize>,
 }
@@ -407,6 +409,12 @@ impl Swarm<'_> {
         if !self.nodes[at as usize].alive {
             return;
         }
+        let (standing, news) = (&self.standing[at as usize], &self.nodes[at as usize].news);
+        let pause = announce_interval(news.count(), news.len(), standing.listeners.len());
+        if self.now < standing.told + pause {
+            return self.expect_tick(at);
+        }
+        self.standing[at as usize].told = self.now;
         let empty = Bitfield::new(self.piece_bytes.len() as u32);
         let news = Arc::new(std::mem::replace(&mut self.node(at).news, empty));
         let listeners = &self.standing[at as usize].listeners;

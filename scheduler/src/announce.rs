@@ -1,0 +1,32 @@
+//! How often a node tells its neighbours what is new.
+//!
+//! An announcement costs a packet for each neighbour and some work at both ends, however little it says: with 35 neighbours on
+//! links of 20 Mbit/s, ten a second were as many packets as the pieces themselves. So little news waits longer where many listen.
+
+use std::time::Duration;
+
+/// Shortest time between two announcements of a blob.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Neighbours that are told that often, whatever there is to tell.
+const FEW: usize = 8;
+/// How many times as long little news waits at most.
+const SLOWEST: usize = 5;
+/// News of this part of a blob is not little.
+const MUCH: u32 = 32;
+
+/// The time from one announcement to the next, when `news` of a blob's `pieces` are new and so many neighbours listen.
+pub fn announce_interval(news: u32, pieces: u32, listeners: usize) -> Duration {
+    if news >= pieces.div_ceil(MUCH) { INTERVAL } else { INTERVAL * (listeners / FEW).clamp(1, SLOWEST) as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_news_waits_where_many_listen() {
+        let millis = |news, listeners| announce_interval(news, 640, listeners).as_millis();
+        assert_eq!([millis(1, 0), millis(1, 15), millis(1, 16), millis(19, 35)], [100, 100, 200, 400]);
+        assert_eq!([millis(1, 4000), millis(20, 4000)], [500, 100]);
+    }
+}
