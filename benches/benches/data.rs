@@ -84,6 +84,7 @@ async fn ask(plane: &DataPlane, peer: PeerId, first: u32) -> usize {
     let answers = plane.request(peer, request, vec![PIECE as u64; RUN]).await.expect("the peer is connected");
     let received = answers.try_fold(0, async |sum, answer| match answer {
         Answer::Data { bytes, .. } => Ok(sum + bytes.len()),
+        Answer::Progress => Ok(sum),
         other => panic!("no data: {other:?}"),
     });
     received.await.expect("it answers")

@@ -4,7 +4,11 @@
 //!
 //! Nothing that has not verified leaves this module: [`Target::accept`] is the only way into the store.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -24,6 +28,9 @@ use crate::{
 
 /// Most bytes of an object: a bootstrap layer of a few million files is below it.
 pub(crate) const MAX_OBJECT: u64 = 1 << 30;
+
+/// How often the scheduler hears at most that a piece is still coming in.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a key of the scheduler stands for.
 #[derive(Debug, Clone)]
@@ -313,6 +320,7 @@ impl Running {
     async fn take_answers(&self, peer: PeerId, mut answers: AnswerStream) {
         let request = self.request;
         let from = Provenance::from(self.fetcher.contacts.role(peer));
+        let mut heard = Instant::now();
         while let Some(answer) = answers.next().await {
             let event = match answer {
                 Ok(Answer::Data { piece, bytes }) => {
@@ -321,6 +329,11 @@ impl Running {
                     }
                     // The rest of what a liar says is not worth hearing.
                     return self.failed(Failure::WrongBytes).await;
+                }
+                Ok(Answer::Progress) if heard.elapsed() < PROGRESS_INTERVAL => continue,
+                Ok(Answer::Progress) => {
+                    heard = Instant::now();
+                    Event::Progress { request }
                 }
                 Ok(Answer::NotHave { piece }) => Event::NotHave { request, item: self.item(piece) },
                 Ok(Answer::Pending { eta }) => Event::Pending { request, eta },

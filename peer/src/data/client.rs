@@ -25,6 +25,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Memory set aside for a piece before its bytes are there; a larger one grows as they come.
 const FIRST_ALLOCATION: u64 = 4 << 20;
 
+/// What is called progress: who sends a piece in crumbs is as good as silent.
+const PROGRESS_BYTES: usize = 64 << 10;
+
 /// One part of what a peer says to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -35,6 +38,8 @@ pub enum Answer {
         /// Encoded, as they lie in the blob.
         bytes: Bytes,
     },
+    /// A good part of a piece has come, not yet all of it.
+    Progress,
     /// The peer does not hold this piece under the fingerprint asked for.
     NotHave {
         /// Which.
@@ -142,7 +147,7 @@ pub(super) async fn ask(
         .map_err(|_| lost("it does not let us ask".into()))?
         .map_err(|e| lost(e.to_string()))?;
     let ledger = Ledger::new(id, first, limits);
-    let answers = Answers { link, _using: using, frames, ledger, partial: BytesMut::new(), over: false };
+    let answers = Answers { link, _using: using, frames, ledger, partial: BytesMut::new(), told: 0, over: false };
     let answers = stream::unfold(answers, |mut answers| async {
         let next = answers.next().await?;
         Some((next, answers))
@@ -156,6 +161,8 @@ struct Answers {
     frames: FrameReader,
     ledger: Ledger,
     partial: BytesMut,
+    /// Bytes of `partial` that were told as progress.
+    told: usize,
     over: bool,
 }
 
@@ -195,12 +202,19 @@ impl Answers {
     async fn part(&mut self, data: Data) -> Result<Option<Answer>, AnswerError> {
         if data.offset == 0 {
             self.partial = BytesMut::with_capacity(data.total.min(FIRST_ALLOCATION) as usize);
+            self.told = 0;
         }
         let read = self.frames.payload(data.length as usize, &mut self.partial).await;
         read.map_err(|e| self.failed(e))?;
         self.link.count_received(data.length.into());
-        let whole = |bytes: BytesMut| Answer::Data { piece: data.piece, bytes: bytes.freeze() };
-        Ok(data.is_last().then(|| whole(std::mem::take(&mut self.partial))))
+        if data.is_last() {
+            return Ok(Some(Answer::Data { piece: data.piece, bytes: std::mem::take(&mut self.partial).freeze() }));
+        }
+        if self.partial.len() - self.told < PROGRESS_BYTES {
+            return Ok(None);
+        }
+        self.told = self.partial.len();
+        Ok(Some(Answer::Progress))
     }
 
     fn last(&mut self, answer: Answer) -> Answer {

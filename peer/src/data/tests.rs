@@ -170,8 +170,9 @@ async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
 }
 
+/// What was answered, without what was only on its way.
 async fn all(answers: AnswerStream) -> Vec<Result<Answer, AnswerError>> {
-    within(answers.collect()).await
+    within(answers.filter(|answer| std::future::ready(*answer != Ok(Answer::Progress))).collect()).await
 }
 
 fn request(first: u32, count: usize, priority: Priority) -> Request {
