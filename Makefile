@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench bench-build cluster lint fuzz oracle setup
+.PHONY: build demo test bench bench-build bench-cold-start cluster lint fuzz oracle setup
 
 setup:
 	@scripts/setup
@@ -33,6 +33,12 @@ bench: setup
 # Takes minutes the first time: the other implementation is compiled in a workspace of its own.
 bench-build:
 	scripts/bench-build "$(or $(SOURCE),/usr/lib)" $(if $(JSON),"$(JSON)")
+
+# Makes an image of half a gigabyte the first time, which takes minutes.
+bench-cold-start:
+	SHOAL_SETUP=test scripts/setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-cold-start" "$$(scripts/cold-start-image)" $(if $(JSON),--json "$(JSON)")
 
 oracle:
 	scripts/oracle

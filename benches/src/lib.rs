@@ -1,7 +1,8 @@
 //! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput. And
-//! [`cluster`], which measures real daemons behind shaped links.
+//! [`cluster`], which measures real daemons behind shaped links, and [`cold_start`], which measures containers.
 
 pub mod cluster;
+pub mod cold_start;
 
 use std::path::Path;
 

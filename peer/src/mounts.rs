@@ -260,6 +260,7 @@ impl Mounted {
     fn status(&self, mountpoint: &Path) -> MountStatus {
         let blobs = &self.reader.image().blobs;
         let pieces = || blobs.iter().flat_map(|blob| blob.pieces().map(move |piece| (blob, piece)));
+        let stats = self.session.stats();
         MountStatus {
             reference: self.reference.clone(),
             mountpoint: mountpoint.display().to_string(),
@@ -268,6 +269,8 @@ impl Mounted {
             pieces: pieces().count() as u64,
             present_pieces: pieces().filter(|(blob, piece)| blob.handle.is_present(*piece)).count() as u64,
             read_errors: self.reader.errors(),
+            reads: stats.reads,
+            read_bytes: stats.bytes,
         }
     }
 }

@@ -1,8 +1,10 @@
-//! A registry and daemons as child processes, each with a folder of its own: those of the demo and of the cluster
-//! harness. Whatever happens, none outlives whoever started it: they stop with SIGTERM, are killed when they don't, and
+//! A registry, daemons and containerd as child processes, each with a folder of its own: those of the demo, of the harnesses
+//! that measure, and of tests. Whatever happens, none outlives whoever started it: they stop with SIGTERM, are killed when they don't, and
 //! get a SIGTERM should their parent be killed itself.
 //!
 //! Start them from a thread that lives as long as they should: the kernel takes its end for the end of the parent.
+
+mod containerd;
 
 use std::{
     fs::File,
@@ -23,6 +25,8 @@ use crate::{
     command::Failure,
     layout_server::RegistryFigures,
 };
+
+pub use self::containerd::{ContainerdProcess, socket as containerd_socket};
 
 /// How long a process may take to start, and to stop before it is killed. Many of them on few cores need their time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,10 +74,9 @@ impl Process {
             let _ = kill_process(pid, signal);
         }
     }
-}
 
-impl Drop for Process {
-    fn drop(&mut self) {
+    /// Asks it to stop, waits, and kills it if it does not.
+    fn stop(&mut self) {
         self.signal(Signal::TERM);
         let deadline = Instant::now() + PATIENCE;
         while !self.ended() {
@@ -85,6 +88,12 @@ impl Drop for Process {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

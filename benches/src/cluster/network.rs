@@ -33,6 +33,10 @@ const BURST_MS: f64 = 10.0;
 /// Smallest burst, in bytes: one batch of the kernel's segmentation.
 const MIN_BURST: f64 = 65_536.0;
 
+/// Segments that a sender hands over at a time, as it would to a network card. At these rates the kernel would send two or three, and
+/// the cores of this machine carry each batch over four links.
+const BATCH: &str = "16";
+
 /// How long a packet waits for a shaped link before it is dropped.
 const QUEUE: &str = "100ms";
 
@@ -219,6 +223,7 @@ impl Network {
              route add default via {GATEWAY} dev eth0 onlink\n"
         );
         tool("ip", &["-n", namespace, "-batch", "-"], &own)?;
+        set(namespace, "tcp_min_tso_segs", BATCH)?;
         let gateway = format!("addr add {GATEWAY}/32 dev {port}\n");
         tool("ip", &["-n", router, "-batch", "-"], &gateway)?;
         self.switch_host(host, true)?;
@@ -236,9 +241,14 @@ impl Network {
 /// A namespace that passes packets on.
 fn make_router(namespace: &str) -> Result<(), Failure> {
     tool("ip", &["netns", "add", namespace], "")?;
-    let forward = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"];
+    set(namespace, "ip_forward", "1")
+}
+
+/// Sets one of the kernel's parameters of IPv4 for a namespace.
+fn set(namespace: &str, parameter: &str, value: &str) -> Result<(), Failure> {
     let enter = format!("--net={NAMESPACES}/{namespace}");
-    tool("nsenter", &[&[enter.as_str(), "--"], &forward[..]].concat(), "").map(drop)
+    let write = format!("echo {value} > /proc/sys/net/ipv4/{parameter}");
+    tool("nsenter", &[enter.as_str(), "--", "sh", "-c", &write], "").map(drop)
 }
 
 impl Drop for Network {

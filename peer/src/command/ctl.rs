@@ -185,8 +185,13 @@ fn print_status(status: &StatusReply) {
     }
     for mount in &status.mounts {
         println!(
-            "mount    {} {} ({} of {} pieces here, {} failed reads)",
-            mount.mountpoint, mount.reference, mount.present_pieces, mount.pieces, mount.read_errors
+            "mount    {} {} ({} of {} pieces here, {} read, {} failed reads)",
+            mount.mountpoint,
+            mount.reference,
+            mount.present_pieces,
+            mount.pieces,
+            human_bytes(mount.read_bytes),
+            mount.read_errors
         );
         if let Some(traffic) = &mount.traffic {
             println!("         {}", sources(&traffic.bytes.unwrap_or_default()));

@@ -2,12 +2,11 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::Output,
 };
 
-use rustix::process::{Signal, kill_process, set_parent_process_death_signal};
+use shoal::processes::{ContainerdProcess, containerd_socket};
 use tempfile::TempDir;
 use tonic::{codegen::http, transport::Endpoint};
 use tonic_prost::ProstCodec;
@@ -19,9 +18,9 @@ const PROGRAMS: [&str; 4] = ["/usr/bin/containerd", "/usr/bin/ctr", "/usr/sbin/r
 
 /// A registry, a containerd and a daemon that are connected. Everything goes with it.
 pub(crate) struct Bed {
+    containerd: ContainerdProcess,
     pub(crate) registry: Registry,
     pub(crate) daemon: Daemon,
-    containerd: Child,
     folder: TempDir,
 }
 
@@ -36,21 +35,21 @@ impl Bed {
             return None;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let setting = |key: &str, name: &str| format!("snapshotter.{key}={:?}", folder.path().join(name));
-        let settings = [setting("socket", "snapshots.sock"), setting("containerd", "containerd.sock")];
+        let setting = |key: &str, path: PathBuf| format!("snapshotter.{key}={path:?}");
+        let snapshots = folder.path().join("snapshots.sock");
+        let settings =
+            [setting("socket", snapshots.clone()), setting("containerd", containerd_socket(folder.path()))];
         let mut registry = Registry::start();
         shoal_rafs::oci::Layout::new(registry.layout()).create().expect("a layout");
         registry.switch_on();
         let daemon = Daemon::start("node", folder.path(), &settings);
-        let containerd = containerd(folder.path());
-        let bed = Self { registry, daemon, containerd, folder };
-        wait("containerd answers", || bed.try_ctr(&["version"]).status.success());
-        Some(bed)
+        let containerd = ContainerdProcess::start(folder.path(), &snapshots).expect("containerd starts");
+        Some(Self { containerd, registry, daemon, folder })
     }
 
     /// Where containerd serves its API, the CRI among it.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.path().join("containerd.sock")
+        self.containerd.socket()
     }
 
     /// Where the daemon serves snapshots to containerd.
@@ -59,9 +58,7 @@ impl Bed {
     }
 
     pub(crate) fn try_ctr(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new("ctr");
-        command.arg("-a").arg(self.socket()).args(arguments);
-        command.stdin(Stdio::null()).output().expect("ctr runs")
+        self.containerd.ctr().args(arguments).output().expect("ctr runs")
     }
 
     /// What `ctr` says; it must succeed.
@@ -142,7 +139,7 @@ impl Bed {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("containerd.log")).unwrap_or_default()
+        fs::read_to_string(self.containerd.log()).unwrap_or_default()
     }
 }
 
@@ -151,14 +148,6 @@ impl Drop for Bed {
         if std::thread::panicking() {
             eprintln!("{}\n{}", self.daemon.log(), self.log());
         }
-        let listed = self.try_ctr(&["tasks", "ls", "-q"]).stdout;
-        for id in String::from_utf8_lossy(&listed).lines() {
-            self.try_ctr(&["tasks", "rm", "--force", id]);
-        }
-        // Asked first, so that shims and mounts are gone; it may have ended.
-        let _ = kill_process(rustix::process::Pid::from_child(&self.containerd), Signal::TERM);
-        let _ = self.containerd.wait();
-        unmount_below(self.folder.path());
     }
 }
 
@@ -177,48 +166,4 @@ pub(crate) fn call<Q: prost::Message + 'static, A: prost::Message + Default + 's
         let answer = client.unary(tonic::Request::new(message), method, ProstCodec::<Q, A>::default()).await;
         answer.map(tonic::Response::into_inner)
     })
-}
-
-fn containerd(folder: &Path) -> Child {
-    let at = |name: &str| folder.join(name).display().to_string();
-    let config = format!(
-        r#"
-version = 2
-root = {root:?}
-state = {state:?}
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
-[grpc]
-address = {socket:?}
-[ttrpc]
-address = {ttrpc:?}
-[proxy_plugins.shoal]
-type = "snapshot"
-address = {snapshots:?}
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "shoal"
-disable_snapshot_annotations = false
-"#,
-        root = at("root"),
-        state = at("state"),
-        socket = at("containerd.sock"),
-        ttrpc = at("containerd.sock.ttrpc"),
-        snapshots = at("snapshots.sock"),
-    );
-    fs::write(folder.join("containerd.toml"), config).expect("a configuration");
-    let log = fs::File::create(folder.join("containerd.log")).expect("a log");
-    let mut command = Command::new("containerd");
-    command.arg("--config").arg(folder.join("containerd.toml"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    // SAFETY: only an async-signal-safe system call runs between fork and exec.
-    unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
-    command.spawn().expect("containerd starts")
-}
-
-/// Detaches what a test that failed has left mounted, the innermost first.
-fn unmount_below(folder: &Path) {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
-    for point in points.filter(|point| point.starts_with(folder)) {
-        let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
-    }
 }

@@ -113,6 +113,11 @@ pub struct MountStatus {
     /// Reads that ended with EIO.
     #[prost(uint64, tag = "7")]
     pub read_errors: u64,
+    /// Reads of the kernel since it was mounted, and the bytes of files that they were given.
+    #[prost(uint64, tag = "8")]
+    pub reads: u64,
+    #[prost(uint64, tag = "9")]
+    pub read_bytes: u64,
 }
 /// Encoded bytes of pieces, numbers of chunks, and bytes of objects, by where they came from.
 #[derive(serde::Serialize)]

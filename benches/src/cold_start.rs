@@ -1,0 +1,151 @@
+//! How long it takes from nothing to the first command of a container: the same image the ordinary way and lazily, behind a real
+//! containerd, in one run.
+//!
+//! ```text
+//! oci          containerd pulls, unpacks (overlayfs) and runs
+//! lazy_cold    `rpull` and run on a node that has nothing, with nobody to ask but the registry
+//! lazy_warm    the same beside a node that has the image
+//! lazy_local   the same on the node that has the image
+//! lazy_cold_4x as lazy_cold, of an image four times as large by files that the command does not touch
+//! ```
+//!
+//! Each round does them all, one after the other, each with page caches dropped; containerd and daemons have been started before
+//! the clock. Registry, nodes and containers share this machine.
+
+mod host;
+mod report;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use shoal::{command::Failure, processes::RegistryProcess};
+
+use self::host::Host;
+pub use self::report::Report;
+
+/// What the container runs.
+const COMMAND: [&str; 3] = ["python3", "-c", "import sys"];
+
+/// The image as it is, and four times as large.
+const TAGS: [&str; 2] = ["1", "4x"];
+
+/// A start, and what it cost.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    seconds: f64,
+    /// Bytes that the node received.
+    fetched: u64,
+    /// Bytes of files that the kernel read from the mount.
+    read: u64,
+}
+
+/// What a run works with.
+struct Bench<'a> {
+    shoal: &'a Path,
+    folder: &'a Path,
+    registry: SocketAddr,
+}
+
+/// Measures `rounds` rounds with the `shoal` binary given. `images` is an OCI layout with the image under the tags `1` and `4x`.
+///
+/// # Errors
+/// Needs root, FUSE, containerd and runc; or a command failed.
+pub async fn run(shoal: &Path, images: &Path, rounds: usize) -> Result<Report, Failure> {
+    let folder = tempfile::Builder::new().prefix("shoal-cold-start-").tempdir()?;
+    let layout = folder.path().join("layout");
+    for tag in TAGS {
+        eprintln!("cold start: converting {tag}");
+        image_command(shoal, "convert", &oci(images, tag), &oci(&layout, &lazy(tag)))?;
+    }
+    image_command(shoal, "copy", &oci(images, TAGS[0]), &oci(&layout, TAGS[0]))?;
+    let listen = (Ipv4Addr::LOCALHOST, 0).into();
+    let registry = RegistryProcess::start(Command::new(shoal), &layout, listen, folder.path())?;
+    let bench = Bench { shoal, folder: folder.path(), registry: registry.address() };
+
+    let warm = bench.host("warm", None).await?;
+    eprintln!("cold start: the neighbour gets the image");
+    warm.prefetch(&bench.reference(&lazy(TAGS[0]))).await?;
+    let mut report = Report::default();
+    for round in 1..=rounds {
+        bench.round(&warm, &mut report).await?;
+        eprintln!("cold start: round {round} of {rounds}: {}", report.last());
+    }
+    Ok(report)
+}
+
+impl Bench<'_> {
+    async fn round(&self, warm: &Host, report: &mut Report) -> Result<(), Failure> {
+        let [once, four_times] = TAGS.map(|tag| self.reference(&lazy(tag)));
+        let ordinary = self.host("ordinary", None).await?;
+        report.oci_total.push(self.ordinary(&ordinary)?);
+        drop(ordinary);
+        let cold = self.host("cold", None).await?;
+        let start = self.lazy(&cold, &once).await?;
+        report.lazy_cold.push(start.seconds);
+        report.bytes_fetched.push(start.fetched);
+        report.bytes_read.push(start.read);
+        drop(cold);
+        let beside = self.host("beside", Some(warm)).await?;
+        report.lazy_warm_peer.push(self.lazy(&beside, &once).await?.seconds);
+        drop(beside);
+        report.lazy_local.push(self.lazy(warm, &once).await?.seconds);
+        warm.remove(&once)?;
+        let large = self.host("large", None).await?;
+        report.lazy_cold_4x.push(self.lazy(&large, &four_times).await?.seconds);
+        Ok(())
+    }
+
+    async fn host(&self, name: &str, neighbour: Option<&Host>) -> Result<Host, Failure> {
+        Host::start(self.shoal, &self.folder.join(name), self.registry, neighbour).await
+    }
+
+    /// Pull, unpack, run; in seconds.
+    fn ordinary(&self, host: &Host) -> Result<f64, Failure> {
+        let image = self.reference(TAGS[0]);
+        drop_caches()?;
+        let started = Instant::now();
+        host.ctr(&["images", "pull", "--plain-http", &image])?;
+        host.run("overlayfs", &image)?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Pull what cannot be done without, run.
+    async fn lazy(&self, host: &Host, image: &str) -> Result<Start, Failure> {
+        let before = host.received().await?;
+        drop_caches()?;
+        let started = Instant::now();
+        host.pull(image).await?;
+        host.run("shoal", image)?;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Start { seconds, fetched: host.received().await? - before, read: host.read_bytes().await? })
+    }
+
+    fn reference(&self, tag: &str) -> String {
+        format!("{}/app:{tag}", self.registry)
+    }
+}
+
+/// The tag of an image once it is lazy.
+fn lazy(tag: &str) -> String {
+    format!("{tag}-lazy")
+}
+
+fn oci(layout: &Path, tag: &str) -> String {
+    format!("oci:{}:{tag}", layout.display())
+}
+
+fn image_command(shoal: &Path, verb: &str, from: &str, to: &str) -> Result<(), Failure> {
+    let mut command = Command::new(shoal);
+    let done = command.args(["image", verb, from, to]).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    if done.success() { Ok(()) } else { Err(format!("shoal image {verb} {from} {to}: {done}").into()) }
+}
+
+/// As after a boot, as far as files are concerned.
+fn drop_caches() -> Result<(), Failure> {
+    rustix::fs::sync();
+    Ok(std::fs::write("/proc/sys/vm/drop_caches", "3")?)
+}

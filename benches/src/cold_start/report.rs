@@ -1,0 +1,94 @@
+//! The figures of all rounds, and what is said of them.
+
+use serde::Serialize;
+
+/// One value a round; seconds, where it does not say bytes.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub(super) oci_total: Vec<f64>,
+    pub(super) lazy_cold: Vec<f64>,
+    pub(super) lazy_warm_peer: Vec<f64>,
+    pub(super) lazy_local: Vec<f64>,
+    pub(super) lazy_cold_4x: Vec<f64>,
+    /// Of `lazy_cold`.
+    pub(super) bytes_fetched: Vec<u64>,
+    pub(super) bytes_read: Vec<u64>,
+}
+
+/// The medians; the keys are a contract with scripts.
+#[derive(Debug, Clone, Serialize)]
+pub struct Medians {
+    oci_total: f64,
+    lazy_cold: f64,
+    lazy_warm_peer: f64,
+    lazy_local: f64,
+    lazy_cold_4x: f64,
+    bytes_fetched: u64,
+    bytes_read: u64,
+}
+
+impl Report {
+    fn series(&self) -> [(&'static str, &[f64]); 5] {
+        [
+            ("oci_total", &self.oci_total),
+            ("lazy_cold", &self.lazy_cold),
+            ("lazy_warm_peer", &self.lazy_warm_peer),
+            ("lazy_local", &self.lazy_local),
+            ("lazy_cold_4x", &self.lazy_cold_4x),
+        ]
+    }
+
+    /// The last round, in one line.
+    pub(super) fn last(&self) -> String {
+        let one = |(name, values): (&str, &[f64])| format!("{name} {:.2} s", values.last().unwrap_or(&f64::NAN));
+        self.series().map(one).join(", ")
+    }
+
+    /// What to publish. Zeros before the first round.
+    pub fn medians(&self) -> Medians {
+        Medians {
+            oci_total: median(&self.oci_total),
+            lazy_cold: median(&self.lazy_cold),
+            lazy_warm_peer: median(&self.lazy_warm_peer),
+            lazy_local: median(&self.lazy_local),
+            lazy_cold_4x: median(&self.lazy_cold_4x),
+            bytes_fetched: median(&self.bytes_fetched),
+            bytes_read: median(&self.bytes_read),
+        }
+    }
+
+    /// For people: each figure with its spread, and next to the ordinary way.
+    pub fn table(&self) -> String {
+        let ordinary = median(&self.oci_total);
+        let line = |(name, values): (&str, &[f64])| {
+            let (least, most) = values.iter().fold((f64::MAX, 0f64), |(a, b), &v| (a.min(v), b.max(v)));
+            let median = median(values);
+            format!("{name:<15} {median:>7.2} s  {least:.2} to {most:.2}  {:>5.1} x", ordinary / median)
+        };
+        let Medians { bytes_fetched, bytes_read, .. } = self.medians();
+        let mut lines = vec![format!("{:<15} {:>9}  {}  faster", "", "median", "least to most")];
+        lines.extend(self.series().map(line));
+        lines.push(format!("a cold start fetched {bytes_fetched} bytes; {bytes_read} bytes of files were read"));
+        lines.join("\n")
+    }
+}
+
+/// The one in the middle, the greater of two.
+fn median<T: Copy + Default + PartialOrd>(values: &[T]) -> T {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_of_all_rounds() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median::<u64>(&[])), (2.0, 0));
+        let report = Report { oci_total: vec![20.0, 10.0, 30.0], lazy_cold: vec![1.0; 3], ..Report::default() };
+        assert!(report.table().contains("lazy_cold          1.00 s  1.00 to 1.00   20.0 x"), "{}", report.table());
+        assert_eq!(serde_json::to_value(report.medians()).expect("JSON")["oci_total"], 20.0);
+    }
+}
