@@ -412,7 +412,9 @@ impl Swarm<'_> {
         let (standing, news) = (&self.standing[at as usize], &self.nodes[at as usize].news);
         let pause = announce_interval(news.count(), news.len(), standing.listeners.len());
         if self.now < standing.told + pause {
-            return self.expect_tick(at);
+            self.standing[at as usize].ticking = true;
+            let next = self.now + Duration::from_secs_f64(self.scenario.costs.have_ms / 1e3);
+            return self.agenda.push(next, Happening::Tick(at));
         }
         self.standing[at as usize].told = self.now;
         let empty = Bitfield::new(self.piece_bytes.len() as u32);
