@@ -1,0 +1,38 @@
+//! The keeper: a small process that holds the connections of FUSE mounts while the daemon that serves them is away.
+//!
+//! ```text
+//!   daemon ── Keep: device, mountpoint, record ──> keeper      a descriptor of the connection goes along (SCM_RIGHTS)
+//!          <── Done | Refused ────────────────────
+//!          ── Next: after which device ───────────>            what a new daemon asks, until it has seen all
+//!          <── Kept: device, mountpoint, record ──             with a copy of the descriptor
+//!          <── End ───────────────────────────────
+//!          ── Forget: device ─────────────────────>            the mount is gone; said twice it does no harm
+//!          ── Stop ───────────────────────────────>            refused while anything is kept
+//! ```
+//!
+//! A mount lives as long as somebody has its connection open. The keeper has it open and never reads from it: requests wait
+//! in the kernel until a daemon takes them. What the record means is the daemon's matter, so a keeper need not be replaced
+//! when the daemon is.
+//!
+//! **The wire.** A Unix socket of packets (SOCK_SEQPACKET). Every packet is a message: a byte with the [version](VERSION), a
+//! byte with the kind, and fields of a length (two bytes, little-endian) and that many bytes. Each request has one answer, in
+//! order. Both sides check that the other is of the same user, or root. Who sends what cannot be read is cut off.
+//!
+//! **Whether a daemon is there** is known by its connection, which it leaves open: when the last one has been closed for longer
+//! than the keeper's *patience*, nobody is expected to come back, and the keeper ends. Readers then get errors rather than wait
+//! for ever.
+//!
+//! Not here: serving a mount, deciding which mounts should exist, starting a daemon.
+
+mod client;
+mod message;
+mod packet;
+mod server;
+mod table;
+
+pub use client::{Client, ClientError};
+pub use message::{
+    MAX_DEVICE, MAX_PACKET, MAX_PATH, MAX_REASON, MAX_RECORD, Malformed, Mount, Reply, Request, VERSION,
+};
+pub use server::{DEFAULT_PATIENCE, Ended, Keeper, KeeperError};
+pub use table::{MAX_MOUNTS, Table};
