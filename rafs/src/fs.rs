@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use fuser::{
@@ -55,12 +55,17 @@ const CAPABILITIES: [InitFlags; 12] = [
     InitFlags::FUSE_POSIX_ACL,
 ];
 
-/// What a mount has done so far.
+/// What the owner of a mount and its file system know of each other.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct MountState {
+    /// Read requests so far.
     pub(crate) reads: AtomicU64,
+    /// Bytes given to the kernel.
     pub(crate) bytes: AtomicU64,
+    /// Reads that ended with EIO.
     pub(crate) errors: AtomicU64,
+    /// The process is about to end, and another will go on with the mount.
+    pub(crate) leaving: AtomicBool,
 }
 
 /// A mounted image.
@@ -69,7 +74,7 @@ pub(crate) struct ImageFs {
     source: Arc<dyn ChunkSource>,
     /// The image's name in log lines.
     name: Arc<str>,
-    counters: Arc<Counters>,
+    state: Arc<MountState>,
     trace: Option<Arc<Trace>>,
     numbers: Numbers,
     /// Anyone may look, so requests need no uid: containers with user namespaces can map owners.
@@ -83,12 +88,12 @@ impl ImageFs {
         bootstrap: Bootstrap,
         source: Arc<dyn ChunkSource>,
         name: Arc<str>,
-        counters: Arc<Counters>,
+        state: Arc<MountState>,
         trace: Option<Arc<Trace>>,
         idmap: bool,
     ) -> Self {
         let numbers = Numbers::new(bootstrap.root());
-        Self { bootstrap, source, name, counters, trace, numbers, idmap, no_open: false, no_opendir: false }
+        Self { bootstrap, source, name, state, trace, numbers, idmap, no_open: false, no_opendir: false }
     }
 
     fn inode(&self, ino: INodeNo) -> Result<Inode<'_>, Errno> {
@@ -211,18 +216,20 @@ impl Filesystem for ImageFs {
             Ok(_) => return reply.error(Errno::EINVAL),
             Err(errno) => return reply.error(errno),
         };
-        let (counters, name, nid) = (Arc::clone(&self.counters), Arc::clone(&self.name), inode.nid());
-        counters.reads.fetch_add(1, Relaxed);
+        let (state, name, nid) = (Arc::clone(&self.state), Arc::clone(&self.name), inode.nid());
+        state.reads.fetch_add(1, Relaxed);
         if let Some(trace) = &self.trace {
             trace.read(nid, offset, size.into());
         }
         read::read(&*self.source, &inode, offset, size.into(), move |outcome| match outcome {
             Ok(data) => {
-                counters.bytes.fetch_add(data.len() as u64, Relaxed);
+                state.bytes.fetch_add(data.len() as u64, Relaxed);
                 reply.data(data);
             }
+            // Neither answered nor dropped, which would answer it: the kernel asks whoever comes after us.
+            Err(_) if state.leaving.load(Relaxed) => std::mem::forget(reply),
             Err(error) => {
-                counters.errors.fetch_add(1, Relaxed);
+                state.errors.fetch_add(1, Relaxed);
                 tracing::error!(image = %name, inode = nid.0, offset, size, "cannot read: {error}");
                 reply.error(Errno::EIO);
             }

@@ -70,7 +70,7 @@ pub use extent::{Extent, extents};
 pub use image_file::{ImageFile, ImageFileError};
 pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSummary, inspect, inspect_path};
 #[cfg(feature = "mount")]
-pub use mount::{Mount, MountError, MountOptions, MountStats, Unmounted};
+pub use mount::{KeptMount, Mount, MountError, MountKeeper, MountOptions, MountStats, SessionRecord, Unmounted};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use prefetch::{PrefetchList, PrefetchListError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};

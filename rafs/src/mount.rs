@@ -4,7 +4,7 @@
 //! [`ChunkSource`]; answers come from the source's threads. mount(2) does it all, which takes root, or at least
 //! CAP_SYS_ADMIN in a user namespace that owns the mount namespace; no setuid helper is started. fuser is given the
 //! open device and never mounts or unmounts: when a session ends, its version 0.18 unmounts whatever it finds at the
-//! path. Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the overlayfs
+//! path; see `mount/session.rs` for how it comes to serve one. Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the overlayfs
 //! above.
 //!
 //! What happens to readers when the mount or the daemon stops:
@@ -18,6 +18,8 @@
 //!   ENOTCONN, as does everything later that the kernel has not kept; touching a mapped page that is not in memory is
 //!   a SIGBUS. The mountpoint stays, dead, until [`Mount::new`] is called for it (it detaches dead mounts first) or
 //!   somebody calls `umount`.
+//! - **The process ends and a [`MountKeeper`] has the connection**: readers wait, until [`Mount::resume`] or until the
+//!   keeper lets go, which is the end as above.
 //!
 //! A process should not read its own mounts: until it has answered, the reading thread cannot be killed, so neither
 //! can the process.
@@ -25,7 +27,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -38,11 +40,16 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{getegid, geteuid};
 
 use crate::bootstrap::Bootstrap;
-use crate::fs::{Counters, ImageFs};
+use crate::fs::{ImageFs, MountState};
 use crate::source::ChunkSource;
 use crate::trace::Trace;
 
+mod init;
+mod keep;
+mod session;
 mod table;
+
+pub use keep::{KeptMount, MountKeeper, SessionRecord};
 
 /// Most dead mounts, one over another, that are detached from a mountpoint.
 const MAX_DEAD: usize = 16;
@@ -64,12 +71,14 @@ pub struct MountOptions {
     pub fs_name: String,
     /// Where reads are noted, if anywhere. Default: nowhere.
     pub trace: Option<Arc<Trace>>,
+    /// Who keeps the mount alive when this process ends. Default: nobody.
+    pub keeper: Option<Arc<dyn MountKeeper>>,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
         let (allow_other, fs_name) = (geteuid().is_root(), "shoal".into());
-        Self { threads: 4, read_ahead_kib: 1024, allow_other, fs_name, trace: None }
+        Self { threads: 4, read_ahead_kib: 1024, allow_other, fs_name, trace: None, keeper: None }
     }
 }
 
@@ -113,6 +122,15 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// A mount that an earlier process served cannot go on.
+    #[error("the mount at {} cannot be taken over", path.display())]
+    Resume {
+        /// The mountpoint.
+        path: PathBuf,
+        /// What the system said, or what is different now.
+        #[source]
+        source: io::Error,
+    },
     /// The mount, or a dead one in its place, could not be taken away.
     #[error("cannot unmount {}", path.display())]
     Unmount {
@@ -144,12 +162,13 @@ pub struct MountStats {
     pub errors: u64,
 }
 
-/// A mounted image. Dropping it unmounts.
+/// A mounted image. Dropping it unmounts, whether a keeper has it or not.
 #[derive(Debug)]
 pub struct Mount {
     mountpoint: PathBuf,
     device: String,
-    counters: Arc<Counters>,
+    state: Arc<MountState>,
+    keeper: Option<Arc<dyn MountKeeper>>,
     end: Arc<End>,
 }
 
@@ -164,7 +183,7 @@ impl Mount {
     ) -> Result<Self, MountError> {
         let mountpoint = prepare(mountpoint)?;
         let device = File::options().read(true).write(true).open("/dev/fuse");
-        let device = device.map_err(|source| MountError::NoFuse { source })?;
+        let device = device.map_err(|source| MountError::NoFuse { source })?.into();
         let failed = |source| MountError::Mount { path: mountpoint.clone(), source };
         mount(&device, &mountpoint, &options).map_err(failed)?;
         let started = Self::start(bootstrap, source, device, &mountpoint, &options);
@@ -174,31 +193,84 @@ impl Mount {
         })
     }
 
+    /// Goes on with a mount that another process has served, which must have ended. Readers notice nothing: what they
+    /// wait for is answered here.
+    ///
+    /// # Errors
+    /// [`MountError::Resume`]: it is not at its mountpoint any more, or what was served is not what `bootstrap` says. Its
+    /// connection is closed then.
+    pub fn resume(
+        bootstrap: Bootstrap,
+        source: Arc<dyn ChunkSource>,
+        kept: KeptMount,
+        options: MountOptions,
+    ) -> Result<Self, MountError> {
+        let path = kept.mountpoint.clone();
+        Self::take_over(bootstrap, source, kept, &options).map_err(|source| MountError::Resume { path, source })
+    }
+
     fn start(
         bootstrap: Bootstrap,
         source: Arc<dyn ChunkSource>,
-        device: File,
+        connection: OwnedFd,
         mountpoint: &Path,
         options: &MountOptions,
     ) -> io::Result<Self> {
         let entry = table::top(mountpoint)?.ok_or_else(|| io::Error::other("the mount went away at once"))?;
-        let counters = Arc::new(Counters::default());
-        let name = Arc::from(options.fs_name.as_str());
-        let fs =
-            ImageFs::new(bootstrap, source, name, Arc::clone(&counters), options.trace.clone(), options.allow_other);
-        let config = config(options);
-        let session = Session::from_fd(fs, device.into(), config.acl, config)?;
+        let state = Arc::new(MountState::default());
+        let fs = file_system(bootstrap.clone(), source, &state, options);
+        let (session, agreement) = session::open(fs, &connection, config(options))?;
+        let session_record = SessionRecord::new(&bootstrap, agreement);
+        let (device, mountpoint) = (entry.device, mountpoint.to_owned());
+        set_read_ahead(&device, options.read_ahead_kib);
+        Self::run(session, state, KeptMount { device, mountpoint, connection, session: session_record }, options)
+    }
+
+    fn take_over(
+        bootstrap: Bootstrap,
+        source: Arc<dyn ChunkSource>,
+        kept: KeptMount,
+        options: &MountOptions,
+    ) -> io::Result<Self> {
+        if !kept.is_mounted()? {
+            return Err(io::Error::other("it is not mounted any more"));
+        }
+        if !kept.session.fits(&bootstrap) {
+            return Err(io::Error::other(
+                "another image was mounted there, or by a version that numbers inodes differently",
+            ));
+        }
+        let state = Arc::new(MountState::default());
+        let fs = file_system(bootstrap, source, &state, options);
+        let session = session::resume(fs, &kept.connection, kept.session.agreement, config(options))?;
+        Self::run(session, state, kept, options)
+    }
+
+    /// Serves, in threads of its own.
+    fn run(
+        session: Session<ImageFs>,
+        state: Arc<MountState>,
+        kept: KeptMount,
+        options: &MountOptions,
+    ) -> io::Result<Self> {
+        let (device, mountpoint, keeper) = (kept.device.clone(), kept.mountpoint.clone(), options.keeper.clone());
+        if let Some(keeper) = &keeper {
+            keeper.keep(kept);
+        }
         let end = Arc::new(End::default());
-        let (ended, path) = (Arc::clone(&end), mountpoint.to_owned());
+        let mount = Self { mountpoint, device, state, keeper, end: Arc::clone(&end) };
+        let (device, path, keeper) = (mount.device.clone(), mount.mountpoint.clone(), mount.keeper.clone());
         let run = move || {
             if let Err(error) = session.run() {
                 tracing::error!(mountpoint = %path.display(), "session ended: {error}");
             }
-            ended.set();
+            if let Some(keeper) = keeper {
+                keeper.forget(&device);
+            }
+            end.set();
         };
         thread::Builder::new().name("shoal-mount".into()).spawn(run)?;
-        set_read_ahead(&entry.device, options.read_ahead_kib);
-        Ok(Self { mountpoint: mountpoint.to_owned(), device: entry.device, counters, end })
+        Ok(mount)
     }
 
     /// Where it is mounted: absolute, without links.
@@ -208,7 +280,7 @@ impl Mount {
 
     /// What it has done so far.
     pub fn stats(&self) -> MountStats {
-        let Counters { reads, bytes, errors } = &*self.counters;
+        let MountState { reads, bytes, errors, .. } = &*self.state;
         MountStats { reads: reads.load(Relaxed), bytes: bytes.load(Relaxed), errors: errors.load(Relaxed) }
     }
 
@@ -239,10 +311,19 @@ impl Mount {
         Ok(Unmounted::Detached)
     }
 
-    /// Lets the mount be: it serves until the process ends, and then stays dead in its place, so that whoever looks
-    /// gets an error and not an empty directory, until the next [`Mount::new`] there.
+    /// Lets the mount be: it serves until the process ends. Then, if its keeper has it, readers wait for whoever
+    /// [resumes](Self::resume) it, and what cannot be read from now on is left to that one, too. Otherwise it stays dead in
+    /// its place, so that whoever looks gets an error and not an empty directory, until the next [`Mount::new`] there.
     pub fn leave(self) {
+        if self.is_kept() {
+            self.state.leaving.store(true, Relaxed);
+        }
         std::mem::forget(self);
+    }
+
+    /// Whether it outlives this process.
+    pub fn is_kept(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.holds(&self.device))
     }
 
     /// Whether what is seen at the mountpoint is this mount.
@@ -262,6 +343,16 @@ impl Drop for Mount {
             );
         }
     }
+}
+
+fn file_system(
+    bootstrap: Bootstrap,
+    source: Arc<dyn ChunkSource>,
+    state: &Arc<MountState>,
+    options: &MountOptions,
+) -> ImageFs {
+    let name = Arc::from(options.fs_name.as_str());
+    ImageFs::new(bootstrap, source, name, Arc::clone(state), options.trace.clone(), options.allow_other)
 }
 
 /// Whether the session has ended.
@@ -302,12 +393,13 @@ fn config(options: &MountOptions) -> Config {
     let mut config = Config::default();
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(threads);
-    config.clone_fd = threads > 1;
+    // What a thread reads from an open file of its own ends with the process, so with a keeper they share one.
+    config.clone_fd = threads > 1 && options.keeper.is_none();
     config
 }
 
 /// Connects an open /dev/fuse with a new mount.
-fn mount(device: &File, mountpoint: &Path, options: &MountOptions) -> io::Result<()> {
+fn mount(device: &OwnedFd, mountpoint: &Path, options: &MountOptions) -> io::Result<()> {
     let (fd, user, group) = (device.as_raw_fd(), geteuid(), getegid());
     let mut data = format!("fd={fd},rootmode=40000,user_id={user},group_id={group},default_permissions");
     if options.allow_other {
