@@ -6,12 +6,14 @@ mod daemon;
 mod demo;
 mod identity;
 mod image;
+mod keeper;
 mod mount;
 mod serve_layout;
 
 use std::{error::Error, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use sd_notify::NotifyState;
 
 /// What a verb ends with: the text goes to standard error after `shoal: `, and the exit code is 1.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -35,6 +37,8 @@ enum Verb {
     Mount(mount::Mount),
     /// Run the node daemon.
     Daemon(daemon::Daemon),
+    /// Keep the daemon's mounts alive while it is restarted.
+    Keeper(keeper::Keeper),
     /// Make a cluster's key, and decide with it who may join.
     #[command(subcommand, arg_required_else_help = true)]
     Cluster(cluster::Cluster),
@@ -53,6 +57,7 @@ impl Cli {
     pub fn default_log(&self) -> &'static str {
         match self.verb {
             Verb::Daemon(_) => "info,libp2p=warn,quinn=warn",
+            Verb::Keeper(_) => "info",
             _ => "warn",
         }
     }
@@ -66,6 +71,7 @@ impl Cli {
             Verb::Image(verb) => verb.run(),
             Verb::Mount(verb) => verb.run(),
             Verb::Daemon(verb) => verb.run(),
+            Verb::Keeper(verb) => verb.run(),
             Verb::Cluster(verb) => verb.run(),
             Verb::Identity(verb) => verb.run(),
             Verb::Ctl(verb) => verb.run(),
@@ -97,6 +103,13 @@ async fn stop_signal() -> std::io::Result<()> {
         _ = hangup.recv() => {}
     }
     Ok(())
+}
+
+/// For a unit of `Type=notify`; elsewhere nobody is told.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot notify systemd: {error}");
+    }
 }
 
 /// Prints `value` as one JSON document on standard output.

@@ -71,10 +71,24 @@ impl From<Role> for shoal_proto::Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnStop {
+    /// What a keeper has goes on: readers wait for the next daemon. The rest is unmounted.
+    Keep,
     /// Unmount; readers get an error, a mount that is busy is detached.
     Unmount,
     /// Leave the mount point behind. Without a daemon its reads fail with ENOTCONN until the next start mounts again.
     Leave,
+}
+
+/// Whether mounts outlive the daemon in the hands of a keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeeperMode {
+    /// If there is a keeper.
+    Auto,
+    /// Yes; where there is none, one is started.
+    On,
+    /// No.
+    Off,
 }
 
 /// Everything that can be configured. The meaning of each key stands in `docs/shoal.toml`.
@@ -234,11 +248,22 @@ pub struct MountsConfig {
     pub threads: u32,
     pub read_ahead_kib: u32,
     pub on_stop: OnStop,
+    pub keeper: KeeperMode,
+    pub keeper_socket: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub keeper_patience: Duration,
 }
 
 impl Default for MountsConfig {
     fn default() -> Self {
-        Self { threads: 4, read_ahead_kib: 1024, on_stop: OnStop::Unmount }
+        Self {
+            threads: 4,
+            read_ahead_kib: 1024,
+            on_stop: OnStop::Keep,
+            keeper: KeeperMode::Auto,
+            keeper_socket: PathBuf::new(),
+            keeper_patience: shoal_keeper::DEFAULT_PATIENCE,
+        }
     }
 }
 
@@ -287,6 +312,12 @@ impl Config {
             merge(&mut table, overlay);
         }
         typed("configuration", table)
+    }
+
+    /// Where the keeper listens.
+    pub(crate) fn keeper_socket(&self) -> PathBuf {
+        let socket = &self.mounts.keeper_socket;
+        if socket.as_os_str().is_empty() { self.data_dir.join("keeper.sock") } else { socket.clone() }
     }
 
     /// Where the node's certificate of membership lies; none in a cluster without a key.

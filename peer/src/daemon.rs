@@ -2,8 +2,8 @@
 //!
 //! Start: the store first, because its lock decides whether this process may run at all; then the identity, the planes,
 //! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: snapshots for
-//! containerd, control API and metrics. Stop is the reverse: nothing new is let in, mounts go, leases and records are
-//! withdrawn, the store is closed.
+//! containerd, control API and metrics. Stop is the reverse: nothing new is let in, mounts go or are left to the keeper,
+//! leases and records are withdrawn, the store is closed.
 
 mod containerd;
 mod parts;
@@ -18,7 +18,7 @@ use std::{
 use libp2p::Multiaddr;
 use shoal_proto::{Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
-    ChunkCache, MountOptions,
+    ChunkCache, MountKeeper, MountOptions,
     oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
@@ -36,11 +36,12 @@ use crate::{
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
     grpc::UnixServer,
+    handover::{Handover, HandoverOptions},
     identity::{Identity, IdentityError},
     images::Images,
     membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
     metrics::MetricsServer,
-    mounts::{Mounts, MountsError, Unrecorded},
+    mounts::{Mounts, MountsError, Unrecorded, blocking},
     node::Node,
     origin::{Origin, OriginOptions},
     reader::Ahead,
@@ -176,6 +177,7 @@ pub struct Daemon {
     http: Option<MetricsServer>,
     tasks: Vec<JoinHandle<()>>,
     on_stop: OnStop,
+    handover: Option<Arc<Handover>>,
 }
 
 impl Daemon {
@@ -245,7 +247,9 @@ impl Daemon {
         });
         let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
         let keeping = tokio::spawn(keeper.run());
-        let mounts = Mounts::new(node.clone(), Some(exchange), mount_options(&config));
+        let handover = HandoverOptions::from(&config);
+        let handover = blocking(move || Handover::open(handover)).await;
+        let mounts = Mounts::new(node.clone(), Some(exchange), kept_by(&handover, mount_options(&config)));
         let parts = Arc::new(Parts {
             node,
             mounts,
@@ -261,15 +265,18 @@ impl Daemon {
             http: OnceLock::new(),
             snapshotter: config.snapshotter.clone(),
         });
-        parts.mounts.restore().await?;
+        let taking = handover.clone();
+        let kept = blocking(move || taking.map_or_else(Vec::new, |handover| handover.kept())).await;
+        parts.mounts.restore(kept).await?;
         let snapshots = parts.serve_snapshots(&config.data_dir).await?;
         let http = parts.clone().serve_http(&config).await?;
         let api = api::serve(&config.socket, parts.clone())
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
-        let (tasks, on_stop) = (vec![driver, exchanging, keeping], config.mounts.on_stop);
-        Ok(Self { parts, api, snapshots, http, tasks, on_stop })
+        let mut tasks = vec![driver, exchanging, keeping];
+        tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
+        Ok(Self { parts, api, snapshots, http, tasks, on_stop: config.mounts.on_stop, handover })
     }
 
     /// Stops in order: see the module.
@@ -282,7 +289,10 @@ impl Daemon {
         if let Some(http) = &self.http {
             http.stop();
         }
-        self.parts.mounts.stop(self.on_stop == OnStop::Leave).await;
+        self.parts.mounts.stop(self.on_stop).await;
+        if let Some(handover) = self.handover {
+            blocking(move || handover.close()).await;
+        }
         self.parts.control.stop().await;
         self.parts.data.stop().await;
         self.tasks.iter().for_each(JoinHandle::abort);
@@ -367,6 +377,11 @@ fn mount_options(config: &Config) -> MountOptions {
         read_ahead_kib: config.mounts.read_ahead_kib,
         ..MountOptions::default()
     }
+}
+
+fn kept_by(handover: &Option<Arc<Handover>>, options: MountOptions) -> MountOptions {
+    let keeper = handover.clone().map(|handover| handover as Arc<dyn MountKeeper>);
+    MountOptions { keeper, ..options }
 }
 
 /// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.

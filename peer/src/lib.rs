@@ -29,6 +29,7 @@ pub mod driver;
 mod exchange;
 mod fetch;
 mod grpc;
+mod handover;
 pub mod identity;
 pub mod images;
 pub mod index;

@@ -101,6 +101,7 @@ fn describe() {
     describe_counter!("shoal_not_kept_total", Unit::Count, "Pieces and objects that the disk had no room for.");
     describe_counter!("shoal_served_bytes_total", Unit::Bytes, "Encoded bytes sent to other nodes.");
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
+    describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon, since a keeper has them.");
     describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");
     describe_gauge!(
         "shoal_membership_expires_seconds",

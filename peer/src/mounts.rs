@@ -1,23 +1,25 @@
 //! The daemon's mounts: made, recorded, made again after a restart, taken away.
 //!
 //! A mount is recorded once it works, with the manifest that its reference meant, so that it comes back as the same
-//! image even if the tag has moved, and without the registry if the store has what it needs.
+//! image even if the tag has moved, and without the registry if the store has what it needs. Where a keeper has held it
+//! meanwhile, its readers do not notice.
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shoal_proto::{ObjectId, control::MountStatus};
 use shoal_rafs::{
-    Mount, MountError, MountOptions, Trace, Unmounted,
+    Bootstrap, KeptMount, Mount, MountError, MountOptions, Trace, Unmounted,
     oci::{Reference, ReferenceError},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    config::OnStop,
     exchange::Exchange,
     images::{Image, ImageError},
     node::Node,
@@ -62,7 +64,24 @@ pub(crate) struct Mounts {
     exchange: Option<Exchange>,
     options: MountOptions,
     /// Locked for look-ups only.
-    table: Arc<Mutex<BTreeMap<PathBuf, Slot>>>,
+    table: Arc<Mutex<Table>>,
+}
+
+/// All mounts by mountpoint. It goes with the daemon and not before, also when that fails to start or is stopped
+/// meanwhile: what a keeper has is then left to the next one, the rest unmounted.
+#[derive(Default)]
+struct Table(BTreeMap<PathBuf, Slot>);
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        for slot in std::mem::take(&mut self.0).into_values() {
+            if let Slot::Mounted(mounted) = slot
+                && mounted.session.is_kept()
+            {
+                mounted.session.leave();
+            }
+        }
+    }
 }
 
 enum Slot {
@@ -102,7 +121,7 @@ impl Mounts {
         }
         let claim = self.claim(mountpoint)?;
         let (manifest, image) = self.node.image(reference).await?;
-        let mounted = self.session(reference, manifest, image, mountpoint).await?;
+        let mounted = self.session(reference, manifest, image, mountpoint, None).await?;
         let record = MountRecord {
             reference: reference.to_string(),
             mountpoint: mountpoint.to_owned(),
@@ -117,7 +136,7 @@ impl Mounts {
 
     /// Unmounts and forgets; true when readers still held it and it was detached.
     pub(crate) async fn unmount(&self, mountpoint: &Path) -> Result<bool, MountsError> {
-        let slot = self.lock().remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
+        let slot = self.lock().0.remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
         blocking(move || store.remove_mount(&path)).await?;
         match slot {
@@ -129,52 +148,69 @@ impl Mounts {
         }
     }
 
-    /// Brings the mounts of an earlier run back. Those that cannot be made now are tried again until they can, or are
-    /// unmounted. Returns once each has been tried.
-    pub(crate) async fn restore(&self) -> Result<(), MountsError> {
+    /// Brings the mounts of an earlier run back, those that were `kept` meanwhile as they were. Those that cannot be made now
+    /// are tried again until they can, or are unmounted. Returns once each has been tried.
+    pub(crate) async fn restore(&self, kept: Vec<KeptMount>) -> Result<(), MountsError> {
+        let mut kept: BTreeMap<_, _> = kept.into_iter().map(|mount| (mount.mountpoint.clone(), mount)).collect();
         let store = self.node.store.clone();
         for record in blocking(move || store.mounts()).await? {
             let Ok(claim) = self.claim(&record.mountpoint) else { continue };
-            if let Err(error) = self.remount(&record, &claim).await {
+            let mut kept = kept.remove(&record.mountpoint);
+            if let Err(error) = self.remount(&record, &claim, &mut kept).await {
                 tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
                 let mounts = self.clone();
-                tokio::spawn(async move { mounts.keep_trying(record, claim).await });
+                tokio::spawn(async move { mounts.keep_trying(record, claim, kept).await });
             }
+        }
+        for stray in kept.into_values() {
+            tracing::warn!("{} is mounted, but should not be", stray.mountpoint.display());
+            self.discard(stray).await;
         }
         Ok(())
     }
 
     /// Whether every mount that should be there is.
     pub(crate) fn ready(&self) -> bool {
-        self.lock().values().all(|slot| matches!(slot, Slot::Mounted(_)))
+        self.lock().0.values().all(|slot| matches!(slot, Slot::Mounted(_)))
     }
 
     /// The image that is mounted there, if the mount is there and not about to be.
     pub(crate) fn image(&self, mountpoint: &Path) -> Option<Arc<Image>> {
-        match self.lock().get(mountpoint)? {
+        match self.lock().0.get(mountpoint)? {
             Slot::Pending => None,
             Slot::Mounted(mounted) => Some(mounted.reader.image().clone()),
         }
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().0.len()
+    }
+
+    /// How many of them a keeper has.
+    pub(crate) fn kept(&self) -> usize {
+        let is_kept = |slot: &&Slot| matches!(slot, Slot::Mounted(mounted) if mounted.session.is_kept());
+        self.lock().0.values().filter(is_kept).count()
     }
 
     pub(crate) fn status(&self) -> Vec<MountStatus> {
         let table = self.lock();
-        let mounted = table.iter().filter_map(|(path, slot)| match slot {
+        let mounted = table.0.iter().filter_map(|(path, slot)| match slot {
             Slot::Pending => None,
             Slot::Mounted(mounted) => Some(mounted.status(path)),
         });
         mounted.collect()
     }
 
-    /// Ends all mounts for now: they stay recorded. `leave` keeps the mount points, dead until the next start.
-    pub(crate) async fn stop(&self, leave: bool) {
-        let slots = std::mem::take(&mut *self.lock());
+    /// Ends all mounts for now: they stay recorded.
+    pub(crate) async fn stop(&self, on_stop: OnStop) {
+        let slots = std::mem::take(&mut self.lock().0);
         for (path, slot) in slots {
             let Slot::Mounted(mounted) = slot else { continue };
+            let leave = match on_stop {
+                OnStop::Keep => mounted.session.is_kept(),
+                OnStop::Leave => true,
+                OnStop::Unmount => false,
+            };
             if leave {
                 mounted.session.leave();
             } else if let Err(error) = blocking(move || mounted.session.unmount()).await {
@@ -194,7 +230,7 @@ impl Mounts {
         let (manifest, image) = self.node.image(reference).await?;
         let trace = traced.then(|| Arc::new(Trace::new(image.bootstrap.clone())));
         self.options.trace.clone_from(&trace);
-        let Mounted { session, _prefetch, .. } = self.session(reference, manifest, image, mountpoint).await?;
+        let Mounted { session, _prefetch, .. } = self.session(reference, manifest, image, mountpoint, None).await?;
         Ok(Unrecorded { session, trace, _prefetch })
     }
 
@@ -204,6 +240,7 @@ impl Mounts {
         manifest: ObjectId,
         image: Arc<Image>,
         mountpoint: &Path,
+        kept: Option<KeptMount>,
     ) -> Result<Mounted, MountsError> {
         if let Some(exchange) = &self.exchange {
             exchange.interested_in(&image);
@@ -212,27 +249,39 @@ impl Mounts {
         let (source, path) = (Arc::new(reader.clone()), mountpoint.to_owned());
         let options = MountOptions { fs_name: reference.to_string(), ..self.options.clone() };
         let bootstrap = image.bootstrap.clone();
-        let session = blocking(move || Mount::new(bootstrap, source, &path, options)).await?;
+        let session = blocking(move || open(bootstrap, source, &path, options, kept)).await?;
         let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), image));
         let _prefetch = AbortOnDropHandle::new(prefetch);
         Ok(Mounted { reference: reference.to_string(), manifest, reader, session, _prefetch })
     }
 
-    async fn remount(&self, record: &MountRecord, claim: &Claim) -> Result<(), MountsError> {
+    /// Takes `kept` when the image is there.
+    async fn remount(
+        &self,
+        record: &MountRecord,
+        claim: &Claim,
+        kept: &mut Option<KeptMount>,
+    ) -> Result<(), MountsError> {
         let reference: Reference = record.reference.parse()?;
         let image = self.node.images.by_manifest(reference.source(), record.manifest).await?;
-        let mounted = self.session(&reference, record.manifest, image, &record.mountpoint).await?;
+        let mounted = self.session(&reference, record.manifest, image, &record.mountpoint, kept.take()).await?;
         claim.fill(mounted);
         Ok(())
     }
 
-    async fn keep_trying(&self, record: MountRecord, claim: Claim) {
+    async fn keep_trying(&self, record: MountRecord, claim: Claim, mut kept: Option<KeptMount>) {
+        let patience = Instant::now() + self.node.deadline;
         loop {
             tokio::time::sleep(RESTORE_INTERVAL).await;
+            // Readers of a kept mount wait, but not for ever.
+            if let Some(kept) = kept.take_if(|_| !claim.stands() || Instant::now() > patience) {
+                tracing::error!("{} cannot be served, its readers get errors", kept.mountpoint.display());
+                self.discard(kept).await;
+            }
             if !claim.stands() {
                 return;
             }
-            match self.remount(&record, &claim).await {
+            match self.remount(&record, &claim, &mut kept).await {
                 Ok(()) => {
                     tracing::info!("{} is mounted again", record.mountpoint.display());
                     return;
@@ -242,16 +291,30 @@ impl Mounts {
         }
     }
 
+    /// Ends a mount that nobody will serve.
+    async fn discard(&self, kept: KeptMount) {
+        let (keeper, path) = (self.options.keeper.clone(), kept.mountpoint.clone());
+        let discarded = blocking(move || {
+            if let Some(keeper) = keeper {
+                keeper.forget(&kept.device);
+            }
+            kept.discard()
+        });
+        if let Err(error) = discarded.await {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+
     fn claim(&self, mountpoint: &Path) -> Result<Claim, MountsError> {
         let mut table = self.lock();
-        if table.contains_key(mountpoint) {
+        if table.0.contains_key(mountpoint) {
             return Err(MountsError::InUse(mountpoint.to_owned()));
         }
-        table.insert(mountpoint.to_owned(), Slot::Pending);
+        table.0.insert(mountpoint.to_owned(), Slot::Pending);
         Ok(Claim { mounts: self.clone(), mountpoint: mountpoint.to_owned() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Slot>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -284,24 +347,48 @@ struct Claim {
 impl Claim {
     /// Puts the mount there. When it was unmounted meanwhile, the session goes again.
     fn fill(&self, mounted: Mounted) {
-        if let Some(slot @ Slot::Pending) = self.mounts.lock().get_mut(&self.mountpoint) {
+        if let Some(slot @ Slot::Pending) = self.mounts.lock().0.get_mut(&self.mountpoint) {
             *slot = Slot::Mounted(Box::new(mounted));
         }
     }
 
     /// Whether nobody has unmounted it meanwhile.
     fn stands(&self) -> bool {
-        matches!(self.mounts.lock().get(&self.mountpoint), Some(Slot::Pending))
+        matches!(self.mounts.lock().0.get(&self.mountpoint), Some(Slot::Pending))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut table = self.mounts.lock();
-        if matches!(table.get(&self.mountpoint), Some(Slot::Pending)) {
-            table.remove(&self.mountpoint);
+        if matches!(table.0.get(&self.mountpoint), Some(Slot::Pending)) {
+            table.0.remove(&self.mountpoint);
         }
     }
+}
+
+/// Goes on with the mount that an earlier daemon has served or, where there is none or it cannot go on, mounts anew.
+fn open(
+    bootstrap: Bootstrap,
+    source: Arc<Reader>,
+    mountpoint: &Path,
+    options: MountOptions,
+    kept: Option<KeptMount>,
+) -> Result<Mount, MountError> {
+    if let Some(kept) = kept {
+        let device = kept.device.clone();
+        match Mount::resume(bootstrap.clone(), source.clone(), kept, options.clone()) {
+            Ok(mount) => {
+                tracing::info!("{} goes on", mountpoint.display());
+                return Ok(mount);
+            }
+            Err(error) => tracing::error!("{}; its readers get errors", crate::chain(&error)),
+        }
+        if let Some(keeper) = &options.keeper {
+            keeper.forget(&device);
+        }
+    }
+    Mount::new(bootstrap, source, mountpoint, options)
 }
 
 /// Runs what blocks on the disk or the kernel where that is allowed.

@@ -14,6 +14,8 @@ mod image;
 
 #[path = "containerd/cri.rs"]
 mod cri;
+#[path = "containerd/kept.rs"]
+mod kept;
 #[path = "containerd/lazy.rs"]
 mod lazy;
 #[path = "containerd/ordinary.rs"]

@@ -4,11 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use sd_notify::NotifyState;
 
-use super::{Failure, runtime, stop_signal};
+use super::{Failure, runtime, stop_signal, tell_systemd};
 use crate::{config::Config, daemon};
 
 /// Runs until SIGTERM or SIGINT, then withdraws what it announced, unmounts (or leaves the mounts, as configured) and
-/// closes the store. `docs/shoal.toml` documents every option with its unit and default.
+/// closes the store. With a keeper, the next daemon goes on with the mounts. `docs/shoal.toml` documents every option with its unit and default.
 #[derive(Debug, clap::Args)]
 pub(super) struct Daemon {
     /// Configuration file (TOML). Without it every option has its default.
@@ -69,12 +69,5 @@ impl Daemon {
         overrides.extend(self.role.as_ref().map(|role| quoted("role", role)));
         overrides.extend(self.zone.as_ref().map(|zone| quoted("zone", zone)));
         Ok(Config::load(self.config.as_deref(), &overrides)?)
-    }
-}
-
-/// For a unit of `Type=notify`; elsewhere nobody is told.
-fn tell_systemd(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!("cannot notify systemd: {error}");
     }
 }

@@ -134,6 +134,7 @@ impl Vitals for Parts {
         self.node.traffic.export();
         let store = self.store();
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
+        metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);
         metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
         metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
         metrics::gauge!("shoal_membership_expires_seconds").set(self.membership_expires() as f64);

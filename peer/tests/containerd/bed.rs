@@ -27,6 +27,11 @@ pub(crate) struct Bed {
 impl Bed {
     /// None, with a line that says why, where containers cannot be run.
     pub(crate) fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, &[])
+    }
+
+    /// With more settings of the daemon.
+    pub(crate) fn start_with(test: &str, settings: &[String]) -> Option<Self> {
         if !can_mount(test) {
             return None;
         }
@@ -37,8 +42,8 @@ impl Bed {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let setting = |key: &str, path: PathBuf| format!("snapshotter.{key}={path:?}");
         let snapshots = folder.path().join("snapshots.sock");
-        let settings =
-            [setting("socket", snapshots.clone()), setting("containerd", containerd_socket(folder.path()))];
+        let own = [setting("socket", snapshots.clone()), setting("containerd", containerd_socket(folder.path()))];
+        let settings = [&own, settings].concat();
         let mut registry = Registry::start();
         shoal_rafs::oci::Layout::new(registry.layout()).create().expect("a layout");
         registry.switch_on();

@@ -8,6 +8,7 @@ mod batch_image;
 mod converted;
 mod demo;
 mod disputed_blob;
+mod kept_mounts;
 mod next_version;
 mod one_owner;
 mod prefetch_table;

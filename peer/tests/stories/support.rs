@@ -259,6 +259,20 @@ impl Daemon {
         self.ctl(&["mount", reference, mountpoint.to_str().expect("UTF-8")]);
     }
 
+    /// Where its keeper listens, if it has one.
+    pub(crate) fn keeper_socket(&self) -> PathBuf {
+        self.folder.join("data/keeper.sock")
+    }
+
+    /// Has its keeper let go of everything and end.
+    fn end_keeper(&self) -> Result<(), shoal_keeper::ClientError> {
+        let mut keeper = shoal_keeper::Client::connect(&self.keeper_socket())?;
+        for (mount, _) in keeper.kept()? {
+            keeper.forget(&mount.device)?;
+        }
+        keeper.stop()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -275,6 +289,19 @@ impl Daemon {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
         let status = self.child.wait().expect("it ends");
         assert!(status.success(), "{} ended with {status}: {}", self.name, self.log());
+    }
+
+    /// Starts it again with more settings, with which it fails.
+    pub(crate) fn fail_to_start(&mut self, settings: &[String]) {
+        self.child.wait().expect("it has ended");
+        let settings = [self.settings.as_slice(), settings].concat();
+        let status = Self::spawn(&self.folder, &settings).wait().expect("it ends");
+        assert_eq!(status.code(), Some(1), "{} starts: {}", self.name, self.log());
+    }
+
+    /// From the next start on there is one more setting.
+    pub(crate) fn set(&mut self, setting: &str) {
+        self.settings.push(setting.to_owned());
     }
 
     /// Starts it again with the same folder and settings.
@@ -294,6 +321,8 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = rustix::mount::unmount(self.mountpoint(), rustix::mount::UnmountFlags::DETACH);
+        // Most have none.
+        let _ = self.end_keeper();
     }
 }
 

@@ -1,0 +1,133 @@
+//! Threads that read a mount over and over, each in its own way, and compare what they see with the source.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+};
+
+use rustix::{
+    fs::{Advice, fadvise},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
+
+use crate::support::{files, wait};
+
+/// Threads of each way.
+const EACH: usize = 2;
+
+/// A way of reading one file: whether it is the same in the mount as in the source.
+type Way = fn(&Path, &Path) -> io::Result<bool>;
+
+const WAYS: [(&str, Way); 4] = [("read", whole), ("pread", parts), ("stat and readdir", names), ("mmap", mapped)];
+
+/// They read until they are told to stop.
+pub(super) struct Readers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
+}
+
+impl Readers {
+    pub(super) fn start(source: &Path, mount: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = WAYS.iter().cycle().take(EACH * WAYS.len()).map(|(name, way)| {
+            let (looks, stop) = (Arc::new(AtomicU64::new(0)), stop.clone());
+            let (source, mount, count) = (source.to_owned(), mount.to_owned(), looks.clone());
+            (looks, thread::spawn(move || go_round(name, *way, &source, &mount, &count, &stop)))
+        });
+        Self { threads: threads.collect(), stop }
+    }
+
+    /// Waits until each of them has seen several files more.
+    pub(super) fn go_on(&self) {
+        let before: Vec<_> = self.threads.iter().map(|(looks, _)| looks.load(Relaxed)).collect();
+        wait("all readers go on", || {
+            // Who has ended has seen something wrong: `end` says what.
+            let mut all = self.threads.iter().zip(&before);
+            all.all(|((looks, thread), before)| looks.load(Relaxed) >= before + 4 || thread.is_finished())
+        });
+        assert!(self.threads.iter().all(|(_, thread)| !thread.is_finished()), "a reader has failed, see above");
+    }
+
+    /// Ends them; none must have seen an error or a wrong byte.
+    pub(super) fn end(self) {
+        self.stop.store(true, Relaxed);
+        for (_, thread) in self.threads {
+            thread.join().expect("a reader saw nothing wrong");
+        }
+    }
+}
+
+fn go_round(name: &str, way: Way, source: &Path, mount: &Path, looks: &AtomicU64, stop: &AtomicBool) {
+    let all = files(source);
+    for file in all.iter().cycle() {
+        if stop.load(Relaxed) {
+            return;
+        }
+        match way(&source.join(file), &mount.join(file)) {
+            Ok(same) => assert!(same, "{name}: {} is not what it was", file.display()),
+            Err(error) => panic!("{name}: {}: {error}", file.display()),
+        }
+        looks.fetch_add(1, Relaxed);
+    }
+}
+
+/// Opens a file so that what is read of it comes from the daemon.
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    Ok(file)
+}
+
+fn whole(source: &Path, mount: &Path) -> io::Result<bool> {
+    let mut bytes = Vec::new();
+    open(mount)?.read_to_end(&mut bytes)?;
+    Ok(bytes == fs::read(source)?)
+}
+
+/// Every seventh block, through a descriptor that stays open.
+fn parts(source: &Path, mount: &Path) -> io::Result<bool> {
+    let (file, expected) = (open(mount)?, fs::read(source)?);
+    fadvise(&file, 0, None, Advice::Random)?;
+    let mut block = [0; 4096];
+    for at in (0..expected.len()).step_by(7 * block.len()) {
+        let here = file.read_at(&mut block, at as u64)?;
+        if block[..here] != expected[at..(at + block.len()).min(expected.len())] {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What the folder of the file lists, and the file's attributes.
+fn names(source: &Path, mount: &Path) -> io::Result<bool> {
+    let listed = |file: &Path| -> io::Result<Vec<PathBuf>> {
+        let folder = fs::read_dir(file.parent().unwrap_or(file))?;
+        let mut names = folder.map(|entry| Ok(entry?.file_name().into())).collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let (a, b) = (fs::metadata(source)?, fs::metadata(mount)?);
+    let same = (a.len(), a.mode(), a.nlink(), a.uid()) == (b.len(), b.mode(), b.nlink(), b.uid());
+    Ok(same && listed(source)? == listed(mount)?)
+}
+
+fn mapped(source: &Path, mount: &Path) -> io::Result<bool> {
+    let (file, expected) = (open(mount)?, fs::read(source)?);
+    if expected.is_empty() {
+        return Ok(true);
+    }
+    // SAFETY: the file never changes or shrinks, and the mapping is used before it is unmapped, only.
+    unsafe {
+        let at = mmap(std::ptr::null_mut(), expected.len(), ProtFlags::READ, MapFlags::PRIVATE, &file, 0)?;
+        let same = std::slice::from_raw_parts(at.cast::<u8>(), expected.len()) == expected;
+        munmap(at, expected.len())?;
+        Ok(same)
+    }
+}
