@@ -4,8 +4,8 @@
 //! [`ChunkSource`]; answers come from the source's threads. mount(2) does it all, which takes root, or at least
 //! CAP_SYS_ADMIN in a user namespace that owns the mount namespace; no setuid helper is started. fuser is given the
 //! open device and never mounts or unmounts: when a session ends, its version 0.18 unmounts whatever it finds at the
-//! path; see `mount/session.rs` for how it comes to serve one. Mounts are read-only, nosuid and nodev: a container sees set-user-id bits and devices through the overlayfs
-//! above.
+//! path; see `mount/session.rs` for how it comes to serve one. Mounts are read-only, nosuid and nodev: a container sees
+//! set-user-id bits and devices through the overlayfs above.
 //!
 //! What happens to readers when the mount or the daemon stops:
 //!

@@ -14,7 +14,7 @@ const LOOP: &str =
 
 #[test]
 fn a_container_reads_on_while_the_daemon_is_killed_and_restarted() {
-    let settings = ["mounts.keeper=on".to_owned(), "mounts.on_stop=leave".to_owned()];
+    let settings = ["mounts.keeper=on", "mounts.keeper_patience=60s", "mounts.on_stop=leave"].map(str::to_owned);
     let Some(mut bed) = Bed::start_with("containers go on", &settings) else { return };
     Layers::new().push_lazy(&bed.registry.layout(), "1");
     let image = bed.registry.reference("1");

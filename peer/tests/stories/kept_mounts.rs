@@ -6,7 +6,7 @@ use std::{
     io::Read,
     net::TcpListener,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     thread,
     time::Duration,
@@ -44,7 +44,7 @@ impl Bed {
         registry.publish(source.path(), "1");
         registry.switch_on();
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let daemon = Daemon::start("node", folder.path(), &["mounts.keeper=on".into()]);
+        let daemon = Daemon::start("node", folder.path(), &settings());
         daemon.mount(&registry.reference("1"));
         Some(Self { daemon, _registry: registry, source, folder })
     }
@@ -57,6 +57,11 @@ impl Bed {
     fn device(&self) -> u64 {
         fs::metadata(self.daemon.mountpoint()).expect("the mount").dev()
     }
+}
+
+/// A keeper that does not make a test that fails hang for long.
+fn settings() -> Vec<String> {
+    vec!["mounts.keeper=on".into(), "mounts.keeper_patience=30s".into()]
 }
 
 /// Who listens on a socket of a keeper; none if nobody does.
@@ -117,7 +122,7 @@ fn a_restart_in_good_order_is_not_noticed_either() {
     assert_eq!(bed.device(), device);
     readers.end();
     // Stopped for good, with nothing mounted, the daemon takes its keeper along.
-    bed.daemon.ctl(&["unmount", bed.daemon.mountpoint().to_str().expect("UTF-8")]);
+    bed.daemon.ctl(&["umount", bed.daemon.mountpoint().to_str().expect("UTF-8")]);
     bed.daemon.stop();
     wait("the keeper ends", || listener(&bed.daemon.keeper_socket()).is_none());
 }
@@ -135,8 +140,12 @@ fn a_read_that_waited_for_the_registry_is_answered_after_all() {
     let shoal = Command::new(env!("CARGO_BIN_EXE_shoal"));
     let registry = RegistryProcess::start(shoal, &layout, listen, folder.path()).expect("a registry");
     let registry_pid = Pid::from_raw(registry.id() as i32).expect("a process id");
-    let mut daemon = Daemon::start("node", folder.path(), &["mounts.keeper=on".into(), "read.ahead_bytes=0".into()]);
+    let mut daemon =
+        Daemon::start("node", folder.path(), &[settings().as_slice(), &["read.ahead_bytes=0".into()]].concat());
     daemon.mount(&format!("{}/app:1", registry.address()));
+    // The first file that is closed tells the kernel that nobody wants to hear of it. Otherwise the daemon, which is started
+    // with copies of what is open here, would wait for itself when it closes them.
+    assert_eq!(fs::read(daemon.mountpoint().join("d0/f0")).expect("a file").len(), 900_000);
 
     kill_process(registry_pid, Signal::STOP).expect("it stops answering");
     let path = daemon.mountpoint().join("d0/f1");

@@ -20,7 +20,8 @@
 //! - **Linux 6.9 and later** sends them again when asked to (FUSE_NOTIFY_RESEND): the device's open file, on which they
 //!   were read, lives on in whoever has a copy of the descriptor.
 //! - **Before that** nobody would ever answer them. There sessions read from a second open file of the connection
-//!   (FUSE_DEV_IOC_CLONE), which goes with the process, and with it the kernel ends what was read there: ECONNABORTED.
+//!   (FUSE_DEV_IOC_CLONE), which goes with the process, and with it the kernel ends what was read there: ECONNABORTED. The
+//!   page cache asks again for pages that it did not get, so most readers do not see it.
 
 use std::fs::File;
 use std::io;
@@ -68,7 +69,7 @@ pub(super) fn resume(
         let notice = ReplyHeader { len: size_of::<ReplyHeader>() as u32, error: RESEND, unique: 0 };
         rustix::io::write(device, notice.as_bytes())?;
     } else {
-        tracing::warn!("this kernel cannot repeat requests: what was being read has failed with ECONNABORTED");
+        tracing::warn!("this kernel cannot repeat requests: what was asked last has failed with ECONNABORTED");
     }
     attach(&session, device, agreement)?;
     Ok(session)
