@@ -10,7 +10,9 @@ use std::{
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use shoal_proto::{Bitfield, PeerId, Priority, Role};
-use shoal_scheduler::{Action, BlobKey, Config, Event, Failure, Item, Origin, RequestId, Scheduler, Time, WantId};
+use shoal_scheduler::{
+    Action, BlobKey, Config, Event, Failure, Item, Limits, Origin, Rates, RequestId, Scheduler, Time, WantId,
+};
 
 const PIECES: u32 = 64;
 
@@ -29,6 +31,7 @@ enum Op {
     LeaseEnded(u8),
     Answer { request: u8, answer: Answer },
     Advance(u16),
+    Limits { download: (u64, u64), registry: (u64, u64), reads: (u8, u8), slots: u8 },
 }
 
 #[derive(Debug, Arbitrary)]
@@ -154,6 +157,16 @@ impl Shell {
                 }
                 self.answer(request, answer)
             }
+            Op::Limits { download, registry, reads: (all, prefetch), slots } => {
+                let rates = |(all, prefetch)| Rates { all, prefetch };
+                Event::Limits(Limits {
+                    download: rates(download),
+                    registry: rates(registry),
+                    registry_requests: rates((all.into(), prefetch.into())),
+                    registry_slots: slots.into(),
+                    registry_reserve: u32::from(slots) / 4,
+                })
+            }
             Op::Advance(millis) => return self.advance(self.now + Duration::from_millis(millis.into())),
         };
         self.handle(event);
@@ -194,7 +207,8 @@ fn nth<K, V>(map: &BTreeMap<K, V>, which: u8) -> Option<&K> {
 
 fuzz_target!(|input: (u8, Vec<Op>)| {
     let (seed, ops) = input;
-    let config = Config { peer_window: 8, registry_slots: 3, ..Config::new(peer(0), "a") };
+    let limits = Limits { registry_slots: 3, ..Limits::default() };
+    let config = Config { peer_window: 8, limits, ..Config::new(peer(0), "a") };
     let mut shell = Shell {
         scheduler: Scheduler::new(config, Time::ZERO, [seed; 32]),
         now: Time::ZERO,

@@ -43,7 +43,7 @@ use crate::{
     metrics::MetricsServer,
     mounts::{Mounts, MountsError, Unrecorded, blocking},
     node::Node,
-    origin::{Origin, OriginOptions},
+    origin::Origin,
     reader::Ahead,
     serve::Server,
     snapshotter::SnapshotError,
@@ -317,8 +317,7 @@ impl Core {
         let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, StoreOptions::default())).await;
         let store = store.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let registry = Registry::new(registry_options(config)?)?;
-        let concurrency = config.registry.concurrency as usize;
-        let origin = Origin::new(registry, OriginOptions { concurrency, ..OriginOptions::default() });
+        let origin = Origin::new(registry);
         let clock = Clock::start();
         let (handle, commands) = driver::channel(clock);
         let traffic = Arc::new(Traffic::default());
@@ -350,8 +349,9 @@ impl Core {
         };
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());
         scheduling.labels = config.labels.clone();
-        scheduling.registry_slots = config.registry.concurrency;
-        scheduling.registry_reserve = scheduling.registry_reserve.min(config.registry.concurrency / 2);
+        let limits = &mut scheduling.limits;
+        limits.registry_slots = config.registry.concurrency;
+        limits.registry_reserve = limits.registry_reserve.min(config.registry.concurrency / 2);
         let driver = Driver::new(scheduling, rand::random(), self.clock, self.commands, fetcher);
         tokio::spawn(driver.run())
     }

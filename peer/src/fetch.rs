@@ -360,7 +360,7 @@ impl Running {
         match &self.target {
             Target::Object(object) => {
                 let (id, kind, limit) = (object.id, object.kind, object.limit);
-                let read = self.fetcher.origin.object(&object.source, id, kind, limit, self.priority);
+                let read = self.fetcher.origin.object(&object.source, id, kind, limit);
                 match read.await {
                     Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry).await),
                     Err(error) => self.registry_failed(&object.source, &error).await,
@@ -378,7 +378,7 @@ impl Running {
     }
 
     async fn read_run(&self, blob: &BlobTarget, pieces: &[u32]) {
-        let read = self.fetcher.origin.pieces(&blob.source, &blob.table, pieces, self.priority);
+        let read = self.fetcher.origin.pieces(&blob.source, &blob.table, pieces);
         let mut read = std::pin::pin!(read);
         while let Some(next) = read.next().await {
             match next {

@@ -4,55 +4,29 @@
 //! make a run, the scheduler has decided. What is handed on is *encoded and unverified*: whoever asked decodes it with the
 //! piece table, which is the one place where bytes become trusted. Objects are verified here, whole.
 //!
-//! Memory: at most one piece and one network buffer per stream. Everything queues for a slot, on-demand first, and, if
-//! there is a byte budget, for that. No retries of whole requests beyond those of the client, except that a transfer
-//! that breaks half-way goes on where it broke.
-
-mod budget;
-mod slots;
+//! Memory: at most one piece and one network buffer per stream. How many requests there are at a time, and how many bytes
+//! they may bring, the scheduler has decided before it asks, so nothing waits here. No retries of whole requests beyond
+//! those of the client, except that a transfer that breaks half-way goes on where it broke.
 
 use std::{
     collections::VecDeque,
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use shoal_proto::{BlobId, ObjectId, ObjectKind, Priority};
+use shoal_proto::{BlobId, ObjectId, ObjectKind};
 use shoal_rafs::{
     PieceTable,
     oci::{BlobStream, Registry, RegistryError, Source},
 };
 
-use self::{
-    budget::Budget,
-    slots::{Slot, Slots},
-};
-
 /// How often in a row a transfer may break without a single new byte before it is given up.
 const FRUITLESS: u32 = 2;
-
-/// How the registry is read.
-#[derive(Debug, Clone)]
-pub struct OriginOptions {
-    /// Requests at a time. Default 16.
-    pub concurrency: usize,
-    /// Of these, kept free for on-demand reads. Default 4.
-    pub reserved_on_demand: usize,
-    /// Bytes per second, over all requests. Default none. On-demand reads may run one second ahead of it.
-    pub rate_bytes_per_s: Option<u64>,
-}
-
-impl Default for OriginOptions {
-    fn default() -> Self {
-        Self { concurrency: 16, reserved_on_demand: 4, rate_bytes_per_s: None }
-    }
-}
 
 /// What was asked of registries so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,7 +53,7 @@ pub enum OriginError {
     Registry(#[from] RegistryError),
 }
 
-/// Reads registries within limits that all reads of this node share. Cheap to clone.
+/// Reads registries. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Origin {
     shared: Arc<Shared>,
@@ -88,28 +62,15 @@ pub struct Origin {
 #[derive(Debug)]
 struct Shared {
     registry: Registry,
-    slots: Slots,
-    budget: Option<Mutex<Budget>>,
-    started: Instant,
     requests: AtomicU64,
     received_bytes: AtomicU64,
 }
 
 impl Origin {
     /// Reads through this client.
-    pub fn new(registry: Registry, options: OriginOptions) -> Self {
-        let slots = Slots::new(options.concurrency, options.reserved_on_demand);
-        let budget = options.rate_bytes_per_s.map(|rate| Mutex::new(Budget::new(rate)));
-        Self {
-            shared: Arc::new(Shared {
-                registry,
-                slots,
-                budget,
-                started: Instant::now(),
-                requests: AtomicU64::new(0),
-                received_bytes: AtomicU64::new(0),
-            }),
-        }
+    pub fn new(registry: Registry) -> Self {
+        let (requests, received_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { registry, requests, received_bytes }) }
     }
 
     /// The client.
@@ -127,13 +88,12 @@ impl Origin {
 
     /// Reads pieces of a blob, in ascending order, with one request from the first byte of the first to the last of the
     /// last: each with its encoded bytes. After an error nothing follows; what came before is good. Dropping the stream
-    /// ends the transfer and frees its slot.
+    /// ends the transfer.
     pub fn pieces(
         &self,
         source: &Source,
         table: &PieceTable,
         pieces: &[u32],
-        priority: Priority,
     ) -> impl Stream<Item = Result<(u32, Bytes), OriginError>> + Send + use<> {
         let blob = table.blob();
         let pieces: Result<VecDeque<_>, _> = pieces
@@ -144,7 +104,7 @@ impl Origin {
             })
             .collect();
         let (shared, source) = (self.shared.clone(), source.clone());
-        let run = pieces.map(|pieces| Run { shared, source, blob, priority, pieces, transfer: None });
+        let run = pieces.map(|pieces| Run { shared, source, blob, pieces, transfer: None });
         futures::stream::once(async { run }).flat_map(|run| match run {
             Err(error) => futures::stream::once(async { Err(error) }).left_stream(),
             Ok(run) => futures::stream::try_unfold(run, |mut run| async move {
@@ -162,12 +122,8 @@ impl Origin {
         id: ObjectId,
         kind: ObjectKind,
         limit: u64,
-        priority: Priority,
     ) -> Result<Bytes, OriginError> {
         let shared = &self.shared;
-        // How much there is to pay for is known afterwards only.
-        shared.pay(0, priority).await;
-        let _slot = shared.slots.acquire(priority).await;
         shared.requests.fetch_add(1, Ordering::Relaxed);
         let bytes = match kind {
             ObjectKind::Manifest => shared.registry.manifest(source, id).await?,
@@ -177,29 +133,7 @@ impl Origin {
             return Err(RegistryError::TooLarge { what: format!("{source}@sha256:{id}"), limit }.into());
         }
         shared.received_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        shared.debit(bytes.len() as u64);
         Ok(bytes)
-    }
-}
-
-impl Shared {
-    /// Waits until the budget allows `bytes` more, and takes them.
-    async fn pay(&self, bytes: u64, priority: Priority) {
-        let Some(budget) = &self.budget else { return };
-        loop {
-            let taken =
-                budget.lock().unwrap_or_else(PoisonError::into_inner).take(self.started.elapsed(), bytes, priority);
-            match taken {
-                Ok(()) => return,
-                Err(wait) => tokio::time::sleep(wait).await,
-            }
-        }
-    }
-
-    fn debit(&self, bytes: u64) {
-        if let Some(budget) = &self.budget {
-            budget.lock().unwrap_or_else(PoisonError::into_inner).debit(bytes);
-        }
     }
 }
 
@@ -208,7 +142,6 @@ struct Run {
     shared: Arc<Shared>,
     source: Source,
     blob: BlobId,
-    priority: Priority,
     pieces: VecDeque<(u32, Range<u64>)>,
     transfer: Option<Transfer>,
 }
@@ -221,7 +154,6 @@ struct Transfer {
     end: u64,
     buffer: BytesMut,
     fruitless: u32,
-    _slot: Slot,
 }
 
 impl Run {
@@ -244,10 +176,8 @@ impl Run {
     /// Takes `&mut self`, as everything here, because a stream cannot be looked at from two threads.
     async fn begin(&mut self, at: u64) -> Result<Transfer, OriginError> {
         let end = self.pieces.back().map_or(at, |(_, range)| range.end);
-        self.shared.pay(end - at, self.priority).await;
-        let slot = self.shared.slots.acquire(self.priority).await;
         let stream = self.open(at..end).await?;
-        Ok(Transfer { stream, at, end, buffer: BytesMut::new(), fruitless: 0, _slot: slot })
+        Ok(Transfer { stream, at, end, buffer: BytesMut::new(), fruitless: 0 })
     }
 
     async fn open(&mut self, range: Range<u64>) -> Result<BlobStream, RegistryError> {

@@ -26,6 +26,8 @@ impl Scheduler {
             let owed = self.requests.take(id, item.piece);
             self.inflow.delivered(now, bytes);
             self.inflow.unload(lane, if owed { size } else { 0 });
+            // An object may be of unknown size until it is here.
+            self.allowances.charge(now, lane, bytes.saturating_sub(size));
             if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
                 self.peers.modify(now, &self.config, slot, |peer| {
                     peer.unload(u32::from(owed), if owed { size } else { 0 });
@@ -87,6 +89,7 @@ impl Scheduler {
         }
         let size = self.bytes(item.blob, &[item.piece]);
         self.inflow.unload(lane, size);
+        self.give_back_refused(now, lane, Why::NotHave, size);
         if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
             if let Some(blob) = self.blobs.get_mut(&item.blob) {
                 blob.unlearn(slot, item.piece);
@@ -273,6 +276,7 @@ impl Scheduler {
     /// Closes a request without its pieces, which look further.
     pub(crate) fn give_up(&mut self, now: Time, id: RequestId, why: Why) {
         let Some(request) = self.close(now, id) else { return };
+        self.give_back_refused(now, request.lane(), why, self.bytes(request.blob, &request.pieces));
         for &piece in &request.pieces {
             self.look_further(now, id, Item { blob: request.blob, piece }, request.source, why);
         }

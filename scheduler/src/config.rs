@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use shoal_proto::PeerId;
 
+use crate::Limits;
+
 /// Who this node is, and the limits it keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -30,10 +32,8 @@ pub struct Config {
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,
-    /// Requests under way at the registry. Default 8.
-    pub registry_slots: u32,
-    /// Of these, kept for on-demand. Default 2.
-    pub registry_reserve: u32,
+    /// Rates, and what is under way at the registry; these can be changed later.
+    pub limits: Limits,
     /// Encoded bytes of one registry request, unless a single piece has more. Default 8 MiB.
     pub max_join: u64,
     /// Unwanted bytes between two pieces that are still worth reading for one request less. Default 64 KiB.
@@ -96,8 +96,7 @@ impl Config {
             run_bytes: 512 << 10,
             window_time: Duration::from_millis(500),
             min_window: 4 << 20,
-            registry_slots: 8,
-            registry_reserve: 2,
+            limits: Limits::default(),
             max_join: 8 << 20,
             max_gap: 64 << 10,
             read_ahead: 1 << 20,

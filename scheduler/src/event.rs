@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::Duration};
 
 use shoal_proto::{Bitfield, BlobId, ObjectId, PeerId, Priority, Role};
 
-use crate::Time;
+use crate::{Limits, Time};
 
 /// A blob as this node keeps it. An object is a blob of one piece.
 ///
@@ -110,6 +110,8 @@ pub enum Event {
         /// Its name.
         want: WantId,
     },
+    /// Other limits count from now on, for what is not under way.
+    Limits(Limits),
     /// The piece arrived by another way than a request.
     Present {
         /// The piece.

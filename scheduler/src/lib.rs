@@ -20,12 +20,14 @@
 //!   a home is merely busy or silent for a moment. This node itself, where it comes first in that order, and whatever is
 //!   wanted [`ForPeer`](Origin::ForPeer), asks no home.
 //! - On-demand goes before prefetch in every queue, and has part of every window to itself.
+//! - Nothing is asked for beyond the [`Limits`], which can be changed at any time.
 //! - Nobody is asked again for what it said it does not have, until it announces it; nobody is asked who is banned.
 //! - Everything is bounded: see [`Config`]. The same seed and events give the same actions.
 //!
 //! The other half of a node, whom to serve and whom to send on, is the [`Tracker`]; how often it tells its neighbours what
 //! is new, [`announce_interval`].
 
+mod allowance;
 mod announce;
 mod answers;
 mod blobs;
@@ -34,6 +36,7 @@ mod event;
 mod flights;
 mod homes;
 mod inflow;
+mod limits;
 mod peers;
 mod requests;
 mod scheduler;
@@ -43,11 +46,13 @@ mod time;
 mod timer;
 mod tracker;
 
+pub use allowance::{Allowance, Rates, Waits};
 pub use announce::announce_interval;
 pub use config::Config;
 pub use event::{
     Action, BanReason, BlobKey, Event, Failure, Item, Origin, RequestId, Source, WantError, WantFailure, WantId, Why,
 };
+pub use limits::{LimitWaits, Limits};
 pub use scheduler::{Scheduler, Stats};
 pub use time::Time;
 pub use tracker::{Admission, Tracker, TrackerConfig};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shoal_proto::{PeerId, Priority};
 
-use crate::{BlobKey, Config, RequestId, Source, Time, inflow::Lane};
+use crate::{BlobKey, Limits, RequestId, Source, Time, inflow::Lane};
 
 /// A request under way.
 #[derive(Debug, Clone)]
@@ -98,10 +98,10 @@ impl Requests {
     }
 
     /// Whether the registry may be asked once more.
-    pub(crate) fn registry_room(&self, priority: Priority, config: &Config) -> bool {
+    pub(crate) fn registry_room(&self, priority: Priority, limits: &Limits) -> bool {
         let limit = match priority {
-            Priority::OnDemand => config.registry_slots,
-            Priority::Prefetch => config.registry_slots.saturating_sub(config.registry_reserve),
+            Priority::OnDemand => limits.registry_slots,
+            Priority::Prefetch => limits.registry_slots.saturating_sub(limits.registry_reserve),
         };
         self.registry < limit.max(1)
     }
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn counts_what_is_open_and_keeps_slots_for_on_demand() {
-        let config = Config { registry_slots: 2, registry_reserve: 1, ..Config::new(PeerId::new([0; 32]), "a") };
+        let limits = Limits { registry_slots: 2, registry_reserve: 1, ..Limits::default() };
         let request = |source| Request {
             source,
             blob: BlobKey { id: [0; 32], variant: 0 },
@@ -127,8 +127,8 @@ mod tests {
         let peer = PeerId::new([1; 32]);
         let second = requests.open(request(Source::Home(peer)));
         assert_eq!((requests.at_registry(), requests.at_peers()), (1, 1));
-        assert!(!requests.registry_room(Priority::Prefetch, &config));
-        assert!(requests.registry_room(Priority::OnDemand, &config));
+        assert!(!requests.registry_room(Priority::Prefetch, &limits));
+        assert!(requests.registry_room(Priority::OnDemand, &limits));
         assert_eq!(requests.of_peer(peer), [second]);
         assert!(requests.take(first, 4) && !requests.take(first, 4));
         assert_eq!(requests.close(first).map(|request| request.pieces), Some(vec![3]));

@@ -20,6 +20,7 @@ use crate::{
     flights::{Flight, Gate, MAX_REQUESTS, Queues, Rank},
     homes::{self, Homes},
     inflow::Inflow,
+    limits::Allowances,
     peers::Peers,
     requests::Requests,
     swarm::Dials,
@@ -43,6 +44,7 @@ pub struct Scheduler {
     pub(crate) queues: Queues,
     pub(crate) peers: Peers,
     pub(crate) inflow: Inflow,
+    pub(crate) allowances: Allowances,
     pub(crate) banned: BTreeMap<PeerId, Time>,
     pub(crate) dials: Dials,
     pub(crate) homes: Homes,
@@ -79,7 +81,7 @@ pub struct Stats {
 
 impl Scheduler {
     /// A scheduler that knows nothing yet. The same seed and events give the same actions.
-    pub fn new(config: Config, _now: Time, seed: [u8; 32]) -> Self {
+    pub fn new(config: Config, now: Time, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         Self {
             salt: rng.next_u64(),
@@ -92,6 +94,7 @@ impl Scheduler {
             queues: Queues::default(),
             peers: Peers::default(),
             inflow: Inflow::default(),
+            allowances: Allowances::new(now, &config.limits),
             banned: BTreeMap::new(),
             dials: Dials::default(),
             homes: Homes::new(config.max_leases),
@@ -112,7 +115,11 @@ impl Scheduler {
                 self.want(now, want, item, priority, deadline, origin);
             }
             Event::Unwant { want } => self.unwant(want),
-            Event::Present { item } => self.arrived(now, item),
+            Event::Limits(limits) => self.set_limits(now, limits),
+            Event::Present { item } => {
+                self.give_back_found(now, item);
+                self.arrived(now, item);
+            }
             Event::Lost { item } => {
                 if let Some(blob) = self.blobs.get_mut(&item.blob) {
                     blob.present.remove(item.piece);
@@ -145,8 +152,8 @@ impl Scheduler {
                 Timer::Peer(peer) => self.peer_reopened(now, peer),
                 Timer::Dial(peer) => self.dial_timeout(now, peer),
                 Timer::Lease(peer) => self.lease_ended(peer),
-                // The pump that follows looks at the registry anyway.
-                Timer::Registry => {}
+                // The pump that follows looks at them anyway.
+                Timer::Registry | Timer::Download(_) => {}
             }
         }
     }

@@ -40,6 +40,7 @@ impl Scheduler {
         }
         while let Some((rank, item)) = self.queues.first(Gate::Window)
             && self.inflow.room(Lane::Peers(rank.priority()), &self.config)
+            && self.may_ask(now, rank.priority())
         {
             self.queues.remove(Gate::Window, rank, item);
             self.place(now, item);
@@ -47,6 +48,7 @@ impl Scheduler {
         for priority in [Priority::OnDemand, Priority::Prefetch] {
             while self.inflow.room(Lane::Peers(priority), &self.config)
                 && let Some(slot) = self.peers.next_marked(priority)
+                && self.may_ask(now, priority)
             {
                 self.fill(now, slot, priority);
             }
@@ -58,10 +60,10 @@ impl Scheduler {
         let Some(flight) = self.flights.get_mut(&item) else { return };
         flight.gate = None;
         // What others wait for does not wait for what this node waits for.
-        let lane = Lane::Peers(flight.priority());
-        let room = flight.for_peer || self.inflow.room(lane, &self.config);
+        let priority = flight.priority();
+        let room = flight.for_peer || self.inflow.room(Lane::Peers(priority), &self.config);
         let gate = match self.neighbour(item) {
-            Some(slot) if room => return self.ask(now, slot, item, false),
+            Some(slot) if room && self.may_ask(now, priority) => return self.ask(now, slot, item, false),
             Some(_) => Some(Gate::Window),
             None => self.next_gate(now, item),
         };
@@ -207,13 +209,14 @@ impl Scheduler {
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).max(1) as usize;
         let most = peer.window(priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
+        let run_bytes = self.config.run_bytes.min(self.allowances.share(Lane::Peers(priority)));
         let mut pieces = vec![item.piece];
         let mut bytes = self.bytes(item.blob, &pieces);
         for piece in (item.piece + 1..).take(most as usize - 1) {
             let longer = bytes + self.bytes(item.blob, &[piece]);
             let joins = self.joins(slot, id, Item { piece, ..item }, priority, source);
             let enough = pieces.len() >= room && longer > SMALL_RUN;
-            if !joins || enough || longer > self.config.run_bytes {
+            if !joins || enough || longer > run_bytes {
                 break;
             }
             pieces.push(piece);
@@ -249,7 +252,9 @@ impl Scheduler {
         let pending_until = Time::ZERO;
         let id =
             self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
-        self.inflow.load(now, Lane::new(source, priority), self.bytes(blob, pieces));
+        let (lane, bytes) = (Lane::new(source, priority), self.bytes(blob, pieces));
+        self.inflow.load(now, lane, bytes);
+        self.allowances.charge(now, lane, bytes);
         self.expect_progress(now, id);
         let mut deadline = Time::ZERO;
         for &piece in pieces {
@@ -265,10 +270,10 @@ impl Scheduler {
     }
 
     fn fill_registry(&mut self, now: Time) {
-        while self.registry_closed_until <= now
-            && let Some((rank, item)) = self.queues.first(Gate::Registry)
-            && self.requests.registry_room(rank.priority(), &self.config)
+        while let Some((rank, item)) = self.queues.first(Gate::Registry)
+            && self.requests.registry_room(rank.priority(), &self.config.limits)
             && self.inflow.room(Lane::Registry(rank.priority()), &self.config)
+            && self.may_read(now, rank.priority())
         {
             self.read_registry(now, item, rank.priority());
         }
@@ -278,6 +283,10 @@ impl Scheduler {
         let Some((pieces, range)) = self.join_read(item, priority) else { return self.settle(item) };
         pieces.iter().for_each(|&piece| self.foresee(Item { piece, ..item }, priority));
         let (request, deadline) = self.open(now, item.blob, &pieces, Source::Registry, priority);
+        // The gaps are read with it.
+        let gaps = (range.end - range.start).saturating_sub(self.bytes(item.blob, &pieces));
+        self.allowances.charge(now, Lane::Registry(priority), gaps);
+        self.allowances.charge_read(now, priority);
         self.actions.push_back(Action::BackToSource { request, blob: item.blob, pieces, range, priority, deadline });
     }
 
@@ -285,6 +294,7 @@ impl Scheduler {
     /// with what lies between them, and for the sake of others what comes next in the stripe.
     fn join_read(&self, item: Item, priority: Priority) -> Option<(Vec<u32>, Range<u64>)> {
         let (blob, flight) = (self.blobs.get(&item.blob)?, self.flights.get(&item)?);
+        let most = self.config.max_join.min(self.allowances.share(Lane::Registry(priority)));
         let mut range = blob.extent(item.piece)?.clone();
         let stripe_bytes = self.config.stripe.max(1);
         let stripe_end = (range.start / stripe_bytes + 1).saturating_mul(stripe_bytes);
@@ -295,7 +305,7 @@ impl Scheduler {
             let Some(next) = blob.extent(piece) else { continue };
             let joins = next.start >= range.end
                 && next.start - range.end <= self.config.max_gap
-                && next.end - range.start <= self.config.max_join;
+                && next.end - range.start <= most;
             if !joins {
                 break;
             }

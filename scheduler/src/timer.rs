@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_proto::PeerId;
+use shoal_proto::{PeerId, Priority};
 
 use crate::{Item, RequestId, Time, WantId};
 
@@ -23,6 +23,8 @@ pub(crate) enum Timer {
     Lease(PeerId),
     /// The registry may be asked again.
     Registry,
+    /// The limit of what comes from peers lets something of this priority through.
+    Download(Priority),
 }
 
 /// At most one deadline for each thing.

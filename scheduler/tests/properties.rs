@@ -8,11 +8,15 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use shoal_proto::{Bitfield, PeerId, Priority, Role};
-use shoal_scheduler::{Action, BlobKey, Config, Event, Failure, Item, Origin, RequestId, Scheduler, Time, WantId};
+use shoal_scheduler::{
+    Action, BlobKey, Config, Event, Failure, Item, Limits, Origin, Rates, RequestId, Scheduler, Time, WantId,
+};
 
 const PIECES: u32 = 24;
 const PIECE: u64 = 1 << 20;
 const PEERS: u8 = 6;
+/// Limits of bytes per second: none, less than a piece, a few, many.
+const RATES: [u64; 4] = [0, PIECE / 2, 4 * PIECE, 64 * PIECE];
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -26,6 +30,7 @@ enum Op {
     Answer { which: Index, how: Answer },
     Stray { request: u64, how: Answer },
     Lost { blob: u8, piece: u32 },
+    Limits { download: usize, registry: usize, reads: u64 },
     Advance(u64),
 }
 
@@ -80,6 +85,8 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (any::<Index>(), answer()).prop_map(|(which, how)| Op::Answer { which, how }),
         1 => (any::<u64>(), answer()).prop_map(|(request, how)| Op::Stray { request, how }),
         1 => (0..3u8, 0..PIECES).prop_map(|(blob, piece)| Op::Lost { blob, piece }),
+        1 => (0..RATES.len(), 0..RATES.len(), 0..3u64)
+            .prop_map(|(download, registry, reads)| Op::Limits { download, registry, reads }),
         4 => (0..1500u64).prop_map(Op::Advance),
     ]
 }
@@ -91,6 +98,33 @@ struct Live {
     blob: BlobKey,
     pieces: BTreeSet<u32>,
     pending_until: Time,
+}
+
+/// What was asked for under a limit, less what was refused.
+struct Meter {
+    rate: u64,
+    since: Time,
+    sum: i128,
+    most: u64,
+}
+
+impl Meter {
+    fn new(now: Time, rate: u64) -> Self {
+        Self { rate, since: now, sum: 0, most: 0 }
+    }
+
+    /// Never more than the rate, a second's worth, and one request.
+    fn ask(&mut self, now: Time, amount: u64) {
+        self.sum += i128::from(amount);
+        self.most = self.most.max(amount);
+        let nanos = i128::from(now.since(self.since).as_nanos() as u64) + 1_000_000_000;
+        let allowed = i128::from(self.rate) * nanos / 1_000_000_000 + i128::from(self.most);
+        assert!(self.rate == 0 || self.sum <= allowed, "asks for {} where {allowed} are allowed", self.sum);
+    }
+
+    fn refused(&mut self, amount: u64) {
+        self.sum -= i128::from(amount);
+    }
 }
 
 /// Plays the shell and keeps its own books.
@@ -107,6 +141,9 @@ struct Shell {
     up: BTreeSet<PeerId>,
     banned: BTreeMap<PeerId, Time>,
     denied: BTreeSet<(PeerId, Item)>,
+    download: Meter,
+    registry: Meter,
+    reads: Meter,
 }
 
 fn peer(n: u8) -> PeerId {
@@ -124,8 +161,7 @@ impl Shell {
             peer_window: 4,
             peer_reserve: 1,
             peer_run: 3,
-            registry_slots: 3,
-            registry_reserve: 1,
+            limits: Limits { registry_slots: 3, registry_reserve: 1, ..Limits::default() },
             max_join: 3 * PIECE,
             read_ahead: 2 * PIECE,
             stripe: 8 * PIECE,
@@ -143,6 +179,9 @@ impl Shell {
             up: BTreeSet::new(),
             banned: BTreeMap::new(),
             denied: BTreeSet::new(),
+            download: Meter::new(Time::ZERO, 0),
+            registry: Meter::new(Time::ZERO, 0),
+            reads: Meter::new(Time::ZERO, 0),
         };
         for n in 0..2 {
             // Piece 5 is named by no image.
@@ -182,6 +221,7 @@ impl Shell {
                 assert!(self.up.contains(&peer), "asks {peer:?}, which is not connected");
                 assert!(self.banned.get(&peer).is_none_or(|&until| until <= self.now), "asks a banned peer");
                 assert!(pieces.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{pieces:?} is no run");
+                self.download.ask(self.now, pieces.len() as u64 * PIECE);
                 for &piece in &pieces {
                     assert!(!self.denied.contains(&(peer, Item { blob, piece })), "asks again for what was denied");
                     let duty = self.duty.contains(&Item { blob, piece });
@@ -191,6 +231,8 @@ impl Shell {
             }
             Action::BackToSource { request, blob, pieces, range, .. } => {
                 assert!(range.end - range.start <= self.config.max_join);
+                self.registry.ask(self.now, range.end - range.start);
+                self.reads.ask(self.now, 1);
                 for &piece in &pieces {
                     let item = Item { blob, piece };
                     let present = self.scheduler.present(blob).is_some_and(|present| present.contains(piece));
@@ -230,7 +272,7 @@ impl Shell {
             let pieces: usize = at(Some(peer)).map(|live| live.pieces.len()).sum();
             assert!(pieces <= self.config.peer_window as usize, "{pieces} pieces at one peer");
         }
-        assert!(at(None).count() <= self.config.registry_slots as usize);
+        assert!(at(None).count() <= self.config.limits.registry_slots as usize);
         let mut flights: BTreeMap<Item, usize> = BTreeMap::new();
         for live in self.live.values() {
             for &piece in &live.pieces {
@@ -307,13 +349,36 @@ impl Shell {
                 assert_eq!(self.log.len(), before, "answers to unknown requests are ignored");
             }
             Op::Lost { blob: b, piece } => self.handle(Event::Lost { item: Item { blob: blob(b), piece } }),
+            Op::Limits { download, registry, reads } => self.limit(RATES[download], RATES[registry], reads),
             Op::Advance(millis) => self.advance(self.now + Duration::from_millis(millis)),
         }
+    }
+
+    fn limit(&mut self, download: u64, registry: u64, reads: u64) {
+        let rates = |all| Rates { all, prefetch: all / 2 };
+        let limits = Limits {
+            download: rates(download),
+            registry: rates(registry),
+            registry_requests: rates(reads),
+            ..self.config.limits
+        };
+        self.download = Meter::new(self.now, download);
+        self.registry = Meter::new(self.now, registry);
+        self.reads = Meter::new(self.now, reads);
+        self.handle(Event::Limits(limits));
     }
 
     fn answer(&mut self, request: RequestId, how: Answer) {
         let live = self.live.get_mut(&request).expect("it is live");
         let item = Item { blob: live.blob, piece: *live.pieces.first().expect("it owes something") };
+        let refused = match &how {
+            Answer::NotHave => 1,
+            Answer::Busy(..) | Answer::NotMyHome(_) | Answer::CannotSource | Answer::Finished => live.pieces.len(),
+            Answer::Registry { .. } if live.peer.is_none() => live.pieces.len(),
+            _ => 0,
+        };
+        let meter = if live.peer.is_none() { &mut self.registry } else { &mut self.download };
+        meter.refused(refused as u64 * PIECE);
         match &how {
             Answer::Deliver | Answer::NotHave => {
                 live.pieces.remove(&item.piece);

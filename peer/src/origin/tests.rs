@@ -3,18 +3,14 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use shoal_proto::{ObjectId, Priority};
+use shoal_proto::ObjectId;
 use shoal_rafs::{
     Bootstrap, BuildOptions, Builder, PieceTable,
     oci::{Reference, Registry, RegistryError, RegistryOptions, Source, push},
@@ -25,7 +21,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{Origin, OriginError, OriginOptions};
+use super::{Origin, OriginError};
 use crate::layout_server::LayoutServer;
 use shoal_proto::ObjectKind;
 
@@ -71,7 +67,7 @@ impl Image {
     }
 
     async fn read(&self, origin: &Origin, source: &Source, pieces: &[u32]) -> Result<Vec<(u32, Bytes)>, OriginError> {
-        origin.pieces(source, &self.table, pieces, Priority::OnDemand).try_collect().await
+        origin.pieces(source, &self.table, pieces).try_collect().await
     }
 
     fn assert_right(&self, got: &[(u32, Bytes)], wanted: &[u32]) {
@@ -88,8 +84,8 @@ fn registry() -> Registry {
     Registry::new(RegistryOptions { retries: 0, ..Default::default() }).unwrap()
 }
 
-fn origin(options: OriginOptions) -> Origin {
-    Origin::new(registry(), options)
+fn origin() -> Origin {
+    Origin::new(registry())
 }
 
 #[tokio::test]
@@ -100,7 +96,7 @@ async fn pieces_come_whole_in_order_and_with_one_request() {
     assert_eq!(all.len(), 100);
     let encoded = image.table.piece(99).unwrap().encoded().end;
 
-    let whole = origin(OriginOptions::default());
+    let whole = origin();
     image.assert_right(&image.read(&whole, &source, &all).await.unwrap(), &all);
     let stats = whole.stats();
     assert_eq!((stats.requests, stats.received_bytes), (1, encoded));
@@ -109,7 +105,7 @@ async fn pieces_come_whole_in_order_and_with_one_request() {
     assert!(server_stats.sent_bytes > encoded && server_stats.sent_bytes < encoded + 1000, "{server_stats:?}");
 
     // Gaps are read and thrown away.
-    let few = origin(OriginOptions::default());
+    let few = origin();
     image.assert_right(&image.read(&few, &source, &[0, 1, 3, 6]).await.unwrap(), &[0, 1, 3, 6]);
     assert_eq!((few.stats().requests, few.stats().received_bytes), (1, 7 * u64::from(CHUNK)));
     assert!(image.read(&few, &source, &[]).await.unwrap().is_empty());
@@ -119,7 +115,7 @@ async fn pieces_come_whole_in_order_and_with_one_request() {
 async fn a_layout_folder_is_an_origin_too() {
     let image = Image::build().await;
     let source = Source::layout(&image.dir.path().join("layout")).unwrap();
-    let got = image.read(&origin(OriginOptions::default()), &source, &[1, 50]).await.unwrap();
+    let got = image.read(&origin(), &source, &[1, 50]).await.unwrap();
     image.assert_right(&got, &[1, 50]);
 }
 
@@ -127,7 +123,7 @@ async fn a_layout_folder_is_an_origin_too() {
 async fn pieces_that_the_image_does_not_name_are_refused_before_anything_is_asked() {
     let image = Image::build().await;
     let (server, source) = image.serve().await;
-    let error = image.read(&origin(OriginOptions::default()), &source, &[0, 100]).await.unwrap_err();
+    let error = image.read(&origin(), &source, &[0, 100]).await.unwrap_err();
     assert!(matches!(error, OriginError::Unnamed { piece: 100, .. }), "{error}");
     assert_eq!(server.stats().requests, 0);
 }
@@ -136,8 +132,8 @@ async fn pieces_that_the_image_does_not_name_are_refused_before_anything_is_aske
 async fn objects_are_verified_bounded_and_counted() {
     let image = Image::build().await;
     let (_server, source) = image.serve().await;
-    let origin = origin(OriginOptions { rate_bytes_per_s: Some(1 << 30), ..Default::default() });
-    let get = async |id, kind, limit| origin.object(&source, id, kind, limit, Priority::Prefetch).await;
+    let origin = origin();
+    let get = async |id, kind, limit| origin.object(&source, id, kind, limit).await;
     let manifest = get(image.manifest, ObjectKind::Manifest, 1 << 20).await.unwrap();
     assert_eq!(get(image.manifest, ObjectKind::Blob, 1 << 20).await.unwrap(), manifest);
     assert_eq!(origin.stats().received_bytes, 2 * manifest.len() as u64);
@@ -153,7 +149,6 @@ async fn objects_are_verified_bounded_and_counted() {
 struct Cutter {
     addr: SocketAddr,
     asked: Arc<Mutex<Vec<std::ops::Range<usize>>>>,
-    most_at_once: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -167,19 +162,17 @@ impl Cutter {
     async fn start(bytes: Vec<u8>, sends: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (asked, most_at_once) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
-        let (log, most, bytes) = (asked.clone(), most_at_once.clone(), Arc::new(bytes));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (log, bytes) = (asked.clone(), Arc::new(bytes));
         let task = tokio::spawn(async move {
-            let at_once = Arc::new(AtomicUsize::new(0));
             while let Ok((mut stream, _)) = listener.accept().await {
-                let (log, most, at_once, bytes) = (log.clone(), most.clone(), at_once.clone(), bytes.clone());
+                let (log, bytes) = (log.clone(), bytes.clone());
                 tokio::spawn(async move {
                     let mut head = Vec::new();
                     while !head.ends_with(b"\r\n\r\n") {
                         let Ok(byte) = stream.read_u8().await else { return };
                         head.push(byte);
                     }
-                    most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     let head = String::from_utf8(head).unwrap();
                     let range = head.split("bytes=").nth(1).unwrap().lines().next().unwrap();
                     let (first, last) = range.split_once('-').unwrap();
@@ -190,15 +183,12 @@ impl Cutter {
                         range.len()
                     );
                     let body = &bytes[range.start..range.end.min(range.start + sends)];
-                    // Counted until the answer, lest the next request be counted beside one that has ended.
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                    at_once.fetch_sub(1, Ordering::SeqCst);
                     // A reader that has gone away is what some tests want.
                     let _ = stream.write_all(&[answer.as_bytes(), body].concat()).await;
                 });
             }
         });
-        Self { addr, asked, most_at_once, task }
+        Self { addr, asked, task }
     }
 
     fn source(&self) -> Source {
@@ -212,7 +202,7 @@ async fn a_cut_transfer_goes_on_where_it_broke() {
     let sends = 3 * CHUNK as usize + 100;
     let cutter = Cutter::start(image.stored.clone(), sends).await;
     let pieces: Vec<u32> = (0..10).collect();
-    let origin = origin(OriginOptions::default());
+    let origin = origin();
     image.assert_right(&image.read(&origin, &cutter.source(), &pieces).await.unwrap(), &pieces);
     let asked: Vec<_> = cutter.asked.lock().unwrap().iter().map(|range| range.start).collect();
     assert_eq!(asked, [0, sends, 2 * sends, 3 * sends]);
@@ -223,29 +213,24 @@ async fn a_cut_transfer_goes_on_where_it_broke() {
 async fn a_transfer_that_brings_nothing_is_given_up() {
     let image = Image::build().await;
     let cutter = Cutter::start(image.stored.clone(), 0).await;
-    let error = image.read(&origin(OriginOptions::default()), &cutter.source(), &[0]).await.unwrap_err();
+    let error = image.read(&origin(), &cutter.source(), &[0]).await.unwrap_err();
     assert!(matches!(&error, OriginError::Registry(error) if error.is_transient()), "{error}");
     assert_eq!(cutter.asked.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]
-async fn a_dropped_stream_frees_its_slot_and_the_number_of_requests_is_bounded() {
+async fn a_dropped_stream_ends_its_transfer_and_nothing_else() {
     let image = Image::build().await;
     let cutter = Cutter::start(image.stored.clone(), usize::MAX >> 1).await;
-    let origin = origin(OriginOptions { concurrency: 2, reserved_on_demand: 1, ..Default::default() });
-    let source = cutter.source();
+    let (origin, source) = (origin(), cutter.source());
     for _ in 0..3 {
-        let mut stream = Box::pin(origin.pieces(&source, &image.table, &[0, 1], Priority::Prefetch));
+        let mut stream = Box::pin(origin.pieces(&source, &image.table, &[0, 1]));
         let (piece, bytes) = stream.next().await.unwrap().unwrap();
         assert_eq!((piece, &bytes[..]), (0, image.encoded(0)));
         drop(stream);
     }
-    let reads = (0..20).map(|piece| {
-        let priority = if piece % 2 == 0 { Priority::OnDemand } else { Priority::Prefetch };
-        origin.pieces(&source, &image.table, &[piece], priority).try_collect::<Vec<_>>()
-    });
+    let reads = (0..20).map(|piece| origin.pieces(&source, &image.table, &[piece]).try_collect::<Vec<_>>());
     for (piece, got) in (0..).zip(futures::future::join_all(reads).await) {
         image.assert_right(&got.unwrap(), &[piece]);
     }
-    assert!(cutter.most_at_once.load(Ordering::SeqCst) <= 2);
 }

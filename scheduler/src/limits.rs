@@ -1,0 +1,168 @@
+//! The limits that this node keeps when it asks: a request begins when there is an allowance for what it will bring, so
+//! nothing that is under way waits for a limit, and no source looks slow because of one.
+//!
+//! What was asked for is charged at once, and given back where the answer is that nothing comes. What breaks off half-way,
+//! or is cancelled, stays charged: it may have come.
+
+use shoal_proto::Priority;
+
+use crate::{
+    Item, Time, Why,
+    allowance::{Allowance, Rates, Waits},
+    inflow::Lane,
+    scheduler::Scheduler,
+    timer::Timer,
+};
+
+/// What this node may take in; see [`Event::Limits`](crate::Event::Limits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes from peers. Default none.
+    pub download: Rates,
+    /// Bytes from the registry. Default none.
+    pub registry: Rates,
+    /// Reads of the registry that begin. Default none.
+    pub registry_requests: Rates,
+    /// Requests under way at the registry. Default 8.
+    pub registry_slots: u32,
+    /// Of these, kept for on-demand. Default 2.
+    pub registry_reserve: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let none = Rates::default();
+        Self { download: none, registry: none, registry_requests: none, registry_slots: 8, registry_reserve: 2 }
+    }
+}
+
+/// What had to wait for each of the [`Limits`] that are rates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LimitWaits {
+    /// Bytes from peers.
+    pub download: Waits,
+    /// Bytes from the registry.
+    pub registry: Waits,
+    /// Reads of the registry.
+    pub registry_requests: Waits,
+}
+
+/// What may still be asked for.
+#[derive(Debug)]
+pub(crate) struct Allowances {
+    download: Allowance,
+    registry: Allowance,
+    registry_requests: Allowance,
+}
+
+impl Allowances {
+    pub(crate) fn new(now: Time, limits: &Limits) -> Self {
+        Self {
+            download: Allowance::new(now, limits.download),
+            registry: Allowance::new(now, limits.registry),
+            registry_requests: Allowance::new(now, limits.registry_requests),
+        }
+    }
+
+    /// How much to ask for at a time.
+    pub(crate) fn share(&self, lane: Lane) -> u64 {
+        match lane {
+            Lane::Peers(priority) => self.download.share(priority),
+            Lane::Registry(priority) => self.registry.share(priority),
+        }
+    }
+
+    fn bytes(&mut self, lane: Lane) -> (&mut Allowance, Priority) {
+        match lane {
+            Lane::Peers(priority) => (&mut self.download, priority),
+            Lane::Registry(priority) => (&mut self.registry, priority),
+        }
+    }
+
+    /// Charges bytes that are asked for, or that came beyond those.
+    pub(crate) fn charge(&mut self, now: Time, lane: Lane, bytes: u64) {
+        let (allowance, priority) = self.bytes(lane);
+        allowance.take(now, bytes, priority);
+    }
+
+    /// Charges a read of the registry beside its bytes.
+    pub(crate) fn charge_read(&mut self, now: Time, priority: Priority) {
+        self.registry_requests.take(now, 1, priority);
+    }
+
+    /// Bytes that were charged do not come.
+    pub(crate) fn give_back(&mut self, now: Time, lane: Lane, bytes: u64) {
+        let (allowance, priority) = self.bytes(lane);
+        allowance.give_back(now, bytes, priority);
+    }
+}
+
+impl Scheduler {
+    /// What had to wait for a limit so far.
+    pub fn waits(&self) -> LimitWaits {
+        let Allowances { download, registry, registry_requests } = &self.allowances;
+        LimitWaits {
+            download: download.waits(),
+            registry: registry.waits(),
+            registry_requests: registry_requests.waits(),
+        }
+    }
+
+    /// Keeps other limits from now on; what is under way is not touched.
+    pub(crate) fn set_limits(&mut self, now: Time, limits: Limits) {
+        let Allowances { download, registry, registry_requests } = &mut self.allowances;
+        download.set(now, limits.download);
+        registry.set(now, limits.registry);
+        registry_requests.set(now, limits.registry_requests);
+        self.config.limits = limits;
+    }
+
+    /// Whether a peer may be asked for something that waits; if a limit is what forbids it, it is looked at again when that
+    /// does no more.
+    pub(crate) fn may_ask(&mut self, now: Time, priority: Priority) -> bool {
+        let at = self.allowances.download.poll(now, priority);
+        if let Err(at) = at {
+            self.timers.set(Timer::Download(priority), at);
+        }
+        at.is_ok()
+    }
+
+    /// Whether the registry may be read for something that waits; otherwise it is looked at again when it may.
+    pub(crate) fn may_read(&mut self, now: Time, priority: Priority) -> bool {
+        let polled = [&mut self.allowances.registry, &mut self.allowances.registry_requests]
+            .map(|allowance| allowance.poll(now, priority));
+        let waits = polled.into_iter().filter_map(Result::err).chain([self.registry_closed_until]);
+        let at = waits.max().filter(|&at| at > now);
+        if let Some(at) = at {
+            self.timers.set(Timer::Registry, at);
+        }
+        at.is_none()
+    }
+
+    /// Who answers like this sends nothing.
+    pub(crate) fn give_back_refused(&mut self, now: Time, lane: Lane, why: Why, bytes: u64) {
+        let refused = matches!(
+            why,
+            Why::NotHave
+                | Why::Busy
+                | Why::NotMyHome
+                | Why::CannotSource
+                | Why::EndedEarly
+                | Why::Registry
+                | Why::RegistryRefused
+        );
+        if refused {
+            self.allowances.give_back(now, lane, bytes);
+        }
+    }
+
+    /// The piece turned up here: what was asked for it does not come.
+    pub(crate) fn give_back_found(&mut self, now: Time, item: Item) {
+        let size = self.bytes(item.blob, &[item.piece]);
+        let Some(flight) = self.flights.get(&item) else { return };
+        let owing = flight.requests.iter().filter_map(|&id| self.requests.at(id));
+        for lane in owing.filter(|request| request.pieces.contains(&item.piece)).map(|request| request.lane()) {
+            self.allowances.give_back(now, lane, size);
+        }
+    }
+}
