@@ -28,12 +28,14 @@ mod dial;
 mod endpoint;
 mod frames;
 mod ledger;
+mod limits;
 mod link;
 mod quic;
 mod server;
 mod slots;
 mod table;
 mod tcp;
+mod throttle;
 mod tls;
 mod wire;
 
@@ -54,6 +56,7 @@ pub use client::{Answer, AnswerError, AnswerStream, RequestError};
 pub use closing::{Closing, Gone};
 pub use endpoint::Transport;
 pub use ledger::Violation;
+pub use limits::Limits;
 pub use link::ConnectionStatus;
 pub use server::{AnswerSender, PeerContext, SendError, Service};
 pub use tls::TlsError;
@@ -64,6 +67,7 @@ use self::{
     link::Link,
     slots::{Budget, Slots},
     table::{Entry, Table},
+    throttle::Throttle,
 };
 use crate::membership::Admitted;
 
@@ -90,47 +94,6 @@ pub struct DataOptions {
     pub admit: Admit,
     /// What it may spend.
     pub limits: Limits,
-}
-
-/// What a data plane may spend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Open connections. Default 4096.
-    pub connections: usize,
-    /// Incoming connections whose hello is not accepted yet. Default 64.
-    pub strangers: usize,
-    /// Dials at a time. Default 64.
-    pub dials: usize,
-    /// Requests being answered at a time, a quarter of them kept for on-demand; others hear `Busy`. Default 1024.
-    pub requests: usize,
-    /// The same for each peer. Default 64.
-    pub requests_per_peer: usize,
-    /// Bytes of answers in memory, read from the store and not acknowledged; a quarter is kept for on-demand.
-    /// Default 64 MiB.
-    pub answer_bytes: u32,
-    /// How long a connection stays open that carries neither requests nor notices. Default 2 minutes.
-    pub idle: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            strangers: 64,
-            dials: 64,
-            requests: 1024,
-            requests_per_peer: 64,
-            answer_bytes: 64 << 20,
-            idle: Duration::from_secs(120),
-        }
-    }
-}
-
-impl Limits {
-    /// Streams that a peer may have open: some more than places, so that it hears `Busy` rather than nothing.
-    fn streams_per_peer(&self) -> u32 {
-        u32::try_from(self.requests_per_peer.saturating_mul(2)).map_or(1024, |streams| streams.clamp(4, 1024))
-    }
 }
 
 /// Why a data plane cannot start.
@@ -232,7 +195,8 @@ struct Shared {
     /// What the hello shows of it at present; held for a copy only.
     membership: Mutex<Bytes>,
     admit: Admit,
-    limits: Limits,
+    /// Held for a copy, or until a change has reached all connections.
+    limits: Mutex<Limits>,
     service: Arc<dyn Service>,
     /// Held for a look-up or a change, never across a wait.
     table: Mutex<Table<Arc<Link>>>,
@@ -240,6 +204,7 @@ struct Shared {
     events: tokio::sync::Mutex<mpsc::Sender<PeerEvent>>,
     slots: Arc<Slots>,
     budget: Budget,
+    upload: Arc<Throttle>,
     strangers: Arc<Semaphore>,
     /// Ends everything that waits, and every connection.
     stopping: CancellationToken,
@@ -274,10 +239,11 @@ impl DataPlane {
             events: tokio::sync::Mutex::new(events),
             slots: Slots::new(limits.requests),
             budget: Budget::new(limits.answer_bytes),
+            upload: Arc::new(Throttle::new("upload", limits.upload)),
             strangers: Arc::new(Semaphore::new(limits.strangers)),
             stopping: CancellationToken::new(),
             tasks,
-            limits,
+            limits: Mutex::new(limits),
         });
         shared.tasks.spawn(dial::accept(shared.clone()));
         Ok((Self(Arc::new(Handle(shared))), received))
@@ -292,10 +258,28 @@ impl DataPlane {
     /// being dialled, banned, or failed a moment ago. Success is a [`PeerEvent::Up`].
     pub fn connect(&self, peer: PeerId, addresses: &[SocketAddr]) {
         let shared = self.shared();
-        if shared.table().dial(peer, shared.limits.dials, Instant::now()) {
+        let dials = shared.limits().dials;
+        if shared.table().dial(peer, dials, Instant::now()) {
             let addresses = addresses.iter().copied().take(shoal_proto::MAX_ADDRESSES).collect();
             shared.tasks.spawn(dial::dial(shared.clone(), peer, addresses));
         }
+    }
+
+    /// Keeps other limits from now on, also for what is under way. Whoever has more than it now may have keeps it.
+    pub fn adjust(&self, limits: Limits) {
+        let shared = self.shared();
+        let mut kept = shared.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = limits;
+        shared.slots.resize(limits.requests);
+        shared.upload.set(limits.upload);
+        let mut table = shared.table();
+        table.resize(limits.connections);
+        table.links().for_each(|(_, entry)| entry.link.welcome(&limits));
+    }
+
+    /// What it may spend at present.
+    pub fn limits(&self) -> Limits {
+        self.shared().limits()
     }
 
     /// Closes the connection to `peer`, if there is one.
@@ -396,6 +380,15 @@ impl Shared {
         if let Some(quic) = &self.endpoint.quic {
             quic.close();
         }
+    }
+
+    /// Lets a peer whose hello was accepted ask. A change of the limits comes before or after it.
+    fn welcome(&self, link: &Link) {
+        link.welcome(&self.limits.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table(&self) -> MutexGuard<'_, Table<Arc<Link>>> {

@@ -26,8 +26,6 @@ use crate::{
 
 /// What an asker is told to expect while the registry is being read.
 const REGISTRY_ETA: Duration = Duration::from_secs(1);
-/// How often it is told: an asker that hears nothing for half a second begins to look elsewhere.
-const PENDING_INTERVAL: Duration = Duration::from_millis(400);
 /// What an object, or a piece of an image that is not loaded yet, counts as: a chunk of the usual size.
 const UNKNOWN_SIZE: u64 = 1 << 20;
 
@@ -149,7 +147,7 @@ impl Server {
                 self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
                 answers.pending(REGISTRY_ETA).await?;
                 let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
-                let fetched = patiently(answers, std::pin::pin!(fetched)).await?;
+                let fetched = answers.patiently(REGISTRY_ETA, fetched).await?;
                 fetched.map_err(|error| Stop::CannotSource(error.to_string()))?
             }
         };
@@ -213,7 +211,7 @@ impl Server {
                 _ => answers.not_have(piece).await?,
             }
         }
-        while let Some((piece, got)) = patiently(answers, wanted.next()).await? {
+        while let Some((piece, got)) = answers.patiently(REGISTRY_ETA, wanted.next()).await? {
             match got.map_err(Stop::CannotSource)? {
                 Some(bytes) => send(answers, piece, bytes).await?,
                 None => answers.not_have(piece).await?,
@@ -259,16 +257,6 @@ enum Stop {
 impl From<SendError> for Stop {
     fn from(_: SendError) -> Self {
         Self::Gone
-    }
-}
-
-/// Waits for what is on its way here, and tells the asker every now and then that it is.
-async fn patiently<T>(answers: &mut AnswerSender, mut coming: impl Future<Output = T> + Unpin) -> Result<T, Stop> {
-    loop {
-        match tokio::time::timeout(PENDING_INTERVAL, &mut coming).await {
-            Ok(come) => return Ok(come),
-            Err(_) => answers.pending(REGISTRY_ETA).await?,
-        }
     }
 }
 

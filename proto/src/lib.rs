@@ -10,7 +10,7 @@
 //! ```text
 //! who asks                                   who serves
 //!   Request{id, image, what, priority, ..} ->
-//!                                          <- Pending{eta}                       any number of times, patience
+//!                                          <- Pending{eta}                       any number of times between pieces, patience
 //!                                          <- Data{piece, total, offset, length} + raw bytes, a piece's parts in order
 //!                                          <- NotHave{piece}                     instead of that piece's data
 //!                                          <- End{status}                        every piece was answered, or not
@@ -27,7 +27,8 @@
 //! - Pieces are named by number and by [`Fingerprint`]; who holds something else under the number answers `NotHave`.
 //!   Objects are named by their sha256 and answered as piece 0.
 //! - `source: true` asks the receiver *as the home*: it reads the registry once for everyone. Only a home answers
-//!   `Pending`, `NotMyHome` or `CannotSource`; without `source` a peer answers from what it has.
+//!   `NotMyHome` or `CannotSource`; without `source` a peer answers from what it has. `Pending` is said by a home that is at it,
+//!   and by whoever holds an answer up to keep a limit.
 //! - **Limits.** A header has at most 64 KiB, a payload 256 KiB ([`MAX_HEADER`], [`MAX_PAYLOAD`]); every list and
 //!   text has a limit named in this crate and checked in `convert.rs` on both ways. Breaking one ends the connection.
 //! - **Versions.** A hello names the newest and oldest version spoken; the newest common one is used ([`VERSION`],

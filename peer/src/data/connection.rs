@@ -145,18 +145,18 @@ fn admit(
     }
     hello.role = admitted.role;
     hello.zone.clone_from(&admitted.zone);
-    Ok(Link::new(wire.clone(), admitted, hello, shared.limits.requests_per_peer))
+    Ok(Link::new(wire.clone(), admitted, hello, &shared.limits()))
 }
 
 /// Runs a connection that was entered in the table, until it ends.
 pub(super) async fn run(shared: &Arc<Shared>, greeted: Greeted) {
     let Greeted { link, outgoing, send, frames, reply } = greeted;
-    link.wire().welcome(shared.limits.streams_per_peer());
+    shared.welcome(&link);
     let end = tokio::select! {
         end = read_notices(shared, &link, frames) => end,
         end = write_notices(&link, send, reply, outgoing) => end,
         end = accept_requests(shared, &link) => end,
-        end = watch(&link, shared.limits.idle) => end,
+        end = watch(&link, shared.limits().idle) => end,
         () = shared.stopping.cancelled() => End::Close(Closing::Stopping, String::new()),
     };
     if let End::Close(why, detail) = end {

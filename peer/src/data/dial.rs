@@ -98,7 +98,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
 async fn accept_quic(shared: &Arc<Shared>, quic: &Quic) {
     // Addresses can be forged until a packet has come back from them; when places are scarce they have to prove
     // themselves first.
-    let scarce = || shared.strangers.available_permits() < shared.limits.strangers / 2;
+    let scarce = || shared.strangers.available_permits() < shared.limits().strangers / 2;
     while let Some(incoming) = quic.accept(scarce).await {
         let Ok(place) = shared.strangers.clone().try_acquire_owned() else {
             incoming.ignore();

@@ -13,9 +13,10 @@ use shoal_proto::{Hello, Message, PeerId};
 use tokio::sync::mpsc;
 
 use super::{
-    Closing,
+    Closing, Limits,
     slots::{Budget, Slot, Slots},
     table::Entry,
+    throttle::Throttle,
     wire::Wire,
 };
 use crate::membership::Admitted;
@@ -34,6 +35,7 @@ pub(super) struct Link {
     notices: mpsc::Sender<Message>,
     slots: Arc<Slots>,
     budget: Budget,
+    upload: Throttle,
     next_request: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
@@ -49,12 +51,12 @@ impl PartialEq for Link {
 }
 
 impl Link {
-    /// The link and the notices that are to be sent over it. It serves at most `requests` requests at a time.
+    /// The link and the notices that are to be sent over it.
     pub(super) fn new(
         wire: Wire,
         admitted: Admitted,
         hello: Hello,
-        requests: usize,
+        limits: &Limits,
     ) -> (Arc<Self>, mpsc::Receiver<Message>) {
         let (notices, outgoing) = mpsc::channel(NOTICES);
         let link = Self {
@@ -62,8 +64,9 @@ impl Link {
             admitted,
             hello,
             notices,
-            slots: Slots::new(requests),
+            slots: Slots::new(limits.requests_per_peer),
             budget: Budget::new(BUDGET),
+            upload: Throttle::new("upload_per_peer", limits.upload_per_peer),
             next_request: AtomicU64::new(1),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -101,6 +104,18 @@ impl Link {
     /// This peer's allowance of the server's memory.
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// The limit of what is sent to this peer.
+    pub(super) fn upload(&self) -> &Throttle {
+        &self.upload
+    }
+
+    /// Lets a peer whose hello was accepted ask, within these limits from now on.
+    pub(super) fn welcome(&self, limits: &Limits) {
+        self.slots.resize(limits.requests_per_peer);
+        self.upload.set(limits.upload_per_peer);
+        self.wire.welcome(limits.streams_per_peer());
     }
 
     /// Queues a notice; false if the queue is full or the connection gone.

@@ -4,13 +4,17 @@
 //! network does. Beside it one task per request, [`serve`], listens for the asker to lose interest, and afterwards
 //! sees to it that the last bytes leave within a time. A peer that reads too slowly loses its answer, never the
 //! server its memory: bytes that are read and not acknowledged count against an allowance of the peer and one of
-//! all peers ([`Budget`]).
+//! all peers ([`Budget`]). Limits of rates are kept here too, piece by piece: who waits for one is
+//! told to be patient, and takes its node for slow and not for dead.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal_proto::{Asked, Contact, Data, MAX_CONTACTS, MAX_REASON, Message, PeerId, Priority, Request, Role, Status};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,6 +23,7 @@ use super::{
     ledger::Ledger,
     link::{Link, Using},
     slots::{Budget, Room, Slot},
+    throttle::Throttle,
 };
 
 /// How long a stream may stay open before the request is there.
@@ -27,6 +32,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// When a peer may come again after a refusal for lack of places.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// How often an asker is told to be patient: one that hears nothing for half a second begins to look elsewhere.
+const PENDING_INTERVAL: Duration = Duration::from_millis(400);
+/// What an asker is told to expect while a limit holds its answer up.
+const LIMITED_ETA: Duration = Duration::from_secs(1);
+/// Bytes that pass the limits at a time: pieces go out whole, since in the midst of one nobody can be told to be patient. What is
+/// longer than almost any piece goes out in parts of it.
+const PASSES: usize = 4 << 20;
 
 /// Answers what peers ask.
 pub trait Service: Send + Sync + 'static {
@@ -67,6 +79,7 @@ pub struct AnswerSender {
     priority: Priority,
     ledger: Ledger,
     budget: Budget,
+    upload: Arc<Throttle>,
     /// Of the peer's allowance, and of everybody's.
     room: Option<(Room, Room)>,
     cancelled: CancellationToken,
@@ -116,7 +129,40 @@ impl AnswerSender {
         }
     }
 
-    /// Sends a whole piece, or an object as piece 0. Returns when the network has taken it over.
+    /// Waits for what is on its way here, and tells the asker every now and then that it is, to be there after `eta`.
+    ///
+    /// # Errors
+    /// [`SendError`]; `coming` is dropped then.
+    pub async fn patiently<T>(&mut self, eta: Duration, coming: impl Future<Output = T>) -> Result<T, SendError> {
+        let mut coming = std::pin::pin!(coming);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancelled.cancelled() => return Err(SendError::Cancelled),
+                come = &mut coming => return Ok(come),
+                () = sleep(PENDING_INTERVAL) => self.pending(eta).await?,
+            }
+        }
+    }
+
+    /// Waits until the limits of this peer and of all let `length` more bytes out; at the start of a piece patiently.
+    async fn pass(&mut self, length: usize, start: bool) -> Result<(), SendError> {
+        let (link, all, length, priority) = (self.link.clone(), self.upload.clone(), length as u64, self.priority);
+        let passing = async move {
+            link.upload().pass(length, priority).await;
+            all.pass(length, priority).await;
+        };
+        if start {
+            return self.patiently(LIMITED_ETA, passing).await;
+        }
+        tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => Err(SendError::Cancelled),
+            () = passing => Ok(()),
+        }
+    }
+
+    /// Sends a whole piece, or an object as piece 0, when the limits allow it. Returns when the network has taken it over.
     ///
     /// # Errors
     /// [`SendError`]; then nothing more can be sent.
@@ -132,6 +178,9 @@ impl AnswerSender {
         let most = self.open.as_ref().ok_or(SendError::Cancelled)?.frames.part();
         let mut offset = 0;
         loop {
+            if offset % PASSES == 0 {
+                self.pass(PASSES.min(bytes.len() - offset), offset == 0).await?;
+            }
             let part = bytes.slice(offset..bytes.len().min(offset + most));
             let length = part.len();
             let (request, offset_here) = (self.request, offset as u64);
@@ -301,6 +350,7 @@ async fn answer(shared: &Arc<Shared>, link: &Arc<Link>, request: Request, frames
         priority: request.priority,
         ledger: Ledger::new(request.id, first, vec![u64::MAX; pieces]),
         budget: shared.budget.clone(),
+        upload: shared.upload.clone(),
         room: None,
         cancelled: cancelled.clone(),
         link: link.clone(),

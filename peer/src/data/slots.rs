@@ -3,7 +3,7 @@
 //! Both keep a part back for on-demand requests, so that a flood of prefetching never leaves a waiting reader without
 //! a place.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use shoal_proto::Priority;
@@ -11,26 +11,38 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A number of places, of which prefetch gets at most three quarters.
 #[derive(Debug)]
-pub(super) struct Slots {
+pub(super) struct Slots(Mutex<Places>);
+
+#[derive(Debug)]
+struct Places {
     capacity: usize,
-    used: Mutex<usize>,
+    used: usize,
 }
 
 impl Slots {
     pub(super) fn new(capacity: usize) -> Arc<Self> {
-        Arc::new(Self { capacity: capacity.max(1), used: Mutex::new(0) })
+        Arc::new(Self(Mutex::new(Places { capacity: capacity.max(1), used: 0 })))
+    }
+
+    /// More places from now on, or fewer: those taken stay taken.
+    pub(super) fn resize(&self, capacity: usize) {
+        self.places().capacity = capacity.max(1);
     }
 
     /// A place, if there is one for this priority now. Dropping it gives it back.
     pub(super) fn take(self: &Arc<Self>, priority: Priority) -> Option<Slot> {
+        let mut places = self.places();
         let open = match priority {
-            Priority::OnDemand => self.capacity,
-            Priority::Prefetch => (self.capacity * 3 / 4).max(1),
+            Priority::OnDemand => places.capacity,
+            Priority::Prefetch => (places.capacity * 3 / 4).max(1),
         };
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = *used < open;
-        *used += usize::from(free);
+        let free = places.used < open;
+        places.used += usize::from(free);
         free.then(|| Slot(self.clone()))
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -40,7 +52,7 @@ pub(super) struct Slot(Arc<Slots>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        *self.0.used.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.places().used -= 1;
     }
 }
 
@@ -119,6 +131,10 @@ mod tests {
         assert_eq!(urgent.len(), 2);
         drop(urgent);
         assert!(slots.take(Priority::Prefetch).is_none());
+        slots.resize(12);
+        assert!(slots.take(Priority::Prefetch).is_some());
+        slots.resize(2);
+        assert!(slots.take(Priority::OnDemand).is_none());
         drop(taken);
         assert!(slots.take(Priority::Prefetch).is_some());
     }

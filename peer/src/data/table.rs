@@ -62,6 +62,11 @@ impl<L: Clone + PartialEq> Table<L> {
         }
     }
 
+    /// More connections from now on, or fewer: those that are open stay.
+    pub(super) fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
     pub(super) fn link(&self, peer: &PeerId) -> Option<&L> {
         self.links.get(peer).map(|entry| &entry.link)
     }
@@ -252,5 +257,7 @@ mod tests {
             assert_eq!(table.enter(peer(fresh + n), entry(false, now, n)), Ok(None));
         }
         assert_eq!(table.enter(peer(fresh + 3), entry(false, now, 3)), Err(Closing::Full));
+        table.resize(4);
+        assert_eq!(table.enter(peer(fresh + 3), entry(false, now, 3)), Ok(None));
     }
 }

@@ -3,6 +3,7 @@
 
 mod exchange;
 mod hostile;
+mod limits;
 mod membership;
 mod transports;
 

@@ -68,6 +68,13 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2], &length[..], bytes].concat()
 }
 
+/// The same message with a field that nobody knows yet. `number` is the message's own; what comes under it in two parts is
+/// put together.
+fn with_news(message: &Message, number: u8) -> Vec<u8> {
+    let known = &frame(message)[shoal_proto::PREFIX..];
+    raw(&[known, &field(number, &field(15, b"news"))].concat())
+}
+
 fn code(error: &ConnectionError) -> Option<u64> {
     match error {
         ConnectionError::ApplicationClosed(close) => Some(close.error_code.into_inner()),
@@ -87,6 +94,24 @@ async fn assert_serves(node: &Node) {
     good.up().await;
     let expected = Answer::Data { piece: 5, bytes: piece(5, 1000) };
     assert_eq!(all(good.ask(node.peer, 5, &[1000]).await).await, vec![Ok(expected)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_a_later_version_are_passed_over() {
+    let node = Node::start(Transport::Auto, "node", serving(1000));
+    let double = Double::new();
+    let connection = double.dial(&node).await;
+    let (mut notices, _heard) = within(connection.open_bi()).await.expect("one stream is allowed");
+    let hello = with_news(&Message::Hello(hello("double", MEMBER)), 1);
+    notices.write_all(&hello).await.expect("the stream is open");
+    eventually(|| node.plane.is_connected(double.peer)).await;
+    let (mut asked, mut answers) = within(connection.open_bi()).await.expect("members may ask");
+    let request = Message::Request(Request { id: 1, ..request(5, 1, Priority::OnDemand) });
+    asked.write_all(&with_news(&request, 2)).await.expect("the stream is open");
+    asked.finish().expect("the stream is open");
+    let answer = within(answers.read_to_end(10_000)).await.expect("an answer");
+    let (answer, _) = shoal_proto::decode_header(&answer).expect("a frame").expect("all of it");
+    assert_eq!(answer, Message::Data(Data { request: 1, piece: 5, total: 1000, offset: 0, length: 1000 }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

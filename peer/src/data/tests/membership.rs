@@ -48,6 +48,26 @@ async fn versions_without_overlap_do_not_connect() {
     }
 }
 
+/// A daemon of the next version speaks this one as well; that there is more to it changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_a_version_apart_work_together() {
+    for transport in TRANSPORTS {
+        let mut this = Node::start(transport, "this", serving(100));
+        let (version, min_version) = (shoal_proto::VERSION + 1, shoal_proto::VERSION);
+        let hello = Hello { version, min_version, features: u64::MAX, ..hello("next", MEMBER) };
+        let mut next = Node::saying(transport, hello, serving(100), Limits::default());
+        next.connect(&this);
+        assert_eq!((this.up().await.1.version, next.up().await.1.version), (version, shoal_proto::VERSION));
+        for (asker, server) in [(&this, &next), (&next, &this)] {
+            let expected = Answer::Data { piece: 4, bytes: piece(4, 100) };
+            assert_eq!(all(asker.ask(server.peer, 4, &[100]).await).await, vec![Ok(expected)]);
+        }
+        let (bootstrap, blob) = (ObjectId::new([1; 32]), BlobId::new([2; 32]));
+        next.plane.notify(this.peer, Message::Interest { bootstrap, blob }).expect("room for a notice");
+        assert_eq!(this.event().await, PeerEvent::Interest { peer: next.peer, bootstrap, blob });
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dialling_at_once_ends_with_one_connection() {
     for transport in TRANSPORTS {
