@@ -19,8 +19,9 @@ use std::{
 };
 
 use shoal_proto::control::{
-    MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest, PullReply, PullRequest,
-    RevokeReply, RevokeRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest,
+    GetReply, GetRequest, MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest,
+    PullReply, PullRequest, RevokeReply, RevokeRequest, SetReply, SetRequest, StatusReply, StatusRequest,
+    UnmountReply, UnmountRequest,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -102,6 +103,16 @@ impl Control for Api {
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
         let new = self.parts.revoke(request.into_inner().revocation.into()).await.map_err(|e| invalid(&e))?;
         Ok(Response::new(RevokeReply { new }))
+    }
+
+    async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetReply>, Status> {
+        let settings = self.parts.settings.set(&request.into_inner().settings).await.map_err(|e| invalid(&e))?;
+        Ok(Response::new(SetReply { settings }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
+        let settings = self.parts.settings.get(&request.into_inner().key).map_err(|e| invalid(&e))?;
+        Ok(Response::new(GetReply { settings }))
     }
 
     type PrefetchStream = Pin<Box<dyn Stream<Item = Result<PrefetchProgress, Status>> + Send>>;

@@ -4,6 +4,9 @@
 //! together. An unknown key is refused with the nearest known one, because a misspelt limit that silently does nothing
 //! is found out on the worst day.
 
+mod limits;
+mod running;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -14,6 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub use self::{limits::LimitsConfig, running::is_adjustable};
 use crate::data::Transport;
 
 /// Why a configuration was refused.
@@ -45,6 +49,12 @@ pub enum ConfigError {
         key: String,
         /// The known key that is most like it, if any is.
         nearest: Option<String>,
+    },
+    /// A key that a running daemon does not look at again.
+    #[error("{key} is read when the daemon starts: change it in the configuration file, and restart")]
+    Fixed {
+        /// The key, with the tables it lies in.
+        key: String,
     },
 }
 
@@ -106,6 +116,7 @@ pub struct Config {
     pub control: ControlConfig,
     pub data: DataConfig,
     pub http: HttpConfig,
+    pub limits: LimitsConfig,
     pub registry: RegistryConfig,
     pub read: ReadConfig,
     pub mounts: MountsConfig,
@@ -125,6 +136,7 @@ impl Default for Config {
             control: ControlConfig::default(),
             data: DataConfig::default(),
             http: HttpConfig::default(),
+            limits: LimitsConfig::default(),
             registry: RegistryConfig::default(),
             read: ReadConfig::default(),
             mounts: MountsConfig::default(),
@@ -206,6 +218,7 @@ pub struct RegistryConfig {
     pub authfile: PathBuf,
     pub serve: Vec<String>,
     pub concurrency: u32,
+    pub prefetch_concurrency: u32,
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 }
@@ -218,6 +231,7 @@ impl Default for RegistryConfig {
             authfile: PathBuf::new(),
             serve: vec!["*".into()],
             concurrency: 16,
+            prefetch_concurrency: 12,
             timeout: Duration::from_secs(30),
         }
     }
@@ -306,10 +320,7 @@ impl Config {
             check(&origin, &table)?;
         }
         for text in overrides {
-            let origin = format!("--set {text}");
-            let overlay = parse_override(&origin, text)?;
-            check(&origin, &overlay)?;
-            merge(&mut table, overlay);
+            merge(&mut table, overlay(&format!("--set {text}"), text)?);
         }
         typed("configuration", table)
     }
@@ -343,6 +354,12 @@ fn parse_override(origin: &str, text: &str) -> Result<Table, ConfigError> {
         .or_else(|_| parse_table(origin, &format!("{key} = {}", Value::String(value.to_owned()))))
 }
 
+fn overlay(origin: &str, text: &str) -> Result<Table, ConfigError> {
+    let overlay = parse_override(origin, text)?;
+    check(origin, &overlay)?;
+    Ok(overlay)
+}
+
 /// Unknown keys first, since their message is the more helpful one, then types and ranges.
 fn check(origin: &str, table: &Table) -> Result<(), ConfigError> {
     let known = Table::try_from(Config::default()).map_err(|e| invalid(origin, &e))?;
@@ -359,6 +376,12 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     }
     if config.registry.concurrency == 0 || config.registry.concurrency > 1024 {
         return refuse("registry.concurrency", "must be 1 to 1024 requests");
+    }
+    if config.registry.prefetch_concurrency == 0 || config.registry.prefetch_concurrency > 1024 {
+        return refuse("registry.prefetch_concurrency", "must be 1 to 1024 requests");
+    }
+    if let Some((key, why)) = config.limits.fault() {
+        return refuse(key, why);
     }
     if config.capacity == 0 {
         return refuse("capacity", "must be at least 1");

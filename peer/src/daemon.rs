@@ -7,6 +7,7 @@
 
 mod containerd;
 mod parts;
+mod settings;
 
 use std::{
     net::SocketAddr,
@@ -25,13 +26,14 @@ use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{sync::watch, task::JoinHandle};
 
 pub(crate) use self::parts::Parts;
+use self::settings::Settings;
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
     api,
     config::{Config, OnStop},
     contacts::Contacts,
     control::{Control, ControlError, ControlOptions},
-    data::{DataError, DataOptions, DataPlane, Limits},
+    data::{DataError, DataOptions, DataPlane},
     driver::{self, Clock, Driver},
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
@@ -207,7 +209,7 @@ impl Daemon {
             transport: config.data.transport,
             hello: hello(&config, &admission.own()),
             admit: admission::in_words(&admission),
-            limits: Limits::default(),
+            limits: config.data_limits(),
         };
         let (data, peer_events) = DataPlane::start(data_options, Arc::new(server))?;
         // Before anybody can tell of a revocation.
@@ -250,7 +252,9 @@ impl Daemon {
         let handover = HandoverOptions::from(&config);
         let handover = blocking(move || Handover::open(handover)).await;
         let mounts = Mounts::new(node.clone(), Some(exchange), kept_by(&handover, mount_options(&config)));
+        let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
         let parts = Arc::new(Parts {
+            settings,
             node,
             mounts,
             control,
@@ -349,9 +353,7 @@ impl Core {
         };
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());
         scheduling.labels = config.labels.clone();
-        let limits = &mut scheduling.limits;
-        limits.registry_slots = config.registry.concurrency;
-        limits.registry_reserve = limits.registry_reserve.min(config.registry.concurrency / 2);
+        scheduling.limits = config.scheduler_limits();
         let driver = Driver::new(scheduling, rand::random(), self.clock, self.commands, fetcher);
         tokio::spawn(driver.run())
     }

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, PeerId, Priority};
 use shoal_rafs::DecodedPiece;
 use shoal_scheduler::{
-    Action, BanReason, BlobKey, Config, Event, Item, Origin as WantOrigin, RequestId, Scheduler, Time, WantError,
-    WantId,
+    Action, BanReason, BlobKey, Config, Event, Item, LimitWaits, Origin as WantOrigin, RequestId, Scheduler, Time,
+    WantError, WantId,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::JoinMap;
@@ -193,6 +193,8 @@ pub(crate) struct Driver {
     fetches: JoinMap<RequestId, ()>,
     /// The items that the events in hand delivered, for the wants that they complete.
     delivered: HashMap<Item, Fetched>,
+    /// What had to wait for limits, as far as the metrics know.
+    waits: LimitWaits,
 }
 
 /// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
@@ -218,6 +220,7 @@ impl Driver {
             waiters: HashMap::new(),
             fetches: JoinMap::new(),
             delivered: HashMap::new(),
+            waits: LimitWaits::default(),
         }
     }
 
@@ -249,6 +252,22 @@ impl Driver {
                 self.act(action);
             }
             self.delivered.clear();
+            self.count_waits();
+        }
+    }
+
+    fn count_waits(&mut self) {
+        let (now, known) = (self.scheduler.waits(), self.waits);
+        self.waits = now;
+        let limits = [
+            ("download", now.download, known.download),
+            ("registry", now.registry, known.registry),
+            ("registry_requests", now.registry_requests, known.registry_requests),
+        ];
+        for (limit, now, known) in limits.into_iter().filter(|(_, now, known)| now != known) {
+            let seconds = (now.time - known.time).as_secs_f64();
+            metrics::gauge!("shoal_limit_wait_seconds", "limit" => limit).increment(seconds);
+            metrics::counter!("shoal_limit_delayed_total", "limit" => limit).increment(now.amount - known.amount);
         }
     }
 

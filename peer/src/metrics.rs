@@ -100,6 +100,20 @@ fn describe() {
     describe_counter!("shoal_rejected_bytes_total", Unit::Bytes, "Encoded bytes of rejected chunks.");
     describe_counter!("shoal_not_kept_total", Unit::Count, "Pieces and objects that the disk had no room for.");
     describe_counter!("shoal_served_bytes_total", Unit::Bytes, "Encoded bytes sent to other nodes.");
+    let limits = "by limit: upload, upload_per_peer, download, registry, registry_requests";
+    describe_gauge!(
+        "shoal_limit_per_second",
+        format!("Bytes, or reads of the registry, that a limit lets through, 0 for all, {limits}.")
+    );
+    describe_gauge!(
+        "shoal_limit_wait_seconds",
+        Unit::Seconds,
+        format!("How long something waited for a limit since the start, {limits}.")
+    );
+    describe_counter!(
+        "shoal_limit_delayed_total",
+        format!("Bytes, or reads of the registry, that went on after they had waited for a limit, {limits}.")
+    );
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon, since a keeper has them.");
     describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");

@@ -8,8 +8,8 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::control::{
-    BySource, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, PullReply, PullRequest, RevokeRequest,
-    StatusReply, StatusRequest, UnmountRequest,
+    BySource, GetRequest, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, PullReply, PullRequest,
+    RevokeRequest, SetRequest, Setting, StatusReply, StatusRequest, UnmountRequest,
 };
 use tonic::transport::Channel;
 
@@ -65,6 +65,22 @@ enum Verb {
         /// The revocation.
         file: PathBuf,
     },
+    /// Change settings of the running daemon, at once and for what is under way too: `limits.*` but `limits.answer_bytes`,
+    /// `registry.concurrency` and `registry.prefetch_concurrency`. Either all are changed or none. They are forgotten when
+    /// the daemon stops; what is to last belongs in its configuration file.
+    Set {
+        /// For instance `limits.upload=20MiB` (bytes per second) or `limits.registry_requests=5`.
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = setting)]
+        settings: Vec<String>,
+    },
+    /// Print the settings in force.
+    Get {
+        /// A key, for which only its value is printed, or a section such as `limits`. Default: all.
+        key: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Fetch the whole image; reads that somebody waits for go first.
     Prefetch {
         /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
@@ -115,10 +131,34 @@ impl Verb {
                 let signed = std::fs::read(&file).map_err(|e| format!("cannot read {}: {e}", file.display()))?;
                 revoke(client, signed).await?;
             }
+            Self::Set { settings } => {
+                let now = client.set(SetRequest { settings }).await.map_err(|s| said(&s))?.into_inner();
+                now.settings.iter().for_each(print_setting);
+            }
+            Self::Get { key, json } => get(client, key.unwrap_or_default(), json).await?,
             Self::Prefetch { reference } => prefetch(client, reference).await?,
         }
         Ok(())
     }
+}
+
+/// Whether it looks like a setting; the daemon knows which there are.
+fn setting(text: &str) -> Result<String, &'static str> {
+    if text.contains('=') { Ok(text.to_owned()) } else { Err("expected KEY=VALUE") }
+}
+
+async fn get(mut client: ControlClient<Channel>, key: String, json: bool) -> Result<(), Failure> {
+    let found = client.get(GetRequest { key: key.clone() }).await.map_err(|s| said(&s))?.into_inner();
+    match &found.settings[..] {
+        _ if json => print_json(&found)?,
+        [one] if one.key == key => println!("{}", one.value),
+        all => all.iter().for_each(print_setting),
+    }
+    Ok(())
+}
+
+fn print_setting(setting: &Setting) {
+    println!("{} = {}", setting.key, setting.value);
 }
 
 fn absolute(path: &Path) -> Result<String, Failure> {

@@ -14,7 +14,7 @@ use shoal_proto::{
 };
 use tokio::sync::watch;
 
-use super::{RevokeError, StartError};
+use super::{RevokeError, StartError, settings::Settings};
 use crate::{
     admission::Admission,
     config::{Config, SnapshotterConfig},
@@ -31,6 +31,7 @@ use crate::{
 
 /// The parts that answer, and what was settled when they started.
 pub(crate) struct Parts {
+    pub(crate) settings: Settings,
     pub(crate) node: Arc<Node>,
     pub(crate) mounts: Mounts,
     pub(super) control: Control,
@@ -132,6 +133,7 @@ impl Parts {
 impl Vitals for Parts {
     fn export(&self) {
         self.node.traffic.export();
+        self.settings.export();
         let store = self.store();
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
         metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);

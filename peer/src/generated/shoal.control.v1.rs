@@ -239,6 +239,56 @@ pub mod control_client {
                 .insert(GrpcMethod::new("shoal.control.v1.Control", "Revoke"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes settings of the running daemon, all of them or none. They are forgotten when it stops.
+        pub async fn set(
+            &mut self,
+            request: impl tonic::IntoRequest<::shoal_proto::control::SetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::SetReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.control.v1.Control/Set",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.control.v1.Control", "Set"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The settings in force.
+        pub async fn get(
+            &mut self,
+            request: impl tonic::IntoRequest<::shoal_proto::control::GetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::GetReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.control.v1.Control/Get",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.control.v1.Control", "Get"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Fetches every piece of an image that is not here. Ends when all are present or the first one fails.
         pub async fn prefetch(
             &mut self,
@@ -326,6 +376,22 @@ pub mod control_server {
             request: tonic::Request<::shoal_proto::control::RevokeRequest>,
         ) -> std::result::Result<
             tonic::Response<::shoal_proto::control::RevokeReply>,
+            tonic::Status,
+        >;
+        /// Changes settings of the running daemon, all of them or none. They are forgotten when it stops.
+        async fn set(
+            &self,
+            request: tonic::Request<::shoal_proto::control::SetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::SetReply>,
+            tonic::Status,
+        >;
+        /// The settings in force.
+        async fn get(
+            &self,
+            request: tonic::Request<::shoal_proto::control::GetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::GetReply>,
             tonic::Status,
         >;
         /// Server streaming response type for the Prefetch method.
@@ -680,6 +746,96 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RevokeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.control.v1.Control/Set" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<::shoal_proto::control::SetRequest>
+                    for SetSvc<T> {
+                        type Response = ::shoal_proto::control::SetReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::shoal_proto::control::SetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::set(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.control.v1.Control/Get" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<::shoal_proto::control::GetRequest>
+                    for GetSvc<T> {
+                        type Response = ::shoal_proto::control::GetReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::shoal_proto::control::GetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::get(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -9,6 +9,7 @@ mod converted;
 mod demo;
 mod disputed_blob;
 mod kept_mounts;
+mod limits;
 mod next_version;
 mod one_owner;
 mod prefetch_table;

@@ -161,6 +161,11 @@ impl Registry {
         format!("{}/app:{tag}", self.address)
     }
 
+    /// Requests answered since it was switched on.
+    pub(crate) fn requests(&self) -> u64 {
+        self.server.as_ref().map_or(0, |server| server.stats().requests)
+    }
+
     /// Bytes sent since it was switched on.
     pub(crate) fn sent_bytes(&self) -> u64 {
         self.server.as_ref().map_or(0, |server| server.stats().sent_bytes)

@@ -222,6 +222,47 @@ pub struct RevokeReply {
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetRequest {
+    /// `KEY=VALUE`, as in `shoal daemon --set`.
+    #[prost(string, repeated, tag = "1")]
+    pub settings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetReply {
+    /// What was set, as it is now.
+    #[prost(message, repeated, tag = "1")]
+    pub settings: ::prost::alloc::vec::Vec<Setting>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRequest {
+    /// A key, a table, or nothing for all.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetReply {
+    /// In the order of their names.
+    #[prost(message, repeated, tag = "1")]
+    pub settings: ::prost::alloc::vec::Vec<Setting>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Setting {
+    /// With the tables it lies in: `limits.upload`.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// As TOML.
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+    /// Whether Set changes it; otherwise it is read when the daemon starts.
+    #[prost(bool, tag = "3")]
+    pub adjustable: bool,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PrefetchRequest {
     #[prost(string, tag = "1")]
     pub reference: ::prost::alloc::string::String,
