@@ -307,6 +307,10 @@ impl Mount {
         if !detached {
             return Ok(Unmounted::Gone);
         }
+        if let Some(keeper) = &self.keeper {
+            // Without a name nobody finds it: it ends with this process at the latest.
+            keeper.forget(&self.device);
+        }
         tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted while in use, readers may finish");
         Ok(Unmounted::Detached)
     }

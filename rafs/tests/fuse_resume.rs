@@ -264,3 +264,23 @@ fn reads_that_fail_while_leaving_are_left_to_the_next() {
         .unwrap();
     assert!(in_time(|| reader.join().unwrap()).is_err());
 }
+
+#[test]
+fn what_is_unmounted_is_kept_no_longer() {
+    let Some(bed) = bed() else { return };
+    for in_use in [true, false] {
+        let notes = Notes::new(bed.path("kept"));
+        let options = MountOptions { keeper: Some(notes.clone()), ..MountOptions::default() };
+        let mount = Mount::new(bed.built().image.clone(), blobs(&bed), &bed.path("mnt"), options).unwrap();
+        let open = in_use.then(|| File::open(bed.mounted("data")).unwrap());
+        assert!(mount.is_kept());
+        let expected = if in_use { Unmounted::Detached } else { Unmounted::Gone };
+        assert_eq!(mount.unmount().unwrap(), expected);
+        assert!(notes.kept.lock().unwrap().is_empty());
+        if let Some(mut open) = open {
+            let mut content = Vec::new();
+            open.read_to_end(&mut content).unwrap();
+            assert!(content == noise(5, 3 * 4096), "this process goes on serving it");
+        }
+    }
+}
