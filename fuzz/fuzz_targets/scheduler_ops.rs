@@ -24,6 +24,7 @@ enum Op {
     Unwant(u8),
     Present((bool, u8)),
     Lost((bool, u8)),
+    Evicted { blob: bool },
     Up { peer: u8, far: bool },
     Down(u8),
     Have { peer: u8, blob: bool, first: u32, len: u8, full: bool },
@@ -133,6 +134,7 @@ impl Shell {
             }
             Op::Present(here) => Event::Present { item: item(here) },
             Op::Lost(gone) => Event::Lost { item: item(gone) },
+            Op::Evicted { blob: second } => Event::Evicted { blob: blob(second) },
             Op::Up { peer: n, far } => {
                 self.live.retain(|_, asked| *asked != Some(peer(n)));
                 let zone = if far { "b" } else { "a" }.into();

@@ -117,10 +117,15 @@ pub enum Event {
         /// The piece.
         item: Item,
     },
-    /// The piece is no longer here: evicted, or found damaged.
+    /// The piece is no longer here: found damaged, or there was no room to keep it.
     Lost {
         /// The piece.
         item: Item,
+    },
+    /// No piece of the blob is here any more: it was evicted. What is wanted or on its way goes on.
+    Evicted {
+        /// The blob.
+        blob: BlobKey,
     },
     /// A connection to a peer is up and its hello accepted.
     PeerUp {

@@ -125,6 +125,11 @@ impl Scheduler {
                     blob.present.remove(item.piece);
                 }
             }
+            Event::Evicted { blob } => {
+                if let Some(blob) = self.blobs.get_mut(&blob) {
+                    blob.present = Bitfield::new(blob.len());
+                }
+            }
             Event::PeerUp { peer, zone, labels, role: _ } => self.peer_up(now, peer, &zone, &labels),
             Event::PeerDown { peer } => self.peer_down(now, peer),
             Event::PeerHave { peer, blob, first, have, full } => self.peer_have(peer, blob, first, &have, full),

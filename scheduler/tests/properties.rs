@@ -31,6 +31,7 @@ enum Op {
     Stray { request: u64, how: Answer },
     Lost { blob: u8, piece: u32 },
     Limits { download: usize, registry: usize, reads: u64 },
+    Evicted(u8),
     Advance(u64),
 }
 
@@ -87,6 +88,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..3u8, 0..PIECES).prop_map(|(blob, piece)| Op::Lost { blob, piece }),
         1 => (0..RATES.len(), 0..RATES.len(), 0..3u64)
             .prop_map(|(download, registry, reads)| Op::Limits { download, registry, reads }),
+        1 => (0..3u8).prop_map(Op::Evicted),
         4 => (0..1500u64).prop_map(Op::Advance),
     ]
 }
@@ -350,6 +352,7 @@ impl Shell {
             }
             Op::Lost { blob: b, piece } => self.handle(Event::Lost { item: Item { blob: blob(b), piece } }),
             Op::Limits { download, registry, reads } => self.limit(RATES[download], RATES[registry], reads),
+            Op::Evicted(b) => self.handle(Event::Evicted { blob: blob(b) }),
             Op::Advance(millis) => self.advance(self.now + Duration::from_millis(millis)),
         }
     }

@@ -386,6 +386,17 @@ fn without_seed_peers_the_nodes_with_the_blob_are_the_homes() {
 }
 
 #[test]
+fn what_was_evicted_is_fetched_again_and_what_is_on_its_way_still_comes() {
+    let mut world = World::new();
+    world.tell(Event::Present { item: item(0) });
+    let coming = request(&world.want(1));
+    assert_eq!(world.tell(Event::Evicted { blob: BLOB }), []);
+    assert_eq!(all_asked(&world.want(0)), [(Source::Registry, vec![0])]);
+    let done = world.tell(Event::Delivered { request: coming, item: item(1), bytes: PIECE });
+    assert_eq!(outcomes(&done)[0].1, Ok(()));
+}
+
+#[test]
 fn wants_that_cannot_be_are_answered_at_once() {
     let mut world = World::new();
     let reason = |actions: Vec<Action>| outcomes(&actions).pop().unwrap().1.map_err(|error| error.reason);
