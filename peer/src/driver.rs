@@ -36,12 +36,14 @@ const BATCH: usize = 256;
 /// What a want ended with.
 #[derive(Debug, Clone)]
 pub enum Fetched {
-    /// A piece, verified and decoded, kept if the disk had room.
+    /// A piece, verified and decoded.
     Piece {
         /// Its chunks.
         piece: Arc<DecodedPiece>,
         /// Where it came from.
         from: Provenance,
+        /// Its encoded bytes where there was no room to keep them: then they are nowhere else.
+        unkept: Option<Bytes>,
     },
     /// A whole object.
     Object {
@@ -50,8 +52,16 @@ pub enum Fetched {
         /// Where it came from.
         from: Provenance,
     },
-    /// It is in the store, and was when the want was looked at.
+    /// It is in the store, or was when the scheduler last heard of it: it may have been evicted since. Who does not find it
+    /// says so ([`Event::Lost`]) and asks again.
     Present,
+}
+
+impl Fetched {
+    /// Whether it is in the store, or so it was thought.
+    pub(crate) fn is_kept(&self) -> bool {
+        !matches!(self, Self::Piece { unkept: Some(_), .. })
+    }
 }
 
 /// Why a want failed.
@@ -293,13 +303,9 @@ impl Driver {
                 Event::Want { want, item, priority, deadline, origin }
             }
             Command::Delivered { request, item, bytes, fetched } => {
-                self.delivered.insert(item, fetched);
-                Event::Delivered { request, item, bytes }
+                return self.arrived(item, fetched, Event::Delivered { request, item, bytes });
             }
-            Command::Found { item, fetched } => {
-                self.delivered.insert(item, fetched);
-                Event::Present { item }
-            }
+            Command::Found { item, fetched } => return self.arrived(item, fetched, Event::Present { item }),
             Command::Event(event) => {
                 if let Event::Unwant { want } = &event {
                     self.waiters.remove(want);
@@ -314,6 +320,16 @@ impl Driver {
             }
         };
         self.scheduler.handle_event(now, event);
+    }
+
+    /// Completes the wants of an item. Without room to keep it, it is for them only: whoever wants it next has it fetched.
+    fn arrived(&mut self, item: Item, fetched: Fetched, event: Event) {
+        let (now, kept) = (self.clock.now(), fetched.is_kept());
+        self.delivered.insert(item, fetched);
+        self.scheduler.handle_event(now, event);
+        if !kept {
+            self.scheduler.handle_event(now, Event::Lost { item });
+        }
     }
 
     fn act(&mut self, action: Action) {

@@ -22,7 +22,7 @@ use crate::{
     data::{Answer, AnswerStream, DataPlane},
     driver::{Command, Fetched},
     origin::{self, OriginError},
-    store::{BlobHandle, ChunkPlace, Store},
+    store::{BlobHandle, ChunkPlace, Store, StoreError},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
 
@@ -246,7 +246,7 @@ impl Running {
         let copy = move || {
             let bytes = store.read_place(place.key, encoded).map_err(|e| crate::chain(&e))?;
             let bytes = bytes.ok_or_else(|| "it has gone".to_owned())?;
-            accept_piece(&blob, piece, &bytes, Provenance::Local).map_err(|e| e.to_string())
+            accept_piece(&blob, piece, bytes, Provenance::Local).map_err(|e| e.to_string())
         };
         match tokio::task::spawn_blocking(copy).await.unwrap_or_else(|panic| Err(panic.to_string())) {
             Ok((fetched, chunks)) => {
@@ -452,27 +452,26 @@ impl Target {
         from: Provenance,
     ) -> Result<(Fetched, u64), Rejected> {
         let checked = tokio::task::spawn_blocking(move || match self {
-            Self::Blob(blob) => accept_piece(&blob, piece, &bytes, from),
+            Self::Blob(blob) => accept_piece(&blob, piece, bytes, from),
             Self::Object(object) => accept_object(&object, &store, bytes, from),
         });
         checked.await.unwrap_or_else(|panic| Err(Rejected { chunks: 0, why: panic.to_string() }))
     }
 }
 
-fn accept_piece(blob: &BlobTarget, piece: u32, bytes: &[u8], from: Provenance) -> Result<(Fetched, u64), Rejected> {
+fn accept_piece(blob: &BlobTarget, piece: u32, bytes: Bytes, from: Provenance) -> Result<(Fetched, u64), Rejected> {
     let Some((named, layout)) = blob.naming(piece) else {
         return Err(Rejected { chunks: 0, why: "no image names this piece".into() });
     };
     let chunks = layout.chunks().len() as u64;
-    let decoded = named.table.decode(piece, bytes).map_err(|e| Rejected { chunks, why: crate::chain(&e) })?;
+    let decoded = named.table.decode(piece, &bytes).map_err(|e| Rejected { chunks, why: crate::chain(&e) })?;
     for image in blob.others.iter().map(AsRef::as_ref).chain([blob]) {
         image.origins.note(piece, from);
     }
-    if let Err(error) = named.handle.write(piece, bytes) {
-        metrics::counter!("shoal_not_kept_total").increment(1);
-        tracing::warn!("piece {piece} of blob {} is used but not kept: {error}", named.table.blob());
-    }
-    Ok((Fetched::Piece { piece: Arc::new(decoded), from }, chunks))
+    let kept = named.handle.write(piece, &bytes);
+    let unkept = kept.inspect_err(|error| not_kept(&format!("piece {piece} of blob {}", named.table.blob()), error));
+    let unkept = unkept.is_err().then_some(bytes);
+    Ok((Fetched::Piece { piece: Arc::new(decoded), from, unkept }, chunks))
 }
 
 fn accept_object(
@@ -486,10 +485,18 @@ fn accept_object(
         return Err(Rejected { chunks: 0, why: format!("not the object {}", object.id) });
     }
     if let Err(error) = store.put_object(object.id, &bytes) {
-        metrics::counter!("shoal_not_kept_total").increment(1);
-        tracing::warn!("object {} is used but not kept: {error}", object.id);
+        not_kept(&format!("object {}", object.id), &error);
     }
     Ok((Fetched::Object { bytes, from }, 0))
+}
+
+/// Counts what is used but not kept. That there is no room is the usual reason, of which the store itself speaks.
+fn not_kept(what: &str, error: &StoreError) {
+    metrics::counter!("shoal_not_kept_total").increment(1);
+    match error {
+        StoreError::Full { .. } => tracing::debug!("{what} is used but not kept: {error}"),
+        _ => tracing::warn!("{what} is used but not kept: {}", crate::chain(error)),
+    }
 }
 
 /// What a peer is told of where an image's bytes come from.

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use shoal_proto::{Bitfield, Priority};
@@ -166,13 +167,17 @@ impl Inner {
         priority: Priority,
     ) -> Result<(Arc<DecodedPiece>, Provenance), String> {
         let item = Item { blob: blob.key, piece };
-        let want = self.node.driver.want(item, priority, self.node.deadline, WantOrigin::Local);
-        match want.await.map_err(|error| error.to_string())? {
-            Fetched::Piece { piece, from } => Ok((piece, from)),
-            // It came, for somebody else, between the look into the store and the want.
-            Fetched::Present | Fetched::Object { .. } => {
-                let stored = self.stored(blob, piece).await;
-                stored.map(|decoded| (decoded, Provenance::Local)).ok_or_else(|| "present, but not to be read".into())
+        let deadline = Instant::now() + self.node.deadline;
+        loop {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let want = self.node.driver.want(item, priority, patience, WantOrigin::Local);
+            match want.await.map_err(|error| error.to_string())? {
+                Fetched::Piece { piece, from, .. } => return Ok((piece, from)),
+                // It came, for somebody else, between the look into the store and the want; or it has been evicted since.
+                Fetched::Present | Fetched::Object { .. } => match self.stored(blob, piece).await {
+                    Some(decoded) => return Ok((decoded, Provenance::Local)),
+                    None => self.node.driver.event(Event::Lost { item }).await,
+                },
             }
         }
     }

@@ -14,12 +14,12 @@ use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use shoal_proto::{Asked, BlobId, Contact, Fingerprint, ObjectId, ObjectKind, PeerId, Priority, Request};
 use shoal_rafs::oci::Source;
-use shoal_scheduler::{Admission, BlobKey, Item, Origin as WantOrigin, Tracker};
+use shoal_scheduler::{Admission, BlobKey, Event, Item, Origin as WantOrigin, Tracker};
 
 use crate::{
     contacts::Contacts,
     data::{AnswerSender, PeerContext, SendError, Service},
-    driver::{Clock, DriverHandle},
+    driver::{Clock, DriverHandle, Fetched},
     fetch::MAX_OBJECT,
     images::{ImageBlob, Images},
 };
@@ -224,7 +224,15 @@ impl Server {
         let item = Item { blob: blob.key, piece };
         let got = self.driver.want(item, wish.priority, wish.deadline, WantOrigin::ForPeer).await;
         match got {
-            Ok(_) => (piece, Ok(read(blob, piece).await)),
+            // There was no room for it, which is no reason for the asker to go without.
+            Ok(Fetched::Piece { unkept: Some(bytes), .. }) => (piece, Ok(Some(bytes))),
+            Ok(_) => {
+                let bytes = read(blob, piece).await;
+                if bytes.is_none() {
+                    self.driver.event(Event::Lost { item }).await;
+                }
+                (piece, Ok(bytes))
+            }
             Err(error) => (piece, Err(error.to_string())),
         }
     }
