@@ -119,7 +119,7 @@ impl Control for Api {
 
     async fn prefetch(&self, request: Request<PrefetchRequest>) -> Result<Response<Self::PrefetchStream>, Status> {
         let reference = request.into_inner().reference.parse().map_err(|e| invalid(&e))?;
-        let (_, image) = self.parts.node.image(&reference).await.map_err(|e| failed(&e))?;
+        let image = self.parts.node.image(&reference).await.map_err(|e| failed(&e))?;
         let (progress, received) = mpsc::channel(4);
         let node = self.parts.node.clone();
         tokio::spawn(async move {

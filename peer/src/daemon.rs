@@ -35,6 +35,7 @@ use crate::{
     control::{Control, ControlError, ControlOptions},
     data::{DataError, DataOptions, DataPlane},
     driver::{self, Clock, Driver},
+    evictions::Evictions,
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
     grpc::UnixServer,
@@ -134,7 +135,7 @@ pub(crate) enum RevokeError {
 pub struct Alone {
     node: Arc<Node>,
     threads: MountOptions,
-    driver: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Alone {
@@ -146,8 +147,9 @@ impl Alone {
         let core = Core::open(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
         let node = core.node.clone();
+        let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), None);
         let driver = core.drive(&config, identity.peer(), None);
-        Ok(Self { node, threads: mount_options(&config), driver })
+        Ok(Self { node, threads: mount_options(&config), tasks: [driver, evictions] })
     }
 
     /// Mounts what `reference` names at present; with `traced`, what is read is noted. The mount ends when the value is
@@ -161,12 +163,13 @@ impl Alone {
         mountpoint: &Path,
         traced: bool,
     ) -> Result<Unrecorded, MountsError> {
-        Mounts::new(self.node.clone(), None, self.threads.clone()).unrecorded(reference, mountpoint, traced).await
+        let mounts = Mounts::new(self.node.clone(), None, self.threads.clone(), true);
+        mounts.unrecorded(reference, mountpoint, traced).await
     }
 
     /// Closes the store.
     pub async fn stop(self) {
-        self.driver.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         close(self.node.store.clone()).await;
     }
 }
@@ -249,9 +252,11 @@ impl Daemon {
         });
         let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
         let keeping = tokio::spawn(keeper.run());
+        let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), Some(exchange.clone()));
         let handover = HandoverOptions::from(&config);
         let handover = blocking(move || Handover::open(handover)).await;
-        let mounts = Mounts::new(node.clone(), Some(exchange), kept_by(&handover, mount_options(&config)));
+        let options = kept_by(&handover, mount_options(&config));
+        let mounts = Mounts::new(node.clone(), Some(exchange), options, config.store.keep_unmounted);
         let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
         let parts = Arc::new(Parts {
             settings,
@@ -272,13 +277,14 @@ impl Daemon {
         let taking = handover.clone();
         let kept = blocking(move || taking.map_or_else(Vec::new, |handover| handover.kept())).await;
         parts.mounts.restore(kept).await?;
+        parts.node.store.records_restored();
         let snapshots = parts.serve_snapshots(&config.data_dir).await?;
         let http = parts.clone().serve_http(&config).await?;
         let api = api::serve(&config.socket, parts.clone())
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
-        let mut tasks = vec![driver, exchanging, keeping];
+        let mut tasks = vec![driver, exchanging, keeping, evictions];
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
         Ok(Self { parts, api, snapshots, http, tasks, on_stop: config.mounts.on_stop, handover })
     }
@@ -318,7 +324,8 @@ struct Core {
 impl Core {
     async fn open(config: &Config) -> Result<Self, StartError> {
         let data_dir = config.data_dir.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, StoreOptions::default())).await;
+        let options = StoreOptions { limits: config.store.limits(), ..StoreOptions::default() };
+        let store = tokio::task::spawn_blocking(move || Store::open(&data_dir, options)).await;
         let store = store.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let registry = Registry::new(registry_options(config)?)?;
         let origin = Origin::new(registry);

@@ -235,7 +235,7 @@ impl Exchange {
         }
     }
 
-    /// Tells who is interested what is new since the last time.
+    /// Tells who is interested what is new since the last time, or gone.
     async fn tell_news(&self) {
         let topics: Vec<_> = {
             let state = self.lock();
@@ -244,8 +244,8 @@ impl Exchange {
         };
         for (topic, peers) in topics {
             let Some(blob) = self.blob(topic) else { continue };
-            let Some(news) = self.news(topic, blob.handle.present(), peers.len()) else { continue };
-            for have in windows(topic, &news, false) {
+            let Some((news, full)) = self.news(topic, blob.handle.present(), peers.len()) else { continue };
+            for have in windows(topic, &news, full) {
                 for &peer in &peers {
                     self.notify(peer, Message::Have(have.clone()));
                 }
@@ -254,30 +254,48 @@ impl Exchange {
         }
     }
 
-    /// What of `present` so many listeners have yet to hear, once it is time to tell them; it then counts as told.
-    fn news(&self, topic: Topic, present: Bitfield, listeners: usize) -> Option<Bitfield> {
+    /// What so many listeners have yet to hear, once it is time to tell them, and whether that is all that there is: what has
+    /// gone can be said in no other way. It then counts as told.
+    fn news(&self, topic: Topic, present: Bitfield, listeners: usize) -> Option<(Bitfield, bool)> {
         let now = self.parts.clock.now();
         let mut state = self.lock();
         let told = state.told.get(&topic);
-        let mut news = present.clone();
-        told.into_iter().for_each(|told| news.subtract(&told.pieces));
-        let pause = announce_interval(news.count(), news.len(), listeners);
-        if news.is_empty() || told.is_some_and(|told| now < told.at + pause) {
+        let (mut news, mut gone) = (present.clone(), Bitfield::new(present.len()));
+        if let Some(told) = told {
+            news.subtract(&told.pieces);
+            gone = told.pieces.clone();
+            gone.subtract(&present);
+        }
+        let changed = news.count() + gone.count();
+        let pause = announce_interval(changed, news.len(), listeners);
+        if changed == 0 || told.is_some_and(|told| now < told.at + pause) {
             return None;
         }
+        let full = !gone.is_empty();
+        let said = if full { present.clone() } else { news };
         state.told.insert(topic, Told { pieces: present, at: now });
-        Some(news)
+        Some((said, full))
     }
 
     /// Seed peers, and nodes that hold half of a blob, are worth a provider record.
     async fn announce(&self, blob: &ImageBlob) {
         let id = blob.table.blob();
-        let half = blob.handle.present().count() * 2 >= blob.table.len();
-        if (self.parts.role == Role::Seed || half)
+        let present = blob.handle.present().count();
+        let half = present * 2 >= blob.table.len();
+        if present > 0
+            && (self.parts.role == Role::Seed || half)
             && self.lock().announced.insert(id)
             && let Err(error) = self.parts.control.announce(id).await
         {
             tracing::debug!("not announced: {error}");
+        }
+    }
+
+    /// The store has let go of a blob. Neighbours are told with the next news.
+    pub(crate) async fn evicted(&self, blob: BlobId) {
+        let announced = self.lock().announced.remove(&blob);
+        if announced && let Err(error) = self.parts.control.withdraw(blob).await {
+            tracing::debug!("not withdrawn: {error}");
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     driver::{DriverHandle, Fetched, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
     origin::Origin,
-    store::{BlobHandle, Store, StoreError},
+    store::{self, BlobHandle, Footprint, Store, StoreError},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
 
@@ -137,6 +137,17 @@ pub struct Image {
     pub blobs: Vec<ImageBlob>,
 }
 
+/// An image as a manifest names it.
+#[derive(Debug, Clone)]
+pub struct NamedImage {
+    /// The manifest, or the index that leads to it.
+    pub manifest: ObjectId,
+    /// The image.
+    pub image: Arc<Image>,
+    /// What the store must keep for it to be read again with no help from anybody.
+    pub needs: Footprint,
+}
+
 /// The manifest of a lazy image, as it was found.
 #[derive(Debug)]
 pub(crate) struct FoundManifest {
@@ -229,9 +240,13 @@ impl Images {
     ///
     /// # Errors
     /// Any [`ImageError`] but `Resolve`.
-    pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<Arc<Image>, ImageError> {
+    pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<NamedImage, ImageError> {
         let found = self.manifest(source, manifest).await?;
-        self.by_layer(source, found.manifest.bootstrap.id).await
+        let image = self.by_layer(source, found.manifest.bootstrap.id).await?;
+        let mut objects = vec![manifest, found.id, image.layer];
+        objects.dedup();
+        let blobs = image.blobs.iter().map(|blob| blob.handle.key()).collect();
+        Ok(NamedImage { manifest, image, needs: Footprint { blobs, objects } })
     }
 
     /// The lazy manifest that `manifest` is, or that it has for this platform if it is an index.
@@ -373,20 +388,39 @@ impl Images {
 
 /// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
 fn open(store: &Store, bytes: &[u8], source: Source, layer: ObjectId) -> Result<Image, ImageError> {
-    let mut unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
-        .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
-    let bootstrap = Bootstrap::parse(std::mem::take(&mut unpacked.bootstrap))
-        .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
-    let blobs = (0..bootstrap.blobs().len() as u32).map(|index| {
-        let table = Arc::new(pieces(&bootstrap, index, &unpacked, layer)?);
+    let Unpacked { diff_id, bootstrap, tables } = unpack(bytes, layer)?;
+    let blobs = tables.into_iter().map(|table| {
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
-        let stored = handle.key();
-        let key = BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant };
+        let key = scheduled(handle.key());
         let origins = Arc::new(PieceOrigins::new(table.len()));
         Ok(ImageBlob { key, table, handle, origins })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
-    Ok(Image { source, layer, diff_id: unpacked.diff_id, bootstrap, blobs })
+    Ok(Image { source, layer, diff_id, bootstrap, blobs })
+}
+
+/// What the scheduler calls a blob of the store.
+pub(crate) fn scheduled(stored: store::BlobKey) -> BlobKey {
+    BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant }
+}
+
+/// A bootstrap layer, unpacked.
+pub(crate) struct Unpacked {
+    diff_id: ObjectId,
+    bootstrap: Bootstrap,
+    /// The pieces of each blob, in the order of the bootstrap's blob table.
+    pub(crate) tables: Vec<Arc<PieceTable>>,
+}
+
+/// Unpacks and verifies a bootstrap layer. Blocks.
+pub(crate) fn unpack(bytes: &[u8], layer: ObjectId) -> Result<Unpacked, ImageError> {
+    let mut unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
+        .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
+    let bootstrap = Bootstrap::parse(std::mem::take(&mut unpacked.bootstrap))
+        .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
+    let tables = (0..bootstrap.blobs().len() as u32).map(|index| pieces(&bootstrap, index, &unpacked, layer));
+    let tables = tables.map(|table| table.map(Arc::new)).collect::<Result<_, _>>()?;
+    Ok(Unpacked { diff_id: unpacked.diff_id, bootstrap, tables })
 }
 
 /// The pieces of a blob, by the layer's copy of its chunk table where there is one: layers of older converters have none,

@@ -1,6 +1,6 @@
 //! The index: what the store knows across restarts, in RocksDB.
 //!
-//! Five column families; integers are big-endian, so that keys sort by number and a blob's records lie together.
+//! Six column families; integers are big-endian, so that keys sort by number and a blob's records lie together.
 //!
 //! ```text
 //! meta     "schema"                              -> version u32
@@ -8,6 +8,7 @@
 //! pieces   blob 32 | variant 4 | piece 4         -> durable u8 | fingerprint 32 | encoded start u64 | end u64
 //! digests  algorithm 1 | digest 32               -> blob 32 | variant 4 | piece 4 | chunk 4 | fingerprint 32
 //! mounts   mountpoint, the bytes of its path     -> JSON
+//! pins     reference                             -> JSON
 //! ```
 //!
 //! A *variant* is one reading of a blob: images that describe a blob's pieces alike share one, images that disagree
@@ -75,7 +76,11 @@ pub enum IndexError {
 impl IndexError {
     /// Whether the disk is full.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Database { source, .. } if source.as_ref().contains("No space left on device"))
+        match self {
+            Self::Database { source, .. } => source.as_ref().contains("No space left on device"),
+            Self::Damaged { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::NewerSchema { .. } | Self::Malformed { .. } => false,
+        }
     }
 }
 
@@ -93,7 +98,7 @@ pub struct BlobKey {
 pub struct VariantRecord {
     /// Pieces of the whole blob.
     pub pieces: u32,
-    /// When it was last opened, in seconds since 1970.
+    /// When it was last used, in seconds since 1970. Written now and then, so it may have been used since.
     pub last_use: u64,
 }
 
@@ -136,6 +141,10 @@ pub enum Change {
     Mount(Vec<u8>, Vec<u8>),
     /// Removes the mount at a path.
     DropMount(Vec<u8>),
+    /// Writes the pin of a reference.
+    Pin(Vec<u8>, Vec<u8>),
+    /// Removes the pin of a reference.
+    DropPin(Vec<u8>),
 }
 
 /// What a commit must survive once it returns.
@@ -152,8 +161,8 @@ pub trait Records: Send + Sync {
     /// All variants of a blob, by number.
     fn variants(&self, blob: &BlobId) -> Result<BTreeMap<u32, VariantRecord>, IndexError>;
 
-    /// All variants of all blobs.
-    fn keys(&self) -> Result<Vec<BlobKey>, IndexError>;
+    /// All variants of all blobs, in order.
+    fn all(&self) -> Result<Vec<(BlobKey, VariantRecord)>, IndexError>;
 
     /// All pieces of a variant that were declared, by number.
     fn pieces(&self, key: BlobKey) -> Result<BTreeMap<u32, PieceRecord>, IndexError>;
@@ -164,8 +173,15 @@ pub trait Records: Send + Sync {
     /// Where a chunk was last recorded. The place may have changed since: compare the fingerprint.
     fn place(&self, digest: &Digest) -> Result<Option<ChunkPlace>, IndexError>;
 
+    /// Removes the places in variants that are `gone`, going through all there are. Neither atomic nor synced: a place that
+    /// leads nowhere is no harm.
+    fn forget_places(&self, gone: &dyn Fn(BlobKey) -> bool) -> Result<(), IndexError>;
+
     /// All mounts: path to record.
     fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError>;
+
+    /// All pins: reference to record.
+    fn pins(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError>;
 
     /// Applies all changes or none, in order.
     fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError>;

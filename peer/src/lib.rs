@@ -26,6 +26,7 @@ pub mod control;
 pub mod daemon;
 pub mod data;
 pub mod driver;
+mod evictions;
 mod exchange;
 mod fetch;
 mod grpc;

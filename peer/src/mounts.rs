@@ -21,11 +21,11 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     config::OnStop,
     exchange::Exchange,
-    images::{Image, ImageError},
+    images::{Image, ImageError, NamedImage},
     node::Node,
     prefetch,
     reader::Reader,
-    store::{MountRecord, StoreError},
+    store::{Hold, MountRecord, StoreError},
 };
 
 /// Time between attempts to bring a mount of an earlier run back.
@@ -63,6 +63,8 @@ pub(crate) struct Mounts {
     node: Arc<Node>,
     exchange: Option<Exchange>,
     options: MountOptions,
+    /// Whether what only one mount needed stays in the store when that goes.
+    keep_unmounted: bool,
     /// Locked for look-ups only.
     table: Arc<Mutex<Table>>,
 }
@@ -85,8 +87,10 @@ impl Drop for Table {
 }
 
 enum Slot {
-    /// Being mounted, or waiting to be mounted again.
-    Pending,
+    /// Being mounted, or waiting to be mounted again, for which the store keeps what the record says.
+    Pending {
+        _hold: Option<Hold>,
+    },
     Mounted(Box<Mounted>),
 }
 
@@ -95,6 +99,7 @@ struct Mounted {
     manifest: ObjectId,
     reader: Reader,
     session: Mount,
+    hold: Hold,
     /// Fetches what the image lists; ends with the mount.
     _prefetch: AbortOnDropHandle<()>,
 }
@@ -106,12 +111,18 @@ pub struct Unrecorded {
     pub session: Mount,
     /// What is read from it, if that is to be noted.
     pub trace: Option<Arc<Trace>>,
+    _hold: Hold,
     _prefetch: AbortOnDropHandle<()>,
 }
 
 impl Mounts {
-    pub(crate) fn new(node: Arc<Node>, exchange: Option<Exchange>, options: MountOptions) -> Self {
-        Self { node, exchange, options, table: Arc::default() }
+    pub(crate) fn new(
+        node: Arc<Node>,
+        exchange: Option<Exchange>,
+        options: MountOptions,
+        keep_unmounted: bool,
+    ) -> Self {
+        Self { node, exchange, options, keep_unmounted, table: Arc::default() }
     }
 
     /// Mounts what `reference` names at present, and records it.
@@ -119,17 +130,20 @@ impl Mounts {
         if !mountpoint.is_absolute() {
             return Err(MountsError::NotAbsolute(mountpoint.to_owned()));
         }
-        let claim = self.claim(mountpoint)?;
-        let (manifest, image) = self.node.image(reference).await?;
-        let mounted = self.session(reference, manifest, image, mountpoint, None).await?;
+        let claim = self.claim(mountpoint, None)?;
+        let named = self.node.image(reference).await?;
+        let manifest = named.manifest;
         let record = MountRecord {
             reference: reference.to_string(),
             mountpoint: mountpoint.to_owned(),
             manifest,
+            needs: named.needs.clone(),
             settings: serde_json::Value::Null,
         };
+        let mounted = self.session(reference, named, mountpoint, None).await?;
         let store = self.node.store.clone();
-        blocking(move || store.put_mount(&record)).await?;
+        let recorded = blocking(move || store.put_mount(&record)).await;
+        room_or_not(recorded, &format!("{} will not be mounted again after a restart", mountpoint.display()))?;
         claim.fill(mounted);
         Ok(manifest)
     }
@@ -138,13 +152,28 @@ impl Mounts {
     pub(crate) async fn unmount(&self, mountpoint: &Path) -> Result<bool, MountsError> {
         let slot = self.lock().0.remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
-        blocking(move || store.remove_mount(&path)).await?;
+        let removed = blocking(move || store.remove_mount(&path)).await;
+        room_or_not(removed, &format!("{} may be mounted again after a restart", mountpoint.display()))?;
         match slot {
-            Slot::Pending => Ok(false),
+            Slot::Pending { .. } => Ok(false),
             Slot::Mounted(mounted) => {
-                let unmounted = blocking(move || mounted.session.unmount()).await?;
-                Ok(matches!(unmounted, Unmounted::Detached))
+                let Mounted { session, hold, .. } = *mounted;
+                let detached = matches!(blocking(move || session.unmount()).await?, Unmounted::Detached);
+                if !detached && !self.keep_unmounted {
+                    self.let_go(hold).await;
+                }
+                Ok(detached)
             }
+        }
+    }
+
+    /// Evicts what was held and nobody else needs.
+    async fn let_go(&self, hold: Hold) {
+        let (store, needed) = (self.node.store.clone(), hold.footprint().clone());
+        drop(hold);
+        match blocking(move || store.evict(&needed)).await {
+            Ok(evicted) => tracing::info!(evicted.blobs, evicted.objects, evicted.bytes, "evicted with its mount"),
+            Err(error) => tracing::warn!("cannot evict an unmounted image: {}", crate::chain(&error)),
         }
     }
 
@@ -154,7 +183,8 @@ impl Mounts {
         let mut kept: BTreeMap<_, _> = kept.into_iter().map(|mount| (mount.mountpoint.clone(), mount)).collect();
         let store = self.node.store.clone();
         for record in blocking(move || store.mounts()).await? {
-            let Ok(claim) = self.claim(&record.mountpoint) else { continue };
+            let hold = self.node.store.hold(record.needs.clone());
+            let Ok(claim) = self.claim(&record.mountpoint, Some(hold)) else { continue };
             let mut kept = kept.remove(&record.mountpoint);
             if let Err(error) = self.remount(&record, &claim, &mut kept).await {
                 tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
@@ -177,7 +207,7 @@ impl Mounts {
     /// The image that is mounted there, if the mount is there and not about to be.
     pub(crate) fn image(&self, mountpoint: &Path) -> Option<Arc<Image>> {
         match self.lock().0.get(mountpoint)? {
-            Slot::Pending => None,
+            Slot::Pending { .. } => None,
             Slot::Mounted(mounted) => Some(mounted.reader.image().clone()),
         }
     }
@@ -195,7 +225,7 @@ impl Mounts {
     pub(crate) fn status(&self) -> Vec<MountStatus> {
         let table = self.lock();
         let mounted = table.0.iter().filter_map(|(path, slot)| match slot {
-            Slot::Pending => None,
+            Slot::Pending { .. } => None,
             Slot::Mounted(mounted) => Some(mounted.status(path)),
         });
         mounted.collect()
@@ -227,21 +257,22 @@ impl Mounts {
         mountpoint: &Path,
         traced: bool,
     ) -> Result<Unrecorded, MountsError> {
-        let (manifest, image) = self.node.image(reference).await?;
-        let trace = traced.then(|| Arc::new(Trace::new(image.bootstrap.clone())));
+        let named = self.node.image(reference).await?;
+        let trace = traced.then(|| Arc::new(Trace::new(named.image.bootstrap.clone())));
         self.options.trace.clone_from(&trace);
-        let Mounted { session, _prefetch, .. } = self.session(reference, manifest, image, mountpoint, None).await?;
-        Ok(Unrecorded { session, trace, _prefetch })
+        let Mounted { session, hold: _hold, _prefetch, .. } =
+            self.session(reference, named, mountpoint, None).await?;
+        Ok(Unrecorded { session, trace, _hold, _prefetch })
     }
 
     async fn session(
         &self,
         reference: &Reference,
-        manifest: ObjectId,
-        image: Arc<Image>,
+        NamedImage { manifest, image, needs }: NamedImage,
         mountpoint: &Path,
         kept: Option<KeptMount>,
     ) -> Result<Mounted, MountsError> {
+        let hold = self.node.store.hold(needs);
         if let Some(exchange) = &self.exchange {
             exchange.interested_in(&image);
         }
@@ -252,7 +283,7 @@ impl Mounts {
         let session = blocking(move || open(bootstrap, source, &path, options, kept)).await?;
         let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), image));
         let _prefetch = AbortOnDropHandle::new(prefetch);
-        Ok(Mounted { reference: reference.to_string(), manifest, reader, session, _prefetch })
+        Ok(Mounted { reference: reference.to_string(), manifest, reader, session, hold, _prefetch })
     }
 
     /// Takes `kept` when the image is there.
@@ -263,8 +294,8 @@ impl Mounts {
         kept: &mut Option<KeptMount>,
     ) -> Result<(), MountsError> {
         let reference: Reference = record.reference.parse()?;
-        let image = self.node.images.by_manifest(reference.source(), record.manifest).await?;
-        let mounted = self.session(&reference, record.manifest, image, &record.mountpoint, kept.take()).await?;
+        let named = self.node.images.by_manifest(reference.source(), record.manifest).await?;
+        let mounted = self.session(&reference, named, &record.mountpoint, kept.take()).await?;
         claim.fill(mounted);
         Ok(())
     }
@@ -305,12 +336,12 @@ impl Mounts {
         }
     }
 
-    fn claim(&self, mountpoint: &Path) -> Result<Claim, MountsError> {
+    fn claim(&self, mountpoint: &Path, hold: Option<Hold>) -> Result<Claim, MountsError> {
         let mut table = self.lock();
         if table.0.contains_key(mountpoint) {
             return Err(MountsError::InUse(mountpoint.to_owned()));
         }
-        table.0.insert(mountpoint.to_owned(), Slot::Pending);
+        table.0.insert(mountpoint.to_owned(), Slot::Pending { _hold: hold });
         Ok(Claim { mounts: self.clone(), mountpoint: mountpoint.to_owned() })
     }
 
@@ -347,21 +378,21 @@ struct Claim {
 impl Claim {
     /// Puts the mount there. When it was unmounted meanwhile, the session goes again.
     fn fill(&self, mounted: Mounted) {
-        if let Some(slot @ Slot::Pending) = self.mounts.lock().0.get_mut(&self.mountpoint) {
+        if let Some(slot @ Slot::Pending { .. }) = self.mounts.lock().0.get_mut(&self.mountpoint) {
             *slot = Slot::Mounted(Box::new(mounted));
         }
     }
 
     /// Whether nobody has unmounted it meanwhile.
     fn stands(&self) -> bool {
-        matches!(self.mounts.lock().0.get(&self.mountpoint), Some(Slot::Pending))
+        matches!(self.mounts.lock().0.get(&self.mountpoint), Some(Slot::Pending { .. }))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut table = self.mounts.lock();
-        if matches!(table.0.get(&self.mountpoint), Some(Slot::Pending)) {
+        if matches!(table.0.get(&self.mountpoint), Some(Slot::Pending { .. })) {
             table.0.remove(&self.mountpoint);
         }
     }
@@ -389,6 +420,18 @@ fn open(
         }
     }
     Mount::new(bootstrap, source, mountpoint, options)
+}
+
+/// A mount is made, and taken away, although a full disk has no room to write that down: who waits for the files, or for
+/// their end, is not helped by a refusal.
+fn room_or_not(recorded: Result<(), StoreError>, consequence: &str) -> Result<(), StoreError> {
+    match recorded {
+        Err(error @ StoreError::Full { .. }) => {
+            tracing::warn!("{consequence}: {error}");
+            Ok(())
+        }
+        recorded => recorded,
+    }
 }
 
 /// Runs what blocks on the disk or the kernel where that is allowed.

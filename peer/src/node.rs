@@ -2,12 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shoal_proto::ObjectId;
 use shoal_rafs::{ChunkCache, oci::Reference};
 
 use crate::{
     driver::DriverHandle,
-    images::{Image, ImageError, Images},
+    images::{ImageError, Images, NamedImage},
     reader::{Ahead, PieceKey},
     store::Store,
     traffic::Traffic,
@@ -35,12 +34,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// The image that `reference` names at present, and its manifest.
+    /// The image that `reference` names at present.
     ///
     /// # Errors
     /// See [`ImageError`].
-    pub(crate) async fn image(&self, reference: &Reference) -> Result<(ObjectId, Arc<Image>), ImageError> {
+    pub(crate) async fn image(&self, reference: &Reference) -> Result<NamedImage, ImageError> {
         let manifest = self.images.resolve(reference).await?;
-        Ok((manifest, self.images.by_manifest(reference.source(), manifest).await?))
+        self.images.by_manifest(reference.source(), manifest).await
     }
 }

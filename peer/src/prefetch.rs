@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::{
     driver::WantFailed,
-    images::{Image, ImageBlob},
+    images::{Image, ImageBlob, NamedImage},
     node::Node,
 };
 
@@ -20,16 +20,29 @@ const WINDOW: usize = 256;
 /// A prefetch may wait behind many reads; it gives up only when nothing moves for this long.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Why an image was not fetched whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrefetchError {
+    /// A piece could not be had.
+    #[error(transparent)]
+    Want(#[from] WantFailed),
+    /// A piece came and could not be kept: there is no use in fetching more.
+    #[error("there is no room to keep the image")]
+    NoRoom,
+}
+
 /// Sends the progress after each piece as far as the listener keeps up, and always the last word. Dropping the
 /// receiver ends it.
 ///
 /// # Errors
-/// The first piece that cannot be had.
+/// The first piece that cannot be had, or kept.
 pub(crate) async fn run(
     node: &Node,
-    image: &Image,
+    NamedImage { image, needs, .. }: &NamedImage,
     progress: &mpsc::Sender<Result<PrefetchProgress, Status>>,
-) -> Result<(), WantFailed> {
+) -> Result<(), PrefetchError> {
+    // Or what came first would go for what comes last.
+    let _hold = node.store.hold(needs.clone());
     let mut now = PrefetchProgress::default();
     let mut missing = Vec::new();
     let rest = image.blobs.iter().flat_map(|blob| blob.pieces().map(move |number| (blob, number)));
@@ -76,16 +89,19 @@ pub(crate) async fn run_listed(node: Arc<Node>, image: Arc<Image>) {
     tracing::debug!(layer = %image.layer, pieces = missing.len(), "fetching what the prefetch table lists");
     let mut fetches = std::pin::pin!(fetches(&node, missing));
     while let Some(fetched) = fetches.next().await {
-        if let Err(error) = fetched {
-            tracing::debug!(layer = %image.layer, "a listed piece is not here: {error}");
+        match fetched {
+            Ok(_) => {}
+            Err(PrefetchError::NoRoom) => return,
+            Err(error) => tracing::debug!(layer = %image.layer, "a listed piece is not here: {error}"),
         }
     }
 }
 
 /// Wants the pieces in order, a window of them at a time, and gives the number that came with each.
-fn fetches(node: &Node, missing: Vec<(Item, u64)>) -> impl Stream<Item = Result<u64, WantFailed>> {
+fn fetches(node: &Node, missing: Vec<(Item, u64)>) -> impl Stream<Item = Result<u64, PrefetchError>> {
     let fetches = futures::stream::iter(missing).map(move |(item, bytes)| async move {
-        node.driver.want(item, Priority::Prefetch, PATIENCE, Origin::Local).await.map(|_| bytes)
+        let fetched = node.driver.want(item, Priority::Prefetch, PATIENCE, Origin::Local).await?;
+        if fetched.is_kept() { Ok(bytes) } else { Err(PrefetchError::NoRoom) }
     });
     fetches.buffer_unordered(WINDOW)
 }

@@ -376,7 +376,7 @@ impl Snapshotter {
         reference: &Reference,
         layer: Option<shoal_proto::ObjectId>,
     ) -> Result<(), SnapshotError> {
-        let (_, image) = self.shared.node.image(reference).await?;
+        let image = self.shared.node.image(reference).await?.image;
         let reference_text = || reference.to_string();
         if layer.is_some_and(|layer| layer != image.layer) {
             return Err(SnapshotError::OtherLayer { reference: reference_text() });

@@ -3,7 +3,7 @@
 //! ```text
 //! <data_dir>/lock                        flock; pid and name of the process that owns the directory
 //! <data_dir>/index/                      RocksDB, see `index`
-//! <data_dir>/objects/<digest>            manifests, bootstrap layers, chunk tables: whole, or not there
+//! <data_dir>/objects/<digest>            manifests, bootstrap layers, chunk tables: whole, or not there; time: last use
 //! <data_dir>/blobs/<id>/encoded          sparse, byte for byte the registry's blob where present; variant 0
 //! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
 //! ```
@@ -17,6 +17,10 @@
 //! about a blob, piece for piece, share its file; one that disagrees gets a file of its own, so neither can poison
 //! the other. What an image says is recorded when it is opened, before any byte is there.
 //!
+//! **Eviction.** With a limit on its size, or on what it leaves free, the store lets go what was used longest ago, a whole
+//! blob or object at a time, but never what a [`Hold`] is on. Where nothing may go, and on a full disk, a piece is refused
+//! with [`StoreError::Full`]: use it without keeping it. Room that comes back is used again at once.
+//!
 //! **What is not done here.** No decoding and no digests of chunks: only bytes that
 //! [`PieceTable::decode`](shoal_rafs::PieceTable::decode) has accepted may be written, and whoever reads them
 //! decodes, and thereby verifies, them again: a disk may lie. No fetching, no policy. All calls are synchronous and
@@ -24,13 +28,24 @@
 
 mod blobs;
 mod disk;
+mod eviction;
 mod flusher;
+mod handle;
+mod holdings;
+mod limits;
 mod lock;
-mod mounts;
 mod objects;
+mod records;
+mod upkeep;
 mod variant;
 
-use std::{fmt, io, ops::Range, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use shoal_proto::{BlobId, Digest, ObjectId};
@@ -44,8 +59,11 @@ use lock::DirLock;
 use objects::Objects;
 
 pub use crate::index::{BlobKey, ChunkPlace};
-pub use blobs::BlobHandle;
-pub use mounts::MountRecord;
+pub use eviction::Evicted;
+pub use handle::BlobHandle;
+pub use holdings::{Footprint, Hold};
+pub use limits::StoreLimits;
+pub use records::{MountRecord, PinRecord};
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +76,7 @@ pub enum StoreError {
         /// What the owner wrote about itself: pid and program.
         holder: String,
     },
-    /// The disk is full. What was to be kept is not; go on without keeping.
+    /// The disk or the store is full, and nothing may go. What was to be kept is not; go on without keeping.
     #[error("no space left for {what}")]
     Full {
         /// What was to be written.
@@ -112,11 +130,11 @@ pub enum StoreError {
         /// Identity of the bytes.
         found: ObjectId,
     },
-    /// A mount record that cannot be written as JSON.
-    #[error("mount record of {mountpoint}")]
-    MountRecord {
-        /// The mountpoint.
-        mountpoint: PathBuf,
+    /// A record that cannot be written as JSON.
+    #[error("the record of {what}")]
+    Record {
+        /// Of which mount or pin.
+        what: String,
         /// Why not.
         #[source]
         source: serde_json::Error,
@@ -155,11 +173,14 @@ pub struct StoreOptions {
     /// Most variants kept of one blob, at least 1. When another is needed, the one that was opened longest ago and is
     /// not open now goes. Default 16.
     pub variants_per_blob: u32,
+    /// How large the store may become. Default: as large as the disk.
+    pub limits: StoreLimits,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { flush_interval: Duration::from_secs(1), open_files: 128, variants_per_blob: 16 }
+        let limits = StoreLimits::default();
+        Self { flush_interval: Duration::from_secs(1), open_files: 128, variants_per_blob: 16, limits }
     }
 }
 
@@ -174,6 +195,21 @@ pub struct Usage {
     pub bytes: u64,
     /// Objects.
     pub objects: u64,
+    /// What blobs and objects take up on disk, in whole blocks and without the holes; the index is not counted.
+    pub disk_bytes: u64,
+}
+
+/// A variant of a blob, as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptBlob {
+    /// Which.
+    pub key: BlobKey,
+    /// What it takes up on disk.
+    pub disk_bytes: u64,
+    /// When it was last used, in seconds since 1970.
+    pub last_use: u64,
+    /// Whether a [`Hold`] is on it.
+    pub held: bool,
 }
 
 /// A data directory, owned by this process. Cheap to clone; the directory is free for another owner when the last
@@ -183,7 +219,8 @@ pub struct Store {
     // First, so that the thread has ended when the rest goes.
     flusher: Arc<Flusher>,
     blobs: Arc<Blobs>,
-    objects: Arc<Objects>,
+    /// On what recorded mounts and pins need.
+    recorded: Arc<Mutex<Vec<Hold>>>,
 }
 
 impl Store {
@@ -193,26 +230,72 @@ impl Store {
     /// without [`close`](Self::close) is like a crash: present pieces that are not durable are forgotten.
     pub fn open(data_dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         let lock = DirLock::acquire(data_dir)?;
-        let objects = Arc::new(Objects::open(data_dir)?);
+        let objects = Objects::open(data_dir)?;
         let index = RocksIndex::open(&data_dir.join("index"))?;
         let disk = DataDir::open(data_dir, options.open_files, lock)?;
-        let blobs = Blobs::open(Box::new(index), Box::new(disk), options.variants_per_blob)?;
+        let blobs = Blobs::open(Box::new(index), Box::new(disk), objects, &options)?;
+        let needs = records::list(&*blobs.records)?.into_iter().map(|mount| mount.needs);
+        let needs = needs.chain(records::list_pins(&*blobs.records)?.into_iter().map(|pin| pin.needs));
+        let recorded = Arc::new(Mutex::new(needs.map(|needs| blobs.holdings.hold(needs)).collect()));
         let flusher = Arc::new(Flusher::start(&blobs, options.flush_interval)?);
-        Ok(Self { flusher, blobs, objects })
+        Ok(Self { flusher, blobs, recorded })
     }
 
     /// The bytes of a blob as one image describes it: the first variant that agrees with `table` about every piece
     /// that both name, or a new one. Images that agree share the variant, and each learns what the others wrote.
     ///
-    /// Fails with [`StoreError::Full`] when the disk has no room to record it, and with
+    /// On a full disk it is not recorded, and its pieces are not kept, until there is room. Fails with
     /// [`StoreError::TooManyVariants`].
     pub fn open_blob(&self, table: &Arc<PieceTable>) -> Result<BlobHandle, StoreError> {
         self.blobs.open_blob(table)
     }
 
+    /// As [`open_blob`](Self::open_blob), but makes and records nothing: `None` if no variant agrees.
+    pub fn existing_blob(&self, table: &Arc<PieceTable>) -> Result<Option<BlobHandle>, StoreError> {
+        self.blobs.existing_blob(table)
+    }
+
     /// What is kept, over all blobs and variants, whether an image that names it is open or not.
     pub fn usage(&self) -> Result<Usage, StoreError> {
-        Ok(Usage { objects: self.objects.count()?, ..self.blobs.usage()? })
+        self.blobs.usage()
+    }
+
+    /// The blobs that are kept.
+    pub fn kept_blobs(&self) -> Vec<KeptBlob> {
+        self.blobs.kept_blobs()
+    }
+
+    /// How large the store may become.
+    pub fn limits(&self) -> StoreLimits {
+        self.blobs.limits
+    }
+
+    /// Keeps what `footprint` names, if it is here or once it is, until the hold is dropped.
+    pub fn hold(&self, footprint: Footprint) -> Hold {
+        self.blobs.holdings.hold(footprint)
+    }
+
+    /// Mounts and pins that were recorded when the store was opened hold from now on what they need themselves. Until then
+    /// the store holds it for them.
+    pub fn records_restored(&self) {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Evicts what `footprint` names, but what is held or being written.
+    pub fn evict(&self, footprint: &Footprint) -> Result<Evicted, StoreError> {
+        self.blobs.evict(footprint)
+    }
+
+    /// Evicts everything, but what is held or being written.
+    pub fn evict_all(&self) -> Result<Evicted, StoreError> {
+        self.blobs.evict_all()
+    }
+
+    /// From now on calls `tell` with each blob that was evicted, for whatever reason. It must not call the store, nor wait.
+    /// There is one such function for a store; a second one is not taken.
+    pub fn on_evicted(&self, tell: impl Fn(BlobKey) + Send + Sync + 'static) {
+        // See above.
+        let _ = self.blobs.on_evicted.set(Box::new(tell));
     }
 
     /// Where a chunk with this digest is durable, in whatever blob, and the encoded bytes of the piece that holds it.
@@ -226,35 +309,67 @@ impl Store {
         self.blobs.read_place(key, encoded)
     }
 
-    /// Keeps an object, once its sha256 has been checked. Durable on return.
+    /// Keeps an object, once its sha256 has been checked. Durable on return. [`StoreError::Full`] as for a piece.
     pub fn put_object(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
-        self.objects.put(id, bytes)
+        self.blobs.put_object(id, bytes)
     }
 
     /// An object, verified again. One that was damaged on disk is removed and is `None`.
     pub fn object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
-        self.objects.read(id)
+        self.blobs.objects.used(id);
+        self.inspect_object(id)
+    }
+
+    /// As [`object`](Self::object), but does not count as use when it comes to what was used longest ago.
+    pub fn inspect_object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
+        self.blobs.objects.read(id)
     }
 
     /// Whether an object is kept, without reading it.
     pub fn has_object(&self, id: ObjectId) -> bool {
-        self.objects.has(id)
+        self.blobs.objects.has(id)
+    }
+
+    /// All objects that are kept.
+    pub fn object_ids(&self) -> Vec<ObjectId> {
+        self.blobs.objects.ids()
     }
 
     /// Records a mount, in place of an earlier one at the same path. Durable on return.
     pub fn put_mount(&self, record: &MountRecord) -> Result<(), StoreError> {
-        mounts::put(self.blobs.records(), record)
+        records::put(&*self.blobs.records, record)
     }
 
     /// Forgets the mount at a path, if there is one. Durable on return.
     pub fn remove_mount(&self, mountpoint: &Path) -> Result<(), StoreError> {
-        mounts::remove(self.blobs.records(), mountpoint)
+        records::remove(&*self.blobs.records, mountpoint)
     }
 
     /// All recorded mounts, by path. Records that a program of another version wrote and this one cannot read are
     /// left out, and logged.
     pub fn mounts(&self) -> Result<Vec<MountRecord>, StoreError> {
-        mounts::list(self.blobs.records())
+        records::list(&*self.blobs.records)
+    }
+
+    /// Records a pin, in place of an earlier one of the same reference. Durable on return; it takes a
+    /// [`hold`](Self::hold) to make it true.
+    pub fn put_pin(&self, record: &PinRecord) -> Result<(), StoreError> {
+        records::put_pin(&*self.blobs.records, record)
+    }
+
+    /// Forgets the pin of a reference, if there is one. Durable on return.
+    pub fn remove_pin(&self, reference: &str) -> Result<(), StoreError> {
+        records::remove_pin(&*self.blobs.records, reference)
+    }
+
+    /// All recorded pins, by reference, also those that have ended. Unreadable ones as for [`mounts`](Self::mounts).
+    pub fn pins(&self) -> Result<Vec<PinRecord>, StoreError> {
+        records::list_pins(&*self.blobs.records)
+    }
+
+    /// Removes what the index still says of blobs that were evicted before a crash.
+    pub fn tidy(&self) -> Result<(), StoreError> {
+        self.blobs.tidy()
     }
 
     /// Makes everything durable that is present now. Returns the number of pieces that were not before.
@@ -266,7 +381,7 @@ impl Store {
     pub fn close(&self) -> Result<(), StoreError> {
         self.blobs.refuse_writes();
         self.flusher.stop();
-        self.blobs.flush().map(drop)
+        self.blobs.settle()
     }
 }
 

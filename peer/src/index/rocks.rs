@@ -22,7 +22,8 @@ const BLOBS: &str = "blobs";
 const PIECES: &str = "pieces";
 const DIGESTS: &str = "digests";
 const MOUNTS: &str = "mounts";
-const FAMILIES: [&str; 5] = [META, BLOBS, PIECES, DIGESTS, MOUNTS];
+const PINS: &str = "pins";
+const FAMILIES: [&str; 6] = [META, BLOBS, PIECES, DIGESTS, MOUNTS, PINS];
 
 const SCHEMA: &[u8] = b"schema";
 
@@ -32,6 +33,9 @@ const WRITE_BUFFER_BYTES: usize = 2 << 20;
 const BLOCK_CACHE_BYTES: usize = 4 << 20;
 const WAL_BYTES: u64 = 8 << 20;
 const OPEN_FILES: i32 = 64;
+
+/// Most removals in one batch, which is held in memory.
+const REMOVALS_PER_BATCH: usize = 8192;
 
 /// A file of this name in the index's folder says that reading it found damage. RocksDB takes no notice of it.
 const DAMAGED: &str = "DAMAGED";
@@ -106,6 +110,16 @@ impl RocksIndex {
         Ok(())
     }
 
+    /// A whole family of records that mean nothing here.
+    fn texts(&self, family: &'static str) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
+        let mut texts = BTreeMap::new();
+        self.scan(family, &[], |key, value| {
+            texts.insert(key.to_vec(), value.to_vec());
+            Some(())
+        })?;
+        Ok(texts)
+    }
+
     /// Leaves word for the next opening when the files are damaged.
     fn unreadable(&self, source: rocksdb::Error) -> IndexError {
         if is_damage(&source) {
@@ -137,6 +151,8 @@ impl RocksIndex {
             }
             Change::Mount(path, record) => batch.put_cf(self.family(MOUNTS), path, record),
             Change::DropMount(path) => batch.delete_cf(self.family(MOUNTS), path),
+            Change::Pin(reference, record) => batch.put_cf(self.family(PINS), reference, record),
+            Change::DropPin(reference) => batch.delete_cf(self.family(PINS), reference),
         }
     }
 }
@@ -151,10 +167,10 @@ impl Records for RocksIndex {
         Ok(variants)
     }
 
-    fn keys(&self) -> Result<Vec<BlobKey>, IndexError> {
+    fn all(&self) -> Result<Vec<(BlobKey, VariantRecord)>, IndexError> {
         let mut all = Vec::new();
-        self.scan(BLOBS, &[], |key, _| {
-            all.push(keys::parse_blob_key(key)?);
+        self.scan(BLOBS, &[], |key, value| {
+            all.push((keys::parse_blob_key(key)?, keys::parse_variant(value)?));
             Some(())
         })?;
         Ok(all)
@@ -181,13 +197,27 @@ impl Records for RocksIndex {
         value.map(|value| keys::parse_place(&value).ok_or_else(|| malformed(DIGESTS, &key))).transpose()
     }
 
-    fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
-        let mut mounts = BTreeMap::new();
-        self.scan(MOUNTS, &[], |key, value| {
-            mounts.insert(key.to_vec(), value.to_vec());
+    fn forget_places(&self, gone: &dyn Fn(BlobKey) -> bool) -> Result<(), IndexError> {
+        let mut batch = WriteBatch::default();
+        let mut outcome = Ok(());
+        self.scan(DIGESTS, &[], |key, value| {
+            if gone(keys::parse_place(value)?.key) {
+                batch.delete_cf(self.family(DIGESTS), key);
+            }
+            if batch.len() >= REMOVALS_PER_BATCH && outcome.is_ok() {
+                outcome = self.db.write(std::mem::take(&mut batch));
+            }
             Some(())
         })?;
-        Ok(mounts)
+        outcome.and_then(|()| self.db.write(batch)).map_err(|source| failed("writing to", source))
+    }
+
+    fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
+        self.texts(MOUNTS)
+    }
+
+    fn pins(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
+        self.texts(PINS)
     }
 
     fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError> {

@@ -28,6 +28,7 @@ struct Model {
     pieces: BTreeMap<(BlobKey, u32), PieceRecord>,
     places: BTreeMap<Digest, ChunkPlace>,
     mounts: BTreeMap<Vec<u8>, Vec<u8>>,
+    pins: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Model {
@@ -42,11 +43,16 @@ impl Model {
             Change::Digest(digest, place) => drop(self.places.insert(digest, place)),
             Change::Mount(path, record) => drop(self.mounts.insert(path, record)),
             Change::DropMount(path) => drop(self.mounts.remove(&path)),
+            Change::Pin(reference, record) => drop(self.pins.insert(reference, record)),
+            Change::DropPin(reference) => drop(self.pins.remove(&reference)),
         }
     }
 
     fn assert_equals(&self, index: &RocksIndex) {
-        assert_eq!(index.keys().unwrap(), self.variants.keys().copied().collect::<Vec<_>>());
+        assert_eq!(
+            index.all().unwrap(),
+            self.variants.iter().map(|(key, record)| (*key, *record)).collect::<Vec<_>>()
+        );
         for blob in (0..3).map(|blob| BlobId::new([blob; 32])) {
             let variants = self.variants.iter().filter(|(key, _)| key.blob == blob);
             let expected = variants.map(|(key, record)| (key.variant, *record)).collect();
@@ -64,6 +70,7 @@ impl Model {
             assert_eq!(index.place(&digest).unwrap().as_ref(), self.places.get(&digest));
         }
         assert_eq!(index.mounts().unwrap(), self.mounts);
+        assert_eq!(index.pins().unwrap(), self.pins);
     }
 }
 
@@ -83,7 +90,9 @@ fn change() -> impl Strategy<Value = Change> {
             Change::Digest(digest(of), ChunkPlace { key, piece, chunk, fingerprint })
         }),
         (path.clone(), any::<[u8; 3]>()).prop_map(|(path, record)| Change::Mount(path, record.to_vec())),
-        path.prop_map(Change::DropMount),
+        path.clone().prop_map(Change::DropMount),
+        (path.clone(), any::<[u8; 3]>()).prop_map(|(reference, record)| Change::Pin(reference, record.to_vec())),
+        path.prop_map(Change::DropPin),
     ]
 }
 
@@ -110,13 +119,27 @@ proptest! {
 }
 
 #[test]
+fn places_in_variants_that_are_gone_are_forgotten_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = RocksIndex::open(dir.path()).unwrap();
+    let place =
+        |blob| ChunkPlace { key: key(blob, 0), piece: 1, chunk: 2, fingerprint: Fingerprint::new([blob; 32]) };
+    let changes: Vec<_> = (0..9u8).map(|n| Change::Digest(digest(n), place(n % 3))).collect();
+    index.commit(&changes, Survives::Kill).unwrap();
+    index.forget_places(&|gone| gone == key(1, 0) || gone == key(0, 7)).unwrap();
+    for n in 0..9u8 {
+        assert_eq!(index.place(&digest(n)).unwrap(), (n % 3 != 1).then(|| place(n % 3)), "{n}");
+    }
+}
+
+#[test]
 fn a_newer_schema_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     drop(RocksIndex::open(dir.path()).unwrap());
     let put_schema = |version: u32, more: &[&str]| {
         let mut options = rocksdb::Options::default();
         options.create_missing_column_families(true);
-        let families = [&["default", "meta", "blobs", "pieces", "digests", "mounts"][..], more].concat();
+        let families = [&["default", "meta", "blobs", "pieces", "digests", "mounts", "pins"][..], more].concat();
         let db = rocksdb::DB::open_cf(&options, dir.path(), families).unwrap();
         db.put_cf(db.cf_handle("meta").unwrap(), b"schema", version.to_be_bytes()).unwrap();
     };

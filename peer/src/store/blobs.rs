@@ -1,26 +1,32 @@
 //! Blobs: which variant an image gets, and the way of a piece from written to durable. Over any [`Disk`] and any
-//! [`Records`], so that tests can crash both.
+//! [`Records`], so that tests can crash both. How they go again is in [`eviction`](super::eviction), what
+//! is done now and then in [`upkeep`](super::upkeep).
 //!
-//! Locks are taken in the order `flushing`, `open`, then `closed_usage`, `dirty` or a variant's state.
+//! Locks are taken in the order `evicting`, `flushing`, `open`, then `closed_usage`, `dirty`, `swept`, the holdings or a
+//! variant's state.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt, io,
+    io,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use shoal_proto::{Bitfield, Digest, Fingerprint};
+use shoal_proto::Digest;
 use shoal_rafs::PieceTable;
 
 use super::{
-    StoreError, Usage,
+    StoreError, StoreOptions, Usage,
     disk::Disk,
+    handle::BlobHandle,
+    holdings::{Holding, Holdings, unix_seconds},
+    limits::StoreLimits,
+    objects::Objects,
     variant::{Variant, sum},
 };
 use crate::index::{BlobKey, Change, ChunkPlace, PieceRecord, Records, Survives, VariantRecord};
@@ -28,20 +34,35 @@ use crate::index::{BlobKey, Change, ChunkPlace, PieceRecord, Records, Survives, 
 /// Most pieces in one batch of the index, which is held in memory.
 const PIECES_PER_BATCH: usize = 8192;
 
+/// Is told of each blob that was evicted.
+pub(super) type OnEvicted = Box<dyn Fn(BlobKey) + Send + Sync>;
+
+/// All blobs of a data directory, and what is evicted with them.
 pub(super) struct Blobs {
     // First, so that the index is closed when the lock, which the disk holds, is given up.
-    records: Box<dyn Records>,
-    disk: Box<dyn Disk>,
+    pub(super) records: Box<dyn Records>,
+    pub(super) disk: Box<dyn Disk>,
+    /// Here, because what is evicted is one or the other.
+    pub(super) objects: Objects,
+    pub(super) holdings: Arc<Holdings>,
+    pub(super) limits: StoreLimits,
     variants_per_blob: u32,
     closed: AtomicBool,
-    /// Held while a variant is chosen or made, with the IO that needs: two images must not both make variant 0.
-    open: Mutex<HashMap<BlobKey, Weak<Variant>>>,
+    /// Held while something is evicted, so that two who need room do not both make it.
+    pub(super) evicting: Mutex<()>,
+    pub(super) on_evicted: OnceLock<OnEvicted>,
+    /// Variants that were evicted and to which digest records may still lead.
+    pub(super) swept: Mutex<BTreeSet<BlobKey>>,
+    /// When it was last said that nothing is kept for want of room.
+    pub(super) complained: Mutex<Option<Instant>>,
+    /// Held while a variant is chosen, made or evicted, with the IO that needs: two images must not both make variant 0.
+    pub(super) open: Mutex<HashMap<BlobKey, Weak<Variant>>>,
     /// Pieces and bytes of variants that nobody has open, so that counting does not go through the index again each time.
-    closed_usage: Mutex<HashMap<BlobKey, (u64, u64)>>,
+    pub(super) closed_usage: Mutex<HashMap<BlobKey, (u64, u64)>>,
     /// Variants with fresh pieces. They stay alive until those are durable.
-    dirty: Mutex<BTreeMap<BlobKey, Arc<Variant>>>,
-    /// Held from taking fresh pieces to recording them, so that no piece becomes durable after it was forgotten.
-    flushing: Mutex<()>,
+    pub(super) dirty: Mutex<BTreeMap<BlobKey, Arc<Variant>>>,
+    /// Held from taking fresh pieces to recording them, so that no piece becomes durable after it was forgotten or evicted.
+    pub(super) flushing: Mutex<()>,
 }
 
 /// A synced piece on its way into the index.
@@ -52,32 +73,40 @@ struct Synced {
 }
 
 impl Blobs {
-    /// Removes the files that the index does not know, and begins.
+    /// Removes the files that the index does not know, measures the others, and begins.
     pub(super) fn open(
         records: Box<dyn Records>,
         disk: Box<dyn Disk>,
-        variants_per_blob: u32,
+        objects: Objects,
+        options: &StoreOptions,
     ) -> Result<Arc<Self>, StoreError> {
-        let known: BTreeSet<_> = records.keys()?.into_iter().collect();
+        let known: BTreeMap<_, _> = records.all()?.into_iter().collect();
+        let holdings = objects.holdings().clone();
         for key in disk.keys().map_err(|source| StoreError::io("listing blobs", source))? {
-            if !known.contains(&key) {
+            if let Some(record) = known.get(&key) {
+                let bytes = disk.allocated(key).map_err(|source| blob_io("measuring", key, source))?;
+                holdings.found(Holding::Blob(key), bytes, record.last_use);
+            } else {
                 disk.remove(key).map_err(|source| blob_io("removing", key, source))?;
             }
         }
         Ok(Arc::new(Self {
             records,
             disk,
-            variants_per_blob: variants_per_blob.max(1),
+            objects,
+            holdings,
+            limits: options.limits,
+            variants_per_blob: options.variants_per_blob.max(1),
             closed: AtomicBool::new(false),
+            evicting: Mutex::default(),
+            on_evicted: OnceLock::new(),
+            swept: Mutex::default(),
+            complained: Mutex::default(),
             open: Mutex::default(),
             closed_usage: Mutex::default(),
             dirty: Mutex::default(),
             flushing: Mutex::default(),
         }))
-    }
-
-    pub(super) fn records(&self) -> &dyn Records {
-        &*self.records
     }
 
     pub(super) fn refuse_writes(&self) {
@@ -87,17 +116,88 @@ impl Blobs {
     pub(super) fn open_blob(self: &Arc<Self>, table: &Arc<PieceTable>) -> Result<BlobHandle, StoreError> {
         let mut open = lock(&self.open);
         open.retain(|_, variant| variant.strong_count() > 0);
-        let variants = self.records.variants(&table.blob())?;
+        let variants = self.variants(table, &open)?;
         let variant = match self.agreeing(table, &variants, &open)? {
             Some(variant) => variant,
             None => self.new_variant(table, &variants, &open)?,
         };
-        let new = variant.undeclared(table);
-        self.record_declared(variant.key(), table.len(), &new)?;
-        variant.declare(new);
+        self.declare(&variant, table)?;
         lock(&self.closed_usage).remove(&variant.key());
         open.insert(variant.key(), Arc::downgrade(&variant));
-        Ok(BlobHandle { blobs: self.clone(), variant, table: table.clone() })
+        Ok(BlobHandle::new(self.clone(), variant, table.clone()))
+    }
+
+    /// As [`open_blob`](Self::open_blob), but nothing is made or recorded: `None` if no variant agrees.
+    pub(super) fn existing_blob(self: &Arc<Self>, table: &Arc<PieceTable>) -> Result<Option<BlobHandle>, StoreError> {
+        let mut open = lock(&self.open);
+        let variants = self.variants(table, &open)?;
+        let Some(variant) = self.agreeing(table, &variants, &open)? else { return Ok(None) };
+        lock(&self.closed_usage).remove(&variant.key());
+        open.insert(variant.key(), Arc::downgrade(&variant));
+        Ok(Some(BlobHandle::new(self.clone(), variant, table.clone())))
+    }
+
+    /// The variants of a blob that the index has, and those that only somebody who has them open knows.
+    fn variants(
+        &self,
+        table: &PieceTable,
+        open: &HashMap<BlobKey, Weak<Variant>>,
+    ) -> Result<BTreeMap<u32, VariantRecord>, StoreError> {
+        let mut variants = self.records.variants(&table.blob())?;
+        for variant in
+            open.iter().filter(|(key, _)| key.blob == table.blob()).filter_map(|(_, known)| known.upgrade())
+        {
+            let record = || VariantRecord { pieces: variant.pieces(), last_use: unix_seconds() };
+            variants.entry(variant.key().variant).or_insert_with(record);
+        }
+        Ok(variants)
+    }
+
+    /// Adds what an image names to a variant, and records it. Without room for that the image can be used all the same:
+    /// nothing of it is kept until there is room.
+    fn declare(&self, variant: &Variant, table: &PieceTable) -> Result<(), StoreError> {
+        let (key, new) = (variant.key(), variant.undeclared(table));
+        if variant.is_recorded() {
+            match self.record_declared(key, table.len(), &new) {
+                Ok(()) => self.measure(key),
+                Err(StoreError::Full { .. }) => {
+                    self.complain(&format!("blob {} cannot be recorded", key.blob));
+                    if variant.present().is_empty() {
+                        variant.vacate();
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        variant.declare(new);
+        self.holdings.used(Holding::Blob(key));
+        Ok(())
+    }
+
+    /// Sees to it that the index knows the variant and that it has a file.
+    fn begin(&self, variant: &Variant) -> Result<(), StoreError> {
+        if variant.is_recorded() {
+            return Ok(());
+        }
+        let _open = lock(&self.open);
+        if variant.is_recorded() {
+            return Ok(());
+        }
+        let key = variant.key();
+        // What was true of an earlier file must not be there when the new one is.
+        self.records.commit(&[Change::DropVariant(key)], Survives::PowerCut)?;
+        self.disk.create(key).map_err(|source| blob_io("making", key, source))?;
+        self.record_declared(key, variant.pieces(), &variant.declarations())?;
+        variant.recorded();
+        Ok(())
+    }
+
+    /// Takes note of what a blob's file takes up on disk. What cannot be told now will be with the next write.
+    fn measure(&self, key: BlobKey) {
+        match self.disk.allocated(key) {
+            Ok(bytes) => self.holdings.sized(Holding::Blob(key), bytes),
+            Err(error) => tracing::warn!(blob = %key.blob, "cannot be measured: {error}"),
+        }
     }
 
     /// Counts what is present: in memory where a variant is open, by the index, once, where it is not.
@@ -106,7 +206,7 @@ impl Blobs {
         let open = lock(&self.open);
         let mut closed = lock(&self.closed_usage);
         let mut usage = Usage::default();
-        for key in self.records.keys()? {
+        for (key, _) in self.records.all()? {
             let (pieces, bytes) = match (open.get(&key).and_then(Weak::upgrade), closed.get(&key)) {
                 (Some(variant), _) => variant.usage(),
                 (None, Some(&counted)) => counted,
@@ -121,6 +221,8 @@ impl Blobs {
             usage.pieces += pieces;
             usage.bytes += bytes;
         }
+        usage.objects = self.objects.ids().len() as u64;
+        usage.disk_bytes = self.holdings.bytes();
         Ok(usage)
     }
 
@@ -151,7 +253,11 @@ impl Blobs {
             }
             let variant = Variant::new(key, record.pieces, self.records.pieces(key)?);
             if variant.agrees(table) {
-                self.reconcile(&variant)?;
+                match self.reconcile(&variant) {
+                    // What is lost cannot be unmarked now; so nothing counts as here until there is room for that.
+                    Err(StoreError::Full { .. }) => drop(variant.vacate()),
+                    outcome => outcome?,
+                }
                 return Ok(Some(Arc::new(variant)));
             }
         }
@@ -162,7 +268,7 @@ impl Blobs {
     fn reconcile(&self, variant: &Variant) -> Result<(), StoreError> {
         let key = variant.key();
         let len = self.disk.len(key).map_err(|source| blob_io("opening", key, source))?;
-        let reachable = |piece| variant.readable(piece).is_some_and(|encoded| encoded.end <= len.unwrap_or(0));
+        let reachable = |piece| variant.readable(piece).is_some_and(|place| place.encoded.end <= len.unwrap_or(0));
         let lost: Vec<u32> = variant.present().iter().filter(|&piece| !reachable(piece)).collect();
         if !lost.is_empty() {
             tracing::warn!(blob = %key.blob, variant = key.variant, pieces = lost.len(), "bytes are gone from disk");
@@ -194,8 +300,12 @@ impl Blobs {
                 oldest
             }
         };
-        self.disk.create(key(number)).map_err(|source| blob_io("making", key(number), source))?;
-        Ok(Arc::new(Variant::new(key(number), table.len(), BTreeMap::new())))
+        let variant = Variant::new(key(number), table.len(), BTreeMap::new());
+        match self.disk.create(key(number)).map_err(|source| blob_io("making", key(number), source)) {
+            Err(StoreError::Full { .. }) => drop(variant.vacate()),
+            outcome => outcome?,
+        }
+        Ok(Arc::new(variant))
     }
 
     pub(super) fn find_digest(&self, digest: &Digest) -> Result<Option<(ChunkPlace, Range<u64>)>, StoreError> {
@@ -246,6 +356,7 @@ impl Blobs {
             variant.lose(fresh);
             return Err(blob_io("syncing", variant.key(), source));
         }
+        self.measure(variant.key());
         let synced = fresh.into_iter().map(|(piece, table)| Synced { variant: variant.clone(), piece, table });
         Ok(synced.collect())
     }
@@ -276,41 +387,65 @@ impl Blobs {
         }
     }
 
-    fn write(&self, handle: &BlobHandle, piece: u32, encoded: &[u8]) -> Result<bool, StoreError> {
+    pub(super) fn write(&self, handle: &BlobHandle, piece: u32, encoded: &[u8]) -> Result<bool, StoreError> {
         if self.closed.load(Ordering::Relaxed) {
             return Err(StoreError::Closed);
         }
-        let (variant, key) = (&handle.variant, handle.key());
-        if handle.table.piece(piece).is_none() {
+        let (variant, key) = (handle.variant(), handle.key());
+        if handle.table().piece(piece).is_none() {
             return Err(StoreError::UnknownPiece { blob: key.blob, piece });
         }
         let Some(ticket) = variant.begin_write(piece, encoded.len())? else {
             return Ok(false);
         };
-        let outcome = self.disk.write(key, ticket.encoded.start, encoded);
-        let kept = variant.end_write(ticket, outcome.is_ok().then(|| handle.table.clone()));
-        outcome.map_err(|source| blob_io("writing", key, source))?;
+        let outcome = self.place(variant, ticket.encoded.start, encoded);
+        let kept = variant.end_write(ticket, outcome.is_ok().then(|| handle.table().clone()));
+        if let Err(StoreError::Full { what }) = &outcome {
+            self.complain(what);
+        }
+        outcome?;
         if kept {
             lock(&self.dirty).insert(key, variant.clone());
         }
         Ok(kept)
     }
 
-    fn read(&self, variant: &Variant, piece: u32) -> Result<Option<Bytes>, StoreError> {
-        let Some(encoded) = variant.readable(piece) else {
+    /// Puts bytes where they belong. What was used longest ago goes for it, if the limits or the disk ask for that.
+    fn place(&self, variant: &Variant, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let (key, len) = (variant.key(), bytes.len() as u64);
+        self.make_room(len, Holding::Blob(key))?;
+        let put = || {
+            self.begin(variant)?;
+            self.disk.write(key, offset, bytes).map_err(|source| blob_io("writing", key, source))
+        };
+        match put() {
+            Err(StoreError::Full { .. }) if self.free_up(len, Holding::Blob(key)) => put()?,
+            outcome => outcome?,
+        }
+        self.measure(key);
+        self.holdings.used(Holding::Blob(key));
+        Ok(())
+    }
+
+    pub(super) fn read(&self, variant: &Variant, piece: u32) -> Result<Option<Bytes>, StoreError> {
+        let Some(place) = variant.readable(piece) else {
             return Ok(None);
         };
-        let len = (encoded.end - encoded.start) as usize;
-        match self.disk.read(variant.key(), encoded.start, len) {
+        let (key, len) = (variant.key(), (place.encoded.end - place.encoded.start) as usize);
+        let read = self.disk.read(key, place.encoded.start, len);
+        if !variant.still(&place) {
+            return Ok(None);
+        }
+        match read {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => {
                 self.forget(variant, piece).map(|()| None)
             }
-            Err(source) => Err(blob_io("reading", variant.key(), source)),
+            Err(source) => Err(blob_io("reading", key, source)),
         }
     }
 
-    fn forget(&self, variant: &Variant, piece: u32) -> Result<(), StoreError> {
+    pub(super) fn forget(&self, variant: &Variant, piece: u32) -> Result<(), StoreError> {
         let _flushing = lock(&self.flushing);
         match variant.forget(piece) {
             Some(record) => {
@@ -321,85 +456,11 @@ impl Blobs {
     }
 }
 
-/// A blob of the store as one image describes it. Cheap to clone.
-///
-/// Other handles of the same variant see the same pieces; those of images that disagree have another variant.
-#[derive(Clone)]
-pub struct BlobHandle {
-    blobs: Arc<Blobs>,
-    variant: Arc<Variant>,
-    table: Arc<PieceTable>,
-}
-
-impl fmt::Debug for BlobHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobHandle").field("key", &self.key()).finish_non_exhaustive()
-    }
-}
-
-impl BlobHandle {
-    /// Which variant this is.
-    pub fn key(&self) -> BlobKey {
-        self.variant.key()
-    }
-
-    /// The image's description of the blob.
-    pub fn table(&self) -> &Arc<PieceTable> {
-        &self.table
-    }
-
-    /// Fingerprint of a piece that this or another image of the variant names. Who asks for a piece with another
-    /// fingerprint means something else.
-    pub fn fingerprint(&self, piece: u32) -> Option<Fingerprint> {
-        self.variant.fingerprint(piece)
-    }
-
-    /// Whether a piece may be read and served.
-    pub fn is_present(&self, piece: u32) -> bool {
-        self.variant.is_present(piece)
-    }
-
-    /// The pieces that may be read and served now, also those that only other images of the variant name.
-    pub fn present(&self) -> Bitfield {
-        self.variant.present()
-    }
-
-    /// The pieces that a crash now would leave.
-    pub fn durable(&self) -> Bitfield {
-        self.variant.durable()
-    }
-
-    /// Keeps a piece. The caller has verified it: [`PieceTable::decode`] of *this handle's* table has accepted these
-    /// very bytes. Present on return; does not wait for a sync.
-    ///
-    /// Returns whether this call made it present: not when it already was, or when another thread is writing it now,
-    /// or when the disk failed to sync the blob meanwhile. [`StoreError::Full`] when there is no room: go on without.
-    pub fn write(&self, piece: u32, encoded: &[u8]) -> Result<bool, StoreError> {
-        self.blobs.write(self, piece, encoded)
-    }
-
-    /// The encoded bytes of a piece, or `None` when it is not present. A piece that the disk has lost is forgotten
-    /// and is `None`. A disk may also lie: decode, that is verify, what comes, and [`forget`](Self::forget) it when
-    /// that fails.
-    pub fn read(&self, piece: u32) -> Result<Option<Bytes>, StoreError> {
-        self.blobs.read(&self.variant, piece)
-    }
-
-    /// A piece is damaged on disk: it is not present any more and may be written again. May wait for a running flush.
-    pub fn forget(&self, piece: u32) -> Result<(), StoreError> {
-        self.blobs.forget(&self.variant, piece)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each of these is left consistent at every point where the code could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn blob_io(action: &str, key: BlobKey, source: io::Error) -> StoreError {
+pub(super) fn blob_io(action: &str, key: BlobKey, source: io::Error) -> StoreError {
     StoreError::io(format!("{action} blob {} (variant {})", key.blob, key.variant), source)
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,7 +1,7 @@
 //! Doubles of disk and index that crash: what was not synced is lost, or not, or in part.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
@@ -29,6 +29,8 @@ struct State {
     steps_left: Option<u32>,
     /// The error that each of the coming operations on files ends with.
     failures: Vec<io::ErrorKind>,
+    /// Whether nothing more can be written, neither to files nor to the index, before something is removed.
+    full: bool,
     random: u64,
 }
 
@@ -62,6 +64,11 @@ impl Machine {
         self.state().failures.push(error);
     }
 
+    /// The disk is full until a file is removed, or this is called again.
+    pub(super) fn fill(&self, full: bool) {
+        self.state().full = full;
+    }
+
     /// Turns the machine off and on again: of what was not synced, `seed` decides what is there.
     pub(super) fn restart(&self, seed: u64) {
         let mut state = self.state();
@@ -79,6 +86,7 @@ impl Machine {
         state.unsynced.clear();
         state.steps_left = None;
         state.failures.clear();
+        state.full = false;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,6 +114,10 @@ impl Machine {
 }
 
 impl State {
+    fn room(&self) -> io::Result<()> {
+        if self.full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
     fn choose(&mut self, below: usize) -> usize {
         self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.random >> 33) as usize % below
@@ -135,12 +147,17 @@ fn missing() -> io::Error {
 
 impl Disk for Machine {
     fn create(&self, key: BlobKey) -> io::Result<()> {
-        self.file_step()?.files.insert(key, File::default());
+        let mut state = self.file_step()?;
+        state.room()?;
+        state.files.insert(key, File::default());
         Ok(())
     }
 
     fn remove(&self, key: BlobKey) -> io::Result<()> {
-        self.file_step()?.files.remove(&key);
+        let mut state = self.file_step()?;
+        if state.files.remove(&key).is_some_and(|file| !file.seen.is_empty()) {
+            state.full = false;
+        }
         Ok(())
     }
 
@@ -148,12 +165,20 @@ impl Disk for Machine {
         Ok(self.state().files.keys().copied().collect())
     }
 
+    fn allocated(&self, key: BlobKey) -> io::Result<u64> {
+        Ok(self.len(key)?.unwrap_or(0))
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn len(&self, key: BlobKey) -> io::Result<Option<u64>> {
         Ok(self.state().files.get(&key).map(|file| file.seen.len() as u64))
     }
 
     fn write(&self, key: BlobKey, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let outcome = self.file_step().map(drop);
+        let outcome = self.file_step().and_then(|state| state.room());
         let mut state = self.state();
         let file = state.files.get_mut(&key).ok_or_else(missing)?;
         // A write that fails has still written a part.
@@ -194,8 +219,8 @@ impl Records for Machine {
         Ok(variants.map(|(key, record)| (key.variant, *record)).collect())
     }
 
-    fn keys(&self) -> Result<Vec<BlobKey>, IndexError> {
-        Ok(self.state().records.variants.keys().copied().collect::<BTreeSet<_>>().into_iter().collect())
+    fn all(&self) -> Result<Vec<(BlobKey, VariantRecord)>, IndexError> {
+        Ok(self.state().records.variants.iter().map(|(key, record)| (*key, *record)).collect())
     }
 
     fn pieces(&self, key: BlobKey) -> Result<BTreeMap<u32, PieceRecord>, IndexError> {
@@ -212,12 +237,23 @@ impl Records for Machine {
         Ok(self.state().records.places.get(digest).copied())
     }
 
+    fn forget_places(&self, gone: &dyn Fn(BlobKey) -> bool) -> Result<(), IndexError> {
+        self.state().records.places.retain(|_, place| !gone(place.key));
+        Ok(())
+    }
+
     fn mounts(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
         Ok(BTreeMap::new())
     }
 
+    fn pins(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
+        Ok(BTreeMap::new())
+    }
+
     fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError> {
-        let mut state = self.step().map_err(|source| IndexError::Damaged { path: PathBuf::new(), source })?;
+        let failed = |source| IndexError::Damaged { path: PathBuf::new(), source };
+        let mut state = self.step().map_err(failed)?;
+        state.room().map_err(failed)?;
         let before = state.records.clone();
         state.unsynced.push(before);
         for change in changes.iter().cloned() {
@@ -230,7 +266,9 @@ impl Records for Machine {
                 }
                 Change::Piece(key, piece, record) => drop(records.pieces.insert((key, piece), record)),
                 Change::Digest(digest, place) => drop(records.places.insert(digest, place)),
-                Change::Mount(..) | Change::DropMount(..) => panic!("no mounts on this machine"),
+                Change::Mount(..) | Change::DropMount(..) | Change::Pin(..) | Change::DropPin(..) => {
+                    panic!("no mounts or pins on this machine")
+                }
             }
         }
         if survives == Survives::PowerCut {

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     num::NonZeroUsize,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -30,6 +30,12 @@ pub(super) trait Disk: Send + Sync {
 
     /// Length of the file; `None` when there is none.
     fn len(&self, key: BlobKey) -> io::Result<Option<u64>>;
+
+    /// Bytes that the file takes up on disk, which its holes do not; 0 when there is none.
+    fn allocated(&self, key: BlobKey) -> io::Result<u64>;
+
+    /// Bytes of the file system that may still be written.
+    fn free(&self) -> io::Result<u64>;
 
     /// Writes all of `bytes` at `offset`, or fails with any part of it written.
     fn write(&self, key: BlobKey, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -88,8 +94,10 @@ impl Disk for DataDir {
     }
 
     fn remove(&self, key: BlobKey) -> io::Result<()> {
+        let removed = fs::remove_dir_all(self.folder(key));
+        // After it, for whoever reads meanwhile may open the file once more, and an open file takes up its room.
         self.files().pop(&key);
-        match fs::remove_dir_all(self.folder(key)) {
+        match removed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             outcome => outcome,
         }
@@ -108,6 +116,25 @@ impl Disk for DataDir {
         }
     }
 
+    fn allocated(&self, key: BlobKey) -> io::Result<u64> {
+        // By the open file if there is one: this is asked after every write.
+        let open = self.files().peek(&key).cloned();
+        let metadata = match open {
+            Some(file) => file.metadata(),
+            None => fs::metadata(self.folder(key).join("encoded")),
+        };
+        match metadata {
+            Ok(metadata) => Ok(allocated(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let system = rustix::fs::statvfs(&self.blobs)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
     fn write(&self, key: BlobKey, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.file(key)?.write_all_at(bytes, offset)
     }
@@ -123,7 +150,14 @@ impl Disk for DataDir {
     }
 }
 
-fn folder_name(key: BlobKey) -> String {
+/// Bytes that a file takes up on disk.
+pub(super) fn allocated(metadata: &fs::Metadata) -> u64 {
+    // Of 512 bytes whatever the file system's own blocks are: stat(2).
+    metadata.blocks().saturating_mul(512)
+}
+
+/// The name of a variant's folder.
+pub(super) fn folder_name(key: BlobKey) -> String {
     match key.variant {
         0 => key.blob.to_string(),
         variant => format!("{}.{variant}", key.blob),
@@ -131,7 +165,7 @@ fn folder_name(key: BlobKey) -> String {
 }
 
 /// `None` for what is not a folder of ours.
-fn parse_folder_name(name: &OsStr) -> Option<BlobKey> {
+pub(super) fn parse_folder_name(name: &OsStr) -> Option<BlobKey> {
     let name = name.to_str()?;
     let (blob, variant) = name.split_once('.').unwrap_or((name, "0"));
     let key = BlobKey { blob: blob.parse::<BlobId>().ok()?, variant: variant.parse().ok()? };

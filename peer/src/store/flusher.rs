@@ -1,4 +1,4 @@
-//! The thread that makes present pieces durable, round after round.
+//! The thread that makes present pieces durable, and sees to what else is done now and then, round after round.
 
 use std::{
     sync::{
@@ -23,9 +23,7 @@ impl Flusher {
         let blobs = blobs.clone();
         let thread = thread::Builder::new().name("store-flusher".into()).spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(interval) {
-                if let Err(error) = blobs.flush() {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "pieces could not be made durable");
-                }
+                blobs.look_after();
             }
         });
         let thread = thread.map_err(|source| StoreError::io("starting the flusher", source))?;

@@ -1,23 +1,30 @@
 //! Objects: files named by the sha256 of all their bytes, written whole or not at all.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_proto::ObjectId;
 
-use super::StoreError;
+use super::{
+    StoreError,
+    disk::allocated,
+    holdings::{Holding, Holdings},
+};
 
 /// Files being written start like this, so that the next owner of the directory can remove what a crash left.
 const UNFINISHED: &str = ".unfinished-";
 
-/// The folder of objects.
+/// The folder of objects. When one was last used is the time of its file.
 pub(super) struct Objects {
     dir: PathBuf,
+    holdings: Arc<Holdings>,
 }
 
 impl Objects {
@@ -25,13 +32,24 @@ impl Objects {
         let dir = data_dir.join("objects");
         let opening = |source| StoreError::io(format!("opening {}", dir.display()), source);
         fs::create_dir_all(&dir).map_err(opening)?;
+        let holdings = Arc::new(Holdings::default());
         for entry in fs::read_dir(&dir).map_err(opening)? {
             let entry = entry.map_err(opening)?;
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(UNFINISHED) {
                 fs::remove_file(entry.path()).map_err(opening)?;
+            } else if let Ok(id) = name.parse() {
+                let metadata = entry.metadata().map_err(opening)?;
+                holdings.found(Holding::Object(id), allocated(&metadata), last_use(&metadata));
             }
         }
-        Ok(Self { dir })
+        Ok(Self { dir, holdings })
+    }
+
+    /// What the store keeps, of which this knows the objects.
+    pub(super) fn holdings(&self) -> &Arc<Holdings> {
+        &self.holdings
     }
 
     pub(super) fn put(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
@@ -39,16 +57,19 @@ impl Objects {
         if found != id {
             return Err(StoreError::WrongObject { id, found });
         }
-        if self.size(id) == Some(bytes.len() as u64) {
+        if self.metadata(id).is_some_and(|found| found.len() == bytes.len() as u64) {
             return Ok(());
         }
-        self.write(id, bytes).map_err(|source| StoreError::io(format!("object {id}"), source))
+        self.write(id, bytes).map_err(|source| StoreError::io(format!("object {id}"), source))?;
+        let metadata = self.metadata(id);
+        self.holdings.sized(Holding::Object(id), metadata.as_ref().map_or(0, allocated));
+        Ok(())
     }
 
-    /// Number of objects.
-    pub(super) fn count(&self) -> Result<u64, StoreError> {
-        let entries = fs::read_dir(&self.dir).map_err(|source| StoreError::io("listing objects", source))?;
-        Ok(entries.count() as u64)
+    /// All objects.
+    pub(super) fn ids(&self) -> Vec<ObjectId> {
+        let kept = self.holdings.all().into_iter();
+        kept.filter_map(|(holding, ..)| if let Holding::Object(id) = holding { Some(id) } else { None }).collect()
     }
 
     pub(super) fn read(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
@@ -62,16 +83,40 @@ impl Objects {
             return Ok(Some(bytes.into()));
         }
         tracing::warn!(object = %id, "damaged on disk: removed");
-        fs::remove_file(&path).map_err(|source| StoreError::io(format!("removing damaged object {id}"), source))?;
+        self.remove(id)?;
         Ok(None)
     }
 
-    pub(super) fn has(&self, id: ObjectId) -> bool {
-        self.size(id).is_some()
+    /// Somebody uses the object, when it comes to what was used longest ago.
+    pub(super) fn used(&self, id: ObjectId) {
+        self.holdings.used(Holding::Object(id));
     }
 
-    fn size(&self, id: ObjectId) -> Option<u64> {
-        fs::metadata(self.path(id)).ok().map(|metadata| metadata.len())
+    /// Removes an object, if it is there; gives the bytes that it took up.
+    pub(super) fn remove(&self, id: ObjectId) -> Result<u64, StoreError> {
+        match fs::remove_file(self.path(id)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io(format!("removing object {id}"), source))
+            }
+            _ => Ok(self.holdings.gone(Holding::Object(id))),
+        }
+    }
+
+    /// Notes for the next opening when an object was last used.
+    pub(super) fn record_use(&self, id: ObjectId, seconds: u64) {
+        let time = UNIX_EPOCH + Duration::from_secs(seconds);
+        let noted = File::options().write(true).open(self.path(id)).and_then(|file| file.set_modified(time));
+        if let Err(error) = noted {
+            tracing::debug!(object = %id, "when it was used is not noted: {error}");
+        }
+    }
+
+    pub(super) fn has(&self, id: ObjectId) -> bool {
+        self.metadata(id).is_some()
+    }
+
+    fn metadata(&self, id: ObjectId) -> Option<Metadata> {
+        fs::metadata(self.path(id)).ok()
     }
 
     fn path(&self, id: ObjectId) -> PathBuf {
@@ -85,6 +130,12 @@ impl Objects {
         file.persist(self.path(id)).map_err(|error| error.error)?;
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// Seconds since 1970.
+fn last_use(metadata: &Metadata) -> u64 {
+    let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn identify(bytes: &[u8]) -> ObjectId {

@@ -6,6 +6,7 @@ use shoal_rafs::{Chunk, Compressor, Piece, PieceTable};
 
 use super::*;
 
+mod eviction;
 mod files;
 mod model;
 mod power;

@@ -6,7 +6,8 @@
 //!     +------- it failed ------+--------- lost: the sync failed ---------------+------- forget ---------+
 //! ```
 //!
-//! *Present* are fresh, being synced and durable. The declared pieces of a variant never overlap in the stored blob,
+//! *Present* are fresh, being synced and durable. An eviction makes everything declared and nothing more, and the variant
+//! unrecorded: nothing of it is on disk until somebody writes again. The declared pieces of a variant never overlap in the stored blob,
 //! and lie in the order of their numbers: so writing one can never touch the bytes of another. No IO here.
 
 use std::{
@@ -36,7 +37,18 @@ struct State {
     present: Bitfield,
     writing: BTreeSet<u32>,
     fresh: Fresh,
-    /// Counts failed syncs. A write that began before one may have lost pages to it.
+    /// Counts failed syncs and evictions. A write that began before a failed sync may have lost pages to it, and a read
+    /// that began before an eviction may have met the holes of a new file.
+    epoch: u64,
+    /// Whether the index knows the variant and it has a file. If not, the index may hold records that were true of an
+    /// earlier file.
+    recorded: bool,
+}
+
+/// Where a piece lies, as of a moment.
+#[derive(Debug)]
+pub(super) struct Readable {
+    pub(super) encoded: Range<u64>,
     epoch: u64,
 }
 
@@ -55,12 +67,18 @@ impl Variant {
         for (&piece, _) in declared.iter().filter(|(_, record)| record.durable) {
             present.insert(piece);
         }
-        let state = State { declared, present, writing: BTreeSet::new(), fresh: BTreeMap::new(), epoch: 0 };
+        let (writing, fresh) = (BTreeSet::new(), BTreeMap::new());
+        let state = State { declared, present, writing, fresh, epoch: 0, recorded: true };
         Self { key, state: Mutex::new(state) }
     }
 
     pub(super) fn key(&self) -> BlobKey {
         self.key
+    }
+
+    /// Pieces of the whole blob.
+    pub(super) fn pieces(&self) -> u32 {
+        self.state().present.len()
     }
 
     /// Whether an image may share this variant: same number of pieces, same fingerprint for each piece that both
@@ -110,10 +128,45 @@ impl Variant {
     }
 
     /// Where to read a piece; `None` unless it is present.
-    pub(super) fn readable(&self, piece: u32) -> Option<Range<u64>> {
+    pub(super) fn readable(&self, piece: u32) -> Option<Readable> {
         let state = self.state();
         let record = state.declared.get(&piece)?;
-        state.present.contains(piece).then(|| record.encoded.clone())
+        let readable = || Readable { encoded: record.encoded.clone(), epoch: state.epoch };
+        state.present.contains(piece).then(readable)
+    }
+
+    /// Whether what was read from there since is the piece.
+    pub(super) fn still(&self, readable: &Readable) -> bool {
+        self.state().epoch == readable.epoch
+    }
+
+    /// Whether the index knows the variant and it has a file.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.state().recorded
+    }
+
+    /// The index knows all that is declared, and there is an empty file.
+    pub(super) fn recorded(&self) {
+        self.state().recorded = true;
+    }
+
+    /// All that images have declared, as the index is to know it of an empty file.
+    pub(super) fn declarations(&self) -> Vec<(u32, PieceRecord)> {
+        self.state().declared.iter().map(|(piece, record)| (*piece, record.clone())).collect()
+    }
+
+    /// Nothing is present any more, nor recorded. False, and nothing is changed, while a piece is being written.
+    pub(super) fn vacate(&self) -> bool {
+        let mut state = self.state();
+        if !state.writing.is_empty() {
+            return false;
+        }
+        state.epoch += 1;
+        state.recorded = false;
+        state.present = Bitfield::new(state.present.len());
+        state.fresh.clear();
+        state.declared.values_mut().for_each(|record| record.durable = false);
+        true
     }
 
     /// Leave to write a declared piece of this length; `None` when it is present or somebody else is writing it.
@@ -245,7 +298,7 @@ mod tests {
         let second = variant.begin_write(0, 4).unwrap().unwrap();
         assert!(variant.end_write(second, Some(table)));
         assert!(variant.begin_write(0, 4).unwrap().is_none());
-        assert_eq!(variant.readable(0), Some(0..4));
+        assert_eq!(variant.readable(0).unwrap().encoded, 0..4);
     }
 
     #[test]
@@ -255,6 +308,20 @@ mod tests {
         variant.lose(variant.take_fresh());
         assert!(!variant.end_write(ticket, Some(table.clone())));
         assert!(!variant.is_present(0) && variant.take_fresh().is_empty());
+        let ticket = variant.begin_write(0, 4).unwrap().unwrap();
+        assert!(variant.end_write(ticket, Some(table)));
+    }
+
+    #[test]
+    fn a_variant_is_vacated_between_writes_and_reads_across_it_do_not_count() {
+        let (variant, table) = variant();
+        let ticket = variant.begin_write(0, 4).unwrap().unwrap();
+        assert!(!variant.vacate());
+        assert!(variant.end_write(ticket, Some(table.clone())));
+        let before = variant.readable(0).unwrap();
+        assert!(variant.still(&before) && variant.vacate() && !variant.still(&before));
+        assert!(!variant.is_present(0) && !variant.is_recorded() && variant.take_fresh().is_empty());
+        assert_eq!(variant.declarations().len(), 1);
         let ticket = variant.begin_write(0, 4).unwrap().unwrap();
         assert!(variant.end_write(ticket, Some(table)));
     }

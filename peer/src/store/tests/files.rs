@@ -208,6 +208,7 @@ fn mounts_outlive_the_store() {
         reference: reference.into(),
         mountpoint: OsString::from_vec(mountpoint.to_vec()).into(),
         manifest: ObjectId::new([3; 32]),
+        needs: Footprint { blobs: vec![BlobKey { blob: BlobId::new([4; 32]), variant: 2 }], objects: Vec::new() },
         settings: serde_json::json!({ "zone": "a", "threads": 4 }),
     };
     let (a, b) = (record(b"/mnt/a", "host/a:1"), record(b"/mnt/\xff", "oci:/layout"));
@@ -221,6 +222,36 @@ fn mounts_outlive_the_store() {
         store.remove_mount(Path::new("/never")).unwrap();
     }
     assert_eq!(opened(&dir).mounts().unwrap(), [a, b]);
+}
+
+#[test]
+fn what_recorded_mounts_and_pins_need_is_held_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = [1, 2, 3].map(|blob| table(blob, 1, &[(0, 1)]));
+    let needs = |image: usize| Footprint {
+        blobs: vec![BlobKey { blob: images[image].blob(), variant: 0 }],
+        objects: Vec::new(),
+    };
+    let manifest = ObjectId::new([3; 32]);
+    {
+        let store = opened(&dir);
+        for image in &images {
+            store.open_blob(image).unwrap().write(0, &content(0, 1)).unwrap();
+        }
+        let (reference, mountpoint, settings) = ("host/a".to_owned(), "/mnt/a".into(), serde_json::Value::Null);
+        store.put_mount(&MountRecord { reference, mountpoint, manifest, needs: needs(0), settings }).unwrap();
+        let pin = PinRecord { reference: "host/b".into(), manifest, needs: needs(1), until: Some(7) };
+        store.put_pin(&pin).unwrap();
+        store.put_pin(&PinRecord { reference: "host/gone".into(), ..pin.clone() }).unwrap();
+        store.remove_pin("host/gone").unwrap();
+        assert_eq!(store.pins().unwrap(), [pin]);
+        store.close().unwrap();
+    }
+    let store = opened(&dir);
+    let evicted = store.evict_all().unwrap();
+    assert_eq!((evicted.blobs, evicted.held), (1, 2));
+    store.records_restored();
+    assert_eq!(store.evict_all().unwrap().blobs, 2);
 }
 
 #[test]

@@ -5,17 +5,31 @@ use std::{collections::BTreeSet, io};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{blobs::Blobs, crash::Machine};
+use crate::store::{blobs::Blobs, crash::Machine, objects::Objects};
 
 const PIECES: u32 = 6;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Write { image: usize, piece: u32 },
-    Forget { image: usize, piece: u32 },
+    Write {
+        image: usize,
+        piece: u32,
+    },
+    Forget {
+        image: usize,
+        piece: u32,
+    },
     Flush,
     FailNext,
-    LosePower { after: u32, seed: u64 },
+    /// The disk is full until something is evicted.
+    Fill,
+    Evict {
+        image: usize,
+    },
+    LosePower {
+        after: u32,
+        seed: u64,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -25,6 +39,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => place().prop_map(|(image, piece)| Op::Forget { image, piece }),
         3 => Just(Op::Flush),
         1 => Just(Op::FailNext),
+        1 => Just(Op::Fill),
+        1 => (0..4usize).prop_map(|image| Op::Evict { image }),
         1 => (0..12u32, any::<u64>()).prop_map(|(after, seed)| Op::LosePower { after, seed }),
     ]
 }
@@ -41,7 +57,9 @@ fn images() -> Vec<Arc<PieceTable>> {
 }
 
 fn open(machine: &Machine) -> (Arc<Blobs>, Vec<BlobHandle>) {
-    let blobs = Blobs::open(Box::new(machine.clone()), Box::new(machine.clone()), 16).unwrap();
+    let objects = Objects::open(tempfile::tempdir().unwrap().path()).unwrap();
+    let (records, disk) = (Box::new(machine.clone()), Box::new(machine.clone()));
+    let blobs = Blobs::open(records, disk, objects, &StoreOptions::default()).unwrap();
     let handles = images().iter().map(|table| blobs.open_blob(table).unwrap()).collect();
     (blobs, handles)
 }
@@ -82,6 +100,8 @@ proptest! {
                         prop_assert!(handles[image].is_present(piece));
                         forgotten.remove(&(handles[image].key(), piece));
                     }
+                    // What was not used for longest may have gone for it.
+                    promised.retain(|promise| durable(&handles).contains(promise));
                 }
                 Op::Write { .. } => {}
                 Op::Forget { image, piece } => {
@@ -96,6 +116,18 @@ proptest! {
                         prop_assert_eq!(&durable(&handles), &present(&handles));
                     }
                     promised = durable(&handles);
+                }
+                Op::Fill => machine.fill(true),
+                Op::Evict { image } => {
+                    let key = handles[image].key();
+                    let footprint = Footprint { blobs: vec![key], objects: Vec::new() };
+                    let whole = blobs.evict(&footprint).is_ok();
+                    // Nothing of it counts any more, whether the index and the files could follow or not.
+                    prop_assert!(handles[image].present().is_empty());
+                    promised.retain(|(of, _)| *of != key);
+                    if whole {
+                        forgotten.extend((0..PIECES).map(|piece| (key, piece)));
+                    }
                 }
                 Op::FailNext => machine.fail_next(io::ErrorKind::StorageFull),
                 Op::LosePower { after, seed } => {
