@@ -16,13 +16,17 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use shoal_proto::control::{
-    GetReply, GetRequest, MountReply, MountRequest, PeersReply, PeersRequest, PrefetchProgress, PrefetchRequest,
-    PullReply, PullRequest, RevokeReply, RevokeRequest, SetReply, SetRequest, StatusReply, StatusRequest,
-    UnmountReply, UnmountRequest,
+    EvictReply, EvictRequest, GetReply, GetRequest, MountReply, MountRequest, PeersReply, PeersRequest, PinReply,
+    PinRequest, PrefetchProgress, PrefetchRequest, PullReply, PullRequest, RevokeReply, RevokeRequest, ScrubProgress,
+    ScrubRequest, SetReply, SetRequest, StatusReply, StatusRequest, StoreUsageReply, StoreUsageRequest, UnmountReply,
+    UnmountRequest, UnpinReply, UnpinRequest,
 };
+use shoal_rafs::oci::Reference;
+use shoal_scheduler::{Event, Item};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, transport::Channel};
@@ -32,7 +36,12 @@ use self::generated::control_server::{Control, ControlServer};
 use crate::{
     command::Failure,
     daemon::Parts,
+    driver::DriverHandle,
     grpc::{self, UnixServer},
+    mounts::blocking,
+    scrub,
+    store::Evicted,
+    usage,
 };
 
 /// A connection to the daemon whose socket is `socket`.
@@ -60,6 +69,9 @@ pub(crate) async fn serve(socket: &Path, parts: Arc<Parts>) -> std::io::Result<U
 struct Api {
     parts: Arc<Parts>,
 }
+
+/// What comes bit by bit.
+type Progress<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Bad references and mount points are the caller's, everything else is ours.
 fn invalid(error: &dyn std::error::Error) -> Status {
@@ -115,7 +127,7 @@ impl Control for Api {
         Ok(Response::new(GetReply { settings }))
     }
 
-    type PrefetchStream = Pin<Box<dyn Stream<Item = Result<PrefetchProgress, Status>> + Send>>;
+    type PrefetchStream = Progress<PrefetchProgress>;
 
     async fn prefetch(&self, request: Request<PrefetchRequest>) -> Result<Response<Self::PrefetchStream>, Status> {
         let reference = request.into_inner().reference.parse().map_err(|e| invalid(&e))?;
@@ -129,5 +141,67 @@ impl Control for Api {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(received))))
+    }
+    async fn store_usage(&self, _: Request<StoreUsageRequest>) -> Result<Response<StoreUsageReply>, Status> {
+        let store = self.parts.node.store.clone();
+        Ok(Response::new(blocking(move || usage::report(&store)).await.map_err(|e| failed(&e))?))
+    }
+
+    type ScrubStream = Progress<ScrubProgress>;
+
+    async fn scrub(&self, _: Request<ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let (progress, received) = mpsc::channel(4);
+        let (store, driver) = (self.parts.node.store.clone(), self.parts.node.driver.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = scrub::run(&store, &mut Scrubbing { progress: &progress, driver: &driver });
+            // A caller that has gone does not need it.
+            let _ = progress.blocking_send(result.map_err(|e| failed(&e)));
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(received))))
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinReply>, Status> {
+        let PinRequest { reference, seconds } = request.into_inner();
+        let reference = reference.parse().map_err(|e| invalid(&e))?;
+        let lifetime = (seconds > 0).then(|| Duration::from_secs(seconds));
+        let pinned = self.parts.pins.pin(&reference, lifetime).await.map_err(|e| failed(&e))?;
+        Ok(Response::new(PinReply { manifest: format!("sha256:{}", pinned.manifest) }))
+    }
+
+    async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<UnpinReply>, Status> {
+        let reference: Reference = request.into_inner().reference.parse().map_err(|e| invalid(&e))?;
+        let unpinned = self.parts.pins.unpin(&reference.to_string()).await.map_err(|e| failed(&e))?;
+        Ok(Response::new(UnpinReply { unpinned }))
+    }
+
+    async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictReply>, Status> {
+        let reference = request.into_inner().reference;
+        let store = self.parts.node.store.clone();
+        let evicted = if reference.is_empty() {
+            blocking(move || store.evict_all()).await
+        } else {
+            let reference = reference.parse().map_err(|e| invalid(&e))?;
+            let image = self.parts.node.image(&reference).await.map_err(|e| failed(&e))?;
+            blocking(move || store.evict(&image.needs)).await
+        };
+        let Evicted { blobs, objects, bytes, held } = evicted.map_err(|e| failed(&e))?;
+        Ok(Response::new(EvictReply { blobs, objects, bytes, held }))
+    }
+}
+
+/// Tells the caller how far a scrub is, and the scheduler what is not here after all.
+struct Scrubbing<'a> {
+    progress: &'a mpsc::Sender<Result<ScrubProgress, Status>>,
+    driver: &'a DriverHandle,
+}
+
+impl scrub::Listener for Scrubbing<'_> {
+    fn progress(&mut self, now: ScrubProgress) -> bool {
+        // A slow listener misses a step.
+        !matches!(self.progress.try_send(Ok(now)), Err(mpsc::error::TrySendError::Closed(_)))
+    }
+
+    fn lost(&mut self, item: Item) {
+        tokio::runtime::Handle::current().block_on(self.driver.event(Event::Lost { item }));
     }
 }

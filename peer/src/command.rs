@@ -9,6 +9,7 @@ mod image;
 mod keeper;
 mod mount;
 mod serve_layout;
+mod store;
 
 use std::{error::Error, process::ExitCode};
 
@@ -46,6 +47,9 @@ enum Verb {
     Identity(identity::Identity),
     /// Talk to the node daemon.
     Ctl(ctl::Ctl),
+    /// Look into a node's store, through its daemon or without one.
+    #[command(subcommand, arg_required_else_help = true)]
+    Store(store::Store),
     /// Serve an OCI layout directory as a read-only registry.
     ServeLayout(serve_layout::ServeLayout),
     /// Run a registry, a seed peer and nodes on this machine, mount an image on each and compare every byte.
@@ -75,6 +79,7 @@ impl Cli {
             Verb::Cluster(verb) => verb.run(),
             Verb::Identity(verb) => verb.run(),
             Verb::Ctl(verb) => verb.run(),
+            Verb::Store(verb) => verb.run(),
             Verb::ServeLayout(verb) => verb.run(),
             Verb::Demo(verb) => verb.run(),
         }

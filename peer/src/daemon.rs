@@ -47,6 +47,7 @@ use crate::{
     mounts::{Mounts, MountsError, Unrecorded, blocking},
     node::Node,
     origin::Origin,
+    pins::Pins,
     reader::Ahead,
     serve::Server,
     snapshotter::SnapshotError,
@@ -258,10 +259,13 @@ impl Daemon {
         let options = kept_by(&handover, mount_options(&config));
         let mounts = Mounts::new(node.clone(), Some(exchange), options, config.store.keep_unmounted);
         let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
+        let pins = Pins::restore(node.clone()).await?;
+        let expiring = tokio::spawn(pins.clone().run());
         let parts = Arc::new(Parts {
             settings,
             node,
             mounts,
+            pins,
             control,
             listening: heard_listening,
             data,
@@ -284,7 +288,7 @@ impl Daemon {
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
-        let mut tasks = vec![driver, exchanging, keeping, evictions];
+        let mut tasks = vec![driver, exchanging, keeping, evictions, expiring];
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
         Ok(Self { parts, api, snapshots, http, tasks, on_stop: config.mounts.on_stop, handover })
     }

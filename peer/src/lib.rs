@@ -40,12 +40,15 @@ pub mod metrics;
 mod mounts;
 mod node;
 pub mod origin;
+mod pins;
 mod prefetch;
 pub mod processes;
 mod reader;
+mod scrub;
 mod serve;
 pub mod snapshotter;
 pub mod store;
 pub mod traffic;
+mod usage;
 
 pub use shoal_rafs::chain;

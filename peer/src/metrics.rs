@@ -98,7 +98,11 @@ fn describe() {
     );
     describe_counter!("shoal_rejected_chunks_total", Unit::Count, "Chunks that did not match their digest.");
     describe_counter!("shoal_rejected_bytes_total", Unit::Bytes, "Encoded bytes of rejected chunks.");
-    describe_counter!("shoal_not_kept_total", Unit::Count, "Pieces and objects that the disk had no room for.");
+    describe_counter!(
+        "shoal_not_kept_total",
+        Unit::Count,
+        "Pieces and objects that were used and not kept, for want of room as a rule."
+    );
     describe_counter!("shoal_served_bytes_total", Unit::Bytes, "Encoded bytes sent to other nodes.");
     let limits = "by limit: upload, upload_per_peer, download, registry, registry_requests";
     describe_gauge!(
@@ -126,4 +130,9 @@ fn describe() {
     describe_gauge!("shoal_requests_in_flight", Unit::Count, "Requests of this node that are under way.");
     describe_gauge!("shoal_store_bytes", Unit::Bytes, "Encoded bytes of the pieces in the store.");
     describe_gauge!("shoal_store_pieces", Unit::Count, "Pieces in the store.");
+    describe_gauge!("shoal_store_disk_bytes", Unit::Bytes, "What blobs and objects take up on disk.");
+    describe_gauge!("shoal_store_limit_bytes", Unit::Bytes, "Most that they may take up; 0 without a limit.");
+    describe_gauge!("shoal_pins", Unit::Count, "Pinned images.");
+    describe_counter!("shoal_evicted_blobs_total", Unit::Count, "Blobs that were evicted.");
+    describe_counter!("shoal_evicted_bytes_total", Unit::Bytes, "What evicted blobs and objects took up on disk.");
 }

@@ -3,13 +3,15 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::control::{
-    BySource, GetRequest, MountRequest, PeerStatus, PeersRequest, PrefetchRequest, PullReply, PullRequest,
-    RevokeRequest, SetRequest, Setting, StatusReply, StatusRequest, UnmountRequest,
+    BySource, EvictReply, EvictRequest, GetRequest, MountRequest, PeerStatus, PeersRequest, PinRequest,
+    PrefetchRequest, PullReply, PullRequest, RevokeRequest, SetRequest, Setting, StatusReply, StatusRequest,
+    UnmountRequest, UnpinRequest,
 };
 use tonic::transport::Channel;
 
@@ -86,6 +88,28 @@ enum Verb {
         /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
         reference: String,
     },
+    /// Keep what is in the store of an image, and what comes, from being evicted. Fetches no blobs: see `prefetch`.
+    Pin {
+        /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
+        reference: String,
+        /// End the pin by itself after this time, for instance `7d` or `12h`.
+        #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+        lifetime: Option<Duration>,
+    },
+    /// End the pin of a reference.
+    Unpin {
+        /// As it was pinned: see `shoal store usage`.
+        reference: String,
+    },
+    /// Evict an image, or everything, but what a mount or a pin needs.
+    Evict {
+        /// `host[:port]/repo[:tag][@sha256:..]` or `oci:DIR[:tag]`.
+        #[arg(required_unless_present = "all")]
+        reference: Option<String>,
+        /// Everything.
+        #[arg(long, conflicts_with = "reference")]
+        all: bool,
+    },
 }
 
 impl Ctl {
@@ -137,6 +161,24 @@ impl Verb {
             }
             Self::Get { key, json } => get(client, key.unwrap_or_default(), json).await?,
             Self::Prefetch { reference } => prefetch(client, reference).await?,
+            Self::Pin { reference, lifetime } => {
+                // A part of a second is one; nothing at all would be for ever.
+                let seconds = lifetime.map_or(0, |time| time.as_secs().max(1));
+                let reply = client.pin(PinRequest { reference, seconds }).await.map_err(|s| said(&s))?;
+                println!("{}", reply.into_inner().manifest);
+            }
+            Self::Unpin { reference } => {
+                let reply =
+                    client.unpin(UnpinRequest { reference: reference.clone() }).await.map_err(|s| said(&s))?;
+                if !reply.into_inner().unpinned {
+                    return Err(format!("{reference} is not pinned").into());
+                }
+            }
+            Self::Evict { reference, all: _ } => {
+                let reference = reference.unwrap_or_default();
+                let reply = client.evict(EvictRequest { reference }).await.map_err(|s| said(&s))?.into_inner();
+                print_evicted(&reply);
+            }
         }
         Ok(())
     }
@@ -190,6 +232,13 @@ async fn prefetch(mut client: ControlClient<Channel>, reference: String) -> Resu
     Ok(())
 }
 
+fn print_evicted(evicted: &EvictReply) {
+    println!("{} blobs, {} objects, {}", evicted.blobs, evicted.objects, human_bytes(evicted.bytes));
+    if evicted.held > 0 {
+        println!("{} are in use, and stay", evicted.held);
+    }
+}
+
 fn sources(by: &BySource) -> String {
     format!(
         "local {}  peer {}  seed {}  registry {}",
@@ -210,13 +259,7 @@ fn print_status(status: &StatusReply) {
         println!("http     {}", status.http_address);
     }
     if let Some(store) = &status.store {
-        println!(
-            "store    {} in {} pieces of {} blobs, {} objects",
-            human_bytes(store.bytes),
-            store.pieces,
-            store.blobs,
-            store.objects
-        );
+        println!("store    {}", super::store::one_line(store));
     }
     if let Some(total) = &status.total {
         println!("bytes    {}", sources(&total.bytes.unwrap_or_default()));

@@ -26,7 +26,8 @@ use crate::{
     metrics::{MetricsServer, Vitals},
     mounts::Mounts,
     node::Node,
-    store::Usage,
+    pins::Pins,
+    usage,
 };
 
 /// The parts that answer, and what was settled when they started.
@@ -34,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) settings: Settings,
     pub(crate) node: Arc<Node>,
     pub(crate) mounts: Mounts,
+    pub(crate) pins: Pins,
     pub(super) control: Control,
     pub(super) listening: watch::Receiver<Vec<Multiaddr>>,
     pub(super) data: DataPlane,
@@ -122,11 +124,10 @@ impl Parts {
     }
 
     fn store(&self) -> StoreStatus {
-        let usage = self.node.store.usage().unwrap_or_else(|error| {
+        usage::status(&self.node.store).unwrap_or_else(|error| {
             tracing::warn!("cannot say what the store holds: {}", crate::chain(&error));
-            Usage::default()
-        });
-        StoreStatus { blobs: usage.blobs, pieces: usage.pieces, bytes: usage.bytes, objects: usage.objects }
+            StoreStatus::default()
+        })
     }
 }
 
@@ -139,6 +140,9 @@ impl Vitals for Parts {
         metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);
         metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
         metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
+        metrics::gauge!("shoal_store_disk_bytes").set(store.disk_bytes as f64);
+        metrics::gauge!("shoal_store_limit_bytes").set(store.limit_bytes as f64);
+        metrics::gauge!("shoal_pins").set(self.pins.all().len() as f64);
         metrics::gauge!("shoal_membership_expires_seconds").set(self.membership_expires() as f64);
         metrics::gauge!("shoal_revocations").set(self.admission.revocations() as f64);
         metrics::gauge!("shoal_connections").set(self.data.connections().len() as f64);

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -232,6 +233,25 @@ impl Daemon {
         output
     }
 
+    /// Runs `shoal store` through the daemon.
+    pub(crate) fn store(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.arg("store").args(arguments).arg("--socket").arg(self.folder.join("sock"));
+        command.output().expect("shoal store runs")
+    }
+
+    pub(crate) fn store_usage(&self) -> Value {
+        json(&self.store(&["usage", "--json"]))
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    pub(crate) fn umount(&self, mountpoint: &Path) {
+        self.ctl(&["umount", mountpoint.to_str().expect("UTF-8")]);
+    }
+
     pub(crate) fn status(&self) -> Value {
         json(&self.ctl(&["status", "--json"]))
     }
@@ -372,6 +392,17 @@ pub(crate) fn assert_same(source: &Path, mount: &Path) {
         let (a, b) = (fs::read(source.join(&name)), fs::read(mount.join(&name)));
         assert!(a.expect("the source") == b.expect("the mount"), "{} differs", name.display());
     }
+}
+
+/// The value of one of the daemon's metrics; 0 while it has none.
+pub(crate) fn metric(daemon: &Daemon, name: &str) -> f64 {
+    let address = daemon.status()["http_address"].as_str().expect("an address").to_owned();
+    let mut connection = TcpStream::connect(address).expect("the metrics endpoint");
+    write!(connection, "GET /metrics HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\n\r\n").expect("a request");
+    let mut page = String::new();
+    connection.read_to_string(&mut page).expect("an answer");
+    let values = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
+    values.sum()
 }
 
 /// Bytes of a status' `total` of pieces from `origin`.

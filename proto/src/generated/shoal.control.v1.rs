@@ -163,6 +163,12 @@ pub struct StoreStatus {
     pub bytes: u64,
     #[prost(uint64, tag = "4")]
     pub objects: u64,
+    /// What blobs and objects take up on disk.
+    #[prost(uint64, tag = "5")]
+    pub disk_bytes: u64,
+    /// Most that they may take up; 0 without a limit.
+    #[prost(uint64, tag = "6")]
+    pub limit_bytes: u64,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -278,4 +284,126 @@ pub struct PrefetchProgress {
     pub bytes: u64,
     #[prost(uint64, tag = "4")]
     pub present_bytes: u64,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoreUsageRequest {}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoreUsageReply {
+    #[prost(message, optional, tag = "1")]
+    pub store: ::core::option::Option<StoreStatus>,
+    /// The blob that was used last first.
+    #[prost(message, repeated, tag = "2")]
+    pub blobs: ::prost::alloc::vec::Vec<BlobUsage>,
+    #[prost(message, repeated, tag = "3")]
+    pub pins: ::prost::alloc::vec::Vec<PinStatus>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlobUsage {
+    /// Digest of the blob, `sha256:<hex>`.
+    #[prost(string, tag = "1")]
+    pub blob: ::prost::alloc::string::String,
+    /// 0, or a number for another reading of the same blob.
+    #[prost(uint32, tag = "2")]
+    pub variant: u32,
+    #[prost(uint64, tag = "3")]
+    pub disk_bytes: u64,
+    /// Seconds since 1970.
+    #[prost(uint64, tag = "4")]
+    pub last_use: u64,
+    /// Whether a mount or a pin needs it.
+    #[prost(bool, tag = "5")]
+    pub held: bool,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinStatus {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// `sha256:<hex>`.
+    #[prost(string, tag = "2")]
+    pub manifest: ::prost::alloc::string::String,
+    /// When it ends, seconds since 1970; 0 for never.
+    #[prost(uint64, tag = "3")]
+    pub until: u64,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScrubRequest {}
+/// So far; the last one is the result.
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScrubProgress {
+    /// Objects and pieces that verified, and the encoded bytes of the pieces.
+    #[prost(uint64, tag = "1")]
+    pub objects: u64,
+    #[prost(uint64, tag = "2")]
+    pub pieces: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Those that did not, and were dropped.
+    #[prost(uint64, tag = "4")]
+    pub damaged_objects: u64,
+    #[prost(uint64, tag = "5")]
+    pub damaged_pieces: u64,
+    /// Pieces that no bootstrap in the store names, so that there is nothing to verify them against until one is here again.
+    #[prost(uint64, tag = "6")]
+    pub unverified_pieces: u64,
+    /// Encoded bytes of all pieces, when it began.
+    #[prost(uint64, tag = "7")]
+    pub total_bytes: u64,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinRequest {
+    /// `host\[:port\]/repo[:tag][@sha256:..]` or `oci:DIR\[:tag\]`.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// After how many seconds the pin ends; 0 for never.
+    #[prost(uint64, tag = "2")]
+    pub seconds: u64,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinReply {
+    /// Digest of the manifest that the reference resolved to, `sha256:<hex>`.
+    #[prost(string, tag = "1")]
+    pub manifest: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinRequest {
+    /// As it was pinned.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinReply {
+    /// False when it was not pinned.
+    #[prost(bool, tag = "1")]
+    pub unpinned: bool,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvictRequest {
+    /// The image; empty for everything.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvictReply {
+    #[prost(uint64, tag = "1")]
+    pub blobs: u64,
+    #[prost(uint64, tag = "2")]
+    pub objects: u64,
+    /// What they took up on disk.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Blobs and objects that stay, because a mount or a pin needs them or they are being written.
+    #[prost(uint64, tag = "4")]
+    pub held: u64,
 }

@@ -1,0 +1,119 @@
+//! Scrubbing: everything in the store is verified again, and what does not verify is dropped, to be fetched again when it is
+//! wanted. Reads do so anyway; this finds damage before a reader or a neighbour does, and while there is still somebody
+//! to fetch it from.
+//!
+//! An object is verified by its name. A piece is verified against every bootstrap in the store that names it; the index
+//! knows too little of it. Pieces of images whose bootstrap was evicted cannot be verified before it is back, and are
+//! counted.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use shoal_proto::{Bitfield, ObjectId, control::ScrubProgress};
+use shoal_rafs::PieceTable;
+use shoal_scheduler::Item;
+
+use crate::{
+    images::{scheduled, unpack},
+    store::{BlobHandle, BlobKey, Store, StoreError},
+};
+
+/// Pieces between two words of progress.
+const STEP: u64 = 64;
+
+/// Who wants to hear of a scrub.
+pub(crate) trait Listener {
+    /// So far; false to end the scrub.
+    fn progress(&mut self, now: ScrubProgress) -> bool;
+    /// This piece is no longer here.
+    fn lost(&mut self, item: Item);
+}
+
+/// Verifies the whole store, and gives the result. Blocks. Does not count as use.
+///
+/// # Errors
+/// The index fails, or a damaged object cannot be removed. What a disk cannot read counts as damaged.
+pub(crate) fn run(store: &Store, listener: &mut dyn Listener) -> Result<ScrubProgress, StoreError> {
+    let now = ScrubProgress { total_bytes: store.usage()?.bytes, ..ScrubProgress::default() };
+    let mut scrub = Scrub { store, listener, now, verified: BTreeMap::new() };
+    for id in store.object_ids() {
+        if !scrub.object(id)? {
+            return Ok(scrub.now);
+        }
+    }
+    store.tidy()?;
+    scrub.now.unverified_pieces = store.usage()?.pieces.saturating_sub(scrub.now.pieces);
+    Ok(scrub.now)
+}
+
+struct Scrub<'a> {
+    store: &'a Store,
+    listener: &'a mut dyn Listener,
+    now: ScrubProgress,
+    /// Pieces that need not be looked at for another image.
+    verified: BTreeMap<BlobKey, Bitfield>,
+}
+
+impl Scrub<'_> {
+    /// Verifies an object, and what it names if it is a bootstrap layer; false when nobody listens any more.
+    fn object(&mut self, id: ObjectId) -> Result<bool, StoreError> {
+        if !self.store.has_object(id) {
+            // Evicted since.
+            return Ok(true);
+        }
+        let Some(bytes) = self.store.inspect_object(id)? else {
+            self.now.damaged_objects += 1;
+            return Ok(true);
+        };
+        self.now.objects += 1;
+        // Most objects are manifests and no layers, which shows in their first bytes.
+        for table in unpack(&bytes, id).map(|layer| layer.tables).unwrap_or_default() {
+            if !self.blob(&table)? {
+                return Ok(false);
+            }
+        }
+        Ok(self.listener.progress(self.now))
+    }
+
+    fn blob(&mut self, table: &Arc<PieceTable>) -> Result<bool, StoreError> {
+        let Some(handle) = self.store.existing_blob(table)? else { return Ok(true) };
+        for (piece, _) in table.pieces() {
+            let known = self.verified.entry(handle.key()).or_insert_with(|| Bitfield::new(table.len()));
+            if !handle.is_present(piece) || known.contains(piece) {
+                continue;
+            }
+            self.piece(&handle, piece)?;
+            if (self.now.pieces + self.now.damaged_pieces).is_multiple_of(STEP) && !self.listener.progress(self.now) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn piece(&mut self, handle: &BlobHandle, piece: u32) -> Result<(), StoreError> {
+        let verified = match handle.inspect(piece) {
+            // Evicted since.
+            Ok(None) => return Ok(()),
+            Ok(Some(bytes)) => {
+                let decoded = handle.table().decode(piece, &bytes);
+                decoded.map(|_| bytes.len() as u64).map_err(|error| crate::chain(&error))
+            }
+            Err(error) => Err(crate::chain(&error)),
+        };
+        match verified {
+            Ok(bytes) => {
+                self.now.pieces += 1;
+                self.now.bytes += bytes;
+                if let Some(known) = self.verified.get_mut(&handle.key()) {
+                    known.insert(piece);
+                }
+            }
+            Err(why) => {
+                tracing::warn!(blob = %handle.key().blob, piece, "damaged in the store, dropped: {why}");
+                handle.forget(piece)?;
+                self.now.damaged_pieces += 1;
+                self.listener.lost(Item { blob: scheduled(handle.key()), piece });
+            }
+        }
+        Ok(())
+    }
+}
