@@ -21,14 +21,14 @@ use std::{
 
 use shoal_proto::control::{
     EvictReply, EvictRequest, GetReply, GetRequest, MountReply, MountRequest, PeersReply, PeersRequest, PinReply,
-    PinRequest, PrefetchProgress, PrefetchRequest, PullReply, PullRequest, RevokeReply, RevokeRequest, ScrubProgress,
-    ScrubRequest, SetReply, SetRequest, StatusReply, StatusRequest, StoreUsageReply, StoreUsageRequest, UnmountReply,
-    UnmountRequest, UnpinReply, UnpinRequest,
+    PinRequest, PrefetchProgress, PrefetchRequest, PreheatGroup, PreheatProgress, PreheatRequest, PullReply,
+    PullRequest, RevokeReply, RevokeRequest, ScrubProgress, ScrubRequest, SetReply, SetRequest, StatusReply,
+    StatusRequest, StoreUsageReply, StoreUsageRequest, UnmountReply, UnmountRequest, UnpinReply, UnpinRequest,
 };
 use shoal_rafs::oci::Reference;
 use shoal_scheduler::{Event, Item};
 use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, transport::Channel};
 
 pub use self::generated::control_client::ControlClient;
@@ -39,6 +39,7 @@ use crate::{
     driver::DriverHandle,
     grpc::{self, UnixServer},
     mounts::blocking,
+    preheat::Choice,
     scrub,
     store::Evicted,
     usage,
@@ -186,6 +187,30 @@ impl Control for Api {
         };
         let Evicted { blobs, objects, bytes, held } = evicted.map_err(|e| failed(&e))?;
         Ok(Response::new(EvictReply { blobs, objects, bytes, held }))
+    }
+
+    type PreheatStream = Progress<PreheatProgress>;
+
+    async fn preheat(&self, request: Request<PreheatRequest>) -> Result<Response<Self::PreheatStream>, Status> {
+        let PreheatRequest { reference, group, zone, count, seconds, wait } = request.into_inner();
+        let reference = reference.parse().map_err(|e| invalid(&e))?;
+        let (choice, lifetime) = (choice(group, zone, count)?, Duration::from_secs(seconds));
+        let preheats = self.parts.preheats.clone();
+        let id = preheats.ask(&reference, choice, lifetime).await.map_err(|e| failed(&e))?;
+        let (progress, received) = mpsc::channel(1);
+        tokio::spawn(async move { preheats.follow(id, wait, progress).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(received).map(Ok))))
+    }
+}
+
+/// Who is meant by a request to preheat.
+fn choice(group: i32, zone: String, count: u32) -> Result<Choice, Status> {
+    match PreheatGroup::try_from(group) {
+        Ok(PreheatGroup::Seeds) => Ok(Choice::Seeds),
+        Ok(PreheatGroup::All) => Ok(Choice::All),
+        Ok(PreheatGroup::Zone) => Ok(Choice::Zone(zone)),
+        Ok(PreheatGroup::Count) => Ok(Choice::Count(count as usize)),
+        Err(_) => Err(Status::invalid_argument("no such group of nodes")),
     }
 }
 

@@ -8,6 +8,7 @@ mod identity;
 mod image;
 mod keeper;
 mod mount;
+mod preheat;
 mod serve_layout;
 mod store;
 
@@ -47,6 +48,8 @@ enum Verb {
     Identity(identity::Identity),
     /// Talk to the node daemon.
     Ctl(ctl::Ctl),
+    /// Have nodes fetch an image before it is needed there.
+    Preheat(preheat::Preheat),
     /// Look into a node's store, through its daemon or without one.
     #[command(subcommand, arg_required_else_help = true)]
     Store(store::Store),
@@ -79,6 +82,7 @@ impl Cli {
             Verb::Cluster(verb) => verb.run(),
             Verb::Identity(verb) => verb.run(),
             Verb::Ctl(verb) => verb.run(),
+            Verb::Preheat(verb) => verb.run(),
             Verb::Store(verb) => verb.run(),
             Verb::ServeLayout(verb) => verb.run(),
             Verb::Demo(verb) => verb.run(),

@@ -91,6 +91,11 @@ impl Contacts {
         self.lock().get(&peer).is_some_and(|known| known.banned_seconds() > 0)
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Everyone, in the order of their ids.
     pub(crate) fn all(&self) -> Vec<(PeerId, Known)> {
         let mut all: Vec<_> = self.lock().iter().map(|(peer, known)| (*peer, known.clone())).collect();

@@ -8,7 +8,7 @@
 //! - **Membership first.** It is a step of the connection upgrade (`admission`); strangers reach no protocol.
 //! - **identify** carries the address of the data plane, next to the plane's own; **ping** finds dead connections.
 //! - **Kademlia** holds provider records (`provider`). No read waits for it.
-//! - **gossipsub** carries leases of seed peers (`lease`) and revocations, and nothing else so far.
+//! - **gossipsub** carries leases of seed peers (`lease`), revocations and preheats (`preheat`).
 //! - **mDNS**, or a list of addresses and names (`bootstrap`), is the way in.
 //!
 //! Not here: what to do about any of it. A peer that is lost here may well be alive on the data plane: in a large
@@ -25,6 +25,7 @@ mod bootstrap;
 mod lease;
 mod peers;
 mod plane;
+mod preheat;
 mod provider;
 mod transport;
 
@@ -41,6 +42,7 @@ use shoal_proto::{BlobId, PeerId, Role};
 use tokio::sync::{mpsc, oneshot};
 
 use self::admission::Gate;
+pub use self::preheat::{Chosen, MAX_NAMED, Preheat, PreheatId, Standing, Word};
 use crate::{admission::Admission, identity::Identity, membership::MembershipError};
 
 /// Commands that wait for the plane.
@@ -110,6 +112,13 @@ pub enum ControlEvent {
     LeaseEnded {
         /// Who.
         peer: PeerId,
+    },
+    /// Another node said something about a preheat.
+    Preheat {
+        /// Who.
+        peer: PeerId,
+        /// What.
+        word: Word,
     },
     /// The answer to [`Control::find_providers`].
     Providers {
@@ -207,6 +216,7 @@ enum Command {
     FindProviders(BlobId, oneshot::Sender<Result<(), ControlError>>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Revoke(Bytes),
+    Say(Word),
     Stop(oneshot::Sender<()>),
 }
 
@@ -264,6 +274,14 @@ impl Control {
     /// The plane has stopped.
     pub async fn revoke(&self, signed: Bytes) -> Result<(), ControlError> {
         self.commands.send(Command::Revoke(signed)).await.map_err(|_| ControlError::Stopped)
+    }
+
+    /// Tells everyone something about a preheat. Who is not there now does not hear it.
+    ///
+    /// # Errors
+    /// The plane has stopped.
+    pub async fn say(&self, word: Word) -> Result<(), ControlError> {
+        self.commands.send(Command::Say(word)).await.map_err(|_| ControlError::Stopped)
     }
 
     /// How many connections were refused for want of membership, since the start.

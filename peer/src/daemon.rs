@@ -23,7 +23,10 @@ use shoal_rafs::{
     oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 pub(crate) use self::parts::Parts;
 use self::settings::Settings;
@@ -48,6 +51,7 @@ use crate::{
     node::Node,
     origin::Origin,
     pins::Pins,
+    preheat::{self, PreheatParts, Preheats},
     reader::Ahead,
     serve::Server,
     snapshotter::SnapshotError,
@@ -239,6 +243,7 @@ impl Daemon {
         let (node, clock) = (core.node.clone(), core.clock);
         let driver = core.drive(&config, identity.peer(), Some(data.clone()));
         let (listening, heard_listening) = watch::channel(Vec::new());
+        let (words, heard_words) = mpsc::channel(preheat::WORDS);
         let exchange = Exchange::new(ExchangeParts {
             me: identity.peer(),
             role,
@@ -247,6 +252,7 @@ impl Daemon {
             data: data.clone(),
             control: control.clone(),
             listening,
+            words,
             driver: node.driver.clone(),
             images: node.images.clone(),
             contacts: contacts.clone(),
@@ -261,11 +267,23 @@ impl Daemon {
         let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
         let pins = Pins::restore(node.clone()).await?;
         let expiring = tokio::spawn(pins.clone().run());
+        let preheats = Preheats::new(PreheatParts {
+            me: identity.peer(),
+            role,
+            zone: config.zone.clone(),
+            node: node.clone(),
+            pins: pins.clone(),
+            control: control.clone(),
+            contacts: contacts.clone(),
+            registries: config.registry.serve.clone(),
+        });
+        let preheating = tokio::spawn(preheats.clone().run(heard_words));
         let parts = Arc::new(Parts {
             settings,
             node,
             mounts,
             pins,
+            preheats,
             control,
             listening: heard_listening,
             data,
@@ -288,7 +306,7 @@ impl Daemon {
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
-        let mut tasks = vec![driver, exchanging, keeping, evictions, expiring];
+        let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
         Ok(Self { parts, api, snapshots, http, tasks, on_stop: config.mounts.on_stop, handover })
     }

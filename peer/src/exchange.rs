@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     contacts::Contacts,
-    control::{Control, ControlEvent},
+    control::{Control, ControlEvent, Word},
     data::{Closing, DataPlane, Gone, PeerEvent},
     driver::{Clock, DriverHandle},
     images::{Image, ImageBlob, Images},
@@ -54,6 +54,8 @@ pub(crate) struct ExchangeParts {
     pub control: Control,
     /// Where the control plane listens, for people.
     pub listening: watch::Sender<Vec<Multiaddr>>,
+    /// What others say about preheats; what there is no room for will be said again.
+    pub words: mpsc::Sender<(PeerId, Word)>,
     pub driver: DriverHandle,
     pub images: Images,
     pub contacts: Contacts,
@@ -181,6 +183,11 @@ impl Exchange {
             ControlEvent::Listening(addresses) => {
                 addresses.iter().for_each(|address| tracing::info!("control plane listens on {address}"));
                 self.parts.listening.send_replace(addresses);
+            }
+            ControlEvent::Preheat { peer, word } => {
+                if self.parts.words.try_send((peer, word)).is_err() {
+                    tracing::debug!(%peer, "a word about a preheat is not heard");
+                }
             }
             ControlEvent::PeerLost { peer } => tracing::debug!(%peer, "gone from the control plane"),
         }

@@ -42,6 +42,7 @@ mod node;
 pub mod origin;
 mod pins;
 mod prefetch;
+mod preheat;
 pub mod processes;
 mod reader;
 mod scrub;

@@ -243,7 +243,10 @@ impl Server {
 }
 
 /// Whether a node that reads `registries` for others reads this one.
-fn may_read(registries: &[String], source: &Source) -> Result<(), &'static str> {
+///
+/// # Errors
+/// It does not; with the reason.
+pub(crate) fn may_read(registries: &[String], source: &Source) -> Result<(), &'static str> {
     if source.is_layout() {
         // A folder of this host: whoever names one would choose what this node reads.
         return Err("a folder is not a registry");

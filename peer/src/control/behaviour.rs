@@ -21,13 +21,16 @@ const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/shoal/kad/1");
 /// Leases are gossiped under this topic.
 const LEASES: &str = "shoal/leases/1";
 
-/// Revocations are gossiped under this topic, lists of at most [`MAX_LISTED`]. No other topic is known here.
+/// Revocations are gossiped under this topic, lists of at most [`MAX_LISTED`].
 const REVOCATIONS: &str = "shoal/revocations/1";
+
+/// Preheats are gossiped under this topic. No other topic is known here.
+const PREHEATS: &str = "shoal/preheats/1";
 
 /// Revocations in one message; each has less than 160 bytes.
 pub(super) const MAX_LISTED: usize = 24;
 
-/// Largest gossip message. A lease has some 300 bytes.
+/// Largest gossip message. A lease has some 300 bytes, a preheat that names its nodes 3000.
 const MAX_GOSSIP_BYTES: usize = 4096;
 
 /// Connections of a node, in all. One that is idle is closed soon, so a bootstrap peer serves many more.
@@ -79,6 +82,11 @@ pub(super) fn revocations() -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(REVOCATIONS)
 }
 
+/// The topic of the preheats.
+pub(super) fn preheats() -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(PREHEATS)
+}
+
 fn limits() -> ConnectionLimits {
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_HANDSHAKES))
@@ -113,7 +121,7 @@ fn gossip(keypair: &Keypair) -> Result<Gossip, ControlError> {
         .connection_handler_queue_len(256)
         .build()
         .map_err(|error| ControlError::Gossip(error.to_string()))?;
-    let topics = [leases(), revocations()];
+    let topics = [leases(), revocations(), preheats()];
     let known = WhitelistSubscriptionFilter(topics.iter().map(gossipsub::IdentTopic::hash).collect());
     let signed = MessageAuthenticity::Signed(keypair.clone());
     let mut gossip = Gossip::new_with_subscription_filter(signed, config, known)

@@ -3,6 +3,7 @@
 
 mod incoming;
 mod members;
+mod words;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,7 +25,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::members::Members;
+use self::{members::Members, words::Pace};
 use super::{
     Command, ControlError, ControlEvent, ControlOptions,
     addresses::{self, MAX_ADDRESSES},
@@ -67,6 +68,7 @@ pub(super) struct Plane {
     /// Of a seed peer's own lease.
     renewal: Option<Renewal>,
     members: Members,
+    pace: Pace,
     backlog: VecDeque<ControlEvent>,
 }
 
@@ -93,6 +95,7 @@ impl Plane {
         Ok(Self {
             bootstrap: Bootstrap::new(options.bootstrap_peers.clone(), phase, now),
             members: Members::new(now),
+            pace: Pace::default(),
             renewal: is_seed.then_some(Renewal { last: None, next: now, sequence: 0 }),
             swarm,
             options,
@@ -190,6 +193,7 @@ impl Plane {
             Command::Peers(reply) => {
                 let _ = reply.send(self.peers.status(|peer| self.leases.is_current(peer)));
             }
+            Command::Say(word) => self.say(&word),
             Command::Revoke(signed) => self.tell_revocations(crate::admission::single(signed)),
             // The loop takes it before it comes here.
             Command::Stop(reply) => drop(reply),

@@ -27,6 +27,7 @@ use crate::{
     mounts::Mounts,
     node::Node,
     pins::Pins,
+    preheat::Preheats,
     usage,
 };
 
@@ -36,6 +37,7 @@ pub(crate) struct Parts {
     pub(crate) node: Arc<Node>,
     pub(crate) mounts: Mounts,
     pub(crate) pins: Pins,
+    pub(crate) preheats: Preheats,
     pub(super) control: Control,
     pub(super) listening: watch::Receiver<Vec<Multiaddr>>,
     pub(super) data: DataPlane,

@@ -441,6 +441,34 @@ pub mod control_client {
                 .insert(GrpcMethod::new("shoal.control.v1.Control", "Evict"));
             self.inner.unary(req, path, codec).await
         }
+        /// Has nodes fetch a whole image, and pin it for a time. With `wait` it goes on until all are done, or nothing more is
+        /// heard of those that are not; the preheat itself goes on without its caller.
+        pub async fn preheat(
+            &mut self,
+            request: impl tonic::IntoRequest<::shoal_proto::control::PreheatRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<::shoal_proto::control::PreheatProgress>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.control.v1.Control/Preheat",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.control.v1.Control", "Preheat"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -577,6 +605,21 @@ pub mod control_server {
             tonic::Response<::shoal_proto::control::EvictReply>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Preheat method.
+        type PreheatStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::shoal_proto::control::PreheatProgress,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Has nodes fetch a whole image, and pin it for a time. With `wait` it goes on until all are done, or nothing more is
+        /// heard of those that are not; the preheat itself goes on without its caller.
+        async fn preheat(
+            &self,
+            request: tonic::Request<::shoal_proto::control::PreheatRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PreheatStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1295,6 +1338,55 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.control.v1.Control/Preheat" => {
+                    #[allow(non_camel_case_types)]
+                    struct PreheatSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::ServerStreamingService<
+                        ::shoal_proto::control::PreheatRequest,
+                    > for PreheatSvc<T> {
+                        type Response = ::shoal_proto::control::PreheatProgress;
+                        type ResponseStream = T::PreheatStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::shoal_proto::control::PreheatRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::preheat(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PreheatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -14,6 +14,7 @@ mod limits;
 mod next_version;
 mod one_owner;
 mod prefetch_table;
+mod preheat;
 mod registry_down;
 mod resume_after_kill;
 mod store_killed;

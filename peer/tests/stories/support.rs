@@ -244,6 +244,10 @@ impl Daemon {
         json(&self.store(&["usage", "--json"]))
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("sock")
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.folder.join("data")
     }

@@ -407,3 +407,84 @@ pub struct EvictReply {
     #[prost(uint64, tag = "4")]
     pub held: u64,
 }
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PreheatRequest {
+    /// `host\[:port\]/repo[:tag][@sha256:..]`.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(enumeration = "PreheatGroup", tag = "2")]
+    pub group: i32,
+    /// Of PREHEAT_GROUP_ZONE.
+    #[prost(string, tag = "3")]
+    pub zone: ::prost::alloc::string::String,
+    /// Of PREHEAT_GROUP_COUNT, at most 64. The same nodes each time for the same image, as long as the same ones are known.
+    #[prost(uint32, tag = "4")]
+    pub count: u32,
+    /// For how long the image is pinned.
+    #[prost(uint64, tag = "5")]
+    pub seconds: u64,
+    #[prost(bool, tag = "6")]
+    pub wait: bool,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PreheatProgress {
+    /// As it was pinned: with the digest that the reference resolved to.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Those that were meant, as far as the asking node knows, and others that take part.
+    #[prost(message, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<PreheatNode>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PreheatNode {
+    /// libp2p peer id.
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    /// Encoded bytes of the image and how many of them are there; 0 until it has said so.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub present_bytes: u64,
+    /// Whether it has fetched all that it will.
+    #[prost(bool, tag = "4")]
+    pub over: bool,
+    /// Why it could not fetch the image.
+    #[prost(string, tag = "5")]
+    pub trouble: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PreheatGroup {
+    Seeds = 0,
+    All = 1,
+    Zone = 2,
+    Count = 3,
+}
+impl PreheatGroup {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Seeds => "PREHEAT_GROUP_SEEDS",
+            Self::All => "PREHEAT_GROUP_ALL",
+            Self::Zone => "PREHEAT_GROUP_ZONE",
+            Self::Count => "PREHEAT_GROUP_COUNT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PREHEAT_GROUP_SEEDS" => Some(Self::Seeds),
+            "PREHEAT_GROUP_ALL" => Some(Self::All),
+            "PREHEAT_GROUP_ZONE" => Some(Self::Zone),
+            "PREHEAT_GROUP_COUNT" => Some(Self::Count),
+            _ => None,
+        }
+    }
+}

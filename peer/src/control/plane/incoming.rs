@@ -168,11 +168,14 @@ impl Plane {
         self.lookups.found(query, providers.iter().filter_map(known));
     }
 
-    /// Takes a lease in, or revocations. What is neither stops here; what is old news is not passed on either.
+    /// Takes a lease in, revocations, or a word about a preheat. What is neither stops here; what is old news is not passed on either.
     fn handle_gossip(&mut self, now: Instant, message: &gossipsub::Message) -> MessageAcceptance {
         let Some(author) = message.source.as_ref().and_then(known) else { return MessageAcceptance::Reject };
         if message.topic == behaviour::revocations().hash() {
             return self.handle_revocations(&author, &message.data);
+        }
+        if message.topic == behaviour::preheats().hash() {
+            return self.handle_word(now, author, &message.data);
         }
         let lease = Lease::decode(&message.data, &author, &self.options.admission, membership::unix_now());
         match lease {
