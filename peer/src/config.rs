@@ -6,6 +6,7 @@
 
 mod limits;
 mod running;
+mod store;
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +18,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub use self::{limits::LimitsConfig, running::is_adjustable};
-use crate::{data::Transport, store::StoreLimits};
+pub use self::{limits::LimitsConfig, running::is_adjustable, store::StoreConfig};
+use crate::data::Transport;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -306,32 +307,6 @@ impl SnapshotterConfig {
     }
 }
 
-/// `[store]`: how much is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
-pub struct StoreConfig {
-    pub max_bytes: u64,
-    pub high_percent: u8,
-    pub low_percent: u8,
-    pub keep_free_bytes: u64,
-    pub keep_unmounted: bool,
-}
-
-impl Default for StoreConfig {
-    fn default() -> Self {
-        let StoreLimits { max_bytes, high_percent, low_percent, .. } = StoreLimits::default();
-        Self { max_bytes, high_percent, low_percent, keep_free_bytes: 256 << 20, keep_unmounted: true }
-    }
-}
-
-impl StoreConfig {
-    pub(crate) fn limits(&self) -> StoreLimits {
-        let &Self { max_bytes, high_percent, low_percent, keep_free_bytes, .. } = self;
-        StoreLimits { max_bytes, high_percent, low_percent, keep_free_bytes }
-    }
-}
-
 impl Config {
     /// Reads `file` (none: the defaults) and puts each `KEY=VALUE` of `overrides` over it, in order. `KEY` is dotted
     /// (`control.mdns`), `VALUE` is TOML, or a bare string where it is not.
@@ -420,12 +395,7 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     if !(1..=64).contains(&config.mounts.threads) {
         return refuse("mounts.threads", "must be 1 to 64 threads");
     }
-    if !(1..=100).contains(&config.store.high_percent) {
-        return refuse("store.high_percent", "must be 1 to 100");
-    }
-    if config.store.low_percent > config.store.high_percent {
-        return refuse("store.low_percent", "must be at most store.high_percent");
-    }
+    config.store.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     if config.control.lease < Duration::from_secs(1) {
         return refuse("control.lease", "must be at least 1 s");
     }
@@ -522,8 +492,6 @@ mod tests {
             ("role=king", "king"),
             ("novalue", "expected KEY=VALUE"),
             ("read.deadline=\"0s\"", "read.deadline"),
-            ("store.low_percent=91", "store.low_percent must be at most"),
-            ("store.high_percent=0", "store.high_percent must be"),
         ] {
             let error = Config::load(None, &[text.into()]).unwrap_err().to_string();
             assert!(error.contains(text) && error.contains(part), "{error}");

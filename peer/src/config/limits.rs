@@ -109,7 +109,7 @@ impl Config {
 }
 
 /// A number of bytes, or a text that says one.
-mod size {
+pub(super) mod size {
     use std::fmt;
 
     use bytesize::ByteSize;
@@ -118,11 +118,11 @@ mod size {
     /// What TOML's integers hold.
     const MOST: u64 = i64::MAX as u64;
 
-    pub(super) fn serialize<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::config) fn serialize<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(*bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         deserializer.deserialize_any(Size)
     }
 
