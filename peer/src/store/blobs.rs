@@ -11,7 +11,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -48,6 +48,8 @@ pub(super) struct Blobs {
     pub(super) limits: StoreLimits,
     variants_per_blob: u32,
     closed: AtomicBool,
+    /// Bytes that are being written and not yet among the holdings.
+    pub(super) reserved: AtomicU64,
     /// Held while something is evicted, so that two who need room do not both make it.
     pub(super) evicting: Mutex<()>,
     pub(super) on_evicted: OnceLock<OnEvicted>,
@@ -98,6 +100,7 @@ impl Blobs {
             limits: options.limits,
             variants_per_blob: options.variants_per_blob.max(1),
             closed: AtomicBool::new(false),
+            reserved: AtomicU64::new(0),
             evicting: Mutex::default(),
             on_evicted: OnceLock::new(),
             swept: Mutex::default(),
@@ -413,7 +416,7 @@ impl Blobs {
     /// Puts bytes where they belong. What was used longest ago goes for it, if the limits or the disk ask for that.
     fn place(&self, variant: &Variant, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let (key, len) = (variant.key(), bytes.len() as u64);
-        self.make_room(len, Holding::Blob(key))?;
+        let room = self.make_room(len, Holding::Blob(key))?;
         let put = || {
             self.begin(variant)?;
             self.disk.write(key, offset, bytes).map_err(|source| blob_io("writing", key, source))
@@ -423,6 +426,7 @@ impl Blobs {
             outcome => outcome?,
         }
         self.measure(key);
+        drop(room);
         self.holdings.used(Holding::Blob(key));
         Ok(())
     }

