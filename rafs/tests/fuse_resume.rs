@@ -199,18 +199,20 @@ fn where_the_kernel_cannot_repeat_reads_in_flight_fail_and_the_mount_goes_on() {
     fs::remove_file(bed.path("kept")).unwrap();
     let second = Server::start(&bed, Some(&bed.path("resumes")));
     // Past the page cache, which asks again for pages that it did not get.
-    let direct = File::options().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(bed.mounted("data"));
-    let direct = thread::spawn(move || direct.unwrap().read_exact_at(&mut [0; 4096], 0));
+    let direct =
+        File::options().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(bed.mounted("data")).unwrap();
+    // The file comes back open: closing the first file of a mount waits for an answer, too.
+    let direct = thread::spawn(move || (direct.read_exact_at(&mut [0; 4096], 0), direct));
     wait_for(bed.path("waiting"));
     let reader = read(&bed, "data");
     second.kill();
-    let error = in_time(|| direct.join().unwrap()).unwrap_err();
-    assert_eq!(errno(&error), Some(Errno::CONNABORTED));
+    let (outcome, direct) = in_time(|| direct.join().unwrap());
+    assert_eq!(errno(&outcome.unwrap_err()), Some(Errno::CONNABORTED));
 
     let kept = notes.kept.lock().unwrap().pop().unwrap();
     let mount = Mount::resume(bed.built().image.clone(), blobs(&bed), kept, MountOptions::default()).unwrap();
     assert!(in_time(|| reader.join().unwrap()).unwrap() == noise(5, 3 * 4096));
-    drop(mount);
+    drop((direct, mount));
     assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
 }
 
