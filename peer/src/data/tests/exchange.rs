@@ -203,7 +203,9 @@ async fn a_peer_that_stops_is_down_and_its_answers_end() {
         assert!(matches!(within(answers.next()).await, Some(Ok(Answer::Pending { .. }))));
         b.plane.stop().await;
         assert!(matches!(a.down().await, Gone::Theirs { why: Closing::Stopping, .. }));
-        assert!(matches!(all(answers).await[..], [Err(AnswerError::Lost(_))]));
+        // Its own end of the answer may be given up before the connection is.
+        let ended = all(answers).await;
+        assert!(matches!(ended[..], [Err(AnswerError::Lost(_) | AnswerError::Ended(_))]), "{ended:?}");
         let again = a.plane.request(b.peer, request(0, 1, Priority::OnDemand), vec![1]).await;
         assert!(matches!(again, Err(RequestError::NotConnected(_))));
     }
