@@ -1,10 +1,15 @@
 //! Threads that read a mount over and over, each in its own way, and compare what they see with the source.
+//!
+//! In a process of their own: a thread that waits for a mapped page may hold the lock of its process' memory, and then the
+//! process cannot be forked, also not to start the daemon that would answer.
 
 use std::{
+    env,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -19,6 +24,67 @@ use rustix::{
 
 use crate::support::{files, wait};
 
+/// Where the process that reads is told what to compare.
+const SOURCE: &str = "SHOAL_TEST_SOURCE";
+const MOUNT: &str = "SHOAL_TEST_MOUNT";
+/// What it says when all its threads have read more.
+const WENT_ON: &str = "went on";
+
+/// The process that reads, until it is told to stop by the end of its standard input.
+pub(super) struct Readers {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Readers {
+    pub(super) fn start(source: &Path, mount: &Path) -> Self {
+        let mut command = Command::new(env::current_exe().expect("this program"));
+        command.args(["--exact", "kept_mounts::readers::read_in_a_process_of_its_own", "--nocapture"]);
+        command.env(SOURCE, source).env(MOUNT, mount).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("it starts");
+        let said = BufReader::new(process.stdout.take().expect("a pipe"));
+        Self { process, said }
+    }
+
+    /// Waits until each of the threads has seen several files more.
+    pub(super) fn go_on(&mut self) {
+        let stdin = self.process.stdin.as_mut().expect("a pipe");
+        stdin.write_all(b"\n").expect("a reader has failed, see above");
+        let mut line = String::new();
+        // The test program has something to say, too.
+        while !line.ends_with(&format!("{WENT_ON}\n")) {
+            let read = self.said.read_line(&mut line).expect("a pipe");
+            assert_ne!(read, 0, "a reader has failed, see above");
+        }
+    }
+
+    /// Ends them; none must have seen an error or a wrong byte.
+    pub(super) fn end(mut self) {
+        drop(self.process.stdin.take());
+        assert!(self.process.wait().expect("it ends").success(), "a reader has failed, see above");
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        // It ends when it is answered, or when its mount has gone, for which it is too early.
+        let _ = self.process.kill();
+    }
+}
+
+/// That process. Without being told what to compare it does nothing.
+#[test]
+fn read_in_a_process_of_its_own() {
+    let (Some(source), Some(mount)) = (env::var_os(SOURCE), env::var_os(MOUNT)) else { return };
+    let threads = Threads::start(source.as_ref(), mount.as_ref());
+    for line in io::stdin().lines() {
+        line.expect("a pipe");
+        threads.go_on();
+        writeln!(io::stdout(), "{WENT_ON}").expect("a pipe");
+    }
+    threads.end();
+}
+
 /// Threads of each way.
 const EACH: usize = 2;
 
@@ -28,13 +94,13 @@ type Way = fn(&Path, &Path) -> io::Result<bool>;
 const WAYS: [(&str, Way); 4] = [("read", whole), ("pread", parts), ("stat and readdir", names), ("mmap", mapped)];
 
 /// They read until they are told to stop.
-pub(super) struct Readers {
+struct Threads {
     stop: Arc<AtomicBool>,
     threads: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
 }
 
-impl Readers {
-    pub(super) fn start(source: &Path, mount: &Path) -> Self {
+impl Threads {
+    fn start(source: &Path, mount: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = WAYS.iter().cycle().take(EACH * WAYS.len()).map(|(name, way)| {
             let (looks, stop) = (Arc::new(AtomicU64::new(0)), stop.clone());
@@ -45,7 +111,7 @@ impl Readers {
     }
 
     /// Waits until each of them has seen several files more.
-    pub(super) fn go_on(&self) {
+    fn go_on(&self) {
         let before: Vec<_> = self.threads.iter().map(|(looks, _)| looks.load(Relaxed)).collect();
         wait("all readers go on", || {
             // Who has ended has seen something wrong: `end` says what.
@@ -56,7 +122,7 @@ impl Readers {
     }
 
     /// Ends them; none must have seen an error or a wrong byte.
-    pub(super) fn end(self) {
+    fn end(self) {
         self.stop.store(true, Relaxed);
         for (_, thread) in self.threads {
             thread.join().expect("a reader saw nothing wrong");
