@@ -307,8 +307,7 @@ impl Exchange {
     }
 
     fn blob(&self, (layer, id): Topic) -> Option<ImageBlob> {
-        let image = self.parts.images.loaded(layer)?;
-        image.blobs.iter().find(|blob| blob.table.blob() == id).cloned()
+        self.parts.images.loaded(layer)?.blob(id).cloned()
     }
 
     fn notify(&self, peer: PeerId, message: Message) {

@@ -172,6 +172,13 @@ pub struct ImageBlob {
     pub origins: Arc<PieceOrigins>,
 }
 
+impl Image {
+    /// Its blob with this id.
+    pub fn blob(&self, id: BlobId) -> Option<&ImageBlob> {
+        self.blobs.iter().find(|blob| blob.table.blob() == id)
+    }
+}
+
 impl ImageBlob {
     /// Whether `piece` is what somebody else means by `fingerprint`.
     pub fn agrees(&self, piece: u32, fingerprint: &Fingerprint) -> bool {

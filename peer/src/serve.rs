@@ -103,7 +103,7 @@ impl Server {
             Asked::Object { id, .. } => (Item { blob: BlobKey::from(*id), piece: 0 }, vec![UNKNOWN_SIZE]),
             Asked::Pieces { bootstrap, blob: id, first, fingerprints } => {
                 let image = self.images.loaded(*bootstrap);
-                let blob = image.as_ref().and_then(|image| image.blobs.iter().find(|blob| blob.table.blob() == *id));
+                let blob = image.as_ref().and_then(|image| image.blob(*id));
                 let size = |piece| blob.map_or(UNKNOWN_SIZE, |blob| blob.encoded_len(piece) as u64);
                 let sizes = (*first..).take(fingerprints.len()).map(size).collect();
                 (Item { blob: BlobKey::from(*id), piece: *first }, sizes)
@@ -199,7 +199,7 @@ impl Server {
         answers.pending(REGISTRY_ETA).await?;
         let image = self.images.by_layer(&wish.image, layer).await;
         let image = image.map_err(|error| Stop::CannotSource(crate::chain(&error)))?;
-        let loaded = image.blobs.iter().find(|loaded| loaded.table.blob() == blob);
+        let loaded = image.blob(blob);
         let mut wanted = FuturesUnordered::new();
         for (piece, fingerprint) in missing {
             match loaded {
