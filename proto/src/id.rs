@@ -110,6 +110,11 @@ id! {
     /// fingerprints is the whole check that ties stored bytes to digest and place.
     Fingerprint, "piece fingerprint"
 }
+id! {
+    /// What the decoded form of a blob must be: a hash over the blob and the fingerprint of every piece that an image
+    /// names. Images that name the same pieces share the form.
+    DecodedId, "decoded form"
+}
 
 /// The hash function behind a chunk digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

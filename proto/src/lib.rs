@@ -46,7 +46,7 @@ pub use bitfield::{Bitfield, BitfieldError, MAX_WIRE_PIECES};
 pub use codec::{CodecError, MAX_HEADER, MAX_PAYLOAD, PREFIX, decode_body, decode_header, encode_header, header_len};
 pub use convert::ConvertError;
 pub use generated::control;
-pub use id::{Algorithm, BlobId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
+pub use id::{Algorithm, BlobId, DecodedId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
 pub use message::{
     Asked, Contact, Data, Have, Hello, ImageSource, MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS, MAX_LABELS,
     MAX_MEMBERSHIP, MAX_NAME, MAX_OPEN, MAX_REASON, MAX_RUN, MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message, ObjectKind,

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
@@ -25,9 +25,11 @@ use crate::source::ChunkSource;
 use crate::trace::Trace;
 
 mod attr;
+mod latency;
 mod read;
 
 use attr::Numbers;
+use latency::Latencies;
 
 /// How long the kernel may keep answers: 136 years.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -64,6 +66,8 @@ pub(crate) struct MountState {
     pub(crate) bytes: AtomicU64,
     /// Reads that ended with EIO.
     pub(crate) errors: AtomicU64,
+    /// How long each read waited for its answer.
+    pub(crate) latencies: Latencies,
     /// The process is about to end, and another will go on with the mount.
     pub(crate) leaving: AtomicBool,
 }
@@ -217,6 +221,7 @@ impl Filesystem for ImageFs {
             Err(errno) => return reply.error(errno),
         };
         let (state, name, nid) = (Arc::clone(&self.state), Arc::clone(&self.name), inode.nid());
+        let asked = Instant::now();
         state.reads.fetch_add(1, Relaxed);
         if let Some(trace) = &self.trace {
             trace.read(nid, offset, size.into());
@@ -224,6 +229,7 @@ impl Filesystem for ImageFs {
         read::read(&*self.source, &inode, offset, size.into(), move |outcome| match outcome {
             Ok(data) => {
                 state.bytes.fetch_add(data.len() as u64, Relaxed);
+                state.latencies.note(asked.elapsed());
                 reply.data(data);
             }
             // Neither answered nor dropped, which would answer it: the kernel asks whoever comes after us.

@@ -64,13 +64,15 @@ pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file
 pub use chunk_cache::{ChunkCache, Lead};
 pub use codec::{Compressor, DecodeError, UnknownCompressor};
 pub use error_chain::chain;
-pub use expand::{ExpandError, expand_blob};
+pub use expand::{ExpandError, check_expanded, expand_blob, expand_pieces};
 pub use export::export_block;
 pub use extent::{Extent, extents};
 pub use image_file::{ImageFile, ImageFileError};
 pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSummary, inspect, inspect_path};
 #[cfg(feature = "mount")]
-pub use mount::{KeptMount, Mount, MountError, MountKeeper, MountOptions, MountStats, SessionRecord, Unmounted};
+pub use mount::{
+    KeptMount, Mount, MountError, MountKeeper, MountOptions, MountStats, NativeMount, SessionRecord, Unmounted,
+};
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use prefetch::{PrefetchList, PrefetchListError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};

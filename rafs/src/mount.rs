@@ -46,10 +46,12 @@ use crate::trace::Trace;
 
 mod init;
 mod keep;
+mod native;
 mod session;
 mod table;
 
 pub use keep::{KeptMount, MountKeeper, SessionRecord};
+pub use native::NativeMount;
 
 /// Most dead mounts, one over another, that are detached from a mountpoint.
 const MAX_DEAD: usize = 16;
@@ -100,7 +102,7 @@ pub enum MountError {
         /// The mountpoint.
         path: PathBuf,
     },
-    /// A FUSE file system is mounted there, and alive.
+    /// An image is mounted there, and alive.
     #[error("something is mounted at {} already", path.display())]
     Occupied {
         /// The mountpoint.
@@ -109,6 +111,13 @@ pub enum MountError {
     /// The kernel has no FUSE, or this container may not use it.
     #[error("/dev/fuse cannot be opened")]
     NoFuse {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel cannot mount EROFS from files, or this container may not.
+    #[error("the kernel does not mount EROFS from files")]
+    NoErofs {
         /// What the system said.
         #[source]
         source: io::Error,
@@ -160,6 +169,10 @@ pub struct MountStats {
     pub bytes: u64,
     /// Reads that ended with EIO.
     pub errors: u64,
+    /// What half of the other reads took at most, to the next power of two of microseconds; zero before the first.
+    pub p50: Duration,
+    /// The same for 99 of 100.
+    pub p99: Duration,
 }
 
 /// A mounted image. Dropping it unmounts, whether a keeper has it or not.
@@ -280,8 +293,9 @@ impl Mount {
 
     /// What it has done so far.
     pub fn stats(&self) -> MountStats {
-        let MountState { reads, bytes, errors, .. } = &*self.state;
-        MountStats { reads: reads.load(Relaxed), bytes: bytes.load(Relaxed), errors: errors.load(Relaxed) }
+        let MountState { reads, bytes, errors, latencies, .. } = &*self.state;
+        let [reads, bytes, errors] = [reads, bytes, errors].map(|count| count.load(Relaxed));
+        MountStats { reads, bytes, errors, p50: latencies.percentile(50), p99: latencies.percentile(99) }
     }
 
     /// Waits until the session has ended: it was unmounted, here or from outside, and nobody holds it any more.
@@ -420,7 +434,9 @@ fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     let path = resolve(mountpoint).map_err(unusable)?;
     for _ in 0..MAX_DEAD {
         match table::top(&path).map_err(unusable)? {
-            Some(entry) if entry.is_fuse() && !is_dead(&path) => return Err(MountError::Occupied { path }),
+            Some(entry) if entry.is_erofs() || (entry.is_fuse() && !is_dead(&path)) => {
+                return Err(MountError::Occupied { path });
+            }
             Some(entry) if entry.is_fuse() => {
                 tracing::warn!(mountpoint = %path.display(), "detaching a dead mount");
                 detach(&path).map_err(|source| MountError::Unmount { path: path.clone(), source })?;

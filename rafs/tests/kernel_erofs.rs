@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use shoal_proto::Algorithm;
@@ -29,20 +29,28 @@ fn available() -> bool {
     true
 }
 
-/// Builds an image of `source`, mounts it and compares.
-fn round_trip(source: &Path, work: &Path, options: BuildOptions) {
+/// Builds an image of `source` in `work`: its bootstrap is `boot`. Gives it, and its blobs, expanded.
+fn expanded(source: &Path, work: &Path, options: BuildOptions) -> (Bootstrap, BlobDirReader, Vec<PathBuf>) {
     fs::create_dir_all(work.join("mnt")).unwrap();
     let boot = work.join("boot");
     let report = Builder::new(options).build(source, &boot, &work.join("blobs")).unwrap();
     assert_eq!(report.notes, [""; 0]);
     let image = Bootstrap::open(&boot).unwrap();
     let reader = BlobDirReader::open(&image, &work.join("blobs")).unwrap();
-    let mut devices = Vec::new();
-    for blob in 0..image.blobs().len() as u32 {
+    let blobs = (0..image.blobs().len() as u32).map(|blob| {
         let path = work.join(format!("device-{blob}"));
         expand_blob(&image, &reader, blob, &File::create_new(&path).unwrap()).unwrap();
-        devices.push([b"device=", path.as_os_str().as_bytes()].concat());
-    }
+        path
+    });
+    let blobs = blobs.collect();
+    (image, reader, blobs)
+}
+
+/// Builds an image of `source`, mounts it and compares.
+fn round_trip(source: &Path, work: &Path, options: BuildOptions) {
+    let (image, reader, blobs) = expanded(source, work, options);
+    let boot = work.join("boot");
+    let devices = blobs.iter().map(|path| [b"device=", path.as_os_str().as_bytes()].concat()).collect::<Vec<_>>();
     let data = CString::new(devices.join(&b","[..])).unwrap();
     let target = work.join("mnt");
     mount(&boot, &target, "erofs", MountFlags::RDONLY, data.as_c_str()).expect("mount(2) of type erofs");
@@ -119,4 +127,66 @@ fn the_kernel_mounts_an_image_without_file_content() {
     fs::create_dir_all(source.join("a/b")).unwrap();
     fs::write(source.join("empty"), b"").unwrap();
     round_trip(&source, &dir.path().join("work"), BuildOptions::default());
+}
+
+#[cfg(feature = "mount")]
+#[test]
+fn a_native_mount_is_found_again_and_outlives_its_files_and_its_name() {
+    use shoal_rafs::{MountError, NativeMount, Unmounted};
+    use std::io::Read;
+
+    if !available() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // What mount(2) would take for the end of an option.
+    let (source, work) = (dir.path().join("source"), dir.path().join("a,b"));
+    support::nasty_tree(&source);
+    let (_, _, blobs) = expanded(&source, &work, BuildOptions::default());
+    let (boot, target) = (work.join("boot"), work.join("mnt").canonicalize().unwrap());
+    let mount = NativeMount::new(&boot, &blobs, &target).unwrap();
+    support::assert_same(&support::facts(&source), &support::facts(&target));
+    let again = NativeMount::new(&boot, &blobs, &target);
+    assert!(matches!(again, Err(MountError::Occupied { .. })), "{again:?}");
+
+    mount.leave();
+    assert!(NativeMount::existing(&work.join("other"), &target).unwrap().is_none());
+    assert!(NativeMount::existing(&boot, &work).unwrap().is_none());
+    let mount = NativeMount::existing(&boot, &target).unwrap().expect("the mount that was left");
+    blobs.iter().for_each(|blob| fs::remove_file(blob).unwrap());
+    support::assert_same(&support::facts(&source), &support::facts(&target));
+    let (name, content) = support::facts(&source)
+        .into_keys()
+        .map(|name| (target.join(&name), source.join(name)))
+        .find(|(_, path)| fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() > 4096))
+        .expect("a file that takes more than a page");
+    let mut open = File::open(name).unwrap();
+    assert_eq!(mount.unmount().unwrap(), Unmounted::Detached);
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    let mut bytes = Vec::new();
+    open.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == fs::read(content).unwrap(), "an open file goes on");
+    assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
+}
+
+#[cfg(feature = "mount")]
+#[test]
+fn what_is_no_image_is_not_mounted_natively() {
+    use shoal_rafs::{MountError, NativeMount};
+
+    if !available() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("mnt");
+    fs::create_dir(&target).unwrap();
+    let no_image = dir.path().join("file");
+    fs::write(&no_image, [1; 9000]).unwrap();
+    let long = dir.path().join("a".repeat(200)).join("b".repeat(60));
+    for (bootstrap, blobs) in [(&no_image, vec![]), (&long, vec![]), (&no_image, vec![dir.path().join("absent")])] {
+        let refused = NativeMount::new(bootstrap, &blobs, &target);
+        assert!(matches!(refused, Err(MountError::Mount { .. })), "{}: {refused:?}", bootstrap.display());
+    }
+    let refused = NativeMount::new(&no_image, &[], &no_image);
+    assert!(matches!(refused, Err(MountError::NotADirectory { .. })), "{refused:?}");
 }

@@ -13,11 +13,17 @@ pub(super) struct Entry {
     pub(super) device: String,
     pub(super) mountpoint: PathBuf,
     pub(super) fs_type: String,
+    /// Device, or whatever the file system was told to show in its place.
+    pub(super) source: PathBuf,
 }
 
 impl Entry {
     pub(super) fn is_fuse(&self) -> bool {
         self.fs_type == "fuse" || self.fs_type.starts_with("fuse.")
+    }
+
+    pub(super) fn is_erofs(&self) -> bool {
+        self.fs_type == "erofs"
     }
 }
 
@@ -32,13 +38,11 @@ fn parse(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = fields.nth(2)?;
     let mountpoint = fields.nth(1)?;
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let mut fields = fields.skip_while(|field| *field != b"-");
+    let (fs_type, source) = (fields.nth(1)?, fields.next()?);
+    let path = |field| PathBuf::from(OsString::from_vec(unescape(field)));
     let text = |field: &[u8]| String::from_utf8(field.to_vec()).ok();
-    Some(Entry {
-        device: text(device)?,
-        mountpoint: PathBuf::from(OsString::from_vec(unescape(mountpoint))),
-        fs_type: text(fs_type)?,
-    })
+    Some(Entry { device: text(device)?, mountpoint: path(mountpoint), fs_type: text(fs_type)?, source: path(source) })
 }
 
 /// Space, tab, newline and backslash are written as `\` and three octal digits.
@@ -71,6 +75,7 @@ mod tests {
         let entry = parse(line).unwrap();
         assert_eq!((entry.device.as_str(), entry.fs_type.as_str(), entry.is_fuse()), ("0:45", "fuse", true));
         assert_eq!(entry.mountpoint.into_os_string().into_vec(), b"/mnt/a b\\\xff");
+        assert_eq!(entry.source, Path::new("shoal"));
 
         let entry = parse(b"21 1 253:0 / / rw - ext4 /dev/root rw").unwrap();
         assert_eq!(entry.mountpoint, Path::new("/"));

@@ -1,10 +1,11 @@
 //! The table of a blob's pieces, and decoding by it.
 
 use bytes::Bytes;
-use shoal_proto::BlobId;
+use shoal_proto::{BlobId, DecodedId};
 
 use super::{Chunk, Piece, PieceTableError, VerifyError};
 use crate::codec;
+use crate::layout::BLOCK;
 
 /// All pieces of one blob, as one image describes them.
 ///
@@ -114,6 +115,34 @@ impl PieceTable {
     /// Every named piece with its number, in order.
     pub fn pieces(&self) -> impl ExactSizeIterator<Item = (u32, &Piece)> {
         self.pieces.iter().map(|piece| (piece.number, piece))
+    }
+
+    /// Names the blob's decoded form as far as the image names it: equal for two images exactly when they name the same
+    /// pieces of the same blob and agree about each.
+    ///
+    /// BLAKE3 of: the label `shoal decoded 1`, the blob's id (32 bytes), and number (4, little-endian) and
+    /// [fingerprint](Piece::fingerprint) (32) of each piece in order.
+    pub fn decoded_id(&self) -> DecodedId {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"shoal decoded 1").update(self.blob.as_bytes());
+        for (number, piece) in self.pieces() {
+            hasher.update(&number.to_le_bytes()).update(piece.fingerprint().as_bytes());
+        }
+        DecodedId::new(*hasher.finalize().as_bytes())
+    }
+
+    /// Length in bytes of the blob's decoded form as far as the image names it: whole blocks, with holes where it names
+    /// nothing.
+    pub fn decoded_form_len(&self) -> u64 {
+        let last = self.pieces.last().and_then(|piece| piece.chunks().last());
+        let end = last.map_or(0, |chunk| chunk.decoded_offset + u64::from(chunk.decoded_len));
+        end.next_multiple_of(BLOCK)
+    }
+
+    /// Bytes on disk that the decoded form takes up at most, without its holes.
+    pub fn decoded_form_bytes(&self) -> u64 {
+        let chunks = self.pieces.iter().flat_map(|piece| piece.chunks());
+        chunks.map(|chunk| u64::from(chunk.decoded_len).next_multiple_of(BLOCK)).sum()
     }
 
     /// Decodes a piece and checks length and digest of each of its named chunks: the one place where bytes become
