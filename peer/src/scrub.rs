@@ -3,13 +3,17 @@
 //! to fetch it from.
 //!
 //! An object is verified by its name. A piece is verified against every bootstrap in the store that names it; the index
-//! knows too little of it. Pieces of images whose bootstrap was evicted cannot be verified before it is back, and are
+//! knows too little of it. The same holds for decoded forms of blobs. Pieces of images whose bootstrap was evicted cannot be verified before it is back, and are
 //! counted.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    sync::Arc,
+};
 
-use shoal_proto::{Bitfield, ObjectId, control::ScrubProgress};
-use shoal_rafs::PieceTable;
+use shoal_proto::{Bitfield, DecodedId, ObjectId, control::ScrubProgress};
+use shoal_rafs::{PieceTable, check_expanded};
 use shoal_scheduler::Item;
 
 use crate::{
@@ -34,7 +38,7 @@ pub(crate) trait Listener {
 /// The index fails, or a damaged object cannot be removed. What a disk cannot read counts as damaged.
 pub(crate) fn run(store: &Store, listener: &mut dyn Listener) -> Result<ScrubProgress, StoreError> {
     let now = ScrubProgress { total_bytes: store.usage()?.bytes, ..ScrubProgress::default() };
-    let mut scrub = Scrub { store, listener, now, verified: BTreeMap::new() };
+    let mut scrub = Scrub { store, listener, now, verified: BTreeMap::new(), forms: BTreeSet::new() };
     for id in store.object_ids() {
         if !scrub.object(id)? {
             return Ok(scrub.now);
@@ -51,6 +55,8 @@ struct Scrub<'a> {
     now: ScrubProgress,
     /// Pieces that need not be looked at for another image.
     verified: BTreeMap<BlobKey, Bitfield>,
+    /// Decoded forms that need not be looked at either.
+    forms: BTreeSet<DecodedId>,
 }
 
 impl Scrub<'_> {
@@ -75,6 +81,7 @@ impl Scrub<'_> {
     }
 
     fn blob(&mut self, table: &Arc<PieceTable>) -> Result<bool, StoreError> {
+        self.decoded(table)?;
         let Some(handle) = self.store.existing_blob(table)? else { return Ok(true) };
         for (piece, _) in table.pieces() {
             let known = self.verified.entry(handle.key()).or_insert_with(|| Bitfield::new(table.len()));
@@ -87,6 +94,24 @@ impl Scrub<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Verifies the decoded form of a blob. A mount that has a damaged one shows the damage; the next one gets another.
+    fn decoded(&mut self, table: &PieceTable) -> Result<(), StoreError> {
+        let id = table.decoded_id();
+        if !self.forms.insert(id) {
+            return Ok(());
+        }
+        let Some(path) = self.store.inspect_decoded(id) else { return Ok(()) };
+        match File::open(&path).and_then(|file| check_expanded(table, &file)) {
+            Ok(()) => self.now.decoded += 1,
+            Err(error) => {
+                tracing::error!(path = %path.display(), "damaged decoded form, dropped: {}", crate::chain(&error));
+                self.store.drop_decoded(id)?;
+                self.now.damaged_decoded += 1;
+            }
+        }
+        Ok(())
     }
 
     fn piece(&mut self, handle: &BlobHandle, piece: u32) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@
 //! <data_dir>/objects/<digest>            manifests, bootstrap layers, chunk tables: whole, or not there; time: last use
 //! <data_dir>/blobs/<id>/encoded          sparse, byte for byte the registry's blob where present; variant 0
 //! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
+//! <data_dir>/decoded/<id>                the decoded form of a blob, sparse: whole, or not there; time: last use
 //! ```
 //!
 //! **Present and durable.** A piece is *present* once [`BlobHandle::write`] returns: in the page cache, to be read
@@ -16,6 +17,9 @@
 //! **Variants.** Whoever may push one image may write anything about a blob into its bootstrap. Images that agree
 //! about a blob, piece for piece, share its file; one that disagrees gets a file of its own, so neither can poison
 //! the other. What an image says is recorded when it is opened, before any byte is there.
+//!
+//! **Decoded forms** are what the kernel mounts without a daemon. One is made of a complete blob, under a name that says what
+//! must be in it, so images share one exactly when they name the same pieces of the blob.
 //!
 //! **Eviction.** With a limit on its size, or on what it leaves free, the store lets go what was used longest ago, a whole
 //! blob or object at a time, but never what a [`Hold`] is on. Where nothing may go, and on a full disk, a piece is refused
@@ -34,13 +38,15 @@ mod handle;
 mod holdings;
 mod limits;
 mod lock;
-mod objects;
 mod records;
 mod upkeep;
 mod variant;
+mod whole_files;
 
 use std::{
-    fmt, io,
+    fmt,
+    fs::File,
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -48,15 +54,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_proto::{BlobId, Digest, ObjectId};
+use shoal_proto::{BlobId, DecodedId, Digest, ObjectId};
 use shoal_rafs::PieceTable;
 
 use crate::index::{IndexError, RocksIndex};
 use blobs::Blobs;
 use disk::DataDir;
 use flusher::Flusher;
+use holdings::Holding;
 use lock::DirLock;
-use objects::Objects;
+use whole_files::WholeFiles;
 
 pub use crate::index::{BlobKey, ChunkPlace};
 pub use eviction::Evicted;
@@ -195,7 +202,7 @@ pub struct Usage {
     pub bytes: u64,
     /// Objects.
     pub objects: u64,
-    /// What blobs and objects take up on disk, in whole blocks and without the holes; the index is not counted.
+    /// What blobs, objects and decoded forms take up on disk, in whole blocks and without the holes; the index is not counted.
     pub disk_bytes: u64,
 }
 
@@ -230,10 +237,10 @@ impl Store {
     /// without [`close`](Self::close) is like a crash: present pieces that are not durable are forgotten.
     pub fn open(data_dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         let lock = DirLock::acquire(data_dir)?;
-        let objects = Objects::open(data_dir)?;
+        let files = WholeFiles::open(data_dir)?;
         let index = RocksIndex::open(&data_dir.join("index"))?;
         let disk = DataDir::open(data_dir, options.open_files, lock)?;
-        let blobs = Blobs::open(Box::new(index), Box::new(disk), objects, &options)?;
+        let blobs = Blobs::open(Box::new(index), Box::new(disk), files, &options)?;
         let needs = records::list(&*blobs.records)?.into_iter().map(|mount| mount.needs);
         let needs = needs.chain(records::list_pins(&*blobs.records)?.into_iter().map(|pin| pin.needs));
         let recorded = Arc::new(Mutex::new(needs.map(|needs| blobs.holdings.hold(needs)).collect()));
@@ -316,23 +323,64 @@ impl Store {
 
     /// An object, verified again. One that was damaged on disk is removed and is `None`.
     pub fn object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
-        self.blobs.objects.used(id);
+        self.blobs.holdings.used(Holding::Object(id));
         self.inspect_object(id)
     }
 
     /// As [`object`](Self::object), but does not count as use when it comes to what was used longest ago.
     pub fn inspect_object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
-        self.blobs.objects.read(id)
+        self.blobs.files.read_object(id)
     }
 
     /// Whether an object is kept, without reading it.
     pub fn has_object(&self, id: ObjectId) -> bool {
-        self.blobs.objects.has(id)
+        self.blobs.files.object_path(id).exists()
     }
 
     /// All objects that are kept.
     pub fn object_ids(&self) -> Vec<ObjectId> {
-        self.blobs.objects.ids()
+        self.blobs.files.object_ids()
+    }
+
+    /// The file of an object, whether it is kept or not. It must not be changed.
+    pub fn object_path(&self, id: ObjectId) -> PathBuf {
+        self.blobs.files.object_path(id)
+    }
+
+    /// The file with a decoded form, if it is kept: with all of it, as it was verified when it was written. It must not be
+    /// changed, and counts as used.
+    pub fn decoded(&self, id: DecodedId) -> Option<PathBuf> {
+        self.blobs.holdings.used(Holding::Decoded(id));
+        self.inspect_decoded(id)
+    }
+
+    /// As [`decoded`](Self::decoded), but does not count as use.
+    pub fn inspect_decoded(&self, id: DecodedId) -> Option<PathBuf> {
+        Some(self.blobs.files.decoded_path(id)).filter(|path| path.exists())
+    }
+
+    /// Keeps a decoded form of at most `len` bytes on disk. The caller's `fill` writes it to an empty file; what it writes has
+    /// been verified. Durable on return.
+    ///
+    /// # Errors
+    /// Those of `fill`, with nothing kept. [`StoreError::Full`] as for a piece.
+    pub fn put_decoded<E: From<StoreError>>(
+        &self,
+        id: DecodedId,
+        len: u64,
+        fill: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.blobs.put_decoded(id, len, fill)
+    }
+
+    /// Whether `len` more bytes fit into the store's limits and on the disk with nothing evicted for them.
+    pub fn has_room(&self, len: u64) -> bool {
+        self.blobs.has_room(len)
+    }
+
+    /// A decoded form turned out to be damaged: it is removed. Mounts that have it go on with it.
+    pub fn drop_decoded(&self, id: DecodedId) -> Result<(), StoreError> {
+        self.blobs.files.remove(Holding::Decoded(id)).map(drop)
     }
 
     /// Records a mount, in place of an earlier one at the same path. Durable on return.

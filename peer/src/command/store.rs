@@ -85,7 +85,7 @@ impl Store {
                 } else {
                     print_scrub(&result)
                 }
-                let damaged = result.damaged_objects + result.damaged_pieces > 0;
+                let damaged = damaged(&result) > 0;
                 Ok(if damaged { ExitCode::FAILURE } else { ExitCode::SUCCESS })
             }
         }
@@ -179,10 +179,19 @@ fn print_pin(pin: &PinStatus) {
     println!("pinned {}{until}", pin.reference);
 }
 
+fn damaged(result: &ScrubProgress) -> u64 {
+    result.damaged_objects + result.damaged_pieces + result.damaged_decoded
+}
+
 fn print_scrub(result: &ScrubProgress) {
-    println!("{} objects and {} pieces verified, {}", result.objects, result.pieces, human_bytes(result.bytes));
-    if result.damaged_objects + result.damaged_pieces > 0 {
-        println!("{} objects and {} pieces were damaged: dropped", result.damaged_objects, result.damaged_pieces);
+    let (objects, pieces, decoded) = (result.objects, result.pieces, result.decoded);
+    println!(
+        "{objects} objects, {pieces} pieces and {decoded} decoded forms verified, {}",
+        human_bytes(result.bytes)
+    );
+    if damaged(result) > 0 {
+        let (objects, pieces, decoded) = (result.damaged_objects, result.damaged_pieces, result.damaged_decoded);
+        println!("{objects} objects, {pieces} pieces and {decoded} decoded forms were damaged: dropped");
     }
     if result.unverified_pieces > 0 {
         println!("{} pieces are of images whose bootstrap is not here: not verified", result.unverified_pieces);

@@ -26,8 +26,8 @@ use super::{
     handle::BlobHandle,
     holdings::{Holding, Holdings, unix_seconds},
     limits::StoreLimits,
-    objects::Objects,
     variant::{Variant, sum},
+    whole_files::WholeFiles,
 };
 use crate::index::{BlobKey, Change, ChunkPlace, PieceRecord, Records, Survives, VariantRecord};
 
@@ -42,8 +42,8 @@ pub(super) struct Blobs {
     // First, so that the index is closed when the lock, which the disk holds, is given up.
     pub(super) records: Box<dyn Records>,
     pub(super) disk: Box<dyn Disk>,
-    /// Here, because what is evicted is one or the other.
-    pub(super) objects: Objects,
+    /// Here, because what is evicted is a blob or one of them.
+    pub(super) files: WholeFiles,
     pub(super) holdings: Arc<Holdings>,
     pub(super) limits: StoreLimits,
     variants_per_blob: u32,
@@ -79,11 +79,11 @@ impl Blobs {
     pub(super) fn open(
         records: Box<dyn Records>,
         disk: Box<dyn Disk>,
-        objects: Objects,
+        files: WholeFiles,
         options: &StoreOptions,
     ) -> Result<Arc<Self>, StoreError> {
         let known: BTreeMap<_, _> = records.all()?.into_iter().collect();
-        let holdings = objects.holdings().clone();
+        let holdings = files.holdings().clone();
         for key in disk.keys().map_err(|source| StoreError::io("listing blobs", source))? {
             if let Some(record) = known.get(&key) {
                 let bytes = disk.allocated(key).map_err(|source| blob_io("measuring", key, source))?;
@@ -95,7 +95,7 @@ impl Blobs {
         Ok(Arc::new(Self {
             records,
             disk,
-            objects,
+            files,
             holdings,
             limits: options.limits,
             variants_per_blob: options.variants_per_blob.max(1),
@@ -224,7 +224,7 @@ impl Blobs {
             usage.pieces += pieces;
             usage.bytes += bytes;
         }
-        usage.objects = self.objects.ids().len() as u64;
+        usage.objects = self.files.object_ids().len() as u64;
         usage.disk_bytes = self.holdings.bytes();
         Ok(usage)
     }

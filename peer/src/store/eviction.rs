@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shoal_proto::ObjectId;
+use shoal_proto::{DecodedId, ObjectId};
 
 use super::{
     KeptBlob, StoreError,
@@ -35,6 +36,8 @@ pub struct Evicted {
     pub blobs: u64,
     /// Objects that went.
     pub objects: u64,
+    /// Decoded forms of blobs that went.
+    pub decoded: u64,
     /// Bytes on disk that they had.
     pub bytes: u64,
     /// Of what was to go, what stays because it is held or being written.
@@ -46,6 +49,7 @@ impl Evicted {
         match holding {
             Holding::Blob(_) => self.blobs += 1,
             Holding::Object(_) => self.objects += 1,
+            Holding::Decoded(_) => self.decoded += 1,
         }
         self.bytes += bytes;
     }
@@ -95,6 +99,12 @@ impl Blobs {
             Some(0) => Ok(room),
             _ => Err(full()),
         }
+    }
+
+    pub(super) fn has_room(&self, len: u64) -> bool {
+        let used = self.holdings.bytes() + self.reserved.load(Ordering::SeqCst);
+        let on_disk = self.disk.free().unwrap_or(u64::MAX);
+        on_disk >= len && self.limits.overflow(used, self.free(), len) == Some(0)
     }
 
     /// The disk is full: lets `len` bytes go, or as many as may; false if there are none.
@@ -158,7 +168,7 @@ impl Blobs {
     /// Gives the bytes that it had; `None`, with nothing done, while it is being written.
     fn evict_one(&self, holding: Holding) -> Result<Option<u64>, StoreError> {
         let bytes = match holding {
-            Holding::Object(id) => self.objects.remove(id)?,
+            Holding::Object(_) | Holding::Decoded(_) => self.files.remove(holding)?,
             Holding::Blob(key) => {
                 if !self.remove_blob(key)? {
                     return Ok(None);
@@ -199,7 +209,7 @@ impl Blobs {
     /// Keeps an object, for which others may have to go.
     pub(super) fn put_object(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
         let (len, holding) = (bytes.len() as u64, Holding::Object(id));
-        let put = || self.objects.put(id, bytes);
+        let put = || self.files.put_object(id, bytes);
         let kept = self.make_room(len, holding).and_then(|_room| match put() {
             Err(StoreError::Full { .. }) if self.free_up(len, holding) => put(),
             outcome => outcome,
@@ -210,10 +220,21 @@ impl Blobs {
         kept
     }
 
+    /// Keeps a decoded form of at most `len` bytes, for which others may have to go.
+    pub(super) fn put_decoded<E: From<StoreError>>(
+        &self,
+        id: DecodedId,
+        len: u64,
+        fill: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _room = self.make_room(len, Holding::Decoded(id))?;
+        self.files.put_decoded(id, fill)
+    }
+
     pub(super) fn kept_blobs(&self) -> Vec<KeptBlob> {
         let kept = self.holdings.all().into_iter();
         let blob = |(holding, disk_bytes, last_use)| match holding {
-            Holding::Object(_) => None,
+            Holding::Object(_) | Holding::Decoded(_) => None,
             Holding::Blob(key) => {
                 Some(KeptBlob { key, disk_bytes, last_use, held: self.holdings.is_needed(holding) })
             }

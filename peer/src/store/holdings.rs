@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use shoal_proto::ObjectId;
+use shoal_proto::{DecodedId, ObjectId};
 
 use super::disk::{folder_name, parse_folder_name};
 use crate::index::BlobKey;
@@ -21,6 +21,8 @@ pub(super) enum Holding {
     Blob(BlobKey),
     /// An object.
     Object(ObjectId),
+    /// The decoded form of a blob.
+    Decoded(DecodedId),
 }
 
 /// All that an image needs of the store: what a mount or a pin keeps from being evicted.
@@ -29,14 +31,17 @@ pub(super) enum Holding {
 pub struct Footprint {
     /// Its blobs.
     pub blobs: Vec<BlobKey>,
-    /// Its manifests and its bootstrap layer.
+    /// Its manifests and its bootstrap layer; for a native mount also its bootstrap.
     pub objects: Vec<ObjectId>,
+    /// For a native mount, the decoded forms of its blobs.
+    pub decoded: Vec<DecodedId>,
 }
 
 impl Footprint {
     pub(super) fn holdings(&self) -> impl Iterator<Item = Holding> + '_ {
         let blobs = self.blobs.iter().map(|&key| Holding::Blob(key));
-        blobs.chain(self.objects.iter().map(|&id| Holding::Object(id)))
+        let objects = self.objects.iter().map(|&id| Holding::Object(id));
+        blobs.chain(objects).chain(self.decoded.iter().map(|&id| Holding::Decoded(id)))
     }
 }
 
@@ -45,6 +50,8 @@ impl Footprint {
 struct Names {
     blobs: Vec<String>,
     objects: Vec<String>,
+    #[serde(default)]
+    decoded: Vec<String>,
 }
 
 impl From<Footprint> for Names {
@@ -52,6 +59,7 @@ impl From<Footprint> for Names {
         Self {
             blobs: footprint.blobs.into_iter().map(folder_name).collect(),
             objects: footprint.objects.iter().map(ToString::to_string).collect(),
+            decoded: footprint.decoded.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -62,9 +70,11 @@ impl TryFrom<Names> for Footprint {
     fn try_from(names: Names) -> Result<Self, String> {
         let blob = |name: &String| parse_folder_name(name.as_ref()).ok_or_else(|| format!("{name:?} is no blob"));
         let object = |name: &String| name.parse().map_err(|_| format!("{name:?} is no object"));
+        let form = |name: &String| name.parse().map_err(|_| format!("{name:?} is no decoded form"));
         Ok(Self {
             blobs: names.blobs.iter().map(blob).collect::<Result<_, _>>()?,
             objects: names.objects.iter().map(object).collect::<Result<_, _>>()?,
+            decoded: names.decoded.iter().map(form).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -158,12 +168,16 @@ impl Holdings {
         self.lock().bytes
     }
 
-    /// What was used longest ago of all that takes up room, that nobody needs and that is not among `passed`.
+    /// Of all that takes up room, that nobody needs and that is not among `passed`, what was used longest ago; decoded forms
+    /// first, which can be made again without asking anybody.
     pub(super) fn oldest(&self, passed: &BTreeSet<Holding>) -> Option<Holding> {
         let state = self.lock();
-        let mut unneeded =
-            state.order.iter().map(|(_, holding)| *holding).filter(|holding| !state.needed.contains_key(holding));
-        unneeded.find(|holding| !passed.contains(holding) && state.entries[holding].bytes > 0)
+        let free = |holding: &Holding| !state.needed.contains_key(holding) && !passed.contains(holding);
+        let may_go = || {
+            let unneeded = state.order.iter().map(|(_, holding)| *holding).filter(free);
+            unneeded.filter(|holding| state.entries[holding].bytes > 0)
+        };
+        may_go().find(|holding| matches!(holding, Holding::Decoded(_))).or_else(|| may_go().next())
     }
 
     pub(super) fn is_needed(&self, holding: Holding) -> bool {
@@ -254,7 +268,7 @@ mod tests {
     }
 
     fn needs(numbers: &[u8]) -> Footprint {
-        Footprint { blobs: numbers.iter().map(|&n| key(n)).collect(), objects: Vec::new() }
+        Footprint { blobs: numbers.iter().map(|&n| key(n)).collect(), ..Footprint::default() }
     }
 
     #[test]
@@ -280,6 +294,13 @@ mod tests {
         holdings.sized(blob(3), 35);
         holdings.sized(blob(5), 5);
         assert_eq!((holdings.bytes(), oldest(&[3, 2])), (60, Some(blob(5))));
+        // What can be made again without asking anybody goes before all that, whenever it was used.
+        let form = DecodedId::new([1; 32]);
+        holdings.sized(Holding::Decoded(form), 5);
+        assert_eq!(oldest(&[]), Some(Holding::Decoded(form)));
+        let held = holdings.hold(Footprint { decoded: vec![form], ..Footprint::default() });
+        assert_eq!(oldest(&[]), Some(blob(3)));
+        drop(held);
     }
 
     #[test]
@@ -298,10 +319,17 @@ mod tests {
         let footprint = Footprint {
             blobs: vec![key(1), BlobKey { variant: 3, ..key(2) }],
             objects: vec![ObjectId::new([7; 32])],
+            decoded: vec![DecodedId::new([8; 32])],
         };
         let text = serde_json::to_string(&footprint).unwrap();
         assert_eq!(serde_json::from_str::<Footprint>(&text).unwrap(), footprint);
-        for strange in [r#"{"blobs":["x"],"objects":[]}"#, r#"{"blobs":[],"objects":["../x"]}"#] {
+        let earlier = r#"{"blobs":[],"objects":[]}"#;
+        assert_eq!(serde_json::from_str::<Footprint>(earlier).unwrap(), Footprint::default());
+        for strange in [
+            r#"{"blobs":["x"],"objects":[]}"#,
+            r#"{"blobs":[],"objects":["../x"]}"#,
+            r#"{"blobs":[],"objects":[],"decoded":["x"]}"#,
+        ] {
             assert!(serde_json::from_str::<Footprint>(strange).is_err(), "{strange}");
         }
     }

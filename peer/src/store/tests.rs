@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
-use shoal_proto::{Algorithm, BlobId, Digest, ObjectId};
+use shoal_proto::{Algorithm, BlobId, DecodedId, Digest, ObjectId};
 use shoal_rafs::{Chunk, Compressor, Piece, PieceTable};
 
 use super::*;

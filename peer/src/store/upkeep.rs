@@ -40,7 +40,7 @@ impl Blobs {
         let mut changes = Vec::new();
         for (holding, last_use) in uses {
             match holding {
-                Holding::Object(id) => self.objects.record_use(id, last_use),
+                Holding::Object(_) | Holding::Decoded(_) => self.files.record_use(holding, last_use),
                 Holding::Blob(key) => {
                     if let Some(record) = self.records.variants(&key.blob)?.get(&key.variant) {
                         changes.push(Change::Variant(key, VariantRecord { last_use, ..*record }));

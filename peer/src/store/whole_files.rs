@@ -1,4 +1,5 @@
-//! Objects: files named by the sha256 of all their bytes, written whole or not at all.
+//! What is a file of its own, written whole or not at all: objects, named by the sha256 of all their bytes, and decoded
+//! forms of blobs, named by what they must be. When one was last used is the time of its file.
 
 use std::{
     fs::{self, File, Metadata},
@@ -10,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use shoal_proto::ObjectId;
+use shoal_proto::{DecodedId, ObjectId};
 
 use super::{
     StoreError,
@@ -21,60 +22,71 @@ use super::{
 /// Files being written start like this, so that the next owner of the directory can remove what a crash left.
 const UNFINISHED: &str = ".unfinished-";
 
-/// The folder of objects. When one was last used is the time of its file.
-pub(super) struct Objects {
-    dir: PathBuf,
+/// The folders of such files.
+pub(super) struct WholeFiles {
+    objects: PathBuf,
+    decoded: PathBuf,
     holdings: Arc<Holdings>,
 }
 
-impl Objects {
+impl WholeFiles {
     pub(super) fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        let dir = data_dir.join("objects");
-        let opening = |source| StoreError::io(format!("opening {}", dir.display()), source);
-        fs::create_dir_all(&dir).map_err(opening)?;
+        let (objects, decoded) = (data_dir.join("objects"), data_dir.join("decoded"));
         let holdings = Arc::new(Holdings::default());
-        for entry in fs::read_dir(&dir).map_err(opening)? {
-            let entry = entry.map_err(opening)?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(UNFINISHED) {
-                fs::remove_file(entry.path()).map_err(opening)?;
-            } else if let Ok(id) = name.parse() {
-                let metadata = entry.metadata().map_err(opening)?;
-                holdings.found(Holding::Object(id), allocated(&metadata), last_use(&metadata));
-            }
-        }
-        Ok(Self { dir, holdings })
+        let opening = |dir: &Path, source| StoreError::io(format!("opening {}", dir.display()), source);
+        let object = |name: &str| Some(Holding::Object(name.parse().ok()?));
+        find(&objects, &holdings, object).map_err(|source| opening(&objects, source))?;
+        let form = |name: &str| Some(Holding::Decoded(name.parse().ok()?));
+        find(&decoded, &holdings, form).map_err(|source| opening(&decoded, source))?;
+        Ok(Self { objects, decoded, holdings })
     }
 
-    /// What the store keeps, of which this knows the objects.
+    /// What the store keeps, of which this knows the whole files.
     pub(super) fn holdings(&self) -> &Arc<Holdings> {
         &self.holdings
     }
 
-    pub(super) fn put(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn put_object(&self, id: ObjectId, bytes: &[u8]) -> Result<(), StoreError> {
         let found = identify(bytes);
         if found != id {
             return Err(StoreError::WrongObject { id, found });
         }
-        if self.metadata(id).is_some_and(|found| found.len() == bytes.len() as u64) {
+        let path = self.object_path(id);
+        if fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
             return Ok(());
         }
-        self.write(id, bytes).map_err(|source| StoreError::io(format!("object {id}"), source))?;
-        let metadata = self.metadata(id);
-        self.holdings.sized(Holding::Object(id), metadata.as_ref().map_or(0, allocated));
+        let written = write(&self.objects, &path, |file| file.write_all(bytes));
+        written.map_err(|source| StoreError::io(format!("object {id}"), source))?;
+        self.measure(Holding::Object(id), &path);
+        Ok(())
+    }
+
+    /// Makes a decoded form, which is there once `fill` has written all of it.
+    pub(super) fn put_decoded<E: From<StoreError>>(
+        &self,
+        id: DecodedId,
+        fill: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let path = self.decoded_path(id);
+        let mut outcome = Ok(());
+        let written = write(&self.decoded, &path, |file| {
+            outcome = fill(file);
+            outcome.as_ref().map(drop).map_err(|_| io::ErrorKind::Other.into())
+        });
+        outcome?;
+        written.map_err(|source| StoreError::io(format!("decoded form {id}"), source))?;
+        self.measure(Holding::Decoded(id), &path);
         Ok(())
     }
 
     /// All objects.
-    pub(super) fn ids(&self) -> Vec<ObjectId> {
+    pub(super) fn object_ids(&self) -> Vec<ObjectId> {
         let kept = self.holdings.all().into_iter();
         kept.filter_map(|(holding, ..)| if let Holding::Object(id) = holding { Some(id) } else { None }).collect()
     }
 
-    pub(super) fn read(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
-        let path = self.path(id);
-        let bytes = match fs::read(&path) {
+    pub(super) fn read_object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
+        let bytes = match fs::read(self.object_path(id)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::io(format!("reading object {id}"), source)),
@@ -83,53 +95,77 @@ impl Objects {
             return Ok(Some(bytes.into()));
         }
         tracing::warn!(object = %id, "damaged on disk: removed");
-        self.remove(id)?;
+        self.remove(Holding::Object(id))?;
         Ok(None)
     }
 
-    /// Somebody uses the object, when it comes to what was used longest ago.
-    pub(super) fn used(&self, id: ObjectId) {
-        self.holdings.used(Holding::Object(id));
-    }
-
-    /// Removes an object, if it is there; gives the bytes that it took up.
-    pub(super) fn remove(&self, id: ObjectId) -> Result<u64, StoreError> {
-        match fs::remove_file(self.path(id)) {
+    /// Removes one, if it is there; gives the bytes that it took up.
+    pub(super) fn remove(&self, holding: Holding) -> Result<u64, StoreError> {
+        let Some(path) = self.path(holding) else { return Ok(0) };
+        match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io(format!("removing object {id}"), source))
+                Err(StoreError::io(format!("removing {}", path.display()), source))
             }
-            _ => Ok(self.holdings.gone(Holding::Object(id))),
+            _ => Ok(self.holdings.gone(holding)),
         }
     }
 
-    /// Notes for the next opening when an object was last used.
-    pub(super) fn record_use(&self, id: ObjectId, seconds: u64) {
+    /// Notes for the next opening when one was last used.
+    pub(super) fn record_use(&self, holding: Holding, seconds: u64) {
+        let Some(path) = self.path(holding) else { return };
         let time = UNIX_EPOCH + Duration::from_secs(seconds);
-        let noted = File::options().write(true).open(self.path(id)).and_then(|file| file.set_modified(time));
+        let noted = File::options().write(true).open(&path).and_then(|file| file.set_modified(time));
         if let Err(error) = noted {
-            tracing::debug!(object = %id, "when it was used is not noted: {error}");
+            tracing::debug!(path = %path.display(), "when it was used is not noted: {error}");
         }
     }
 
-    pub(super) fn has(&self, id: ObjectId) -> bool {
-        self.metadata(id).is_some()
+    pub(super) fn object_path(&self, id: ObjectId) -> PathBuf {
+        self.objects.join(id.to_string())
     }
 
-    fn metadata(&self, id: ObjectId) -> Option<Metadata> {
-        fs::metadata(self.path(id)).ok()
+    pub(super) fn decoded_path(&self, id: DecodedId) -> PathBuf {
+        self.decoded.join(id.to_string())
     }
 
-    fn path(&self, id: ObjectId) -> PathBuf {
-        self.dir.join(id.to_string())
+    /// The file, if it is one of these.
+    fn path(&self, holding: Holding) -> Option<PathBuf> {
+        match holding {
+            Holding::Object(id) => Some(self.object_path(id)),
+            Holding::Decoded(id) => Some(self.decoded_path(id)),
+            Holding::Blob(_) => None,
+        }
     }
 
-    fn write(&self, id: ObjectId, bytes: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.dir)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(self.path(id)).map_err(|error| error.error)?;
-        File::open(&self.dir)?.sync_all()
+    fn measure(&self, holding: Holding, path: &Path) {
+        self.holdings.sized(holding, fs::metadata(path).as_ref().map_or(0, allocated));
     }
+}
+
+/// Makes a folder if need be, removes what is unfinished, and takes note of what is there.
+fn find(dir: &Path, holdings: &Holdings, parse: impl Fn(&str) -> Option<Holding>) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(UNFINISHED) {
+            fs::remove_file(entry.path())?;
+        } else if let Some(holding) = parse(&name) {
+            let metadata = entry.metadata()?;
+            holdings.found(holding, allocated(&metadata), last_use(&metadata));
+        }
+    }
+    Ok(())
+}
+
+/// Makes a file that is there, durably, once `fill` has written it.
+fn write(dir: &Path, path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir)?;
+    fill(file.as_file_mut())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(dir)?.sync_all()
 }
 
 /// Seconds since 1970.

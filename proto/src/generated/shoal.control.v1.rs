@@ -8,6 +8,12 @@ pub struct MountRequest {
     /// An absolute path to an existing directory.
     #[prost(string, tag = "2")]
     pub mountpoint: ::prost::alloc::string::String,
+    #[prost(enumeration = "MountMode", tag = "3")]
+    pub mode: i32,
+    /// If the image is complete and may be mounted natively, it is decoded first, which takes a while. Without this, AUTO mounts
+    /// natively what is decoded already; NATIVE always decodes.
+    #[prost(bool, tag = "4")]
+    pub decode: bool,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -118,6 +124,9 @@ pub struct MountStatus {
     pub reads: u64,
     #[prost(uint64, tag = "9")]
     pub read_bytes: u64,
+    /// Whether the kernel serves it by itself; the daemon then counts no reads.
+    #[prost(bool, tag = "10")]
+    pub native: bool,
 }
 /// Encoded bytes of pieces, numbers of chunks, and bytes of objects, by where they came from.
 #[derive(serde::Serialize)]
@@ -163,7 +172,7 @@ pub struct StoreStatus {
     pub bytes: u64,
     #[prost(uint64, tag = "4")]
     pub objects: u64,
-    /// What blobs and objects take up on disk.
+    /// What blobs, objects and decoded forms take up on disk.
     #[prost(uint64, tag = "5")]
     pub disk_bytes: u64,
     /// Most that they may take up; 0 without a limit.
@@ -354,6 +363,11 @@ pub struct ScrubProgress {
     /// Encoded bytes of all pieces, when it began.
     #[prost(uint64, tag = "7")]
     pub total_bytes: u64,
+    /// Decoded forms of blobs that verified, and those that did not and were dropped.
+    #[prost(uint64, tag = "8")]
+    pub decoded: u64,
+    #[prost(uint64, tag = "9")]
+    pub damaged_decoded: u64,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -406,6 +420,9 @@ pub struct EvictReply {
     /// Blobs and objects that stay, because a mount or a pin needs them or they are being written.
     #[prost(uint64, tag = "4")]
     pub held: u64,
+    /// Decoded forms of blobs.
+    #[prost(uint64, tag = "5")]
+    pub decoded: u64,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -454,6 +471,42 @@ pub struct PreheatNode {
     /// Why it could not fetch the image.
     #[prost(string, tag = "5")]
     pub trouble: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MountMode {
+    /// As the daemon is configured.
+    Configured = 0,
+    /// Natively if the image is decoded and the kernel can; otherwise over FUSE.
+    Auto = 1,
+    /// By the kernel's EROFS driver, or not at all.
+    Native = 2,
+    Fuse = 3,
+}
+impl MountMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Configured => "MOUNT_MODE_CONFIGURED",
+            Self::Auto => "MOUNT_MODE_AUTO",
+            Self::Native => "MOUNT_MODE_NATIVE",
+            Self::Fuse => "MOUNT_MODE_FUSE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MOUNT_MODE_CONFIGURED" => Some(Self::Configured),
+            "MOUNT_MODE_AUTO" => Some(Self::Auto),
+            "MOUNT_MODE_NATIVE" => Some(Self::Native),
+            "MOUNT_MODE_FUSE" => Some(Self::Fuse),
+            _ => None,
+        }
+    }
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use shoal_proto::Bitfield;
 
+use super::holdings::Holding;
 use super::*;
 use crate::index::{Change, Survives, VariantRecord};
 
@@ -39,7 +40,7 @@ fn key(blob: u8) -> BlobKey {
 }
 
 fn only(blob: u8) -> Footprint {
-    Footprint { blobs: vec![key(blob)], objects: Vec::new() }
+    Footprint { blobs: vec![key(blob)], ..Footprint::default() }
 }
 
 fn fill(store: &Store, blob: u8) -> BlobHandle {
@@ -252,7 +253,7 @@ fn the_order_of_use_outlives_the_store() {
         let old = VariantRecord { pieces: PIECES, last_use: long_ago };
         store.close().unwrap();
         store.blobs.records.commit(&[Change::Variant(key(1), old)], Survives::Kill).unwrap();
-        store.blobs.objects.record_use(object(0).0, long_ago - 1);
+        store.blobs.files.record_use(Holding::Object(object(0).0), long_ago - 1);
     }
     // Up to the low mark there is room for one blob and one object.
     let store = Store::open(dir.path(), limited(7 * u64::from(BLOCK))).unwrap();
@@ -320,9 +321,9 @@ fn readers_of_what_goes_and_comes_see_right_bytes_or_none() {
 #[test]
 fn an_image_can_be_opened_on_a_full_disk_and_is_kept_once_there_is_room() {
     let machine = crate::store::crash::Machine::default();
-    let objects = crate::store::objects::Objects::open(tempfile::tempdir().unwrap().path()).unwrap();
+    let files = crate::store::whole_files::WholeFiles::open(tempfile::tempdir().unwrap().path()).unwrap();
     let (records, disk) = (Box::new(machine.clone()), Box::new(machine.clone()));
-    let blobs = crate::store::blobs::Blobs::open(records, disk, objects, &manual()).unwrap();
+    let blobs = crate::store::blobs::Blobs::open(records, disk, files, &manual()).unwrap();
     let old = blobs.open_blob(&image(0)).unwrap();
     assert!(old.write(0, &block(0, 0)).unwrap());
     blobs.flush().unwrap();

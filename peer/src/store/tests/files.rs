@@ -1,6 +1,6 @@
 //! What is on disk: variants, objects, mounts, the lock, and damage to any of it.
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+use std::{ffi::OsString, io::Write, os::unix::ffi::OsStringExt};
 
 use super::*;
 
@@ -208,7 +208,11 @@ fn mounts_outlive_the_store() {
         reference: reference.into(),
         mountpoint: OsString::from_vec(mountpoint.to_vec()).into(),
         manifest: ObjectId::new([3; 32]),
-        needs: Footprint { blobs: vec![BlobKey { blob: BlobId::new([4; 32]), variant: 2 }], objects: Vec::new() },
+        needs: Footprint {
+            blobs: vec![BlobKey { blob: BlobId::new([4; 32]), variant: 2 }],
+            decoded: vec![DecodedId::new([5; 32])],
+            ..Footprint::default()
+        },
         settings: serde_json::json!({ "zone": "a", "threads": 4 }),
     };
     let (a, b) = (record(b"/mnt/a", "host/a:1"), record(b"/mnt/\xff", "oci:/layout"));
@@ -230,7 +234,7 @@ fn what_recorded_mounts_and_pins_need_is_held_from_the_start() {
     let images = [1, 2, 3].map(|blob| table(blob, 1, &[(0, 1)]));
     let needs = |image: usize| Footprint {
         blobs: vec![BlobKey { blob: images[image].blob(), variant: 0 }],
-        objects: Vec::new(),
+        ..Footprint::default()
     };
     let manifest = ObjectId::new([3; 32]);
     {
@@ -284,4 +288,43 @@ fn usage_counts_open_and_closed_blobs_as_they_change() {
     drop((again, other));
     store.flush().unwrap();
     counted(2, 2);
+}
+
+#[test]
+fn a_decoded_form_is_there_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = DecodedId::new([9; 32]);
+    {
+        let store = opened(&dir);
+        let failed = store.put_decoded(id, 10, |mut file| {
+            file.write_all(b"half").unwrap();
+            Err(StoreError::Closed)
+        });
+        assert!(matches!(failed, Err(StoreError::Closed)) && store.decoded(id).is_none());
+        store
+            .put_decoded(id, 10, |mut file| file.write_all(b"whole").map_err(|e| StoreError::io("test", e)))
+            .unwrap();
+        assert_eq!(fs::read(store.decoded(id).unwrap()).unwrap(), b"whole");
+        assert!(store.usage().unwrap().disk_bytes > 0);
+    }
+    // What a crash leaves of another.
+    fs::write(dir.path().join("decoded/.unfinished-x"), b"half").unwrap();
+    let store = opened(&dir);
+    assert_eq!(fs::read_dir(dir.path().join("decoded")).unwrap().count(), 1);
+    let held = store.hold(Footprint { decoded: vec![id], ..Footprint::default() });
+    assert_eq!(store.evict(held.footprint()).unwrap(), Evicted { held: 1, ..Evicted::default() });
+    let footprint = held.footprint().clone();
+    drop(held);
+    let evicted = store.evict(&footprint).unwrap();
+    assert_eq!((evicted.decoded, store.decoded(id), store.usage().unwrap().disk_bytes), (1, None, 0));
+}
+
+#[test]
+fn a_decoded_form_for_which_there_is_no_room_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = StoreLimits { max_bytes: 1000, ..StoreLimits::default() };
+    let store = Store::open(dir.path(), StoreOptions { limits, ..manual() }).unwrap();
+    assert!(store.has_room(1000) && !store.has_room(1001));
+    let refused = store.put_decoded(DecodedId::new([9; 32]), 1001, |_| Ok::<_, StoreError>(()));
+    assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{blobs::Blobs, crash::Machine, objects::Objects};
+use crate::store::{blobs::Blobs, crash::Machine, whole_files::WholeFiles};
 
 const PIECES: u32 = 6;
 
@@ -57,9 +57,9 @@ fn images() -> Vec<Arc<PieceTable>> {
 }
 
 fn open(machine: &Machine) -> (Arc<Blobs>, Vec<BlobHandle>) {
-    let objects = Objects::open(tempfile::tempdir().unwrap().path()).unwrap();
+    let files = WholeFiles::open(tempfile::tempdir().unwrap().path()).unwrap();
     let (records, disk) = (Box::new(machine.clone()), Box::new(machine.clone()));
-    let blobs = Blobs::open(records, disk, objects, &StoreOptions::default()).unwrap();
+    let blobs = Blobs::open(records, disk, files, &StoreOptions::default()).unwrap();
     let handles = images().iter().map(|table| blobs.open_blob(table).unwrap()).collect();
     (blobs, handles)
 }
@@ -122,7 +122,7 @@ proptest! {
                 Op::Fill => machine.fill(true),
                 Op::Evict { image } => {
                     let key = handles[image].key();
-                    let footprint = Footprint { blobs: vec![key], objects: Vec::new() };
+                    let footprint = Footprint { blobs: vec![key], ..Footprint::default() };
                     let whole = blobs.evict(&footprint).is_ok();
                     // Nothing of it counts any more, whether the index and the files could follow or not.
                     prop_assert!(handles[image].present().is_empty());
