@@ -20,10 +20,11 @@ use std::{
 };
 
 use shoal_proto::control::{
-    EvictReply, EvictRequest, GetReply, GetRequest, MountReply, MountRequest, PeersReply, PeersRequest, PinReply,
-    PinRequest, PrefetchProgress, PrefetchRequest, PreheatGroup, PreheatProgress, PreheatRequest, PullReply,
-    PullRequest, RevokeReply, RevokeRequest, ScrubProgress, ScrubRequest, SetReply, SetRequest, StatusReply,
-    StatusRequest, StoreUsageReply, StoreUsageRequest, UnmountReply, UnmountRequest, UnpinReply, UnpinRequest,
+    EvictReply, EvictRequest, GetReply, GetRequest, MountMode as WantedMode, MountReply, MountRequest, PeersReply,
+    PeersRequest, PinReply, PinRequest, PrefetchProgress, PrefetchRequest, PreheatGroup, PreheatProgress,
+    PreheatRequest, PullReply, PullRequest, RevokeReply, RevokeRequest, ScrubProgress, ScrubRequest, SetReply,
+    SetRequest, StatusReply, StatusRequest, StoreUsageReply, StoreUsageRequest, UnmountReply, UnmountRequest,
+    UnpinReply, UnpinRequest,
 };
 use shoal_rafs::oci::Reference;
 use shoal_scheduler::{Event, Item};
@@ -35,6 +36,7 @@ pub use self::generated::control_client::ControlClient;
 use self::generated::control_server::{Control, ControlServer};
 use crate::{
     command::Failure,
+    config::MountMode,
     daemon::Parts,
     driver::DriverHandle,
     grpc::{self, UnixServer},
@@ -86,9 +88,17 @@ fn failed(error: &dyn std::error::Error) -> Status {
 #[tonic::async_trait]
 impl Control for Api {
     async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
-        let MountRequest { reference, mountpoint } = request.into_inner();
+        let MountRequest { reference, mountpoint, mode, decode } = request.into_inner();
         let reference = reference.parse().map_err(|e| invalid(&e))?;
-        let manifest = self.parts.mounts.mount(&reference, Path::new(&mountpoint)).await.map_err(|e| failed(&e))?;
+        let mode = match WantedMode::try_from(mode) {
+            Ok(WantedMode::Configured) => None,
+            Ok(WantedMode::Auto) => Some(MountMode::Auto),
+            Ok(WantedMode::Native) => Some(MountMode::Native),
+            Ok(WantedMode::Fuse) => Some(MountMode::Fuse),
+            Err(_) => return Err(Status::invalid_argument("no such mode of a mount")),
+        };
+        let manifest = self.parts.mounts.mount(&reference, Path::new(&mountpoint), mode, decode).await;
+        let manifest = manifest.map_err(|e| failed(&e))?;
         Ok(Response::new(MountReply { manifest: format!("sha256:{manifest}") }))
     }
 
@@ -183,10 +193,10 @@ impl Control for Api {
         } else {
             let reference = reference.parse().map_err(|e| invalid(&e))?;
             let image = self.parts.node.image(&reference).await.map_err(|e| failed(&e))?;
-            blocking(move || store.evict(&image.needs)).await
+            blocking(move || store.evict(&image.image.native_names().needs(&image))).await
         };
-        let Evicted { blobs, objects, bytes, held } = evicted.map_err(|e| failed(&e))?;
-        Ok(Response::new(EvictReply { blobs, objects, bytes, held }))
+        let Evicted { blobs, objects, decoded, bytes, held } = evicted.map_err(|e| failed(&e))?;
+        Ok(Response::new(EvictReply { blobs, objects, bytes, held, decoded }))
     }
 
     type PreheatStream = Progress<PreheatProgress>;

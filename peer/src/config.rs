@@ -102,6 +102,19 @@ pub enum KeeperMode {
     Off,
 }
 
+/// How images are mounted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountMode {
+    /// Natively if the image is complete, decoded, and the kernel can; otherwise over FUSE.
+    #[default]
+    Auto,
+    /// By the kernel's EROFS driver, or not at all.
+    Native,
+    /// Over FUSE.
+    Fuse,
+}
+
 /// Everything that can be configured. The meaning of each key stands in `docs/shoal.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -262,6 +275,9 @@ impl Default for ReadConfig {
 #[serde(default)]
 #[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
 pub struct MountsConfig {
+    pub mode: MountMode,
+    #[serde(with = "humantime_serde")]
+    pub graduate_after: Duration,
     pub threads: u32,
     pub read_ahead_kib: u32,
     pub on_stop: OnStop,
@@ -274,6 +290,8 @@ pub struct MountsConfig {
 impl Default for MountsConfig {
     fn default() -> Self {
         Self {
+            mode: MountMode::Auto,
+            graduate_after: Duration::from_secs(30),
             threads: 4,
             read_ahead_kib: 1024,
             on_stop: OnStop::Keep,

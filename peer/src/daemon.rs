@@ -47,7 +47,7 @@ use crate::{
     images::Images,
     membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
     metrics::MetricsServer,
-    mounts::{Mounts, MountsError, Unrecorded, blocking},
+    mounts::{Mounts, MountsError, MountsSettings, Unrecorded, blocking},
     node::Node,
     origin::Origin,
     pins::Pins,
@@ -139,7 +139,7 @@ pub(crate) enum RevokeError {
 #[derive(Debug)]
 pub struct Alone {
     node: Arc<Node>,
-    threads: MountOptions,
+    settings: MountsSettings,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -154,7 +154,7 @@ impl Alone {
         let node = core.node.clone();
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), None);
         let driver = core.drive(&config, identity.peer(), None);
-        Ok(Self { node, threads: mount_options(&config), tasks: [driver, evictions] })
+        Ok(Self { node, settings: mounts_settings(&config, &None), tasks: [driver, evictions] })
     }
 
     /// Mounts what `reference` names at present; with `traced`, what is read is noted. The mount ends when the value is
@@ -168,8 +168,15 @@ impl Alone {
         mountpoint: &Path,
         traced: bool,
     ) -> Result<Unrecorded, MountsError> {
-        let mounts = Mounts::new(self.node.clone(), None, self.threads.clone(), true);
+        let mounts = Mounts::new(self.node.clone(), None, self.settings.clone());
         mounts.unrecorded(reference, mountpoint, traced).await
+    }
+
+    /// Bytes of pieces and objects that came from elsewhere so far.
+    pub fn received(&self) -> u64 {
+        let total = self.node.traffic.snapshot();
+        let parts = [total.bytes.unwrap_or_default(), total.objects.unwrap_or_default()];
+        parts.iter().map(|by| by.peer + by.seed + by.registry).sum()
     }
 
     /// Closes the store.
@@ -262,8 +269,7 @@ impl Daemon {
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), Some(exchange.clone()));
         let handover = HandoverOptions::from(&config);
         let handover = blocking(move || Handover::open(handover)).await;
-        let options = kept_by(&handover, mount_options(&config));
-        let mounts = Mounts::new(node.clone(), Some(exchange), options, config.store.keep_unmounted);
+        let mounts = Mounts::new(node.clone(), Some(exchange), mounts_settings(&config, &handover));
         let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
         let pins = Pins::restore(node.clone()).await?;
         let expiring = tokio::spawn(pins.clone().run());
@@ -402,17 +408,19 @@ fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
     })
 }
 
-fn mount_options(config: &Config) -> MountOptions {
-    MountOptions {
+fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>) -> MountsSettings {
+    let options = MountOptions {
         threads: config.mounts.threads as usize,
         read_ahead_kib: config.mounts.read_ahead_kib,
+        keeper: handover.clone().map(|handover| handover as Arc<dyn MountKeeper>),
         ..MountOptions::default()
+    };
+    MountsSettings {
+        options,
+        mode: config.mounts.mode,
+        graduate_after: config.mounts.graduate_after,
+        keep_unmounted: config.store.keep_unmounted,
     }
-}
-
-fn kept_by(handover: &Option<Arc<Handover>>, options: MountOptions) -> MountOptions {
-    let keeper = handover.clone().map(|handover| handover as Arc<dyn MountKeeper>);
-    MountOptions { keeper, ..options }
 }
 
 /// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tokio::sync::OnceCell;
 use crate::{
     driver::{DriverHandle, Fetched, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
+    native::NativeNames,
     origin::Origin,
     store::{self, BlobHandle, Footprint, Store, StoreError},
     traffic::{PieceOrigins, Provenance, Traffic},
@@ -135,6 +136,7 @@ pub struct Image {
     pub bootstrap: Bootstrap,
     /// Its blobs, in the order of the bootstrap's blob table.
     pub blobs: Vec<ImageBlob>,
+    native: OnceLock<NativeNames>,
 }
 
 /// An image as a manifest names it.
@@ -173,6 +175,19 @@ pub struct ImageBlob {
 }
 
 impl Image {
+    /// What the files are called of which the kernel can mount it. Hashes a lot the first time.
+    pub(crate) fn native_names(&self) -> &NativeNames {
+        self.native.get_or_init(|| NativeNames::of(self))
+    }
+
+    /// Whether every piece that it names is here.
+    pub fn is_complete(&self) -> bool {
+        self.blobs.iter().all(|blob| {
+            let present = blob.handle.present();
+            present.is_full() || blob.pieces().all(|piece| present.contains(piece))
+        })
+    }
+
     /// Its blob with this id.
     pub fn blob(&self, id: BlobId) -> Option<&ImageBlob> {
         self.blobs.iter().find(|blob| blob.table.blob() == id)
@@ -253,7 +268,7 @@ impl Images {
         let mut objects = vec![manifest, found.id, image.layer];
         objects.dedup();
         let blobs = image.blobs.iter().map(|blob| blob.handle.key()).collect();
-        Ok(NamedImage { manifest, image, needs: Footprint { blobs, objects } })
+        Ok(NamedImage { manifest, image, needs: Footprint { blobs, objects, ..Footprint::default() } })
     }
 
     /// The lazy manifest that `manifest` is, or that it has for this platform if it is an index.
@@ -403,7 +418,7 @@ fn open(store: &Store, bytes: &[u8], source: Source, layer: ObjectId) -> Result<
         Ok(ImageBlob { key, table, handle, origins })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
-    Ok(Image { source, layer, diff_id, bootstrap, blobs })
+    Ok(Image { source, layer, diff_id, bootstrap, blobs, native: OnceLock::new() })
 }
 
 /// What the scheduler calls a blob of the store.

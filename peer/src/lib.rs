@@ -38,6 +38,7 @@ pub mod layout_server;
 pub mod membership;
 pub mod metrics;
 mod mounts;
+mod native;
 mod node;
 pub mod origin;
 mod pins;

@@ -119,7 +119,8 @@ fn describe() {
         format!("Bytes, or reads of the registry, that went on after they had waited for a limit, {limits}.")
     );
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
-    describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon, since a keeper has them.");
+    describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
+    describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
     describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");
     describe_gauge!(
         "shoal_membership_expires_seconds",
@@ -127,7 +128,6 @@ fn describe() {
         "When the node's certificate of membership expires, since 1970; 0 in an open cluster."
     );
     describe_gauge!("shoal_revocations", Unit::Count, "Revocations of memberships that are known.");
-    describe_gauge!("shoal_requests_in_flight", Unit::Count, "Requests of this node that are under way.");
     describe_gauge!("shoal_store_bytes", Unit::Bytes, "Encoded bytes of the pieces in the store.");
     describe_gauge!("shoal_store_pieces", Unit::Count, "Pieces in the store.");
     describe_gauge!("shoal_store_disk_bytes", Unit::Bytes, "What blobs and objects take up on disk.");

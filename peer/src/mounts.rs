@@ -3,33 +3,43 @@
 //! A mount is recorded once it works, with the manifest that its reference meant, so that it comes back as the same
 //! image even if the tag has moved, and without the registry if the store has what it needs. Where a keeper has held it
 //! meanwhile, its readers do not notice.
+//!
+//! An image is mounted over FUSE while it is incomplete. One that is complete, and decoded, is mounted natively: by the
+//! kernel, without this daemon. In the mode `auto` an image that becomes complete under a FUSE mount is decoded some
+//! time later, for the next mount of it; see [`graduation`].
+
+mod graduation;
+mod restore;
+mod session;
+mod table;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use shoal_proto::{ObjectId, control::MountStatus};
 use shoal_rafs::{
-    Bootstrap, KeptMount, Mount, MountError, MountOptions, Trace, Unmounted,
+    KeptMount, Mount, MountError, MountOptions, Trace, Unmounted,
     oci::{Reference, ReferenceError},
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use self::{
+    session::Session,
+    table::{Mounted, SharedTable, Slot},
+};
 use crate::{
-    config::OnStop,
+    config::{MountMode, OnStop},
     exchange::Exchange,
     images::{Image, ImageError, NamedImage},
+    native::{self, NativeError, NativeFiles},
     node::Node,
-    prefetch,
+    prefetch::{self, PrefetchError},
     reader::Reader,
-    store::{Hold, MountRecord, StoreError},
+    store::{Hold, StoreError},
 };
-
-/// Time between attempts to bring a mount of an earlier run back.
-const RESTORE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a mount was not made or not taken away.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +59,15 @@ pub enum MountsError {
     /// A recorded reference cannot be read.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// A native mount needs all of the image.
+    #[error("the image cannot be mounted natively yet: --wait-complete fetches what is missing first")]
+    Incomplete(#[source] NativeError),
+    /// Its files could not be made.
+    #[error("the image cannot be mounted natively")]
+    Native(#[source] NativeError),
+    /// What is missing of it could not be fetched.
+    #[error("the image cannot be completed")]
+    Complete(#[from] PrefetchError),
     /// The kernel refused.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -62,46 +81,32 @@ pub enum MountsError {
 pub(crate) struct Mounts {
     node: Arc<Node>,
     exchange: Option<Exchange>,
-    options: MountOptions,
+    settings: MountsSettings,
+    table: SharedTable,
+}
+
+/// How the daemon mounts.
+#[derive(Debug, Clone)]
+pub(crate) struct MountsSettings {
+    /// Over FUSE.
+    pub(crate) options: MountOptions,
+    /// What a mount is where nobody says otherwise.
+    pub(crate) mode: MountMode,
+    /// How long an image has to be complete under a FUSE mount before it is decoded; zero for never.
+    pub(crate) graduate_after: Duration,
     /// Whether what only one mount needed stays in the store when that goes.
-    keep_unmounted: bool,
-    /// Locked for look-ups only.
-    table: Arc<Mutex<Table>>,
+    pub(crate) keep_unmounted: bool,
 }
 
-/// All mounts by mountpoint. It goes with the daemon and not before, also when that fails to start or is stopped
-/// meanwhile: what a keeper has is then left to the next one, the rest unmounted.
-#[derive(Default)]
-struct Table(BTreeMap<PathBuf, Slot>);
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        for slot in std::mem::take(&mut self.0).into_values() {
-            if let Slot::Mounted(mounted) = slot
-                && mounted.session.is_kept()
-            {
-                mounted.session.leave();
-            }
-        }
-    }
-}
-
-enum Slot {
-    /// Being mounted, or waiting to be mounted again, for which the store keeps what the record says.
-    Pending {
-        _hold: Option<Hold>,
-    },
-    Mounted(Box<Mounted>),
-}
-
-struct Mounted {
-    reference: String,
-    manifest: ObjectId,
-    reader: Reader,
-    session: Mount,
-    hold: Hold,
-    /// Fetches what the image lists; ends with the mount.
-    _prefetch: AbortOnDropHandle<()>,
+/// What is done to mount an image natively.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    /// Nothing: if its files are there.
+    None,
+    /// Its files are made, if it is complete.
+    Decode,
+    /// It is completed first.
+    Complete,
 }
 
 /// A mount that ends when it is dropped, and is not recorded.
@@ -116,36 +121,63 @@ pub struct Unrecorded {
 }
 
 impl Mounts {
-    pub(crate) fn new(
-        node: Arc<Node>,
-        exchange: Option<Exchange>,
-        options: MountOptions,
-        keep_unmounted: bool,
-    ) -> Self {
-        Self { node, exchange, options, keep_unmounted, table: Arc::default() }
+    pub(crate) fn new(node: Arc<Node>, exchange: Option<Exchange>, settings: MountsSettings) -> Self {
+        Self { node, exchange, settings, table: SharedTable::default() }
     }
 
-    /// Mounts what `reference` names at present, and records it.
-    pub(crate) async fn mount(&self, reference: &Reference, mountpoint: &Path) -> Result<ObjectId, MountsError> {
+    /// Mounts what `reference` names at present, and records it. `mode` as configured if it is not given. With `decode`, and
+    /// always in the mode `native`, a complete image is decoded if it is not.
+    pub(crate) async fn mount(
+        &self,
+        reference: &Reference,
+        mountpoint: &Path,
+        mode: Option<MountMode>,
+        decode: bool,
+    ) -> Result<ObjectId, MountsError> {
         if !mountpoint.is_absolute() {
             return Err(MountsError::NotAbsolute(mountpoint.to_owned()));
         }
-        let claim = self.claim(mountpoint, None)?;
+        let claim = self.table.claim(mountpoint, None)?;
         let named = self.node.image(reference).await?;
         let manifest = named.manifest;
-        let record = MountRecord {
-            reference: reference.to_string(),
-            mountpoint: mountpoint.to_owned(),
-            manifest,
-            needs: named.needs.clone(),
-            settings: serde_json::Value::Null,
-        };
-        let mounted = self.session(reference, named, mountpoint, None).await?;
-        let store = self.node.store.clone();
-        let recorded = blocking(move || store.put_mount(&record)).await;
-        room_or_not(recorded, &format!("{} will not be mounted again after a restart", mountpoint.display()))?;
+        let mode = mode.unwrap_or(self.settings.mode);
+        let effort = if decode || mode == MountMode::Native { Effort::Decode } else { Effort::None };
+        let native = self.native_files(&named, mode, effort).await?;
+        let mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
+        self.record(mountpoint, &mounted).await?;
         claim.fill(mounted);
         Ok(manifest)
+    }
+
+    /// Whether the image at `from` is mounted over FUSE, may be mounted natively, and is complete.
+    pub(crate) fn may_graduate(&self, from: &Path) -> bool {
+        match self.lock().0.get(from) {
+            Some(Slot::Mounted(mounted)) => mounted.may_graduate() && mounted.reader.image().is_complete(),
+            _ => false,
+        }
+    }
+
+    /// Mounts the image that is mounted over FUSE at `from` also natively at `to`, if it may be and its files are there; says
+    /// whether it is mounted there now.
+    pub(crate) async fn graduate(&self, from: &Path, to: &Path) -> Result<bool, MountsError> {
+        let (reference, manifest) = {
+            let table = self.lock();
+            match (table.0.get(from), table.0.get(to)) {
+                (_, Some(Slot::Mounted(_))) => return Ok(true),
+                (Some(Slot::Mounted(mounted)), None) if mounted.may_graduate() => {
+                    (mounted.reference.clone(), mounted.manifest)
+                }
+                _ => return Ok(false),
+            }
+        };
+        let reference: Reference = reference.parse()?;
+        let named = self.node.images.by_manifest(reference.source(), manifest).await?;
+        let Some(native) = self.native_files(&named, MountMode::Auto, Effort::None).await? else { return Ok(false) };
+        let Ok(claim) = self.table.claim(to, None) else { return Ok(false) };
+        let mounted = self.open(&reference, named, to, MountMode::Native, Some(native), None).await?;
+        self.record(to, &mounted).await?;
+        claim.fill(mounted);
+        Ok(true)
     }
 
     /// Unmounts and forgets; true when readers still held it and it was detached.
@@ -153,13 +185,13 @@ impl Mounts {
         let slot = self.lock().0.remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
         let removed = blocking(move || store.remove_mount(&path)).await;
-        room_or_not(removed, &format!("{} may be mounted again after a restart", mountpoint.display()))?;
+        restore::room_or_not(removed, &format!("{} may be mounted again after a restart", mountpoint.display()))?;
         match slot {
             Slot::Pending { .. } => Ok(false),
             Slot::Mounted(mounted) => {
                 let Mounted { session, hold, .. } = *mounted;
                 let detached = matches!(blocking(move || session.unmount()).await?, Unmounted::Detached);
-                if !detached && !self.keep_unmounted {
+                if !detached && !self.settings.keep_unmounted {
                     self.let_go(hold).await;
                 }
                 Ok(detached)
@@ -172,31 +204,9 @@ impl Mounts {
         let (store, needed) = (self.node.store.clone(), hold.footprint().clone());
         drop(hold);
         match blocking(move || store.evict(&needed)).await {
-            Ok(evicted) => tracing::info!(evicted.blobs, evicted.objects, evicted.bytes, "evicted with its mount"),
+            Ok(evicted) => tracing::info!(?evicted, "evicted with its mount"),
             Err(error) => tracing::warn!("cannot evict an unmounted image: {}", crate::chain(&error)),
         }
-    }
-
-    /// Brings the mounts of an earlier run back, those that were `kept` meanwhile as they were. Those that cannot be made now
-    /// are tried again until they can, or are unmounted. Returns once each has been tried.
-    pub(crate) async fn restore(&self, kept: Vec<KeptMount>) -> Result<(), MountsError> {
-        let mut kept: BTreeMap<_, _> = kept.into_iter().map(|mount| (mount.mountpoint.clone(), mount)).collect();
-        let store = self.node.store.clone();
-        for record in blocking(move || store.mounts()).await? {
-            let hold = self.node.store.hold(record.needs.clone());
-            let Ok(claim) = self.claim(&record.mountpoint, Some(hold)) else { continue };
-            let mut kept = kept.remove(&record.mountpoint);
-            if let Err(error) = self.remount(&record, &claim, &mut kept).await {
-                tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
-                let mounts = self.clone();
-                tokio::spawn(async move { mounts.keep_trying(record, claim, kept).await });
-            }
-        }
-        for stray in kept.into_values() {
-            tracing::warn!("{} is mounted, but should not be", stray.mountpoint.display());
-            self.discard(stray).await;
-        }
-        Ok(())
     }
 
     /// Whether every mount that should be there is.
@@ -216,10 +226,19 @@ impl Mounts {
         self.lock().0.len()
     }
 
-    /// How many of them a keeper has.
+    /// How many of them would outlive this process: native ones, and what a keeper has.
     pub(crate) fn kept(&self) -> usize {
-        let is_kept = |slot: &&Slot| matches!(slot, Slot::Mounted(mounted) if mounted.session.is_kept());
-        self.lock().0.values().filter(is_kept).count()
+        self.count_sessions(Session::outlives)
+    }
+
+    /// How many of them are native.
+    pub(crate) fn native(&self) -> usize {
+        self.count_sessions(Session::is_native)
+    }
+
+    fn count_sessions(&self, is_one: fn(&Session) -> bool) -> usize {
+        let counts = |slot: &&Slot| matches!(slot, Slot::Mounted(mounted) if is_one(&mounted.session));
+        self.lock().0.values().filter(counts).count()
     }
 
     pub(crate) fn status(&self) -> Vec<MountStatus> {
@@ -237,7 +256,7 @@ impl Mounts {
         for (path, slot) in slots {
             let Slot::Mounted(mounted) = slot else { continue };
             let leave = match on_stop {
-                OnStop::Keep => mounted.session.is_kept(),
+                OnStop::Keep => mounted.session.outlives(),
                 OnStop::Leave => true,
                 OnStop::Unmount => false,
             };
@@ -259,178 +278,127 @@ impl Mounts {
     ) -> Result<Unrecorded, MountsError> {
         let named = self.node.image(reference).await?;
         let trace = traced.then(|| Arc::new(Trace::new(named.image.bootstrap.clone())));
-        self.options.trace.clone_from(&trace);
-        let Mounted { session, hold: _hold, _prefetch, .. } =
-            self.session(reference, named, mountpoint, None).await?;
-        Ok(Unrecorded { session, trace, _hold, _prefetch })
+        self.settings.options.trace.clone_from(&trace);
+        let _hold = self.node.store.hold(named.needs.clone());
+        let session = self.serve(reference, mountpoint, self.reader(&named.image), None).await?;
+        let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), named.image));
+        Ok(Unrecorded { session, trace, _hold, _prefetch: AbortOnDropHandle::new(prefetch) })
     }
 
-    async fn session(
+    /// The files for a native mount, and a hold on all that it needs; none if the image is to be mounted over FUSE.
+    async fn native_files(
+        &self,
+        named: &NamedImage,
+        mode: MountMode,
+        effort: Effort,
+    ) -> Result<Option<(Hold, NativeFiles)>, MountsError> {
+        // Of an image that is not complete there is nothing to be found, and its names need not be computed.
+        if mode == MountMode::Fuse || (effort == Effort::None && !named.image.is_complete()) {
+            return Ok(None);
+        }
+        let (store, finding) = (self.node.store.clone(), named.clone());
+        let found = move || {
+            let names = finding.image.native_names();
+            let hold = store.hold(names.needs(&finding));
+            (hold, names.find(&store))
+        };
+        let hold = match blocking(found).await {
+            (hold, Some(files)) => return Ok(Some((hold, files))),
+            (_, None) if effort == Effort::None => return Ok(None),
+            (hold, None) => hold,
+        };
+        if effort == Effort::Complete {
+            prefetch::complete(&self.node, named).await?;
+        }
+        match native::make(&self.node, &named.image).await {
+            Ok(files) => Ok(Some((hold, files))),
+            Err(error @ (NativeError::Incomplete { .. } | NativeError::Damaged { .. }))
+                if mode == MountMode::Native =>
+            {
+                Err(MountsError::Incomplete(error))
+            }
+            Err(error) if mode == MountMode::Native => Err(MountsError::Native(error)),
+            Err(error) => {
+                tracing::warn!(layer = %named.image.layer, "mounted over FUSE: {}", crate::chain(&error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Natively with the files for that, if the kernel can. Over FUSE where it cannot and need not, and without them; `kept` is
+    /// then gone on with.
+    async fn open(
         &self,
         reference: &Reference,
-        NamedImage { manifest, image, needs }: NamedImage,
+        named: NamedImage,
         mountpoint: &Path,
+        mode: MountMode,
+        native: Option<(Hold, NativeFiles)>,
         kept: Option<KeptMount>,
     ) -> Result<Mounted, MountsError> {
-        let hold = self.node.store.hold(needs);
-        if let Some(exchange) = &self.exchange {
-            exchange.interested_in(&image);
-        }
-        let reader = Reader::new(self.node.clone(), image.clone(), tokio::runtime::Handle::current());
-        let (source, path) = (Arc::new(reader.clone()), mountpoint.to_owned());
-        let options = MountOptions { fs_name: reference.to_string(), ..self.options.clone() };
-        let bootstrap = image.bootstrap.clone();
-        let session = blocking(move || open(bootstrap, source, &path, options, kept)).await?;
-        let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), image));
-        let _prefetch = AbortOnDropHandle::new(prefetch);
-        Ok(Mounted { reference: reference.to_string(), manifest, reader, session, hold, _prefetch })
-    }
-
-    /// Takes `kept` when the image is there.
-    async fn remount(
-        &self,
-        record: &MountRecord,
-        claim: &Claim,
-        kept: &mut Option<KeptMount>,
-    ) -> Result<(), MountsError> {
-        let reference: Reference = record.reference.parse()?;
-        let named = self.node.images.by_manifest(reference.source(), record.manifest).await?;
-        let mounted = self.session(&reference, named, &record.mountpoint, kept.take()).await?;
-        claim.fill(mounted);
-        Ok(())
-    }
-
-    async fn keep_trying(&self, record: MountRecord, claim: Claim, mut kept: Option<KeptMount>) {
-        let patience = Instant::now() + self.node.deadline;
-        loop {
-            tokio::time::sleep(RESTORE_INTERVAL).await;
-            // Readers of a kept mount wait, but not for ever.
-            if let Some(kept) = kept.take_if(|_| !claim.stands() || Instant::now() > patience) {
-                tracing::error!("{} cannot be served, its readers get errors", kept.mountpoint.display());
-                self.discard(kept).await;
-            }
-            if !claim.stands() {
-                return;
-            }
-            match self.remount(&record, &claim, &mut kept).await {
-                Ok(()) => {
-                    tracing::info!("{} is mounted again", record.mountpoint.display());
-                    return;
+        let reader = self.reader(&named.image);
+        if let Some((hold, files)) = native {
+            let path = mountpoint.to_owned();
+            match blocking(move || session::native(&files, &path)).await {
+                Ok(mount) => return Ok(self.mounted(reference, named, mode, reader, (Session::Native(mount), hold))),
+                Err(error @ MountError::NoErofs { .. }) if mode == MountMode::Auto => {
+                    tracing::debug!("{}", crate::chain(&error));
                 }
-                Err(error) => tracing::debug!("{}: {}", record.mountpoint.display(), crate::chain(&error)),
+                Err(error) => return Err(error.into()),
             }
         }
+        let hold = self.node.store.hold(named.needs.clone());
+        let mount = self.serve(reference, mountpoint, reader.clone(), kept).await?;
+        Ok(self.mounted(reference, named, mode, reader, (Session::Fuse(mount), hold)))
     }
 
-    /// Ends a mount that nobody will serve.
-    async fn discard(&self, kept: KeptMount) {
-        let (keeper, path) = (self.options.keeper.clone(), kept.mountpoint.clone());
-        let discarded = blocking(move || {
-            if let Some(keeper) = keeper {
-                keeper.forget(&kept.device);
-            }
-            kept.discard()
-        });
-        if let Err(error) = discarded.await {
-            tracing::warn!("{}: {error}", path.display());
+    /// Over FUSE.
+    async fn serve(
+        &self,
+        reference: &Reference,
+        mountpoint: &Path,
+        reader: Reader,
+        kept: Option<KeptMount>,
+    ) -> Result<Mount, MountError> {
+        let path = mountpoint.to_owned();
+        let options = MountOptions { fs_name: reference.to_string(), ..self.settings.options.clone() };
+        blocking(move || session::serve(reader, &path, options, kept)).await
+    }
+
+    fn reader(&self, image: &Arc<Image>) -> Reader {
+        if let Some(exchange) = &self.exchange {
+            exchange.interested_in(image);
+        }
+        Reader::new(self.node.clone(), image.clone(), tokio::runtime::Handle::current())
+    }
+
+    /// A mount for the table, and what is done as long as it is there.
+    fn mounted(
+        &self,
+        reference: &Reference,
+        named: NamedImage,
+        mode: MountMode,
+        reader: Reader,
+        (session, hold): (Session, Hold),
+    ) -> Mounted {
+        let mut tasks = vec![tokio::spawn(prefetch::run_listed(self.node.clone(), named.image.clone()))];
+        let after = self.settings.graduate_after;
+        if mode == MountMode::Auto && !session.is_native() && !after.is_zero() {
+            tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), after)));
+        }
+        Mounted {
+            reference: reference.to_string(),
+            manifest: named.manifest,
+            mode,
+            reader,
+            session,
+            hold,
+            _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
         }
     }
 
-    fn claim(&self, mountpoint: &Path, hold: Option<Hold>) -> Result<Claim, MountsError> {
-        let mut table = self.lock();
-        if table.0.contains_key(mountpoint) {
-            return Err(MountsError::InUse(mountpoint.to_owned()));
-        }
-        table.0.insert(mountpoint.to_owned(), Slot::Pending { _hold: hold });
-        Ok(Claim { mounts: self.clone(), mountpoint: mountpoint.to_owned() })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Mounted {
-    fn status(&self, mountpoint: &Path) -> MountStatus {
-        let blobs = &self.reader.image().blobs;
-        let pieces = || blobs.iter().flat_map(|blob| blob.pieces().map(move |piece| (blob, piece)));
-        let stats = self.session.stats();
-        MountStatus {
-            reference: self.reference.clone(),
-            mountpoint: mountpoint.display().to_string(),
-            manifest: format!("sha256:{}", self.manifest),
-            traffic: Some(self.reader.traffic().snapshot()),
-            pieces: pieces().count() as u64,
-            present_pieces: pieces().filter(|(blob, piece)| blob.handle.is_present(*piece)).count() as u64,
-            read_errors: self.reader.errors(),
-            reads: stats.reads,
-            read_bytes: stats.bytes,
-        }
-    }
-}
-
-/// A place in the table while its mount is being made; given back when that fails.
-struct Claim {
-    mounts: Mounts,
-    mountpoint: PathBuf,
-}
-
-impl Claim {
-    /// Puts the mount there. When it was unmounted meanwhile, the session goes again.
-    fn fill(&self, mounted: Mounted) {
-        if let Some(slot @ Slot::Pending { .. }) = self.mounts.lock().0.get_mut(&self.mountpoint) {
-            *slot = Slot::Mounted(Box::new(mounted));
-        }
-    }
-
-    /// Whether nobody has unmounted it meanwhile.
-    fn stands(&self) -> bool {
-        matches!(self.mounts.lock().0.get(&self.mountpoint), Some(Slot::Pending { .. }))
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut table = self.mounts.lock();
-        if matches!(table.0.get(&self.mountpoint), Some(Slot::Pending { .. })) {
-            table.0.remove(&self.mountpoint);
-        }
-    }
-}
-
-/// Goes on with the mount that an earlier daemon has served or, where there is none or it cannot go on, mounts anew.
-fn open(
-    bootstrap: Bootstrap,
-    source: Arc<Reader>,
-    mountpoint: &Path,
-    options: MountOptions,
-    kept: Option<KeptMount>,
-) -> Result<Mount, MountError> {
-    if let Some(kept) = kept {
-        let device = kept.device.clone();
-        match Mount::resume(bootstrap.clone(), source.clone(), kept, options.clone()) {
-            Ok(mount) => {
-                tracing::info!("{} goes on", mountpoint.display());
-                return Ok(mount);
-            }
-            Err(error) => tracing::error!("{}; its readers get errors", crate::chain(&error)),
-        }
-        if let Some(keeper) = &options.keeper {
-            keeper.forget(&device);
-        }
-    }
-    Mount::new(bootstrap, source, mountpoint, options)
-}
-
-/// A mount is made, and taken away, although a full disk has no room to write that down: who waits for the files, or for
-/// their end, is not helped by a refusal.
-fn room_or_not(recorded: Result<(), StoreError>, consequence: &str) -> Result<(), StoreError> {
-    match recorded {
-        Err(error @ StoreError::Full { .. }) => {
-            tracing::warn!("{consequence}: {error}");
-            Ok(())
-        }
-        recorded => recorded,
+    fn lock(&self) -> std::sync::MutexGuard<'_, table::Table> {
+        self.table.lock()
     }
 }
 

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why an image was not fetched whole.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PrefetchError {
+pub enum PrefetchError {
     /// A piece could not be had.
     #[error(transparent)]
     Want(#[from] WantFailed),
@@ -75,6 +75,17 @@ pub(crate) async fn run(
     // A listener that has just gone does not need it.
     let _ = progress.send(Ok(now)).await;
     Ok(())
+}
+
+/// As [`run`], with nobody who listens.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) async fn complete(node: &Node, named: &NamedImage) -> Result<(), PrefetchError> {
+    let (progress, mut heard) = mpsc::channel(1);
+    let run = async move { run(node, named, &progress).await };
+    let hear = async { while heard.recv().await.is_some() {} };
+    tokio::join!(run, hear).0
 }
 
 /// Fetches what the prefetch table of a mounted image lists. Whoever reads what could not be had asks again.

@@ -15,7 +15,8 @@
 //!   before it counts (see `directories.rs`), one decision at a time.
 //! - **One mount for each image**, made when the image is pulled and gone when its snapshot is removed. All containers of the
 //!   image share it. `Mounts` records mounts and makes them again after a restart; should one be missing all the same, it
-//!   is made when a container needs it.
+//!   is made when a container needs it. An image that has become complete and decoded since gets a second mount, a native one,
+//!   for the containers that come after that.
 //! - **Who removes**: containerd's garbage collection, with `Remove` and `Cleanup`. A lazy image that containers still
 //!   use when it is removed is detached and serves them until they end.
 //! - **What is trusted**: the manifest by its digest, the bootstrap layer by the manifest, and that the layer is what its
@@ -40,7 +41,7 @@ use std::{
 use shoal_rafs::oci::Reference;
 use shoal_snapshots::{
     Backing, Catalog, CatalogError, Filter, FilterError, Inconsistent, Kind, LabelUpdate, Labels, Lower, Snapshot,
-    Usage,
+    SnapshotId, Usage,
 };
 
 use self::{
@@ -118,6 +119,12 @@ pub enum SnapshotError {
 #[derive(Clone)]
 pub(crate) struct Snapshotter {
     shared: Arc<Shared>,
+}
+
+/// A lazy image, and where it is mounted for the next container.
+struct MountedImage {
+    image: Arc<Image>,
+    tree: PathBuf,
 }
 
 struct Shared {
@@ -201,8 +208,8 @@ impl Snapshotter {
             let (snapshot, lowers) = catalog.mounted(key)?;
             (snapshot.clone(), lowers)
         };
-        self.mount_images(&lowers).await?;
-        Ok(self.overlay(&snapshot, &lowers))
+        let image = self.mount_image(&lowers).await?;
+        Ok(self.overlay(&snapshot, &lowers, image.as_ref()))
     }
 
     /// Makes an active snapshot one that others can descend from.
@@ -228,7 +235,7 @@ impl Snapshotter {
         };
         let id = blocking(forget).await?;
         // The snapshot is gone; what cannot be taken away now is, by the next cleanup.
-        if let Err(error) = self.unmount(&self.shared.directories.fs(id)).await {
+        if let Err(error) = self.unmount(id).await {
             tracing::warn!("snapshot {id}: {}", crate::chain(&error));
         }
         let this = self.clone();
@@ -277,7 +284,7 @@ impl Snapshotter {
             this.shared.directories.orphans(|id| this.catalog().by_id(id).is_some())
         };
         for id in blocking(orphans).await? {
-            self.unmount(&self.shared.directories.fs(id)).await?;
+            self.unmount(id).await?;
             let this = self.clone();
             blocking(move || this.shared.directories.delete(id)).await;
         }
@@ -292,8 +299,9 @@ impl Snapshotter {
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
         let lowers = self.catalog().lowers(&parent)?;
-        let image = self.mount_images(&lowers).await?;
-        let snapshot = self.make(kind, key, parent, labels, move |directories| match (&image, lowers.first()) {
+        let image = self.mount_image(&lowers).await?;
+        let root = image.as_ref().map(|mounted| mounted.image.clone());
+        let snapshot = self.make(kind, key, parent, labels, move |directories| match (&root, lowers.first()) {
             (_, None) => Ok(None),
             // Not asked of the mount, which this process itself would have to answer.
             (Some(image), Some(Lower { image: Some(_), .. })) => Ok(root_owner(image)),
@@ -301,7 +309,7 @@ impl Snapshotter {
         });
         let snapshot = snapshot.await?;
         let lowers = self.catalog().lowers(&snapshot.parent)?;
-        Ok(self.overlay(&snapshot, &lowers))
+        Ok(self.overlay(&snapshot, &lowers, image.as_ref()))
     }
 
     /// Makes and records an active snapshot or a view, whose directory gets the owner of the tree below it.
@@ -388,33 +396,64 @@ impl Snapshotter {
         if chain_id(below.as_deref(), image.diff_id) != target {
             return Err(SnapshotError::WrongChain { reference: reference_text(), target: target.to_owned() });
         }
-        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id)).await?;
+        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id), None, false).await?;
         Ok(())
     }
 
-    /// Sees to it that the lazy image among `lowers` is mounted, and gives it.
-    async fn mount_images(&self, lowers: &[Lower]) -> Result<Option<Arc<Image>>, SnapshotError> {
+    /// Sees to it that the lazy image among `lowers` is mounted, natively if that is possible by now, and says where.
+    async fn mount_image(&self, lowers: &[Lower]) -> Result<Option<MountedImage>, SnapshotError> {
         let Some((id, name)) = lowers.last().and_then(|lower| Some((lower.id, lower.image.as_ref()?))) else {
             return Ok(None);
         };
-        let (mounts, mountpoint) = (&self.shared.mounts, self.shared.directories.fs(id));
-        if let Some(image) = mounts.image(&mountpoint) {
-            return Ok(Some(image));
+        let (mounts, mut tree) = (&self.shared.mounts, self.shared.directories.fs(id));
+        if mounts.image(&tree).is_none() {
+            let reference: Reference = name.parse().map_err(MountsError::from)?;
+            mounts.mount(&reference, &tree, None, false).await?;
         }
-        let reference: Reference = name.parse().map_err(MountsError::from)?;
-        mounts.mount(&reference, &mountpoint).await?;
-        Ok(mounts.image(&mountpoint))
+        if let Some(native) = self.graduated(id).await {
+            tree = native;
+        }
+        Ok(mounts.image(&tree).map(|image| MountedImage { image, tree }))
     }
 
-    async fn unmount(&self, mountpoint: &Path) -> Result<(), MountsError> {
-        match self.shared.mounts.unmount(mountpoint).await {
-            Err(MountsError::NotMounted(_)) => Ok(()),
-            unmounted => unmounted.map(drop),
+    /// Where an image is mounted natively beside its first mount, if it may be.
+    async fn graduated(&self, id: SnapshotId) -> Option<PathBuf> {
+        let (directories, mounts) = (&self.shared.directories, &self.shared.mounts);
+        let (first, native) = (directories.fs(id), directories.native(id));
+        if !mounts.may_graduate(&first) {
+            return None;
+        }
+        let graduated = async {
+            let directories = directories.clone();
+            blocking(move || directories.make_native(id)).await?;
+            Ok::<_, SnapshotError>(mounts.graduate(&first, &native).await?)
+        };
+        match graduated.await {
+            Ok(mounted) => mounted.then_some(native),
+            Err(error) => {
+                tracing::warn!("snapshot {id} stays on FUSE: {}", crate::chain(&error));
+                None
+            }
         }
     }
 
-    fn overlay(&self, snapshot: &Snapshot, lowers: &[Lower]) -> Vec<Mount> {
-        overlay::mounts(&self.shared.directories, snapshot, lowers, self.shared.index_off)
+    /// Takes away the mounts of a lazy image, if `id` is one.
+    async fn unmount(&self, id: SnapshotId) -> Result<(), MountsError> {
+        for mountpoint in [self.shared.directories.native(id), self.shared.directories.fs(id)] {
+            match self.shared.mounts.unmount(&mountpoint).await {
+                Err(MountsError::NotMounted(_)) => {}
+                unmounted => drop(unmounted?),
+            }
+        }
+        Ok(())
+    }
+
+    fn overlay(&self, snapshot: &Snapshot, lowers: &[Lower], image: Option<&MountedImage>) -> Vec<Mount> {
+        let trees = lowers.iter().map(|lower| match image {
+            Some(mounted) if lower.image.is_some() => mounted.tree.clone(),
+            _ => self.shared.directories.fs(lower.id),
+        });
+        overlay::mounts(&self.shared.directories, snapshot, lowers, trees.collect(), self.shared.index_off)
     }
 
     /// Decides on a new state of a snapshot, writes it down, and remembers it. Blocks.

@@ -14,6 +14,8 @@ mod image;
 
 #[path = "containerd/cri.rs"]
 mod cri;
+#[path = "containerd/graduated.rs"]
+mod graduated;
 #[path = "containerd/kept.rs"]
 mod kept;
 #[path = "containerd/lazy.rs"]

@@ -9,7 +9,7 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::control::{
-    BySource, EvictReply, EvictRequest, GetRequest, MountRequest, PeerStatus, PeersRequest, PinRequest,
+    BySource, EvictReply, EvictRequest, GetRequest, MountMode, MountRequest, PeerStatus, PeersRequest, PinRequest,
     PrefetchRequest, PullReply, PullRequest, RevokeRequest, SetRequest, Setting, StatusReply, StatusRequest,
     UnmountRequest, UnpinRequest,
 };
@@ -35,6 +35,13 @@ enum Verb {
         reference: String,
         /// An existing directory.
         mountpoint: PathBuf,
+        /// How: `auto`, natively if the image is here and decoded, otherwise over FUSE; `native`, by the kernel's EROFS driver
+        /// without the daemon, which takes all of the image; `fuse`. Default: `mounts.mode` of the configuration.
+        #[arg(long)]
+        mode: Option<Mode>,
+        /// Fetch all of the image first, and decode it for a native mount unless the mode is `fuse`.
+        #[arg(long)]
+        wait_complete: bool,
     },
     /// Unmount, and forget the mount.
     Umount {
@@ -112,6 +119,24 @@ enum Verb {
     },
 }
 
+/// How to mount.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Mode {
+    Auto,
+    Native,
+    Fuse,
+}
+
+impl From<Mode> for MountMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Native => Self::Native,
+            Mode::Fuse => Self::Fuse,
+        }
+    }
+}
+
 impl Ctl {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
@@ -125,10 +150,15 @@ impl Ctl {
 impl Verb {
     async fn run(self, mut client: ControlClient<Channel>) -> Result<(), Failure> {
         match self {
-            Self::Mount { reference, mountpoint } => {
+            Self::Mount { reference, mountpoint, mode, wait_complete } => {
                 // The daemon has another working directory.
                 let mountpoint = absolute(&mountpoint)?;
-                let reply = client.mount(MountRequest { reference, mountpoint }).await.map_err(|s| said(&s))?;
+                if wait_complete {
+                    prefetch(client.clone(), reference.clone()).await?;
+                }
+                let mode = mode.map_or(MountMode::Configured, MountMode::from).into();
+                let request = MountRequest { reference, mountpoint, mode, decode: wait_complete };
+                let reply = client.mount(request).await.map_err(|s| said(&s))?;
                 println!("{}", reply.into_inner().manifest);
             }
             Self::Umount { mountpoint } => {
@@ -233,7 +263,8 @@ async fn prefetch(mut client: ControlClient<Channel>, reference: String) -> Resu
 }
 
 fn print_evicted(evicted: &EvictReply) {
-    println!("{} blobs, {} objects, {}", evicted.blobs, evicted.objects, human_bytes(evicted.bytes));
+    let EvictReply { blobs, objects, decoded, bytes, .. } = evicted;
+    println!("{blobs} blobs, {objects} objects, {decoded} decoded forms, {}", human_bytes(*bytes));
     if evicted.held > 0 {
         println!("{} are in use, and stay", evicted.held);
     }
@@ -267,14 +298,13 @@ fn print_status(status: &StatusReply) {
         println!("rejected {} chunks, {}", total.rejected_chunks, human_bytes(total.rejected_bytes));
     }
     for mount in &status.mounts {
+        let work = match mount.native {
+            true => "native".to_owned(),
+            false => format!("{} read, {} failed reads", human_bytes(mount.read_bytes), mount.read_errors),
+        };
         println!(
-            "mount    {} {} ({} of {} pieces here, {} read, {} failed reads)",
-            mount.mountpoint,
-            mount.reference,
-            mount.present_pieces,
-            mount.pieces,
-            human_bytes(mount.read_bytes),
-            mount.read_errors
+            "mount    {} {} ({} of {} pieces here, {work})",
+            mount.mountpoint, mount.reference, mount.present_pieces, mount.pieces,
         );
         if let Some(traffic) = &mount.traffic {
             println!("         {}", sources(&traffic.bytes.unwrap_or_default()));

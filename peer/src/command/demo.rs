@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use shoal_proto::control::{MountRequest, StatusRequest};
+use shoal_proto::control::{MountMode, MountRequest, StatusRequest};
 use shoal_rafs::{
     BuildOptions, Builder,
     oci::{PushOptions, Reference, Registry, RegistryOptions, push},
@@ -180,7 +180,8 @@ async fn read_all(
 ) -> Result<Result<Seen, Difference>, Failure> {
     let started = Instant::now();
     let mountpoint = daemon.mountpoint();
-    let request = MountRequest { reference: reference.to_owned(), mountpoint: mountpoint.display().to_string() };
+    let (reference, path) = (reference.to_owned(), mountpoint.display().to_string());
+    let request = MountRequest { reference, mountpoint: path, mode: MountMode::Fuse.into(), decode: false };
     daemon.client().await?.mount(request).await.map_err(|s| api::said(&s))?;
     let (source, interrupted) = (source.to_owned(), interrupted.clone());
     let compared =

@@ -2,9 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use shoal_rafs::{BlobDir, BlobDirReader, ChunkSource, Mount as Session, MountOptions, Trace, oci::Reference};
+use shoal_rafs::{
+    BlobDir, BlobDirReader, ChunkSource, Mount as Session, MountOptions, MountStats, Trace, oci::Reference,
+};
 
-use super::{Failure, bad_usage, image, runtime, stop_signal};
+use super::{Failure, bad_usage, human_bytes, image, runtime, stop_signal};
 use crate::{config::Config, daemon};
 
 /// Stays in the foreground and unmounts on SIGTERM or SIGINT, or ends when it is unmounted from outside.
@@ -26,6 +28,9 @@ pub(super) struct Mount {
     /// Write which chunks of which files were read, in the order of their first access, when the mount ends.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Print what was read, how long reads waited, and how much was fetched for it, when the mount ends.
+    #[arg(long)]
+    stats: bool,
     /// Sets an option of the daemon's configuration, for instance `--set 'registry.authfile="FILE"'`.
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "bootstrap")]
     overrides: Vec<String>,
@@ -36,7 +41,7 @@ impl Mount {
         let mountpoint = PathBuf::from(self.operands.pop().unwrap_or_default());
         match (self.operands.pop(), self.bootstrap.take(), self.blob_dir.take()) {
             (None, Some(bootstrap), blob_dir) => {
-                from_files(&bootstrap, blob_dir.as_deref(), &mountpoint, self.trace.as_deref())
+                from_files(&bootstrap, blob_dir.as_deref(), &mountpoint, self.trace.as_deref(), self.stats)
             }
             (Some(reference), None, None) => self.mount_reference(&reference, &mountpoint),
             _ => {
@@ -54,7 +59,10 @@ impl Mount {
         runtime()?.block_on(async {
             let alone = daemon::Alone::start(config).await?;
             let mounted = alone.mount(&reference, mountpoint, self.trace.is_some()).await?;
-            until_stopped(mounted.session).await?;
+            let stats = until_stopped(mounted.session).await?;
+            if self.stats {
+                print_stats(stats, Some(alone.received()));
+            }
             alone.stop().await;
             write_trace(mounted.trace.as_deref(), self.trace.as_deref())?;
             Ok(ExitCode::SUCCESS)
@@ -67,6 +75,7 @@ fn from_files(
     blob_dir: Option<&std::path::Path>,
     mountpoint: &std::path::Path,
     trace_file: Option<&std::path::Path>,
+    with_stats: bool,
 ) -> Result<ExitCode, Failure> {
     let (file, image) = image::open_with_blobs(bootstrap, blob_dir)?;
     let reader = BlobDirReader::at(&image, &file.blob_paths(blob_dir))?;
@@ -76,7 +85,10 @@ fn from_files(
         let fs_name = bootstrap.display().to_string();
         let options = MountOptions { fs_name, trace: trace.clone(), ..MountOptions::default() };
         let session = Session::new(image, source, mountpoint, options)?;
-        until_stopped(session).await?;
+        let stats = until_stopped(session).await?;
+        if with_stats {
+            print_stats(stats, None);
+        }
         write_trace(trace.as_deref(), trace_file)?;
         Ok(ExitCode::SUCCESS)
     })
@@ -90,8 +102,18 @@ fn write_trace(trace: Option<&Trace>, path: Option<&std::path::Path>) -> Result<
     Ok(())
 }
 
-/// Waits for a signal or for an unmount from outside, then unmounts.
-async fn until_stopped(session: Session) -> Result<(), Failure> {
+/// `fetched`: encoded bytes that came over the network, where they could have.
+fn print_stats(MountStats { reads, bytes, errors, p50, p99 }: MountStats, fetched: Option<u64>) {
+    println!("{reads} reads of {}, {errors} failed", human_bytes(bytes));
+    let time = humantime::format_duration;
+    println!("half took at most {}, 99 of 100 at most {}", time(p50), time(p99));
+    if let Some(fetched) = fetched {
+        println!("{} fetched, {:.2} for each byte read", human_bytes(fetched), fetched as f64 / bytes.max(1) as f64);
+    }
+}
+
+/// Waits for a signal or for an unmount from outside, then unmounts. Gives what was done until then.
+async fn until_stopped(session: Session) -> Result<MountStats, Failure> {
     let session = Arc::new(session);
     let ended = tokio::task::spawn_blocking({
         let session = session.clone();
@@ -104,5 +126,5 @@ async fn until_stopped(session: Session) -> Result<(), Failure> {
         }
         ended = ended => ended?,
     }
-    Ok(())
+    Ok(session.stats())
 }

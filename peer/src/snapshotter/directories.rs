@@ -3,6 +3,7 @@
 //! ```text
 //! <data_dir>/snapshots/<id>/snapshot.json   what is known of the snapshot, replaced as a whole; JSON
 //! <data_dir>/snapshots/<id>/fs              its files, or the place where a lazy image is mounted
+//! <data_dir>/snapshots/<id>/native          a place where the lazy image is mounted natively, once it can be
 //! <data_dir>/snapshots/<id>/work            overlayfs's scratch space, for active snapshots
 //! ```
 //!
@@ -59,6 +60,20 @@ impl Directories {
     /// The snapshot's files.
     pub(super) fn fs(&self, id: SnapshotId) -> PathBuf {
         self.path(id).join("fs")
+    }
+
+    /// Where a lazy image is mounted natively, beside its first mount.
+    pub(super) fn native(&self, id: SnapshotId) -> PathBuf {
+        self.path(id).join("native")
+    }
+
+    /// Makes that place, if it is not there.
+    pub(super) fn make_native(&self, id: SnapshotId) -> Result<(), SnapshotError> {
+        let native = self.native(id);
+        match make_dir(&native, 0o755) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map_err(io_error("make", &native)),
+        }
     }
 
     /// Overlayfs's scratch space.

@@ -1,24 +1,24 @@
 //! The mounts that a snapshot's owner is to make: overlayfs over the trees below it, as containerd's own overlayfs
 //! snapshotter has it, so that its diff service unpacks and compares layers as usual.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shoal_snapshots::{Kind, Lower, Snapshot};
 
 use super::directories::Directories;
 use crate::containerd::types::Mount;
 
-/// The mounts of an active snapshot or a view, over `lowers`, the uppermost first.
+/// The mounts of an active snapshot or a view, over `lowers`, the uppermost first, of which each lies at one of `trees`.
 pub(super) fn mounts(
     directories: &Directories,
     snapshot: &Snapshot,
     lowers: &[Lower],
+    mut trees: Vec<PathBuf>,
     index_off: bool,
 ) -> Vec<Mount> {
     let own = directories.fs(snapshot.id);
     let writable = snapshot.kind == Kind::Active;
     let mut options: Vec<String> = if index_off { vec!["index=off".into()] } else { Vec::new() };
-    let mut trees: Vec<_> = lowers.iter().map(|lower| directories.fs(lower.id)).collect();
     match lowers {
         [] => return vec![bind(&own, writable)],
         [only] if !writable && only.image.is_none() => return vec![bind(&trees[0], false)],
@@ -60,7 +60,9 @@ mod tests {
             updated: SystemTime::UNIX_EPOCH,
             usage: Usage::default(),
         };
-        let mut mounts = mounts(&Directories::new("/s".into()), &snapshot, lowers, true);
+        let directories = Directories::new("/s".into());
+        let trees = lowers.iter().map(|lower| directories.fs(lower.id)).collect();
+        let mut mounts = mounts(&directories, &snapshot, lowers, trees, true);
         assert_eq!(mounts.len(), 1);
         mounts.remove(0)
     }

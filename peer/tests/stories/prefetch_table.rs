@@ -1,6 +1,6 @@
 //! What an image's prefetch table lists is fetched when it is mounted, before anybody reads; the rest is not.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use crate::support::{Built, Daemon, Registry, assert_same, can_mount, tree, wait};
 use shoal_rafs::{Bootstrap, Nid};
@@ -52,7 +52,7 @@ fn listed_files_are_here_before_they_are_read() {
     daemon.stop();
 }
 
-/// `shoal mount --trace` notes what is read, in order.
+/// `shoal mount --trace` notes what is read, in order; `--stats` sums it up.
 #[test]
 fn a_mount_notes_what_is_read() {
     if !can_mount("mount_trace") {
@@ -65,13 +65,17 @@ fn a_mount_notes_what_is_read() {
     fs::create_dir(&mountpoint).expect("a folder");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_shoal"));
     command.args(["mount", "--bootstrap"]).arg(built.bootstrap()).arg("--blob-dir").arg(built.blobs());
-    let mut mount = command.arg("--trace").arg(&trace).arg(&mountpoint).spawn().expect("shoal runs");
+    command.arg("--trace").arg(&trace).arg("--stats").arg(&mountpoint).stdout(Stdio::piped());
+    let mount = command.spawn().expect("shoal runs");
     wait("it is mounted", || mountpoint.join("link").is_symlink());
     for name in ["d1/f11", "d0/f3", "d1/f11", "empty"] {
         fs::read(mountpoint.join(name)).expect("it can be read");
     }
     let pid = rustix::process::Pid::from_child(&mount);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be signalled");
-    assert!(mount.wait().expect("it ends").success());
+    let ended = mount.wait_with_output().expect("it ends");
+    assert!(ended.status.success());
+    let stats = String::from_utf8(ended.stdout).expect("text");
+    assert!(stats.starts_with("2 reads of 9.77 KiB, 0 failed\nhalf took at most "), "{stats}");
     assert_eq!(fs::read_to_string(trace).expect("a trace"), "0\t/d1/f11\n0\t/d0/f3\n");
 }

@@ -1,0 +1,165 @@
+//! Records of mounts, and what is made of them by the next daemon.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use shoal_rafs::{KeptMount, MountError, NativeMount, oci::Reference};
+
+use super::{
+    Effort, Mounts, MountsError, blocking,
+    session::Session,
+    table::{Claim, Mounted},
+};
+use crate::{
+    config::MountMode,
+    images::NamedImage,
+    store::{Hold, MountRecord, StoreError},
+};
+
+/// Time between attempts to bring a mount of an earlier run back.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a mount's record says beside what the store needs to know.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Recorded {
+    mode: MountMode,
+}
+
+impl Recorded {
+    /// Of a record that says nothing, or something that this version does not know, the default.
+    fn of(record: &MountRecord) -> Self {
+        serde_json::from_value(record.settings.clone()).unwrap_or_default()
+    }
+}
+
+impl Mounts {
+    /// Brings the mounts of an earlier run back, those that were `kept` meanwhile as they were. Those that cannot be made now
+    /// are tried again until they can, or are unmounted. Returns once each has been tried.
+    pub(crate) async fn restore(&self, kept: Vec<KeptMount>) -> Result<(), MountsError> {
+        let mut kept: BTreeMap<_, _> = kept.into_iter().map(|mount| (mount.mountpoint.clone(), mount)).collect();
+        let store = self.node.store.clone();
+        for record in blocking(move || store.mounts()).await? {
+            let hold = self.node.store.hold(record.needs.clone());
+            let Ok(claim) = self.table.claim(&record.mountpoint, Some(hold)) else { continue };
+            let mut kept = kept.remove(&record.mountpoint);
+            if let Err(error) = self.remount(&record, &claim, &mut kept, Effort::Decode).await {
+                tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
+                let mounts = self.clone();
+                tokio::spawn(async move { mounts.keep_trying(record, claim, kept).await });
+            }
+        }
+        for stray in kept.into_values() {
+            tracing::warn!("{} is mounted, but should not be", stray.mountpoint.display());
+            self.discard(stray).await;
+        }
+        Ok(())
+    }
+
+    /// Has the next daemon mount it again.
+    pub(super) async fn record(&self, mountpoint: &Path, mounted: &Mounted) -> Result<(), MountsError> {
+        let record = MountRecord {
+            reference: mounted.reference.clone(),
+            mountpoint: mountpoint.to_owned(),
+            manifest: mounted.manifest,
+            needs: mounted.hold.footprint().clone(),
+            settings: serde_json::to_value(Recorded { mode: mounted.mode }).unwrap_or_default(),
+        };
+        let store = self.node.store.clone();
+        let recorded = blocking(move || store.put_mount(&record)).await;
+        room_or_not(recorded, &format!("{} will not be mounted again after a restart", mountpoint.display()))
+            .map_err(MountsError::from)
+    }
+
+    /// Takes `kept` when the image is there. A native mount is made with `effort`.
+    async fn remount(
+        &self,
+        record: &MountRecord,
+        claim: &Claim,
+        kept: &mut Option<KeptMount>,
+        effort: Effort,
+    ) -> Result<(), MountsError> {
+        let reference: Reference = record.reference.parse()?;
+        let named = self.node.images.by_manifest(reference.source(), record.manifest).await?;
+        let (mode, mountpoint) = (Recorded::of(record).mode, &record.mountpoint);
+        if kept.is_none()
+            && let Some(found) = self.existing(&named, mountpoint).await?
+        {
+            let reader = self.reader(&named.image);
+            claim.fill(self.mounted(&reference, named, mode, reader, found));
+            return Ok(());
+        }
+        let native = match (kept.is_some(), mode) {
+            // It goes on as it was.
+            (true, _) => None,
+            (false, MountMode::Native) => self.native_files(&named, mode, effort).await?,
+            (false, _) => self.native_files(&named, mode, Effort::None).await?,
+        };
+        claim.fill(self.open(&reference, named, mountpoint, mode, native, kept.take()).await?);
+        Ok(())
+    }
+
+    /// The native mount of an image that is there, and a hold on what it needs; the store may have less of it than the kernel,
+    /// if the daemon was killed before everything was durable.
+    async fn existing(&self, named: &NamedImage, mountpoint: &Path) -> Result<Option<(Session, Hold)>, MountError> {
+        let (store, named, path) = (self.node.store.clone(), named.clone(), mountpoint.to_owned());
+        let look = move || {
+            let names = named.image.native_names();
+            let found = NativeMount::existing(&names.bootstrap_path(&store), &path)?;
+            Ok(found.map(|mount| (Session::Native(mount), store.hold(names.needs(&named)))))
+        };
+        blocking(look).await.map_err(|source| MountError::Mountpoint { path: mountpoint.to_owned(), source })
+    }
+
+    async fn keep_trying(&self, record: MountRecord, claim: Claim, mut kept: Option<KeptMount>) {
+        let patience = Instant::now() + self.node.deadline;
+        loop {
+            tokio::time::sleep(RESTORE_INTERVAL).await;
+            // Readers of a kept mount wait, but not for ever.
+            if let Some(kept) = kept.take_if(|_| !claim.stands() || Instant::now() > patience) {
+                tracing::error!("{} cannot be served, its readers get errors", kept.mountpoint.display());
+                self.discard(kept).await;
+            }
+            if !claim.stands() {
+                return;
+            }
+            match self.remount(&record, &claim, &mut kept, Effort::Complete).await {
+                Ok(()) => {
+                    tracing::info!("{} is mounted again", record.mountpoint.display());
+                    return;
+                }
+                Err(error) => tracing::debug!("{}: {}", record.mountpoint.display(), crate::chain(&error)),
+            }
+        }
+    }
+
+    /// Ends a mount that nobody will serve.
+    async fn discard(&self, kept: KeptMount) {
+        let (keeper, path) = (self.settings.options.keeper.clone(), kept.mountpoint.clone());
+        let discarded = blocking(move || {
+            if let Some(keeper) = keeper {
+                keeper.forget(&kept.device);
+            }
+            kept.discard()
+        });
+        if let Err(error) = discarded.await {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+}
+
+/// A mount is made, and taken away, although a full disk has no room to write that down: who waits for the files, or for
+/// their end, is not helped by a refusal.
+pub(super) fn room_or_not(recorded: Result<(), StoreError>, consequence: &str) -> Result<(), StoreError> {
+    match recorded {
+        Err(error @ StoreError::Full { .. }) => {
+            tracing::warn!("{consequence}: {error}");
+            Ok(())
+        }
+        recorded => recorded,
+    }
+}
