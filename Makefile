@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench bench-build bench-cold-start cluster lint fuzz oracle setup
+.PHONY: build demo test bench bench-build bench-cold-start bench-mount cluster lint fuzz oracle setup
 
 setup:
 	@scripts/setup
@@ -39,6 +39,10 @@ bench-cold-start:
 	SHOAL_SETUP=test scripts/setup
 	scripts/cargo build --release --workspace --locked
 	"$(BIN)/shoal-cold-start" "$$(scripts/cold-start-image)" $(if $(JSON),--json "$(JSON)")
+
+bench-mount: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(JSON),--json "$(JSON)")
 
 oracle:
 	scripts/oracle

@@ -1,8 +1,10 @@
 //! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput. And
-//! [`cluster`], which measures real daemons behind shaped links, and [`cold_start`], which measures containers.
+//! [`cluster`], which measures real daemons behind shaped links, [`cold_start`], which measures containers, and [`mounts`].
 
 pub mod cluster;
 pub mod cold_start;
+mod figures;
+pub mod mounts;
 
 use std::path::Path;
 

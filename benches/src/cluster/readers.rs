@@ -14,7 +14,7 @@ use std::{
 
 use rustix::fs::{Advice, fadvise};
 use shoal::{api, command::Failure};
-use shoal_proto::control::{MountRequest, PrefetchRequest};
+use shoal_proto::control::{MountMode, MountRequest, PrefetchRequest};
 use tokio::task::JoinHandle;
 
 use super::{Run, image::Image, is_interrupted, nodes::Nodes, seconds};
@@ -105,8 +105,8 @@ impl Readers {
 
 impl Reader {
     async fn run(mut self) -> Outcome {
-        let request =
-            MountRequest { reference: self.reference.clone(), mountpoint: self.mountpoint.display().to_string() };
+        let (reference, mountpoint) = (self.reference.clone(), self.mountpoint.display().to_string());
+        let request = MountRequest { reference, mountpoint, mode: MountMode::Fuse.into(), decode: false };
         if let Err(status) = self.socket.mount(request).await {
             return Outcome { error: Some(status.message().to_owned()), ..Outcome::default() };
         }

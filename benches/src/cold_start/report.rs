@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::figures::{median, spread};
+
 /// One value a round; seconds, where it does not say bytes.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -61,7 +63,7 @@ impl Report {
     pub fn table(&self) -> String {
         let ordinary = median(&self.oci_total);
         let line = |(name, values): (&str, &[f64])| {
-            let (least, most) = values.iter().fold((f64::MAX, 0f64), |(a, b), &v| (a.min(v), b.max(v)));
+            let (least, most) = spread(values);
             let median = median(values);
             format!("{name:<15} {median:>7.2} s  {least:.2} to {most:.2}  {:>5.1} x", ordinary / median)
         };
@@ -73,20 +75,12 @@ impl Report {
     }
 }
 
-/// The one in the middle, the greater of two.
-fn median<T: Copy + Default + PartialOrd>(values: &[T]) -> T {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn medians_are_of_all_rounds() {
-        assert_eq!((median(&[3.0, 1.0, 2.0]), median::<u64>(&[])), (2.0, 0));
         let report = Report { oci_total: vec![20.0, 10.0, 30.0], lazy_cold: vec![1.0; 3], ..Report::default() };
         assert!(report.table().contains("lazy_cold          1.00 s  1.00 to 1.00   20.0 x"), "{}", report.table());
         assert_eq!(serde_json::to_value(report.medians()).expect("JSON")["oci_total"], 20.0);

@@ -1,0 +1,146 @@
+//! The figures of all rounds by way, and what is said of them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::reads::Figures;
+use crate::figures::{median, percentile, spread};
+
+/// The order in which ways are shown. `peer` is the field's daemon, which is not measured yet.
+const WAYS: [&str; 4] = ["fuse", "native", "erofs", "ext4"];
+
+/// All rounds.
+#[derive(Debug, Default)]
+pub struct Report {
+    files: usize,
+    bytes: u64,
+    rounds: BTreeMap<&'static str, Vec<Figures>>,
+}
+
+/// The medians of one way; the keys are a contract with scripts.
+#[derive(Debug, Serialize)]
+struct Medians {
+    cold_all_seconds: Option<f64>,
+    cold_open_ms: Latencies,
+    cold_open_bytes_fetched: Option<f64>,
+    local_all_seconds: f64,
+    hot_all_seconds: f64,
+    find_seconds: f64,
+    seq_read_mib_s: f64,
+    rand_read_iops: f64,
+}
+
+/// Of the opens of all rounds.
+#[derive(Debug, Serialize)]
+struct Latencies {
+    p50: f64,
+    p95: f64,
+    p99: f64,
+}
+
+impl Report {
+    pub(super) fn new(files: usize, bytes: u64) -> Self {
+        Self { files, bytes, rounds: BTreeMap::new() }
+    }
+
+    pub(super) fn add(&mut self, way: &'static str, figures: Figures) {
+        self.rounds.entry(way).or_default().push(figures);
+    }
+
+    /// What to publish: the medians of each way, and `rounds`, `files` and `bytes` of the tree.
+    pub fn json(&self) -> Value {
+        let rounds = self.rounds.values().map(Vec::len).min().unwrap_or_default();
+        let mut all = Map::from_iter([
+            ("rounds".to_owned(), json!(rounds)),
+            ("files".to_owned(), json!(self.files)),
+            ("bytes".to_owned(), json!(self.bytes)),
+        ]);
+        all.extend(self.rounds.iter().map(|(way, rounds)| ((*way).to_owned(), json!(Medians::of(rounds)))));
+        Value::Object(all)
+    }
+
+    /// For people: each figure with its spread.
+    pub fn table(&self) -> String {
+        let mut lines = vec![format!("{} files, {:.0} MiB; median (least to most)", self.files, mib(self.bytes))];
+        let row = |name: &str, value: &dyn Fn(&Figures) -> Option<f64>| {
+            let cells = WAYS.iter().filter_map(|way| {
+                let values: Vec<f64> = self.rounds.get(way)?.iter().filter_map(value).collect();
+                let (least, most) = spread(&values);
+                Some(match values.is_empty() {
+                    true => format!("{:>26}", "-"),
+                    false => format!("{:>26}", format!("{:.3} ({least:.3} to {most:.3})", median(&values))),
+                })
+            });
+            format!("{name:<22}{}", cells.collect::<String>())
+        };
+        let names = WAYS.iter().filter(|way| self.rounds.contains_key(*way)).map(|way| format!("{way:>26}"));
+        lines.push(format!("{:<22}{}", "", names.collect::<String>()));
+        let opens = |percent: usize| move |round: &Figures| Some(percentile(&round.cold_open_ms, percent));
+        lines.extend([
+            row("cold, all, s", &|round| round.cold_all_seconds),
+            row("cold, open p50, ms", &opens(50)),
+            row("cold, open p95, ms", &opens(95)),
+            row("cold, open p99, ms", &opens(99)),
+            row("fetched for these, MiB", &|round| round.cold_open_bytes_fetched.map(|bytes| mib(bytes as u64))),
+            row("local, all, s", &|round| Some(round.local_all_seconds)),
+            row("hot, all, s", &|round| Some(round.hot_all_seconds)),
+            row("local, find -ls, s", &|round| Some(round.find_seconds)),
+            row("local, 1 GiB, MiB/s", &|round| Some(round.seq_read_mib_s)),
+            row("local, random 4 KiB /s", &|round| Some(round.rand_read_iops)),
+        ]);
+        lines.join("\n")
+    }
+}
+
+impl Medians {
+    fn of(rounds: &[Figures]) -> Self {
+        let of = |value: fn(&Figures) -> f64| median(&rounds.iter().map(value).collect::<Vec<_>>());
+        let some = |value: fn(&Figures) -> Option<f64>| {
+            let values: Option<Vec<f64>> = rounds.iter().map(value).collect();
+            values.map(|values| median(&values))
+        };
+        let opens: Vec<f64> = rounds.iter().flat_map(|round| round.cold_open_ms.iter().copied()).collect();
+        let [p50, p95, p99] = [50, 95, 99].map(|percent| percentile(&opens, percent));
+        Self {
+            cold_all_seconds: some(|round| round.cold_all_seconds),
+            cold_open_ms: Latencies { p50, p95, p99 },
+            cold_open_bytes_fetched: some(|round| round.cold_open_bytes_fetched),
+            local_all_seconds: of(|round| round.local_all_seconds),
+            hot_all_seconds: of(|round| round.hot_all_seconds),
+            find_seconds: of(|round| round.find_seconds),
+            seq_read_mib_s: of(|round| round.seq_read_mib_s),
+            rand_read_iops: of(|round| round.rand_read_iops),
+        }
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_way_has_no_figure_for_is_null() {
+        let mut report = Report::new(2, 3 << 20);
+        for seconds in [1.0, 3.0, 2.0] {
+            let cold =
+                Figures { cold_all_seconds: Some(seconds), cold_open_ms: vec![seconds; 9], ..Figures::default() };
+            report.add("fuse", cold);
+            report.add("ext4", Figures { hot_all_seconds: seconds, ..Figures::default() });
+        }
+        let json = report.json();
+        assert_eq!((&json["rounds"], &json["fuse"]["cold_all_seconds"]), (&3.into(), &2.0.into()));
+        assert_eq!(
+            (&json["fuse"]["cold_open_ms"]["p99"], &json["ext4"]["hot_all_seconds"]),
+            (&3.0.into(), &2.0.into())
+        );
+        assert!(json["ext4"]["cold_all_seconds"].is_null() && json.get("native").is_none());
+        let table = report.table();
+        assert!(table.contains("2 files, 3 MiB") && table.contains("2.000 (1.000 to 3.000)"), "{table}");
+    }
+}

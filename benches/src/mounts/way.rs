@@ -1,0 +1,209 @@
+//! The ways to have an image in a folder, and how each is made cold.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use futures::StreamExt;
+use shoal::{
+    api::{self, ControlClient},
+    command::Failure,
+    processes::NodeProcess,
+};
+use shoal_proto::control::{EvictRequest, MountMode, MountRequest, PrefetchRequest, StatusRequest, UnmountRequest};
+use shoal_rafs::NativeMount;
+use tonic::transport::Channel;
+
+use super::{
+    Image,
+    reads::{self, Figures, drop_caches},
+};
+
+/// What the kernel's EROFS driver mounts.
+pub(super) struct Files {
+    pub(super) bootstrap: PathBuf,
+    pub(super) blobs: Vec<PathBuf>,
+}
+
+/// A node beside a registry.
+pub(super) struct Daemon {
+    node: NodeProcess,
+    registry: SocketAddr,
+}
+
+/// A way to have an image in a folder.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    Fuse(&'a Daemon),
+    Native(&'a Daemon),
+    /// With a folder to mount in.
+    Erofs(&'a Path),
+    Ext4,
+}
+
+/// An image in a folder. Dropping it takes away what is not the daemon's.
+struct Placed {
+    root: PathBuf,
+    _mount: Option<NativeMount>,
+}
+
+impl Way<'_> {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Fuse(_) => "fuse",
+            Self::Native(_) => "native",
+            Self::Erofs(_) => "erofs",
+            Self::Ext4 => "ext4",
+        }
+    }
+
+    /// One round.
+    pub(super) async fn measure(&self, many: &Image, large: &Image, seed: u64) -> Result<Figures, Failure> {
+        let mut figures = Figures::default();
+        if let Some(daemon) = self.daemon() {
+            daemon.forget_all().await?;
+            drop_caches()?;
+            let started = Instant::now();
+            let placed = self.place(many).await?;
+            reads::all(&placed.root, &many.names)?;
+            figures.cold_all_seconds = Some(started.elapsed().as_secs_f64());
+            self.take_away(placed).await?;
+            daemon.forget_all().await?;
+        }
+        drop_caches()?;
+        let before = self.received().await?;
+        let placed = self.place(many).await?;
+        figures.cold_open_ms = reads::opens(&placed.root, &many.names, seed)?;
+        figures.cold_open_bytes_fetched = before.zip(self.received().await?).map(|(before, after)| after - before);
+        self.complete(many).await?;
+        drop_caches()?;
+        figures.local_all_seconds = reads::all(&placed.root, &many.names)?;
+        figures.hot_all_seconds = reads::all(&placed.root, &many.names)?;
+        drop_caches()?;
+        figures.find_seconds = reads::find(&placed.root)?;
+        self.take_away(placed).await?;
+
+        let placed = self.place(large).await?;
+        self.complete(large).await?;
+        let file = placed.root.join(&large.names[0]);
+        drop_caches()?;
+        figures.seq_read_mib_s = reads::sequential(&file)?;
+        drop_caches()?;
+        figures.rand_read_iops = reads::random(&file, seed)?;
+        self.take_away(placed).await?;
+        Ok(figures)
+    }
+
+    fn daemon(&self) -> Option<&Daemon> {
+        match self {
+            Self::Fuse(daemon) | Self::Native(daemon) => Some(daemon),
+            Self::Erofs(_) | Self::Ext4 => None,
+        }
+    }
+
+    async fn place(&self, image: &Image) -> Result<Placed, Failure> {
+        match self {
+            Self::Fuse(daemon) => daemon.mount(image, MountMode::Fuse).await,
+            Self::Native(daemon) => {
+                daemon.fetch(image).await?;
+                daemon.mount(image, MountMode::Native).await
+            }
+            Self::Erofs(folder) => {
+                let root = folder.join("erofs");
+                fs::create_dir_all(&root)?;
+                let mount = NativeMount::new(&image.files.bootstrap, &image.files.blobs, &root)?;
+                Ok(Placed { root, _mount: Some(mount) })
+            }
+            Self::Ext4 => Ok(Placed { root: image.source.clone(), _mount: None }),
+        }
+    }
+
+    /// Has everything on this machine.
+    async fn complete(&self, image: &Image) -> Result<(), Failure> {
+        match self.daemon() {
+            Some(daemon) => daemon.fetch(image).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn take_away(&self, placed: Placed) -> Result<(), Failure> {
+        match self.daemon() {
+            Some(daemon) => daemon.unmount(&placed.root).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes that came from the registry so far; none without a daemon.
+    async fn received(&self) -> Result<Option<f64>, Failure> {
+        match self.daemon() {
+            Some(daemon) => Ok(Some(daemon.received().await? as f64)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Daemon {
+    pub(super) async fn start(shoal: &Path, folder: &Path, registry: SocketAddr) -> Result<Self, Failure> {
+        let settings = [
+            ("control.listen", vec!["/ip4/127.0.0.1/tcp/0".to_owned()].into()),
+            ("data.listen", "127.0.0.1:0".into()),
+            ("http.enabled", false.into()),
+            ("registry.plain_http", vec![registry.to_string()].into()),
+            ("mounts.graduate_after", "0s".into()),
+        ];
+        let mut node = NodeProcess::start("node", folder, Command::new(shoal), &settings)?;
+        node.ready().await?;
+        Ok(Self { node, registry })
+    }
+
+    async fn client(&self) -> Result<ControlClient<Channel>, Failure> {
+        self.node.client().await
+    }
+
+    fn reference(&self, image: &Image) -> String {
+        format!("{}/app:{}", self.registry, image.tag)
+    }
+
+    async fn mount(&self, image: &Image, mode: MountMode) -> Result<Placed, Failure> {
+        let root = self.node.mountpoint();
+        let (reference, mountpoint) = (self.reference(image), root.display().to_string());
+        let request = MountRequest { reference, mountpoint, mode: mode.into(), decode: false };
+        self.client().await?.mount(request).await.map_err(|s| api::said(&s))?;
+        Ok(Placed { root, _mount: None })
+    }
+
+    async fn unmount(&self, root: &Path) -> Result<(), Failure> {
+        let request = UnmountRequest { mountpoint: root.display().to_string() };
+        self.client().await?.unmount(request).await.map_err(|s| api::said(&s))?;
+        Ok(())
+    }
+
+    /// Has all of an image fetched.
+    async fn fetch(&self, image: &Image) -> Result<(), Failure> {
+        let request = PrefetchRequest { reference: self.reference(image) };
+        let progress = self.client().await?.prefetch(request).await.map_err(|s| api::said(&s))?;
+        let mut progress = progress.into_inner();
+        while let Some(step) = progress.next().await {
+            step.map_err(|s| api::said(&s))?;
+        }
+        Ok(())
+    }
+
+    /// Empties the store.
+    async fn forget_all(&self) -> Result<(), Failure> {
+        let request = EvictRequest { reference: String::new() };
+        let evicted = self.client().await?.evict(request).await.map_err(|s| api::said(&s))?.into_inner();
+        if evicted.held > 0 { Err("the store is in use and cannot be emptied".into()) } else { Ok(()) }
+    }
+
+    async fn received(&self) -> Result<u64, Failure> {
+        let status = self.client().await?.status(StatusRequest {}).await.map_err(|s| api::said(&s))?.into_inner();
+        let total = status.total.unwrap_or_default();
+        let parts = [total.bytes.unwrap_or_default(), total.objects.unwrap_or_default()];
+        Ok(parts.iter().map(|by| by.peer + by.seed + by.registry).sum())
+    }
+}
