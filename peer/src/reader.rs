@@ -1,6 +1,8 @@
 //! What a mount asks for chunks: memory, then the store, then everybody else.
 //!
-//! The calling FUSE thread only ever looks into memory; everything slower goes to the runtime, which answers from there.
+//! The calling FUSE thread only ever looks into memory, the page cache included: small pieces that are there it decodes itself,
+//! since handing them to another thread would cost more than that. Everything slower goes to the runtime, which answers from
+//! there.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use shoal_proto::{Bitfield, Priority};
 use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
@@ -22,6 +25,9 @@ use crate::{
     node::Node,
     traffic::{Provenance, Traffic},
 };
+
+/// Most decoded bytes of a piece that a FUSE thread decodes itself: about what it costs to wake another thread, twice.
+const AT_HAND_BYTES: u32 = 128 << 10;
 
 /// What the memory of decoded pieces is keyed by: a variant of a blob, and a piece of it.
 pub(crate) type PieceKey = (BlobKey, u32);
@@ -83,16 +89,7 @@ impl ChunkSource for Reader {
         let key = (blob.key, piece);
         match self.0.cache.read(&key, chunk.index, reply) {
             Lead::Answered | Lead::Joined => {}
-            Lead::Leads => {
-                let (inner, blob) = (self.0.clone(), blob.clone());
-                self.0.runtime.spawn(async move {
-                    let outcome = inner.piece(&blob, piece, chunk.index, priority).await;
-                    if outcome.is_err() {
-                        inner.errors.fetch_add(1, Relaxed);
-                    }
-                    inner.cache.complete(key, outcome);
-                });
-            }
+            Lead::Leads => self.0.clone().lead(blob.clone(), piece, chunk.index, priority),
             Lead::Refused(reply) => {
                 self.0.errors.fetch_add(1, Relaxed);
                 let (blob, reason) = (blob.table.blob(), "too many reads wait".into());
@@ -103,6 +100,39 @@ impl ChunkSource for Reader {
 }
 
 impl Inner {
+    /// Gets a piece for all who wait for it, by the shortest way that may have it.
+    fn lead(self: Arc<Self>, blob: ImageBlob, piece: u32, index: u32, priority: Priority) {
+        if let Some(decoded) = at_hand(&blob, piece) {
+            self.answer(&blob, piece, decoded);
+        } else if blob.handle.is_present(piece) {
+            let runtime = self.runtime.clone();
+            runtime.spawn_blocking(move || match load(&blob, piece) {
+                Ok(Some(decoded)) => self.answer(&blob, piece, decoded),
+                // Damage is dealt with there.
+                Ok(None) | Err(_) => self.lead_elsewhere(blob, piece, index, priority),
+            });
+        } else {
+            self.lead_elsewhere(blob, piece, index, priority);
+        }
+    }
+
+    /// Gives a piece of the store to those who wait for it.
+    fn answer(&self, blob: &ImageBlob, piece: u32, decoded: DecodedPiece) {
+        self.count(blob, piece, Provenance::Local);
+        self.cache.complete((blob.key, piece), Ok(Arc::new(decoded)));
+    }
+
+    fn lead_elsewhere(self: Arc<Self>, blob: ImageBlob, piece: u32, index: u32, priority: Priority) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            let outcome = self.piece(&blob, piece, index, priority).await;
+            if outcome.is_err() {
+                self.errors.fetch_add(1, Relaxed);
+            }
+            self.cache.complete((blob.key, piece), outcome);
+        });
+    }
+
     /// Gets a piece from the store or from elsewhere. An error names the chunk for whose sake.
     async fn piece(
         self: &Arc<Self>,
@@ -187,19 +217,10 @@ impl Inner {
         if !blob.handle.is_present(piece) {
             return None;
         }
-        let work = {
-            let blob = blob.clone();
-            move || {
-                let encoded = blob.handle.read(piece).map_err(|e| crate::chain(&e))?;
-                let Some(encoded) = encoded else { return Ok(None) };
-                blob.table
-                    .decode(piece, &encoded)
-                    .map(|decoded| Some(Arc::new(decoded)))
-                    .map_err(|e| crate::chain(&e))
-            }
-        };
-        match tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.to_string())) {
-            Ok(decoded) => decoded,
+        let loading = blob.clone();
+        let loaded = tokio::task::spawn_blocking(move || load(&loading, piece)).await;
+        match loaded.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok(decoded) => decoded.map(Arc::new),
             Err(error) => {
                 tracing::error!(blob = %blob.table.blob(), piece, "damaged in the store, fetching it again: {error}");
                 if let Err(error) = blob.handle.forget(piece) {
@@ -210,6 +231,21 @@ impl Inner {
             }
         }
     }
+}
+
+/// A piece from the store, decoded and verified; `None` if it is not there. Blocks.
+fn load(blob: &ImageBlob, piece: u32) -> Result<Option<DecodedPiece>, String> {
+    let encoded = blob.handle.read(piece).map_err(|error| crate::chain(&error))?;
+    let decode = |encoded: Bytes| blob.table.decode(piece, &encoded).map_err(|error| crate::chain(&error));
+    encoded.map(decode).transpose()
+}
+
+/// The same for a small piece whose bytes are in the page cache. Does not block; damage is left to others to find.
+fn at_hand(blob: &ImageBlob, piece: u32) -> Option<DecodedPiece> {
+    if blob.table.piece(piece)?.decoded_len() > AT_HAND_BYTES {
+        return None;
+    }
+    blob.table.decode(piece, &blob.handle.read_at_once(piece)?).ok()
 }
 
 /// Pieces that are being fetched ahead of their readers: each once, and not too many.

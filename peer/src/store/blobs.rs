@@ -449,6 +449,14 @@ impl Blobs {
         }
     }
 
+    /// As [`read`](Self::read), but `None` also if that would have to wait for the device, or fail.
+    pub(super) fn read_at_once(&self, variant: &Variant, piece: u32) -> Option<Bytes> {
+        let place = variant.readable(piece)?;
+        let len = (place.encoded.end - place.encoded.start) as usize;
+        let bytes = self.disk.read_at_once(variant.key(), place.encoded.start, len).ok()??;
+        variant.still(&place).then(|| bytes.into())
+    }
+
     pub(super) fn forget(&self, variant: &Variant, piece: u32) -> Result<(), StoreError> {
         let _flushing = lock(&self.flushing);
         match variant.forget(piece) {

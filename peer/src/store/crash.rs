@@ -195,6 +195,10 @@ impl Disk for Machine {
         bytes.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
+    fn read_at_once(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
+        self.read(key, offset, len).map(Some)
+    }
+
     fn sync(&self, key: BlobKey) -> io::Result<()> {
         let outcome = self.file_step().map(drop);
         let mut state = self.state();

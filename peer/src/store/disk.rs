@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, IoSliceMut},
     num::NonZeroUsize,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use lru::LruCache;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use shoal_proto::BlobId;
 
 use super::{StoreError, lock::DirLock};
@@ -42,6 +43,9 @@ pub(super) trait Disk: Send + Sync {
 
     /// Reads exactly `len` bytes.
     fn read(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// As [`read`](Self::read), but `None` if that would have to wait for the device.
+    fn read_at_once(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>>;
 
     /// Makes all that was written to the file durable. After an error nobody knows what of it is.
     fn sync(&self, key: BlobKey) -> io::Result<()>;
@@ -143,6 +147,18 @@ impl Disk for DataDir {
         let mut bytes = vec![0; len];
         self.file(key)?.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
+    }
+
+    fn read_at_once(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; len];
+        let file = self.file(key)?;
+        match preadv2(&file, &mut [IoSliceMut::new(&mut bytes)], offset, ReadWriteFlags::NOWAIT) {
+            // A part of it, when the rest is not in memory, or not in the file: who waits will see.
+            Ok(read) => Ok((read == len).then_some(bytes)),
+            // Not in memory; or the file system cannot tell.
+            Err(Errno::AGAIN | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn sync(&self, key: BlobKey) -> io::Result<()> {

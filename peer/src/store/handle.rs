@@ -83,6 +83,14 @@ impl BlobHandle {
         self.inspect(piece)
     }
 
+    /// As [`read`](Self::read), but never waits for the device: `None` also when the bytes are not in the page cache, and for
+    /// whatever `read` would report. May be called where blocking is not allowed.
+    pub fn read_at_once(&self, piece: u32) -> Option<Bytes> {
+        let bytes = self.blobs.read_at_once(&self.variant, piece)?;
+        self.blobs.holdings.used(Holding::Blob(self.key()));
+        Some(bytes)
+    }
+
     /// As [`read`](Self::read), but does not count as use when it comes to what was used longest ago.
     pub fn inspect(&self, piece: u32) -> Result<Option<Bytes>, StoreError> {
         self.blobs.read(&self.variant, piece)
