@@ -13,7 +13,7 @@ use rustix::net::{
 
 use crate::message::{Malformed, Mount, Reply, Request};
 use crate::packet;
-use crate::server::is_trusted;
+use crate::peer_user::is_trusted;
 
 /// How long an answer may take. The keeper does nothing that takes long, so one that does not answer is stopped or stuck.
 const LIMIT: Duration = Duration::from_secs(5);

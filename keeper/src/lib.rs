@@ -27,6 +27,7 @@
 mod client;
 mod message;
 mod packet;
+mod peer_user;
 mod server;
 mod table;
 

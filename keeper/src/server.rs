@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
-    socket_with, sockopt::socket_peercred,
+    socket_with,
 };
-use rustix::process::{Resource, geteuid, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::Client;
 use crate::message::{Reply, Request};
 use crate::packet;
+use crate::peer_user::is_trusted;
 use crate::table::Table;
 
 /// Most daemons that are connected at a time; there is one, and while another starts there may be two.
@@ -212,9 +213,4 @@ impl Drop for Keeper {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
-}
-
-/// Whether the process at the other end belongs to this user, or to root.
-pub(crate) fn is_trusted(socket: BorrowedFd<'_>) -> bool {
-    socket_peercred(socket).is_ok_and(|other| other.uid.is_root() || other.uid == geteuid())
 }

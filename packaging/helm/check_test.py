@@ -24,7 +24,7 @@ DAMAGES = [
     ("port: http\n            periodSeconds: 5", "port: https\n            periodSeconds: 5", "asks a port that is not there"),
     ("privileged: true\n            readOnlyRootFilesystem: true\n          ports", "readOnlyRootFilesystem: true\n          ports", "nothing it mounts would be seen"),
     ("runAsNonRoot: true", "runAsNonRoot: false", "may run as root"),
-    ("hostPID: true", "hostPID: false", "do not trust each other"),
+    ("hostPID: true", "hostPID: false", "does not see the host's systemd"),
     ("keeper_socket = \"/run/shoal/keeper/keeper.sock\"", "keeper_socket = \"/run/keeper.sock\"", "the keeper is expected at"),
     ("automountServiceAccountToken: false\n      enable", "automountServiceAccountToken: true\n      enable", "gets a token"),
     ("key: ca.crt", "key: ca.pem", "which is not there"),
