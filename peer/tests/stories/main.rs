@@ -12,6 +12,7 @@ mod full_disk;
 mod kept_mounts;
 mod limits;
 mod next_version;
+mod nydus_image;
 mod one_owner;
 mod prefetch_table;
 mod preheat;
