@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench bench-build bench-cold-start cluster lint fuzz oracle setup
+.PHONY: build demo test bench bench-build bench-cold-start cluster lint fuzz oracle interop setup
 
 setup:
 	@scripts/setup
@@ -42,6 +42,12 @@ bench-cold-start:
 
 oracle:
 	scripts/oracle
+
+# Compiles BuildKit the first time, which takes minutes.
+interop:
+	SHOAL_SETUP=test scripts/setup
+	scripts/cargo build --release --workspace --locked
+	scripts/interop "$(BIN)"
 
 cluster: setup
 	scripts/cargo build --release --workspace --locked
