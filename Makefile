@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench bench-build bench-cold-start bench-mount cluster lint fuzz oracle setup
+.PHONY: build demo test bench bench-build bench-cold-start bench-mount cluster lint fuzz oracle setup interop
 
 setup:
 	@scripts/setup
@@ -46,6 +46,12 @@ bench-mount: setup
 
 oracle:
 	scripts/oracle
+
+# Compiles BuildKit the first time, which takes minutes.
+interop:
+	SHOAL_SETUP=test scripts/setup
+	scripts/cargo build --release --workspace --locked
+	scripts/interop "$(BIN)"
 
 cluster: setup
 	scripts/cargo build --release --workspace --locked

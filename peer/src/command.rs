@@ -8,6 +8,7 @@ mod identity;
 mod image;
 mod keeper;
 mod mount;
+mod nydus_image;
 mod preheat;
 mod serve_layout;
 mod store;
@@ -35,6 +36,7 @@ enum Verb {
     /// Build, check, unpack and push RAFS v6 images.
     #[command(subcommand, arg_required_else_help = true)]
     Image(image::Image),
+    NydusImage(nydus_image::NydusImage),
     /// Mount an image lazily in the foreground, without a daemon, until SIGTERM or SIGINT.
     Mount(mount::Mount),
     /// Run the node daemon.
@@ -60,9 +62,18 @@ enum Verb {
 }
 
 impl Cli {
+    /// The command line of this process. Called by the name `nydus-image`, it is that of the verb.
+    pub fn of_process() -> Self {
+        match nydus_image::NydusImage::by_name() {
+            Some(verb) => Self { verb: Verb::NydusImage(verb) },
+            None => Self::parse(),
+        }
+    }
+
     /// The log level when `SHOAL_LOG` sets none: a daemon reports, a tool speaks up only when something is wrong.
     pub fn default_log(&self) -> &'static str {
-        match self.verb {
+        match &self.verb {
+            Verb::NydusImage(verb) => verb.default_log(),
             Verb::Daemon(_) => "info,libp2p=warn,quinn=warn",
             Verb::Keeper(_) => "info",
             _ => "warn",
@@ -76,6 +87,7 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode, Failure> {
         match self.verb {
             Verb::Image(verb) => verb.run(),
+            Verb::NydusImage(verb) => verb.run(),
             Verb::Mount(verb) => verb.run(),
             Verb::Daemon(verb) => verb.run(),
             Verb::Keeper(verb) => verb.run(),

@@ -2,7 +2,6 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use clap::Parser;
 use shoal::command::Cli;
 use tracing_subscriber::EnvFilter;
 
@@ -23,7 +22,7 @@ fn limit_heaps() {
 fn main() -> ExitCode {
     #[cfg(target_env = "gnu")]
     limit_heaps();
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     let filter = EnvFilter::try_from_env("SHOAL_LOG").unwrap_or_else(|_| EnvFilter::new(cli.default_log()));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -159,6 +159,8 @@ enum Origin {
     File,
     /// A blob, which it names `xxxx...`.
     Blob(OwnBlob),
+    /// Such a blob, of which only the name is known: somebody took the bootstrap out of it.
+    Extracted(BlobId),
     /// A bootstrap of RAFS v5.
     V5,
 }
@@ -194,6 +196,15 @@ impl Bootstrap {
     /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
     pub fn parse_inlined(bytes: Bytes, own: OwnBlob) -> Result<Self, BootstrapError> {
         Self::parse_in(bytes, Origin::Blob(own))
+    }
+
+    /// Like [`parse`](Self::parse), for a bootstrap that somebody took out of the blob `own`. How large that became, it does
+    /// not know; it says how many bytes came before it.
+    pub fn parse_extracted(bytes: Bytes, own: BlobId) -> Result<Self, BootstrapError> {
+        match v5::is_v5(&bytes) {
+            true => Self::parse(bytes),
+            false => Self::parse_in(bytes, Origin::Extracted(own)),
+        }
     }
 
     fn parse_in(bytes: Bytes, origin: Origin) -> Result<Self, BootstrapError> {

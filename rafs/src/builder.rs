@@ -6,6 +6,7 @@
 //! pipeline   read, hash and compress chunks on worker threads
 //! collector  put chunks back in order, gather small ones in batches, store each that is not there yet
 //! blob       append chunks and batches
+//! output     where the files of an image go
 //! parts      what follows them: table, digests, a copy of the bootstrap, contents; the file's sha256 is its name
 //! bootstrap  place inodes, directories and indexes; write the tables
 //! merge      the trees of several bootstraps, one over the other
@@ -18,15 +19,15 @@
 //! few hundred bytes for each name, about 150 for each distinct chunk and for each of a dictionary), and on `2 t + 2`
 //! chunks and `t + 2` batches, decoded and encoded, for `t` threads; not on the size of files. Files and directories that
 //! change while they are read end the build: half of one version and half of another is not an image of anything. Nothing
-//! appears under a final name before it is complete.
+//! appears under a final name before it is complete; a blob that is written into a FIFO is complete when that ends and the
+//! build has succeeded.
 //!
 //! Not kept, because the format has no place for it: access and change times, sparseness, hard links between anything
 //! but regular files (they become equal nodes of their own), xattrs outside `user.`, `trusted.`, `security.` and
 //! `system.posix_acl_*` (skipped, each with a note in the report).
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,6 +42,7 @@ use crate::prefetch::PrefetchList;
 use blob::{BlobWriter, Known};
 use dictionary::Dictionary;
 use image::Image;
+use output::replace;
 use prefetch::Prefetched;
 use tree::{NodeIndex, Tree};
 
@@ -56,7 +58,8 @@ mod image;
 mod layer_notes;
 mod merge;
 mod optimize;
-mod overlay;
+mod output;
+pub(crate) mod overlay;
 mod parts;
 mod pipeline;
 mod place;
@@ -69,8 +72,9 @@ pub(crate) mod v5;
 
 pub use error::BuildError;
 pub use layer_notes::{ForeignLink, LayerNotes};
-pub use merge::{MergeError, MergeOptions, MergeReport, merge, merge_with};
+pub use merge::{LayerBlob, MergeError, MergeOptions, MergeReport, merge, merge_with};
 pub use optimize::OptimizeReport;
+pub use output::{BlobTarget, Output};
 
 /// How to build an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,7 +182,7 @@ pub struct BuildReport {
     pub decoded_bytes: u64,
     /// Size of the blob file; 0 without a blob.
     pub encoded_bytes: u64,
-    /// Size of the bootstrap file.
+    /// Size of the bootstrap.
     pub bootstrap_bytes: u64,
     /// Chunks that files consist of.
     pub chunks: u64,
@@ -196,6 +200,9 @@ pub struct BuildReport {
     /// The meta blob of an index over a gzip layer.
     #[serde(serialize_with = "display", skip_serializing_if = "Option::is_none")]
     pub meta: Option<BlobId>,
+    /// Blobs of earlier images that are read, in the order of the blob table.
+    #[serde(serialize_with = "display_all")]
+    pub shared_blobs: Vec<BlobId>,
     /// What was left out, with its path. At most [`MAX_NOTES`].
     pub notes: Vec<String>,
 }
@@ -217,6 +224,10 @@ pub const MAX_NOTES: usize = 1000;
 
 fn display<S: serde::Serializer>(id: &Option<BlobId>, serializer: S) -> Result<S::Ok, S::Error> {
     id.map(|id| id.to_string()).serialize(serializer)
+}
+
+fn display_all<S: serde::Serializer>(ids: &[BlobId], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(ids.iter().map(ToString::to_string))
 }
 
 /// Builds images.
@@ -264,11 +275,16 @@ impl Builder {
     /// into `blob_dir` (made if missing). Both files appear under their names only when they are complete. The bootstrap
     /// names the blob by its id, also where the options put another one, which does not, into the blob.
     pub fn build(&self, source: &Path, bootstrap: &Path, blob_dir: &Path) -> Result<BuildReport, BuildError> {
+        self.build_to(source, Output::files(bootstrap, blob_dir))
+    }
+
+    /// Like [`build`](Self::build), to wherever `output` says.
+    pub fn build_to(&self, source: &Path, output: Output<'_>) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let mut notes = Notes::default();
         let mut scanned = scan::scan(source, &mut notes)?;
         let prefetched = self.find_prefetched(&scanned.tree, &mut notes);
-        let (writer, dictionary) = self.writer(blob_dir)?;
+        let (writer, dictionary) = self.writer(output.blob)?;
         let total = scanned.tree.files().map(|inode| inode.size).sum();
         let order = prefetched.files_first(&scanned.tree);
         let (_, stored) = pipeline::run(self.options, writer, self.watch(Some(total)), |feed| {
@@ -279,7 +295,7 @@ impl Builder {
         }
         let prefetch = prefetched.inodes(&scanned.tree);
         let image = Image { options: self.options, tree: scanned.tree, writer: stored.writer, dictionary, prefetch };
-        Ok(BuildReport { notes: notes.lines, ..image.write(stored.chunks, bootstrap)? })
+        Ok(BuildReport { notes: notes.lines, ..image.write(stored.chunks, output.bootstrap)? })
     }
 
     /// Like [`build`](Self::build), from a tar, gzip or zstd stream of one; `name` stands in errors. See
@@ -293,7 +309,18 @@ impl Builder {
         bootstrap: &Path,
         blob_dir: &Path,
     ) -> Result<BuildReport, BuildError> {
-        self.archive(stream, name, bootstrap, blob_dir, None)
+        self.build_tar_to(stream, name, Output::files(bootstrap, blob_dir))
+    }
+
+    /// Like [`build_tar`](Self::build_tar), to wherever `output` says. The stream is read to its end, also behind the end of
+    /// the tar.
+    pub fn build_tar_to(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        output: Output<'_>,
+    ) -> Result<BuildReport, BuildError> {
+        self.archive(stream, name, output, None)
     }
 
     /// Like [`build_tar`](Self::build_tar), from the archive of a layer, which may say things of lower layers: they are
@@ -306,7 +333,7 @@ impl Builder {
         blob_dir: &Path,
     ) -> Result<(BuildReport, LayerNotes), BuildError> {
         let mut layer = LayerNotes::default();
-        let report = self.archive(stream, name, bootstrap, blob_dir, Some(&mut layer))?;
+        let report = self.archive(stream, name, Output::files(bootstrap, blob_dir), Some(&mut layer))?;
         Ok((report, layer))
     }
 
@@ -314,13 +341,12 @@ impl Builder {
         &self,
         stream: impl Read,
         name: &Path,
-        bootstrap: &Path,
-        blob_dir: &Path,
+        output: Output<'_>,
         layer: Option<&mut LayerNotes>,
     ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let mut notes = Notes::default();
-        let (writer, dictionary) = self.writer(blob_dir)?;
+        let (writer, dictionary) = self.writer(output.blob)?;
         let failed = |source| BuildError::Archive { archive: name.to_owned(), source };
         let at_start = |source| failed(ArchiveError::Read { place: "its start".into(), source });
         let mut archive = Archive::new(decompress(stream).map_err(at_start)?, self.options.limits);
@@ -338,7 +364,7 @@ impl Builder {
         let tree = draft.finish();
         let prefetch = self.find_prefetched(&tree, &mut notes).inodes(&tree);
         let image = Image { options: self.options, tree, writer: stored.writer, dictionary, prefetch };
-        Ok(BuildReport { notes: notes.lines, ..image.write(stored.chunks, bootstrap)? })
+        Ok(BuildReport { notes: notes.lines, ..image.write(stored.chunks, output.bootstrap)? })
     }
 
     fn watch(&self, total_bytes: Option<u64>) -> impl Fn(u64, u64) + Send + '_ {
@@ -355,9 +381,9 @@ impl Builder {
         prefetched
     }
 
-    fn writer(&self, blob_dir: &Path) -> Result<(BlobWriter, Dictionary), BuildError> {
+    fn writer(&self, target: BlobTarget<'_>) -> Result<(BlobWriter, Dictionary), BuildError> {
         let (dictionary, known) = Dictionary::new(&self.dictionary, &self.options)?;
-        Ok((BlobWriter::in_dir(blob_dir, self.options, Known::new(known))?, dictionary))
+        Ok((BlobWriter::new(target, self.options, Known::new(known))?, dictionary))
     }
 }
 
@@ -383,29 +409,6 @@ impl Notes {
             self.lines.push(line());
         }
     }
-}
-
-/// A new file in `dir` that is deleted unless it is given its name.
-fn temporary(dir: &Path) -> Result<tempfile::NamedTempFile, BuildError> {
-    let file = tempfile::Builder::new()
-        .prefix(".shoal-")
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(dir);
-    file.map_err(BuildError::io("make a file in", dir))
-}
-
-/// Syncs a file and gives it its name.
-fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), BuildError> {
-    file.as_file().sync_all().map_err(BuildError::io("sync", path))?;
-    file.persist(path).map_err(|error| BuildError::io("write", path)(error.error))?;
-    Ok(())
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = temporary(dir)?;
-    file.write_all(bytes).map_err(BuildError::io("write", path))?;
-    persist(file, path)
 }
 
 #[cfg(test)]

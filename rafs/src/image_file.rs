@@ -1,7 +1,8 @@
 //! The file that an image is opened by: a bootstrap, or a blob as registries have it with the bootstrap inside.
 //!
 //! A bootstrap inside a blob cannot know the sha256 of that blob. It names it `xxxx...`, and means the file that it was
-//! found in: the file's name, if that begins with a digest, otherwise the sha256 of its bytes.
+//! found in: the file's name, if that begins with a digest, otherwise the sha256 of its bytes. Converters take bootstraps out
+//! of their blobs, and give the file the name of the blob.
 
 use std::fs::File;
 use std::io;
@@ -55,7 +56,16 @@ pub enum ImageFileError {
 #[derive(Debug, Clone)]
 pub struct ImageFile {
     bootstrap: Bytes,
-    own: Option<(OwnBlob, PathBuf)>,
+    own: Option<Own>,
+}
+
+/// The blob that a bootstrap belongs to.
+#[derive(Debug, Clone)]
+enum Own {
+    /// This file has both.
+    Inside(OwnBlob, PathBuf),
+    /// The bootstrap was taken out of a blob of this name, which may lie in a file.
+    Apart(BlobId, Option<PathBuf>),
 }
 
 impl From<Bytes> for ImageFile {
@@ -72,7 +82,8 @@ impl ImageFile {
         let size = file.metadata().map_err(failed)?.len();
         let members = blob::members(&file, size).map_err(failed)?;
         if members.is_empty() {
-            return Ok(Bytes::from(std::fs::read(path).map_err(failed)?).into());
+            let bootstrap = Bytes::from(std::fs::read(path).map_err(failed)?);
+            return Ok(Self { bootstrap, own: id_in_name(path).map(|id| Own::Apart(id, None)) });
         }
         let damaged = |source| ImageFileError::Contents { path: path.to_owned(), source };
         let bootstrap = inlined(&file, &members).map_err(damaged)?;
@@ -83,7 +94,29 @@ impl ImageFile {
             None => sha256(file).map_err(failed)?.0,
         };
         let own = OwnBlob { id, encoded_size: size, toc };
-        Ok(Self { bootstrap, own: Some((own, path.to_owned())) })
+        Ok(Self { bootstrap, own: Some(Own::Inside(own, path.to_owned())) })
+    }
+
+    /// Like [`open`](Self::open), for an image whose own blob, or its only one, is the file `blob`, whatever that is called. Of
+    /// a blob that was taken apart the chunks are enough.
+    pub fn open_with_blob(path: &Path, blob: &Path) -> Result<Self, ImageFileError> {
+        let Self { bootstrap, own } = Self::open(path)?;
+        let named = match own {
+            Some(Own::Inside(own, _)) => Some(own.id),
+            Some(Own::Apart(id, _)) => Some(id),
+            None => None,
+        };
+        // Any name does for a blob that nobody has named.
+        let id = id_in_name(blob).or(named).unwrap_or_else(|| BlobId::new(Sha256::digest(&bootstrap).into()));
+        let id = match Bootstrap::parse_extracted(bootstrap.clone(), id) {
+            Ok(image) => match image.blobs() {
+                [only] => only.id,
+                _ => id,
+            },
+            // Whoever parses it next says so.
+            Err(_) => id,
+        };
+        Ok(Self { bootstrap, own: Some(Own::Apart(id, Some(blob.to_owned()))) })
     }
 
     /// The bootstrap's bytes.
@@ -91,22 +124,39 @@ impl ImageFile {
         &self.bootstrap
     }
 
-    /// The blob that holds the bootstrap.
+    /// The blob that holds the bootstrap, or was given with it.
     pub fn own_blob(&self) -> Option<BlobId> {
-        self.own.as_ref().map(|(own, _)| own.id)
+        match self.own {
+            Some(Own::Inside(OwnBlob { id, .. }, _) | Own::Apart(id, Some(_))) => Some(id),
+            Some(Own::Apart(_, None)) | None => None,
+        }
+    }
+
+    /// The digest that a bootstrap's file is named by, where that is what converters call its blob.
+    pub fn id_in_name(&self) -> Option<BlobId> {
+        match self.own {
+            Some(Own::Apart(id, None)) => Some(id),
+            Some(Own::Inside(..) | Own::Apart(_, Some(_))) | None => None,
+        }
     }
 
     /// Verifies the bootstrap in full.
     pub fn parse(&self) -> Result<Bootstrap, BootstrapError> {
+        let bytes = self.bootstrap.clone();
         match &self.own {
-            Some((own, _)) => Bootstrap::parse_inlined(self.bootstrap.clone(), *own),
-            None => Bootstrap::parse(self.bootstrap.clone()),
+            Some(Own::Inside(own, _)) => Bootstrap::parse_inlined(bytes, *own),
+            Some(Own::Apart(id, _)) => Bootstrap::parse_extracted(bytes, *id),
+            None => Bootstrap::parse(bytes),
         }
     }
 
-    /// Where the blobs of the image are: those that are not this file lie in `dir`.
+    /// Where the blobs of the image are: those that are not this file, nor given with it, lie in `dir`.
     pub fn blob_paths(&self, dir: Option<&Path>) -> BlobPaths {
-        BlobPaths::new(dir, self.own.as_ref().map(|(own, path)| (own.id, path.clone())))
+        let own = match &self.own {
+            Some(Own::Inside(OwnBlob { id, .. }, path) | Own::Apart(id, Some(path))) => Some((*id, path.clone())),
+            Some(Own::Apart(_, None)) | None => None,
+        };
+        BlobPaths::new(dir, own)
     }
 }
 

@@ -57,8 +57,8 @@ pub use bootstrap::{
     SuperBlocks, TocRange,
 };
 pub use builder::{
-    ArchiveLimits, BuildError, BuildOptions, BuildReport, Builder, ForeignLink, LayerNotes, MAX_NOTES, MergeError,
-    MergeOptions, MergeReport, OptimizeReport, Progress, merge, merge_with,
+    ArchiveLimits, BlobTarget, BuildError, BuildOptions, BuildReport, Builder, ForeignLink, LayerBlob, LayerNotes,
+    MAX_NOTES, MergeError, MergeOptions, MergeReport, OptimizeReport, Output, Progress, merge, merge_with,
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};
@@ -78,5 +78,5 @@ pub use prefetch::{PrefetchList, PrefetchListError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
 pub use stat::{ChunkCount, SharedChunks, SharedPair, SharingReport, sharing};
 pub use trace::{Trace, TraceError};
-pub use unpack::{UnpackError, UnpackReport, unpack};
+pub use unpack::{UnpackError, UnpackReport, unpack, unpack_layer};
 pub use zran::InflateContext;

@@ -10,8 +10,8 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 use shoal_proto::Algorithm;
 use shoal_rafs::{
-    BlobDirReader, Bootstrap, BuildError, BuildOptions, BuildReport, Builder, CheckReport, ImageFile, PrefetchList,
-    check_file, merge, unpack,
+    BlobDirReader, BlobTarget, Bootstrap, BuildError, BuildOptions, BuildReport, Builder, CheckReport, ImageFile,
+    Output, PrefetchList, check_file, merge, unpack,
 };
 
 mod support;
@@ -301,5 +301,43 @@ fn the_registry_copy_of_the_table_is_the_table() {
     for (number, piece) in pieces.pieces() {
         let range = piece.encoded();
         pieces.decode(number, &bytes[range.start as usize..range.end as usize]).unwrap();
+    }
+}
+
+/// As converters have it, who know a layer by its own digest and its index by another.
+#[test]
+fn an_index_with_the_bootstrap_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    large_tree(&source);
+    let (tar, expected) = tar_of(&source);
+    let stream = gzip(&tar, 6);
+    for toc in [false, true] {
+        let options = BuildOptions { inline_meta: true, toc, ..BuildOptions::default() };
+        let (meta, boot) = (dir.path().join(format!("meta-{toc}")), dir.path().join(format!("boot-{toc}")));
+        let output = Output { bootstrap: Some(&boot), blob: BlobTarget::File(&meta) };
+        let report = Builder::new(options).build_reference_to(&stream[..], Path::new("layer"), output).unwrap();
+        let blobs = dir.path().join(format!("blobs-{toc}"));
+        fs::create_dir(&blobs).unwrap();
+        fs::write(blobs.join(report.blob.unwrap().to_string()), &stream).unwrap();
+        fs::copy(&meta, blobs.join(report.meta.unwrap().to_string())).unwrap();
+        for path in [&meta, &boot] {
+            let file = ImageFile::open(path).unwrap();
+            let checked = check_file(&file, Some(&blobs));
+            assert!(checked.ok, "{:#?}", checked.problems);
+            assert_eq!(checked.blobs[0].verified_chunks, checked.blobs[0].named_chunks);
+            let image = file.parse().unwrap();
+            assert_eq!(image.blobs()[0].id, report.blob.unwrap());
+            let reader = BlobDirReader::at(&image, &file.blob_paths(Some(&blobs))).unwrap();
+            assert_same(&expected, &image::facts(&image, &reader));
+        }
+        let image = Bootstrap::open(&boot).unwrap();
+        assert_eq!(image.blobs()[0].meta.unwrap().id, report.meta.unwrap());
+        // Without a file for the bootstrap there is none, and a layer without content is its bootstrap.
+        let output = Output { bootstrap: None, blob: BlobTarget::File(&meta) };
+        let empty = gzip(&[0; 1024], 6);
+        let report = Builder::new(options).build_reference_to(&empty[..], Path::new("layer"), output).unwrap();
+        assert!(report.blob.is_none() && report.meta.is_some());
+        assert!(check_file(&ImageFile::open(&meta).unwrap(), None).ok);
     }
 }

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use shoal_rafs::{
-    Blob, BlobDirReader, BootstrapError, BuildOptions, CheckReport, Compressor, ImageFile, ImageFileError,
-    check_file, unpack,
+    Blob, BlobDirReader, BlobTarget, BootstrapError, BuildOptions, Builder, CheckReport, Compressor, ImageFile,
+    ImageFileError, Output, check_file, unpack,
 };
 
 mod support;
@@ -213,4 +213,62 @@ fn other_blobs_need_a_folder() {
     let built = build(&small(dir.path()), dir.path(), none());
     let error = BlobDirReader::at(&built.image, &ImageFile::open(&built.boot).unwrap().blob_paths(None)).unwrap_err();
     assert!(error.to_string().contains("no folder of blobs"), "{error}");
+}
+
+#[test]
+fn a_blob_goes_to_a_file_or_a_fifo_as_into_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = small(dir.path());
+    for toc in [false, true] {
+        let options = BuildOptions { toc, inline_meta: true, ..none() };
+        let (built, path) = layer(&source, &dir.path().join(format!("dir-{toc}")), options);
+        let expected = fs::read(path).unwrap();
+        let (file, fifo) = (dir.path().join("file"), dir.path().join(format!("fifo-{toc}")));
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        // What was there is replaced.
+        fs::write(&file, b"old").unwrap();
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read(fifo).unwrap()
+        });
+        for path in [&file, &fifo] {
+            let output = Output { bootstrap: None, blob: BlobTarget::File(path) };
+            let report = Builder::new(options).build_to(&source, output).unwrap();
+            assert_eq!((report.blob, report.encoded_bytes), (built.report.blob, expected.len() as u64));
+            assert!(report.bootstrap_bytes > 0);
+        }
+        assert_eq!(fs::read(&file).unwrap(), expected);
+        assert_eq!(reader.join().unwrap(), expected);
+    }
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 6, "{names:?}");
+}
+
+#[test]
+fn a_bootstrap_that_was_taken_out_is_read_with_the_chunks_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = small(dir.path());
+    let (built, path) = layer(&source, dir.path(), BuildOptions { toc: true, ..none() });
+    let (boot, data) = (dir.path().join("image.boot"), dir.path().join("image.blob"));
+    fs::write(&boot, ImageFile::open(&path).unwrap().bootstrap()).unwrap();
+    let end = built.image.blobs()[0].data_end as usize;
+    fs::write(&data, &fs::read(&path).unwrap()[..end]).unwrap();
+    let error = ImageFile::open(&boot).unwrap().parse().unwrap_err();
+    assert!(error.to_string().contains("not read from a blob"), "{error}");
+    let file = ImageFile::open_with_blob(&boot, &data).unwrap();
+    let image = file.parse().unwrap();
+    let reader = BlobDirReader::at(&image, &file.blob_paths(None)).unwrap();
+    support::assert_same(&support::facts(&source), &facts(&image, &reader));
+    // A file that is named by a digest belongs to the blob of that name.
+    let named = dir.path().join(built.report.blob.unwrap().to_string());
+    fs::rename(&boot, &named).unwrap();
+    let named = ImageFile::open(&named).unwrap();
+    assert_eq!((named.own_blob(), named.id_in_name()), (None, built.report.blob));
+    assert_eq!(named.parse().unwrap().blobs()[0].id, built.report.blob.unwrap());
+    // The names of others are not touched.
+    let other = dir.path().join("00".repeat(32));
+    fs::copy(&built.boot, &other).unwrap();
+    assert_eq!(ImageFile::open(&other).unwrap().parse().unwrap().blobs(), built.image.blobs());
+    let beside = ImageFile::open_with_blob(&other, &data).unwrap();
+    assert_eq!(beside.own_blob(), built.report.blob);
 }

@@ -5,12 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use shoal_rafs::{BlobDirReader, Bootstrap, BootstrapError, BuildOptions, Compressor, MergeError, check, merge};
+use shoal_rafs::{
+    BlobDirReader, Bootstrap, BootstrapError, BuildOptions, Compressor, LayerBlob, MergeError, MergeOptions, check,
+    merge, merge_with, unpack_layer,
+};
 use tar::EntryType;
 
 mod support;
 
-use support::archive::{Tar, build_tar, chain};
+use support::archive::{Tar, build_tar, chain, open_tar};
 use support::image::{Built, facts, walk};
 
 fn options() -> BuildOptions {
@@ -373,5 +376,77 @@ proptest! {
             .map(|(blob, index)| built.image.piece_table(*blob, None).unwrap().chunk(*index).unwrap().digest.bytes)
             .collect();
         prop_assert_eq!((chunks.len() as u64, digests.len() as u64), (report.unique_chunks, report.unique_chunks));
+    }
+}
+
+#[test]
+fn a_layer_goes_back_with_the_whiteouts_of_oci() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = Tar::default()
+        .records(&[("SCHILY.xattr.trusted.overlay.opaque", b"y"), ("SCHILY.xattr.trusted.other", b"y")])
+        .directory("overlay")
+        .file("overlay/new", b"new")
+        .entry(EntryType::Char, b"overlay/device", b"", b"")
+        .entry(EntryType::Char, b"device", b"", b"")
+        .raw(EntryType::Char, b"null", b"", b"", |header| {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
+        })
+        .file(".wh.plain", b"");
+    let described = Tar::default().raw(EntryType::Directory, b"./", b"", b"", |header| header.set_mode(0o700));
+    let expected = ["", ".wh.device", ".wh.plain", "null", "overlay", "overlay/.wh..wh..opq", "overlay/.wh.device"];
+    let expected = [&expected[..], &["overlay/new"]].concat();
+    for (tar, names, root) in [(upper, expected, false), (described, vec![""], true)] {
+        let built = open_tar(tar.finish().as_slice(), &dir.path().join("layer"), options());
+        let mut back = Vec::new();
+        let report = unpack_layer(&built.image, &built.reader, &mut back).unwrap();
+        let again = open_tar(back.as_slice(), &dir.path().join("again"), options());
+        assert_eq!(paths(&again), names);
+        let facts = facts(&again.image, &again.reader);
+        assert_eq!(report.entries as usize, facts.len() - usize::from(!root));
+        assert_eq!(facts[Path::new("")].mode & 0o777, if root { 0o700 } else { 0o755 });
+        for (path, fact) in &facts {
+            assert!(!fact.xattrs.contains_key(&b"trusted.overlay.opaque"[..]), "{path:?}");
+        }
+    }
+}
+
+/// What a merge is told of blobs that layers brought.
+#[test]
+fn others_know_more_of_a_blob_than_its_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let archives = [Tar::default().file("a", b"a").finish(), Tar::default().file("b", b"b").finish()];
+    let layers = layers(&archives, dir.path());
+    let output = dir.path().join("merged");
+    let merged = |layers: &[Bootstrap], blobs: Vec<LayerBlob>, earlier: &[&Bootstrap]| {
+        let earlier_blobs = earlier.iter().flat_map(|image| image.blobs()).map(|blob| blob.id).collect();
+        let options = MergeOptions { blobs, earlier_blobs, ..MergeOptions::default() };
+        merge_with(layers, &options, &output).map(|_| Bootstrap::open(&output).unwrap())
+    };
+    let of = |image: &Bootstrap| image.blobs().iter().map(|blob| (blob.id, blob.encoded_size)).collect::<Vec<_>>();
+    let [lower, upper] = [0, 1].map(|number| of(&layers[number])[0]);
+    let id = |byte| Some(shoal_proto::BlobId::new([byte; 32]));
+    let named = LayerBlob { id: id(1), file_size: Some(lower.1 + 10), ..LayerBlob::default() };
+    let image = merged(&layers, vec![named], &[]).unwrap();
+    assert_eq!(of(&image), [(id(1).unwrap(), lower.1 + 10), upper]);
+    // Both names: the digest of the file is the one that counts.
+    let image = merged(&layers, vec![LayerBlob { file: id(2), ..named }], &[]).unwrap();
+    assert_eq!(of(&image)[0].0, id(2).unwrap());
+    let toc = LayerBlob { toc_digest: Some([3; 32]), toc_size: Some(640), ..LayerBlob::default() };
+    let image = merged(&layers, vec![LayerBlob::default(), toc], &[]).unwrap();
+    assert_eq!(image.blobs()[1].toc.map(|toc| (toc.size, toc.sha256)), Some((640, [3; 32])));
+    // A blob of an earlier image was brought by nobody.
+    assert_eq!(of(&merged(&layers, vec![named], &[&layers[0]]).unwrap()), [lower, upper]);
+    let both = merged(&layers, Vec::new(), &[]).unwrap();
+    let only = merged(std::slice::from_ref(&both), vec![named], &[&layers[1]]).unwrap();
+    assert_eq!(of(&only), [(id(1).unwrap(), lower.1 + 10), upper]);
+    for (layers, blob, earlier) in [
+        (&[both.clone()][..], named, None),
+        (&layers, LayerBlob { file_size: Some(lower.1 - 1), ..named }, None),
+        (&layers, LayerBlob { file_size: Some(u64::MAX), ..named }, None),
+        (&[both], LayerBlob { id: Some(upper.0), ..named }, Some(&layers[1])),
+    ] {
+        let error = merged(layers, vec![blob], earlier.as_slice()).unwrap_err();
+        assert!(matches!(error, MergeError::Mismatch { layer: 1, .. }), "{error}");
     }
 }

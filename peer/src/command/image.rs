@@ -24,6 +24,11 @@ mod registry;
 mod stat;
 mod unpack;
 
+pub(super) use build::{DigesterName, Job, SourceKind, power_of_two, print_report as print_build_report};
+pub(super) use check::print_check;
+pub(super) use inspect::print_image;
+pub(super) use unpack::write_tar;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Image {
     /// Build a bootstrap and a data blob from a directory or a tar.
@@ -71,7 +76,7 @@ impl Image {
 }
 
 /// The image in a file: a bootstrap, or a blob with the bootstrap inside.
-fn open(path: &Path) -> Result<(ImageFile, Bootstrap), Failure> {
+pub(super) fn open(path: &Path) -> Result<(ImageFile, Bootstrap), Failure> {
     let file = ImageFile::open(path)?;
     let bootstrap = file.parse().map_err(|e| format!("{}: {}", path.display(), crate::chain(&e)))?;
     Ok((file, bootstrap))

@@ -13,6 +13,7 @@ mod kept_mounts;
 mod limits;
 mod native_mounts;
 mod next_version;
+mod nydus_image;
 mod one_owner;
 mod prefetch_table;
 mod preheat;

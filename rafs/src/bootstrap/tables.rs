@@ -98,6 +98,7 @@ fn stored_file(at: At, entry: &BlobEntry, origin: Origin) -> Result<OwnBlob, Boo
     if entry.blob_id == layout::OWN_BLOB {
         return match origin {
             Origin::Blob(own) => Ok(own),
+            Origin::Extracted(id) => Ok(OwnBlob { id, encoded_size: entry.encoded_size.get(), toc: None }),
             Origin::File | Origin::V5 => {
                 Err(at.invalid("it names the blob that the bootstrap lies in, but it was not read from a blob"))
             }

@@ -4,13 +4,9 @@
 //! only known when everything before it was appended: a batch may still be on its way through a worker.
 
 use std::collections::HashMap;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sha2::{Digest as _, Sha256};
-use shoal_proto::BlobId;
-
+use super::output::{BlobFile, BlobTarget};
 use super::pipeline::Prepared;
 use super::tree::ChunkPlace;
 use super::{BuildError, BuildOptions};
@@ -43,52 +39,6 @@ impl Known {
     }
 }
 
-/// A file that grows at its end and is named by its sha256.
-pub(super) struct BlobFile {
-    dir: PathBuf,
-    file: BufWriter<tempfile::NamedTempFile>,
-    hasher: Sha256,
-    len: u64,
-}
-
-impl BlobFile {
-    fn new(dir: &Path) -> Result<Self, BuildError> {
-        let file = BufWriter::with_capacity(1 << 20, super::temporary(dir)?);
-        Ok(Self { dir: dir.to_owned(), file, hasher: Sha256::new(), len: 0 })
-    }
-
-    /// Where it will be.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Bytes so far.
-    pub(super) fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// The sha256 of the bytes so far.
-    pub(super) fn sha256(&self) -> [u8; 32] {
-        self.hasher.clone().finalize().into()
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(BuildError::io("write a blob in", &self.dir))?;
-        self.len += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Gives the file its name.
-    pub(super) fn finish(self) -> Result<BlobId, BuildError> {
-        let id = BlobId::new(self.hasher.finalize().into());
-        let path = self.dir.join(id.to_string());
-        let file = self.file.into_inner().map_err(|error| BuildError::io("write", &path)(error.into_error()))?;
-        super::persist(file, &path)?;
-        Ok(id)
-    }
-}
-
 /// Whether a chunk must be stored.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Placed {
@@ -107,7 +57,7 @@ struct StoredBatch {
     batch: Batch,
 }
 
-/// Writes the chunks of a blob to a temporary file.
+/// Writes the chunks of a blob.
 pub(super) struct BlobWriter {
     pub(super) options: BuildOptions,
     pub(super) file: BlobFile,
@@ -119,10 +69,9 @@ pub(super) struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// A writer of a new blob in `dir` (made if missing), for what is not in `known`.
-    pub(super) fn in_dir(dir: &Path, options: BuildOptions, known: Known) -> Result<Self, BuildError> {
-        std::fs::create_dir_all(dir).map_err(BuildError::io("make", dir))?;
-        let file = BlobFile::new(dir)?;
+    /// A writer of a new blob, for what is not in `known`.
+    pub(super) fn new(target: BlobTarget<'_>, options: BuildOptions, known: Known) -> Result<Self, BuildError> {
+        let file = BlobFile::new(target)?;
         Ok(Self { options, file, decoded_size: 0, known, records: Vec::new(), batches: Vec::new() })
     }
 

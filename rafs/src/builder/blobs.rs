@@ -1,14 +1,15 @@
 //! The blobs of several bootstraps as one list, with the chunks that each bootstrap knows of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use shoal_proto::{Algorithm, BlobId};
 use zerocopy::FromBytes;
 
 use crate::bootstrap::{Blob, Bootstrap, TocRange};
 use crate::builder::BuildError;
+use crate::builder::merge::LayerBlob;
 use crate::builder::tree::ChunkPlace;
-use crate::layout::{self, BlobEntry, ChunkRecord, ExtSuperBlock, SuperBlock, features, flags};
+use crate::layout::{self, BlobEntry, CI_HEADER, ChunkRecord, ExtSuperBlock, SuperBlock, features, flags};
 
 /// Blobs in the order in which they were added, each once.
 #[derive(Debug, Default)]
@@ -40,24 +41,73 @@ impl KnownBlob {
         };
         Self { id: blob.id, algorithm: blob.algorithm, entry }
     }
+
+    /// What others know of it.
+    fn correct(&mut self, brought: &LayerBlob) -> Result<(), String> {
+        let separate = self.entry.features.get() & features::SEPARATE != 0;
+        if let Some(id) = brought.file.filter(|_| !separate).or(brought.id) {
+            (self.id, self.entry.blob_id) = (id, layout::blob_id(id));
+        }
+        // Of what follows these bytes the layer does not know all, but they are there.
+        let least = match separate {
+            false => self.entry.encoded_size.get(),
+            // Nobody has looked at the offset of a table of no chunks.
+            true => self.entry.ci_offset.get().saturating_add(self.entry.ci_encoded_size.get() + CI_HEADER),
+        };
+        if let Some(size) = brought.file_size.filter(|size| !(least..=layout::MAX_ENCODED).contains(size)) {
+            return Err(format!("its blob {} has {least} bytes and more, not {size}", self.id));
+        }
+        match (separate, brought.file, brought.file_size) {
+            (false, _, size) => self.entry.encoded_size = size.unwrap_or(least).into(),
+            (true, file, size) => {
+                self.entry.meta_digest = file.map_or(self.entry.meta_digest, |file| *file.as_bytes());
+                self.entry.meta_size = size.unwrap_or(self.entry.meta_size.get()).into();
+            }
+        }
+        self.entry.toc_digest = brought.toc_digest.unwrap_or(self.entry.toc_digest);
+        self.entry.toc_size = brought.toc_size.unwrap_or(self.entry.toc_size.get()).into();
+        Ok(())
+    }
 }
 
 impl Blobs {
     /// Adds the blobs of a bootstrap; returns their numbers in the order of its blob table.
     pub(super) fn add(&mut self, bootstrap: &Bootstrap) -> Result<Vec<u32>, String> {
+        self.add_layer(bootstrap, LayerBlob::default(), &HashSet::new())
+    }
+
+    /// Likewise, where more is known of the blob that the layer brought: the one that is none of `earlier`.
+    pub(super) fn add_layer(
+        &mut self,
+        bootstrap: &Bootstrap,
+        brought: LayerBlob,
+        earlier: &HashSet<BlobId>,
+    ) -> Result<Vec<u32>, String> {
         let entries = blob_entries(bootstrap)?;
+        let own = |blob: &Blob| brought != LayerBlob::default() && !earlier.contains(&blob.id);
+        if bootstrap.blobs().iter().filter(|blob| own(blob)).count() > 1 {
+            return Err("it has several blobs, of which one alone can be named or described".into());
+        }
         let mut numbers = Vec::new();
         for (blob, entry) in bootstrap.blobs().iter().zip(entries) {
             let next = self.blobs.len() as u32;
-            let number = *self.numbers.entry(blob.id).or_insert(next);
+            let mut new = KnownBlob::new(blob, entry);
+            if own(blob) {
+                new.correct(&brought)?;
+            }
+            let number = *self.numbers.entry(new.id).or_insert(next);
             match self.blobs.get(number as usize) {
-                Some(known) if !same_blob(&known.entry, entry) => {
-                    return Err(format!("it describes blob {} in another way than a layer below it", blob.id));
+                Some(known) if !same_blob(&known.entry, &new.entry) => {
+                    return Err(format!("it describes blob {} in another way than a layer below it", new.id));
                 }
                 Some(_) => {}
-                None => self.blobs.push(KnownBlob::new(blob, entry)),
+                None => self.blobs.push(new),
             }
             numbers.push(number);
+        }
+        // One name for two of its blobs would make them one.
+        if numbers.iter().collect::<HashSet<_>>().len() < numbers.len() {
+            return Err("the name that is given for its blob is that of another one".into());
         }
         for record in bootstrap.records() {
             // The bootstrap was verified: its records name its blobs.

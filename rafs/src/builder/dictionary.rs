@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use shoal_proto::BlobId;
+
 use super::blob::ChunkKey;
 use super::blobs::Blobs;
 use super::tree::ChunkPlace;
@@ -52,6 +54,11 @@ impl Dictionary {
     /// How the blob table of another image describes a blob.
     pub(super) fn entry(&self, blob: u32) -> BlobEntry {
         self.blobs.entry(blob - OWN - 1)
+    }
+
+    /// The name of a blob.
+    pub(super) fn id(&self, blob: u32) -> BlobId {
+        self.blobs.id(blob - OWN - 1)
     }
 
     /// What is known of a chunk.

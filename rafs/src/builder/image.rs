@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use shoal_proto::BlobId;
+
 use super::blob::BlobWriter;
 use super::bootstrap::{self, Contents};
 use super::dictionary::{self, Dictionary};
@@ -32,8 +34,9 @@ struct Tables {
 }
 
 impl Image {
-    /// Completes the blob, and writes the bootstrap to `path`. Of the report the notes are missing.
-    pub(super) fn write(mut self, chunks: u64, path: &Path) -> Result<BuildReport, BuildError> {
+    /// Completes the blob, and writes the bootstrap to `path` if it is wanted beside the blob. Of the report the notes are
+    /// missing.
+    pub(super) fn write(mut self, chunks: u64, path: Option<&Path>) -> Result<BuildReport, BuildError> {
         let mut blob = OpenBlob::new(self.writer)?;
         let unique_chunks = blob.records.len() as u64;
         let tables = Tables::new(&mut self.tree, std::mem::take(&mut blob.records), &self.dictionary)?;
@@ -46,20 +49,26 @@ impl Image {
             algorithm: self.options.algorithm,
         };
         let inlined = self.options.inline_meta.then(|| bootstrap::write(&self.tree, contents(blob.inlined_entry())));
-        let blob = blob.finish(inlined.transpose()?.as_deref())?;
-        let bytes = bootstrap::write(&self.tree, contents(blob.as_ref().and_then(|blob| blob.entry)))?;
-        replace(path, &bytes)?;
+        let inlined = inlined.transpose()?;
+        let blob = blob.finish(inlined.as_deref())?;
+        let mut bootstrap_bytes = inlined.map_or(0, |inlined| inlined.len() as u64);
+        if let Some(path) = path {
+            let bytes = bootstrap::write(&self.tree, contents(blob.as_ref().and_then(|blob| blob.entry)))?;
+            replace(path, &bytes)?;
+            bootstrap_bytes = bytes.len() as u64;
+        }
         let (encoded_bytes, blob) =
             blob.map_or((0, None), |FinishedBlob { id, encoded_size, .. }| (encoded_size, Some(id)));
         Ok(BuildReport {
             encoded_bytes,
-            bootstrap_bytes: bytes.len() as u64,
+            bootstrap_bytes,
             chunks,
             unique_chunks,
             shared_chunks: tables.shared_chunks,
             shared_bytes: tables.shared_bytes,
             prefetched: self.prefetch.len() as u64,
             blob,
+            shared_blobs: tables.shared_blobs(&self.dictionary),
             ..BuildReport::of(&self.tree)
         })
     }
@@ -87,6 +96,11 @@ impl Tables {
             }
         }
         Ok(tables)
+    }
+
+    /// The blobs of earlier images among them.
+    fn shared_blobs(&self, dictionary: &Dictionary) -> Vec<BlobId> {
+        self.order.iter().filter(|number| **number != dictionary::OWN).map(|number| dictionary.id(*number)).collect()
     }
 
     /// The blob table, with what is known of the own blob.

@@ -17,11 +17,11 @@
 //!
 //! What layers want read early is wanted of the image, the lowest layer first: whatever is then at the paths that they list.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
-use shoal_proto::Algorithm;
+use shoal_proto::{Algorithm, BlobId};
 
 use super::blobs::Blobs;
 use super::bootstrap::{self, Contents};
@@ -95,6 +95,26 @@ pub struct MergeOptions {
     pub prefetch: Option<PrefetchList>,
     /// What each layer leaves to those below it, the lowest first; layers beyond these leave nothing.
     pub notes: Vec<LayerNotes>,
+    /// What is known of the blob that each layer brought, the lowest first; of layers beyond these, what they say themselves.
+    pub blobs: Vec<LayerBlob>,
+    /// Blobs of earlier images that layers read from: none of them was brought by a layer.
+    pub earlier_blobs: HashSet<BlobId>,
+}
+
+/// What is known of the blob that a layer brought, and its bootstrap may not know: that was complete before the blob. What is
+/// `None` is as the layer says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// The name of the blob.
+    pub id: Option<BlobId>,
+    /// The sha256 of the file with the bootstrap: the blob's name too, or for a gzip layer that of the meta blob.
+    pub file: Option<BlobId>,
+    /// Bytes of that file.
+    pub file_size: Option<u64>,
+    /// The sha256 of the table of contents at its end.
+    pub toc_digest: Option<[u8; 32]>,
+    /// Bytes of that table with its header.
+    pub toc_size: Option<u32>,
 }
 
 /// Merges layers as [`merge_with`] does, in the usual way.
@@ -118,7 +138,8 @@ pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -
             let (found, expected) = (layer.chunk_size(), lowest.chunk_size());
             return Err(mismatch(format!("its chunk size is {found:#x}, that of the lowest {expected:#x}")));
         }
-        let numbers = blobs.add(layer).map_err(mismatch)?;
+        let brought = options.blobs.get(position).copied().unwrap_or_default();
+        let numbers = blobs.add_layer(layer, brought, &options.earlier_blobs).map_err(mismatch)?;
         let broken = |source| MergeError::Bootstrap { layer: position + 1, source };
         let notes = options.notes.get(position).unwrap_or(&none);
         let implied = notes.implied_in(layer).map_err(broken)?;

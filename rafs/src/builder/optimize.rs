@@ -17,6 +17,7 @@ use shoal_proto::BlobId;
 use super::blob::{BlobWriter, Known};
 use super::dictionary::{Dictionary, OWN};
 use super::image::Image;
+use super::output::BlobTarget;
 use super::overlay::Overlay;
 use super::prefetch;
 use super::tree::{ChunkPlace, Draft, Inode, Tree};
@@ -66,7 +67,7 @@ impl Builder {
         let prefetched = self.find_prefetched(&tree, &mut notes);
         let hot = prefetch::chunks(&tree, &self.prefetch);
         let ranges_before = ranges(&hot, reader);
-        let writer = BlobWriter::in_dir(blob_dir, options, Known::default())?;
+        let writer = BlobWriter::new(BlobTarget::Dir(blob_dir), options, Known::default())?;
         let ((), stored) = pipeline::run(options, writer, self.watch(None), |feed| {
             hot.iter().enumerate().try_for_each(|(number, place)| {
                 let bytes = reader.read(chunk_id(*place)).map_err(|source| BuildError::Chunk { source })?;
@@ -77,8 +78,8 @@ impl Builder {
         lead(&mut tree, &moved);
         let hot_bytes = stored.writer.records.iter().map(|record| u64::from(record.decoded_size.get())).sum();
         let prefetch = prefetched.inodes(&tree);
-        let report =
-            Image { options, tree, writer: stored.writer, dictionary, prefetch }.write(stored.chunks, bootstrap)?;
+        let report = Image { options, tree, writer: stored.writer, dictionary, prefetch }
+            .write(stored.chunks, Some(bootstrap))?;
         let BuildReport { unique_chunks: hot_chunks, encoded_bytes, bootstrap_bytes, prefetched, blob, .. } = report;
         let notes = notes.lines;
         Ok(OptimizeReport {

@@ -98,7 +98,7 @@ impl<'a> Overlay<'a> {
     }
 
     fn is_device_whiteout(&self, entry: &read::Entry<'_>) -> Result<bool, BootstrapError> {
-        Ok(entry.kind == Kind::CharDevice && self.layer.inode(entry.nid)?.rdev() == 0)
+        Ok(entry.kind == Kind::CharDevice && is_device_whiteout(&self.layer.inode(entry.nid)?))
     }
 
     /// An inode of the layer in the tree; names of one file share it.
@@ -139,10 +139,19 @@ impl<'a> Overlay<'a> {
     }
 }
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// What the name of a file starts with that takes the rest of the name away.
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
+/// The file that takes away all that lower layers have in its directory.
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
+/// The xattr that does the same.
+pub(crate) const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
-fn is_opaque(directory: &read::Inode<'_>) -> bool {
+/// Whether overlayfs hides what lower layers have in this directory.
+pub(crate) fn is_opaque(directory: &read::Inode<'_>) -> bool {
     directory.xattr(OVERLAY_OPAQUE) == Some(b"y")
+}
+
+/// Whether overlayfs hides what lower layers have under the name of this inode.
+pub(crate) fn is_device_whiteout(inode: &read::Inode<'_>) -> bool {
+    inode.kind() == Kind::CharDevice && inode.rdev() == 0
 }

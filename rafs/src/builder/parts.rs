@@ -8,13 +8,15 @@
 //! table of contents   [header "rafs.blob.toc"]
 //! ```
 //!
-//! A blob without chunks has none of the first three, and is no blob at all unless it has a bootstrap inside.
+//! A blob without chunks has none of the first three, and is no blob at all unless it has a bootstrap inside. The meta blob of
+//! a gzip layer has the same parts, but for the first.
 
 use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 use zerocopy::FromZeros;
 
-use super::blob::{BlobFile, BlobWriter};
+use super::blob::BlobWriter;
+use super::output::BlobFile;
 use super::{BuildError, BuildOptions};
 use crate::blob::{self, Contexts, EncodedTable, Toc, TocEntry};
 use crate::codec::{Compressor, Encoder};
@@ -43,8 +45,7 @@ impl OpenBlob {
     /// Ends the chunks of a blob: appends their table and, as the options say, their digests.
     pub(super) fn new(writer: BlobWriter) -> Result<Self, BuildError> {
         if writer.records.is_empty() {
-            let BlobWriter { file, options, records, .. } = writer;
-            return Ok(Self { file, options, toc: Vec::new(), entry: None, records });
+            return Ok(Self::without_chunks(writer.file, writer.options));
         }
         let batches = writer.batches();
         let (data_size, decoded_size) = (writer.encoded_size(), writer.decoded_size());
@@ -52,28 +53,47 @@ impl OpenBlob {
         let bits =
             options.features() | if batches.is_empty() { 0 } else { features::CHUNK_INFO_V2 | features::BATCH };
         let offset = data_size + if options.has_tar_headers() { blob::TAR_HEADER } else { 0 };
-        let table =
-            EncodedTable::new(writer.chunks(), &Contexts::of_batches(&batches), bits, offset, options.compressor);
-        let table = table.map_err(BuildError::io("compress the chunk table of a blob in", writer.file.dir()))?;
+        let compressor = options.table_compressor();
+        let table = EncodedTable::new(writer.chunks(), &Contexts::of_batches(&batches), bits, offset, compressor);
+        let table = table.map_err(BuildError::io("compress the chunk table of a blob in", writer.file.place()))?;
         let entry = entry(&options, &table, writer.records.len(), decoded_size);
         let BlobWriter { file, records, .. } = writer;
         let mut blob = Self { file, options, toc: Vec::new(), entry: Some(entry), records };
         blob.data_header(data_size, decoded_size)?;
         blob.table(&table)?;
-        if options.toc {
-            blob.digests()?;
-        }
         Ok(blob)
+    }
+
+    /// A file with the chunk table of a blob that lies elsewhere, which `entry` describes.
+    pub(super) fn of_meta(
+        file: BlobFile,
+        options: BuildOptions,
+        (table, entry): (&EncodedTable, BlobEntry),
+        records: Vec<ChunkRecord>,
+    ) -> Result<Self, BuildError> {
+        let mut blob = Self { file, options, toc: Vec::new(), entry: Some(entry), records };
+        blob.table(table)?;
+        Ok(blob)
+    }
+
+    /// A file without chunks.
+    pub(super) fn without_chunks(file: BlobFile, options: BuildOptions) -> Self {
+        Self { file, options, toc: Vec::new(), entry: None, records: Vec::new() }
     }
 
     /// How a bootstrap inside the blob describes it: by a name that stands for whatever it will be, and by the bytes before
     /// the bootstrap.
+    /// A gzip layer is known by its own name.
     pub(super) fn inlined_entry(&self) -> Option<BlobEntry> {
-        self.entry.map(|entry| BlobEntry {
-            blob_id: layout::OWN_BLOB,
-            features: (entry.features.get() | features::INLINED_META).into(),
-            encoded_size: self.file.len().into(),
-            ..entry
+        let inlined = |entry: BlobEntry| (entry.features.get() | features::INLINED_META).into();
+        self.entry.map(|entry| match entry.features.get() & features::SEPARATE {
+            0 => BlobEntry {
+                blob_id: layout::OWN_BLOB,
+                features: inlined(entry),
+                encoded_size: self.file.len().into(),
+                ..entry
+            },
+            _ => BlobEntry { features: inlined(entry), ..entry },
         })
     }
 
@@ -94,8 +114,11 @@ impl OpenBlob {
         let id = self.file.finish()?;
         let described = self.entry.map(|entry| {
             let (toc_size, toc_digest) = toc.unwrap_or_default();
-            let (blob_id, encoded_size) = (layout::blob_id(id), found.into());
-            BlobEntry { blob_id, encoded_size, toc_size: toc_size.into(), toc_digest, ..entry }
+            let entry = BlobEntry { toc_size: toc_size.into(), toc_digest, ..entry };
+            match entry.features.get() & features::SEPARATE {
+                0 => BlobEntry { blob_id: layout::blob_id(id), encoded_size: found.into(), ..entry },
+                _ => BlobEntry { meta_digest: *id.as_bytes(), meta_size: found.into(), ..entry },
+            }
         });
         Ok(Some(FinishedBlob { id, encoded_size: found, entry: described }))
     }
@@ -113,7 +136,8 @@ impl OpenBlob {
         self.part(blob::TABLE_NAME, table.compressor, &table.decoded, table.stored())?;
         let header = table.header_block();
         self.part(blob::TABLE_HEADER_NAME, Compressor::None, &header, &header)?;
-        self.header(blob::TABLE_NAME, table.stored().len() as u64 + CI_HEADER)
+        self.header(blob::TABLE_NAME, table.stored().len() as u64 + CI_HEADER)?;
+        if self.options.toc { self.digests() } else { Ok(()) }
     }
 
     fn digests(&mut self) -> Result<(), BuildError> {
@@ -127,7 +151,7 @@ impl OpenBlob {
         let mut compressed = None;
         if self.options.toc {
             let packed = Encoder::new(Compressor::Zstd).and_then(|mut encoder| encoder.encode(bootstrap));
-            compressed = packed.map_err(BuildError::io("compress the bootstrap of a blob in", self.file.dir()))?;
+            compressed = packed.map_err(BuildError::io("compress the bootstrap of a blob in", self.file.place()))?;
         }
         let compressor = if compressed.is_some() { Compressor::Zstd } else { Compressor::None };
         let stored = compressed.as_deref().unwrap_or(bootstrap);
@@ -138,9 +162,9 @@ impl OpenBlob {
     /// Size and sha256 of the table of contents, both with its header.
     fn table_of_contents(&mut self) -> Result<(u32, [u8; 32]), BuildError> {
         let toc = Toc { entries: std::mem::take(&mut self.toc) }.encode();
-        let mut bytes = toc.map_err(BuildError::io("write the contents of a blob in", self.file.dir()))?;
+        let mut bytes = toc.map_err(BuildError::io("write the contents of a blob in", self.file.place()))?;
         let header = blob::tar_header(blob::TOC_NAME, bytes.len() as u64);
-        bytes.extend(header.map_err(BuildError::io("write the contents of a blob in", self.file.dir()))?);
+        bytes.extend(header.map_err(BuildError::io("write the contents of a blob in", self.file.place()))?);
         self.file.write(&bytes)?;
         Ok((bytes.len() as u32, Sha256::digest(&bytes).into()))
     }
@@ -162,7 +186,7 @@ impl OpenBlob {
         if !self.options.has_tar_headers() {
             return Ok(());
         }
-        let header = blob::tar_header(name, size).map_err(BuildError::io("write a blob in", self.file.dir()))?;
+        let header = blob::tar_header(name, size).map_err(BuildError::io("write a blob in", self.file.place()))?;
         self.file.write(&header)
     }
 }
@@ -190,8 +214,17 @@ impl BuildOptions {
         self.inline_meta || self.toc
     }
 
+    /// How the chunk table is compressed. Converters take it out of a blob with a table of contents by themselves, and those
+    /// in Go know zstd and nothing else.
+    fn table_compressor(&self) -> Compressor {
+        match self.compressor {
+            Compressor::Lz4 if self.toc => Compressor::Zstd,
+            compressor => compressor,
+        }
+    }
+
     /// Feature bits of a blob without batches.
-    fn features(&self) -> u32 {
+    pub(super) fn features(&self) -> u32 {
         let bit = |set, bits| if set { bits } else { 0 };
         features::ALIGNED
             | features::CAP_TAR_TOC

@@ -3,7 +3,7 @@
 //! ```text
 //! layer, untouched     tar, gzip: the blob of the image, by its own digest
 //! meta blob            where its chunks lie, and contexts to inflate them from; see the blob's chunk table
-//! bootstrap            the tree, with digests of chunks
+//! bootstrap            the tree, with digests of chunks; also inside the meta blob if asked for
 //! ```
 //!
 //! The layer is read once, from front to back, by one thread: inflating it is what takes time. A chunk belongs to the last
@@ -17,12 +17,13 @@ use std::io::Read;
 use std::path::Path;
 use std::rc::Rc;
 
-use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, BlobId};
 
 use super::bootstrap::{self, Contents};
+use super::output::{BlobFile, Output};
+use super::parts::{self, OpenBlob};
 use super::tree::{ChunkPlace, InodeIndex, Tree};
-use super::{BuildError, BuildOptions, BuildReport, Builder, Notes, Progress, parts, tar};
+use super::{BuildError, BuildOptions, BuildReport, Builder, Notes, Progress, tar};
 use crate::archive::{Archive, Member};
 use crate::blob::{ChunkInfo, Contexts, EncodedTable, InBatch, ZRAN_FEATURES};
 use crate::codec::{self, Compressor};
@@ -37,8 +38,8 @@ impl Builder {
     /// and the meta blob, named by its sha256, into `blob_dir`. The layer itself is not written: whoever reads the image
     /// needs it there too, under its own sha256.
     ///
-    /// Of the options, chunk size and limits count: such images have digests by sha256, and nothing is compressed. Nor are
-    /// chunks of earlier images looked for, as nothing would be saved; the prefetch list is taken.
+    /// Of the options, chunk size, limits and the parts of a blob count: such images have digests by sha256, and nothing is
+    /// compressed. Nor are chunks of earlier images looked for, as nothing would be saved; the prefetch list is taken.
     pub fn build_reference(
         &self,
         stream: impl Read,
@@ -46,8 +47,18 @@ impl Builder {
         bootstrap: &Path,
         blob_dir: &Path,
     ) -> Result<BuildReport, BuildError> {
+        self.build_reference_to(stream, name, Output::files(bootstrap, blob_dir))
+    }
+
+    /// Like [`build_reference`](Self::build_reference), to wherever `output` says: its blob is the meta blob.
+    pub fn build_reference_to(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        output: Output<'_>,
+    ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
-        std::fs::create_dir_all(blob_dir).map_err(BuildError::io("make", blob_dir))?;
+        let file = BlobFile::new(output.blob)?;
         let mut notes = Notes::default();
         let mut indexer = Indexer::new(stream);
         let mut index = Index::new(self, name, indexer.position());
@@ -61,7 +72,7 @@ impl Builder {
         }
         let tree = draft.finish();
         let prefetch = self.find_prefetched(&tree, &mut notes).inodes(&tree);
-        let report = index.finish(indexer.finish(), &tree, prefetch, bootstrap, blob_dir)?;
+        let report = index.finish(indexer.finish(), &tree, prefetch, (file, output.bootstrap))?;
         Ok(BuildReport { notes: notes.lines, ..report })
     }
 }
@@ -239,63 +250,59 @@ impl<'a> Index<'a> {
         (layer, layer_size, checkpoints): (BlobId, u64, Vec<Checkpoint>),
         tree: &Tree,
         prefetch: Vec<InodeIndex>,
-        bootstrap: &Path,
-        blob_dir: &Path,
+        (file, path): (BlobFile, Option<&Path>),
     ) -> Result<BuildReport, BuildError> {
         let contexts = self.contexts(&checkpoints)?;
         drop(checkpoints);
-        let meta = match self.chunks.is_empty() {
-            true => None,
-            false => Some(Meta::write(&self.chunks, &contexts, blob_dir)?),
-        };
-        let report = BuildReport {
-            encoded_bytes: meta.as_ref().map_or(0, |_| layer_size),
+        let mut report = BuildReport {
             chunks: self.places.iter().map(|places| places.len() as u64).sum(),
             unique_chunks: self.records.len() as u64,
             prefetched: prefetch.len() as u64,
-            blob: meta.as_ref().map(|_| layer),
-            meta: meta.as_ref().map(|meta| meta.id),
             ..BuildReport::of(tree)
         };
-        let entry = meta.map(|meta| BlobEntry {
+        if !self.chunks.is_empty() {
+            (report.blob, report.encoded_bytes) = (Some(layer), layer_size);
+        }
+        let BuildOptions { chunk_size, compressor, algorithm, .. } = self.options;
+        let (options, records) = (self.options, std::mem::take(&mut self.records));
+        let contents = |entry: Option<BlobEntry>| {
+            let (blobs, records, prefetch) = (entry.into_iter().collect(), records.clone(), prefetch.clone());
+            Contents { blobs, records, prefetch, chunk_size, compressor, algorithm }
+        };
+        let meta = self.meta(file, (layer, layer_size), &contexts, &records)?;
+        let inlined = options.inline_meta.then(|| bootstrap::write(tree, contents(meta.inlined_entry())));
+        let inlined = inlined.transpose()?;
+        let meta = meta.finish(inlined.as_deref())?;
+        report.meta = meta.as_ref().map(|meta| meta.id);
+        report.bootstrap_bytes = inlined.map_or(0, |inlined| inlined.len() as u64);
+        if let Some(path) = path {
+            let bytes = bootstrap::write(tree, contents(meta.and_then(|meta| meta.entry)))?;
+            super::replace(path, &bytes)?;
+            report.bootstrap_bytes = bytes.len() as u64;
+        }
+        Ok(report)
+    }
+
+    /// The file with the chunk table.
+    fn meta(
+        &self,
+        file: BlobFile,
+        (layer, layer_size): (BlobId, u64),
+        contexts: &[InflateContext],
+        records: &[ChunkRecord],
+    ) -> Result<OpenBlob, BuildError> {
+        if self.chunks.is_empty() {
+            return Ok(OpenBlob::without_chunks(file, self.options));
+        }
+        let bits = ZRAN_FEATURES | self.options.features();
+        let contexts = Contexts::of_gzip_layer(contexts);
+        let table = EncodedTable::new(self.chunks.iter().copied(), &contexts, bits, 0, Compressor::Zstd);
+        let table = table.map_err(BuildError::io("compress the chunk table of a blob in", file.place()))?;
+        let entry = BlobEntry {
             blob_id: layout::blob_id(layer),
             encoded_size: layer_size.into(),
-            ..self.entry(&meta)
-        });
-        let BuildOptions { chunk_size, compressor, algorithm, .. } = self.options;
-        let (blobs, records) = (entry.into_iter().collect(), self.records);
-        let contents = Contents { blobs, records, prefetch, chunk_size, compressor, algorithm };
-        let bytes = bootstrap::write(tree, contents)?;
-        super::replace(bootstrap, &bytes)?;
-        Ok(BuildReport { bootstrap_bytes: bytes.len() as u64, ..report })
-    }
-
-    /// What the bootstrap says of the layer, but for its name and size.
-    fn entry(&self, meta: &Meta) -> BlobEntry {
-        BlobEntry {
-            meta_digest: *meta.id.as_bytes(),
-            meta_size: meta.size.into(),
-            ..parts::entry(&self.options, &meta.table, self.chunks.len(), self.decoded_size)
-        }
-    }
-}
-
-/// The file with the chunk table.
-#[derive(Debug)]
-struct Meta {
-    id: BlobId,
-    size: u64,
-    table: EncodedTable,
-}
-
-impl Meta {
-    fn write(chunks: &[ChunkInfo], contexts: &[InflateContext], blob_dir: &Path) -> Result<Self, BuildError> {
-        let contexts = Contexts::of_gzip_layer(contexts);
-        let table = EncodedTable::new(chunks.iter().copied(), &contexts, ZRAN_FEATURES, 0, Compressor::Zstd);
-        let table = table.map_err(BuildError::io("compress the chunk table of a blob in", blob_dir))?;
-        let bytes = [table.stored(), &table.header_block()].concat();
-        let id = BlobId::new(Sha256::digest(&bytes).into());
-        super::replace(&blob_dir.join(id.to_string()), &bytes)?;
-        Ok(Self { id, size: bytes.len() as u64, table })
+            ..parts::entry(&self.options, &table, self.chunks.len(), self.decoded_size)
+        };
+        OpenBlob::of_meta(file, self.options, (&table, entry), records.to_vec())
     }
 }

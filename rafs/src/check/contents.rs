@@ -26,6 +26,13 @@ pub(super) fn data_digest(path: &Path) -> Option<(u64, [u8; 32])> {
     (entry.range.start == 0).then_some((entry.range.end + TAR_HEADER, entry.sha256))
 }
 
+/// Where a bootstrap starts in the blob at `path`, if there is one.
+pub(super) fn bootstrap_start(path: &Path) -> Option<u64> {
+    let file = File::open(path).ok()?;
+    let members = blob::members(&file, file.metadata().ok()?.len()).ok()?;
+    members.iter().find(|member| member.name == blob::BOOTSTRAP_NAME).map(|member| member.range.start)
+}
+
 /// Checks the parts of the blob at `path`. That the file cannot be read has been said.
 pub(super) fn check(path: &Path, image: &Bootstrap, index: u32, report: &mut CheckReport) {
     let blob = &image.blobs()[index as usize];

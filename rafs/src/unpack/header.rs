@@ -9,8 +9,14 @@ use crate::bootstrap::{Inode, Kind};
 /// Bytes that name and link name have in a plain header.
 const NAME_FIELD: usize = 100;
 
-/// The header of anything but a further name of a file.
-pub(super) fn write(output: &mut impl Write, path: &[u8], target: &[u8], inode: &Inode<'_>) -> io::Result<()> {
+/// The header of anything but a further name of a file, with all xattrs but one.
+pub(super) fn write(
+    output: &mut impl Write,
+    path: &[u8],
+    target: &[u8],
+    inode: &Inode<'_>,
+    left_out: Option<&[u8]>,
+) -> io::Result<()> {
     let entry_type = match inode.kind() {
         Kind::Directory => EntryType::Directory,
         Kind::Symlink => EntryType::Symlink,
@@ -19,8 +25,14 @@ pub(super) fn write(output: &mut impl Write, path: &[u8], target: &[u8], inode: 
         Kind::Fifo => EntryType::Fifo,
         Kind::File | Kind::Socket => EntryType::Regular,
     };
-    let xattrs = inode.xattrs().map(|(name, value)| ([b"SCHILY.xattr.", name.as_slice()].concat(), value.to_vec()));
+    let xattrs = inode.xattrs().filter(|(name, _)| Some(name.as_slice()) != left_out);
+    let xattrs = xattrs.map(|(name, value)| ([b"SCHILY.xattr.", name.as_slice()].concat(), value.to_vec()));
     entry(output, path, target, entry_type, xattrs.collect(), inode)
+}
+
+/// The header of an empty file with the attributes of something that is no file.
+pub(super) fn write_empty_file(output: &mut impl Write, path: &[u8], inode: &Inode<'_>) -> io::Result<()> {
+    entry(output, path, b"", EntryType::Regular, Vec::new(), inode)
 }
 
 /// The header of a further name of a file.
@@ -70,7 +82,8 @@ fn entry(
     header.set_uid(inode.uid().into());
     header.set_gid(inode.gid().into());
     header.set_mtime(seconds.max(0) as u64);
-    header.set_size(if entry_type == EntryType::Regular { inode.size() } else { 0 });
+    let has_content = entry_type == EntryType::Regular && inode.kind() == Kind::File;
+    header.set_size(if has_content { inode.size() } else { 0 });
     if matches!(entry_type, EntryType::Char | EntryType::Block) {
         let (major, minor) = split_device(inode.rdev());
         header.set_device_major(major)?;

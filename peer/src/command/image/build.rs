@@ -1,22 +1,18 @@
 //! `shoal image build`: from a directory or a tar to a bootstrap and a blob.
 
-use std::{
-    fs::File,
-    io::{IsTerminal, Read},
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
 use clap::{ValueEnum, error::ErrorKind};
-use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::Algorithm;
-use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Builder, Compressor, Progress};
+use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Compressor, Output};
 
-use super::{Failure, human_bytes, open, prefetch::PrefetchFrom, print_json};
+use super::{Failure, human_bytes, prefetch::PrefetchFrom, print_json};
 use crate::command::bad_usage;
+
+mod job;
+mod watcher;
+
+pub(in crate::command) use job::{Job, SourceKind};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum CompressorName {
@@ -36,7 +32,7 @@ impl From<CompressorName> for Compressor {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum DigesterName {
+pub(in crate::command) enum DigesterName {
     Blake3,
     Sha256,
 }
@@ -92,7 +88,7 @@ pub(in crate::command) struct Build {
     /// half as many bytes or more are compressed alone.
     #[arg(long, value_name = "BYTES", value_parser = power_of_two)]
     batch_size: Option<u32>,
-    /// Put the bootstrap into the blob too, as layers in registries have it.
+    /// Put the bootstrap into the blob too, as layers in registries have it; with targz-ref, into the index.
     #[arg(long, visible_alias = "inline-meta")]
     blob_inline_meta: bool,
     /// End the blob with the digests of its chunks and a table of contents, as layers in registries have it.
@@ -128,21 +124,23 @@ impl Build {
             bad_usage(ErrorKind::ValueValidation, "--batch-size must not exceed --chunk-size");
         }
         let source_type = self.source_type();
-        let writes_chunks = self.batch_size.is_some() || self.blob_inline_meta || self.blob_toc;
-        if source_type == SourceType::TargzRef && (writes_chunks || !self.chunk_dict.is_empty()) {
+        let stores_chunks = self.batch_size.is_some() || !self.chunk_dict.is_empty();
+        if source_type == SourceType::TargzRef && stores_chunks {
             bad_usage(
                 ErrorKind::ArgumentConflict,
-                "--batch-size, --blob-inline-meta, --blob-toc and --chunk-dict are for blobs that are written, which \
-                 --source-type targz-ref does not",
+                "--batch-size and --chunk-dict are for chunks that are stored, which --source-type targz-ref does not",
             );
         }
-        let report = match source_type {
-            SourceType::Directory => self.directory()?,
-            SourceType::Tar | SourceType::TargzRef => self.archive(source_type)?,
+        let kind = match source_type {
+            SourceType::Directory => SourceKind::Directory,
+            SourceType::Tar => SourceKind::Tar,
+            SourceType::TargzRef => SourceKind::GzipLayer,
         };
+        let report = self.job(kind)?.run(Output::files(&self.bootstrap, &self.blob_dir))?;
         if self.json {
             print_json(&report)?;
         } else {
+            report.notes.iter().for_each(|note| eprintln!("note: {note}"));
             print_report(&report);
         }
         Ok(ExitCode::SUCCESS)
@@ -166,56 +164,30 @@ impl Build {
         }
     }
 
-    fn directory(&self) -> Result<BuildReport, Failure> {
-        let watcher = Watcher::new(None)?;
-        let bar = watcher.bar.clone();
-        let builder = self.builder()?.on_progress(move |progress| watcher.show(progress));
-        let report = builder.build(&self.source, &self.bootstrap, &self.blob_dir);
-        bar.finish_and_clear();
-        Ok(report?)
-    }
-
-    fn archive(&self, source_type: SourceType) -> Result<BuildReport, Failure> {
-        let (name, stream, len): (_, Box<dyn Read>, _) = if self.source.as_os_str() == "-" {
-            (Path::new("standard input"), Box::new(std::io::stdin().lock()), None)
-        } else {
-            let opened = File::open(&self.source).and_then(|file| Ok((file.metadata()?, file)));
-            let (metadata, file) = opened.map_err(|e| format!("cannot open {}: {e}", self.source.display()))?;
-            let len = Some(metadata.len()).filter(|_| metadata.is_file());
-            (self.source.as_path(), Box::new(file), len)
-        };
-        let watcher = Watcher::new(Some(len))?;
-        let bar = watcher.bar.clone();
-        let builder = self.builder()?.on_progress(move |progress| watcher.show(progress));
-        let stream = bar.wrap_read(stream);
-        let report = match source_type {
-            SourceType::TargzRef => builder.build_reference(stream, name, &self.bootstrap, &self.blob_dir),
-            _ => builder.build_tar(stream, name, &self.bootstrap, &self.blob_dir),
-        };
-        bar.finish_and_clear();
-        Ok(report?)
-    }
-
-    fn builder(&self) -> Result<Builder, Failure> {
-        let options = BuildOptions {
-            compressor: self.compressor.into(),
-            algorithm: self.digester.into(),
-            chunk_size: self.chunk_size,
-            level: self.compression_level,
-            batch_size: self.batch_size,
-            inline_meta: self.blob_inline_meta,
-            toc: self.blob_toc,
-            threads: self.threads,
-            limits: ArchiveLimits { names: self.max_names, bytes: self.max_bytes },
-        };
-        let prefetch = self.prefetch.list()?.unwrap_or_default();
-        let dictionary = self.chunk_dict.iter().map(|path| Ok(open(path)?.1)).collect::<Result<_, Failure>>()?;
-        Ok(Builder::new(options).chunk_dictionary(dictionary).prefetch(prefetch))
+    fn job(&self, kind: SourceKind) -> Result<Job, Failure> {
+        Ok(Job {
+            source: self.source.clone(),
+            kind,
+            options: BuildOptions {
+                compressor: self.compressor.into(),
+                algorithm: self.digester.into(),
+                chunk_size: self.chunk_size,
+                level: self.compression_level,
+                batch_size: self.batch_size,
+                inline_meta: self.blob_inline_meta,
+                toc: self.blob_toc,
+                threads: self.threads,
+                limits: ArchiveLimits { names: self.max_names, bytes: self.max_bytes },
+            },
+            chunk_dict: self.chunk_dict.clone(),
+            prefetch: self.prefetch.list()?.unwrap_or_default(),
+            watch: true,
+        })
     }
 }
 
 /// Bytes of a chunk or a batch, decimal, or hexadecimal as others write them.
-fn power_of_two(text: &str) -> Result<u32, String> {
+pub(in crate::command) fn power_of_two(text: &str) -> Result<u32, String> {
     let number = match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => text.parse(),
@@ -224,8 +196,8 @@ fn power_of_two(text: &str) -> Result<u32, String> {
     number.ok().filter(in_range).ok_or_else(|| "it must be a power of two from 4096 to 16777216".into())
 }
 
-fn print_report(report: &BuildReport) {
-    report.notes.iter().for_each(|note| eprintln!("note: {note}"));
+/// What was built, for people.
+pub(in crate::command) fn print_report(report: &BuildReport) {
     println!(
         "{} files, {} in {} chunks ({} unique), encoded {}",
         report.files,
@@ -243,62 +215,4 @@ fn print_report(report: &BuildReport) {
     if let Some(meta) = report.meta {
         println!("index of it {meta}");
     }
-}
-
-/// Time between two lines of progress.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Shows how far a build is: a bar with an estimate on a terminal, otherwise a line now and then. On standard error.
-struct Watcher {
-    /// Hidden without a terminal.
-    bar: ProgressBar,
-    /// Whether the bar counts what is read of an archive, rather than bytes of files.
-    archive: bool,
-    /// When the last line was written.
-    last_line: Option<Mutex<Instant>>,
-}
-
-impl Watcher {
-    /// For a directory, or for an archive of which the length may be known.
-    fn new(archive: Option<Option<u64>>) -> Result<Self, Failure> {
-        let bar = ProgressBar::new_spinner();
-        if let Some(Some(len)) = archive {
-            bar.set_length(len);
-        }
-        bar.set_style(style(bar.length().is_some())?);
-        let last_line = (!std::io::stderr().is_terminal()).then(|| Mutex::new(Instant::now()));
-        Ok(Self { bar, archive: archive.is_some(), last_line })
-    }
-
-    fn show(&self, progress: Progress) {
-        if let Some(last_line) = &self.last_line {
-            return print_line(last_line, progress);
-        }
-        if !self.archive {
-            if let (None, Some(total), Ok(style)) = (self.bar.length(), progress.total_bytes, style(true)) {
-                self.bar.set_length(total);
-                self.bar.set_style(style);
-            }
-            self.bar.set_position(progress.decoded_bytes);
-        }
-        self.bar.set_message(format!("encoded {}", human_bytes(progress.encoded_bytes)));
-    }
-}
-
-fn style(length_known: bool) -> Result<ProgressStyle, Failure> {
-    Ok(ProgressStyle::with_template(match length_known {
-        true => "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left, {msg}",
-        false => "{spinner} {bytes} {bytes_per_sec} {msg}",
-    })?)
-}
-
-fn print_line(last_line: &Mutex<Instant>, progress: Progress) {
-    let mut last_line = last_line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if last_line.elapsed() < LINE_INTERVAL {
-        return;
-    }
-    *last_line = Instant::now();
-    let total = progress.total_bytes.map_or_else(String::new, |total| format!(" of {}", human_bytes(total)));
-    let (read, encoded) = (human_bytes(progress.decoded_bytes), human_bytes(progress.encoded_bytes));
-    eprintln!("{read}{total} read, encoded {encoded}");
 }

@@ -95,7 +95,8 @@ fn print_verdict(ok: bool) {
     println!("{}", if ok { "sound" } else { "NOT SOUND" });
 }
 
-fn print_check(report: &CheckReport) {
+/// What a check found, for people.
+pub(in crate::command) fn print_check(report: &CheckReport) {
     println!(
         "bootstrap {}, chunks of {}, {} names, {} xattrs, files of {}",
         human_bytes(report.bootstrap_bytes),

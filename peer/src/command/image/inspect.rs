@@ -37,7 +37,8 @@ impl Inspect {
     }
 }
 
-fn print_image(image: &ImageSummary) {
+/// What an image says of itself, for people.
+pub(in crate::command) fn print_image(image: &ImageSummary) {
     let blocks = &image.super_blocks;
     println!("bootstrap       {}", human_bytes(image.bootstrap_bytes));
     println!("names, inodes   {}, {}", image.names, image.inodes);
