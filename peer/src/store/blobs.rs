@@ -240,31 +240,36 @@ impl Blobs {
         Ok(())
     }
 
+    /// Of the variants that agree with an image, the one that has most: after a crash there may be one of which the index has
+    /// no piece yet, with which every image agrees.
     fn agreeing(
         &self,
         table: &PieceTable,
         variants: &BTreeMap<u32, VariantRecord>,
         open: &HashMap<BlobKey, Weak<Variant>>,
     ) -> Result<Option<Arc<Variant>>, StoreError> {
+        let mut best: Option<Arc<Variant>> = None;
         for (&number, record) in variants.iter().filter(|(_, record)| record.pieces == table.len()) {
             let key = BlobKey { blob: table.blob(), variant: number };
-            if let Some(variant) = open.get(&key).and_then(Weak::upgrade) {
-                if variant.agrees(table) {
-                    return Ok(Some(variant));
-                }
-                continue;
-            }
-            let variant = Variant::new(key, record.pieces, self.records.pieces(key)?);
-            if variant.agrees(table) {
-                match self.reconcile(&variant) {
-                    // What is lost cannot be unmarked now; so nothing counts as here until there is room for that.
-                    Err(StoreError::Full { .. }) => drop(variant.vacate()),
-                    outcome => outcome?,
-                }
-                return Ok(Some(Arc::new(variant)));
+            let variant = match open.get(&key).and_then(Weak::upgrade) {
+                Some(variant) => variant,
+                None => Arc::new(Variant::new(key, record.pieces, self.records.pieces(key)?)),
+            };
+            let has_more = |best: &Arc<Variant>| variant.present().count() > best.present().count();
+            if variant.agrees(table) && best.as_ref().is_none_or(has_more) {
+                best = Some(variant);
             }
         }
-        Ok(None)
+        let Some(variant) = best else { return Ok(None) };
+        let is_open = open.get(&variant.key()).is_some_and(|open| open.strong_count() > 0);
+        if !is_open {
+            match self.reconcile(&variant) {
+                // What is lost cannot be unmarked now; so nothing counts as here until there is room for that.
+                Err(StoreError::Full { .. }) => drop(variant.vacate()),
+                outcome => outcome?,
+            }
+        }
+        Ok(Some(variant))
     }
 
     /// Drops the durable marks of pieces that a variant's file is too short for, and makes the file if it is gone.
