@@ -2,15 +2,16 @@
 //!
 //! A target is dialed until it answers, with a growing pause after each failure, and again when the connection to it
 //! is lost. A node with [`ENOUGH`] connections does so only every [`REST`], which mends a cluster that fell apart,
-//! without ten thousand nodes holding on to three addresses. A target that is a name may lead to several peers, and
-//! one that turns out to be this node is given up. Pure: addresses are dialed and names resolved by the loop.
+//! without ten thousand nodes holding on to three addresses. An address that turns out to be this node's is given up; a
+//! name may lead to several peers, this node among them, and to others later. Pure: addresses are dialed and names
+//! resolved by the loop.
 
 use std::{
     collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
-use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol, swarm::ConnectionId};
 
 /// Connected peers with which a node can do without its bootstrap peers.
 pub(super) const ENOUGH: usize = 6;
@@ -91,10 +92,15 @@ impl Bootstrap {
         }
     }
 
-    /// The target is this node.
-    pub(super) fn is_own(&mut self, connection: ConnectionId) {
-        if let Some(index) = self.dials.remove(&connection) {
-            self.give_up(index);
+    /// A dial has led to this node.
+    pub(super) fn is_own(&mut self, connection: ConnectionId, now: Instant) {
+        match self.dials.get(&connection) {
+            Some(&index) if !is_name(&self.targets[index].address) => {
+                self.dials.remove(&connection);
+                self.give_up(index);
+            }
+            // Nor is it of use for a name.
+            _ => drop(self.failed(connection, now)),
         }
     }
 
@@ -148,6 +154,12 @@ impl Target {
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { due, rest: now + REST };
     }
+}
+
+/// Whether an address has to be resolved before it is dialed, and may lead elsewhere the next time.
+fn is_name(address: &Multiaddr) -> bool {
+    use Protocol::{Dns, Dns4, Dns6, Dnsaddr};
+    matches!(address.iter().next(), Some(Dns(_) | Dns4(_) | Dns6(_) | Dnsaddr(_)))
 }
 
 /// Doubles with every failure; three quarters to five quarters of that, by `phase`.
@@ -232,7 +244,24 @@ mod tests {
         assert!(dial(&mut bootstrap, now, 0).is_empty());
         assert_eq!(bootstrap.deadline(0), Some(now + FIRST_PAUSE));
         let [connection] = dial(&mut bootstrap, now + FIRST_PAUSE, 1)[..] else { panic!("due") };
-        bootstrap.is_own(connection);
+        bootstrap.is_own(connection, now);
         assert_eq!(bootstrap.deadline(0), None);
+    }
+
+    #[test]
+    fn a_name_that_leads_to_this_node_among_others_is_kept() {
+        let now = Instant::now();
+        let mut bootstrap = Bootstrap::new(vec!["/dns/seeds/tcp/1".parse().unwrap()], 128, now);
+        let [own, other] = dial(&mut bootstrap, now, 2)[..] else { panic!("due") };
+        bootstrap.is_own(own, now);
+        assert_eq!(bootstrap.deadline(0), None, "the other may answer yet");
+        bootstrap.connected(other, PeerId::random());
+        assert_eq!(bootstrap.deadline(0), None);
+
+        // The first of many: behind the name there is nobody else so far.
+        let mut bootstrap = Bootstrap::new(vec!["/dns/seeds/tcp/1".parse().unwrap()], 128, now);
+        let [own] = dial(&mut bootstrap, now, 1)[..] else { panic!("due") };
+        bootstrap.is_own(own, now);
+        assert_eq!(bootstrap.deadline(0), Some(now + FIRST_PAUSE));
     }
 }

@@ -114,7 +114,7 @@ impl Plane {
 
     fn handle_failed_dial(&mut self, now: Instant, connection: ConnectionId, error: &DialError) {
         if matches!(error, DialError::LocalPeerId { .. }) {
-            self.bootstrap.is_own(connection);
+            self.bootstrap.is_own(connection, Instant::now());
         } else if self.bootstrap.failed(connection, now) {
             tracing::warn!(%error, "a bootstrap peer cannot be reached");
         } else {
