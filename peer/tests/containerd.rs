@@ -18,6 +18,8 @@ mod cri;
 mod kept;
 #[path = "containerd/lazy.rs"]
 mod lazy;
+#[path = "containerd/mirror.rs"]
+mod mirror;
 #[path = "containerd/ordinary.rs"]
 mod ordinary;
 #[path = "containerd/restart.rs"]

@@ -11,6 +11,7 @@ mod disputed_blob;
 mod full_disk;
 mod kept_mounts;
 mod limits;
+mod mirror;
 mod next_version;
 mod one_owner;
 mod prefetch_table;
