@@ -1,9 +1,9 @@
-//! Decodes frames and bitfields as a stranger may send them: an error or a message within its limits, that encodes to
+//! Decodes frames, bitfields and hash lists as a stranger may send them: an error or a message within its limits, that encodes to
 //! what decodes to the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shoal_proto::{Bitfield, MAX_PAYLOAD, decode_header, encode_header};
+use shoal_proto::{Bitfield, HashList, MAX_PAYLOAD, decode_header, encode_header};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(Some((message, taken))) = decode_header(data) {
@@ -17,5 +17,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(field.len() <= 1 << 16);
         assert_eq!(field.iter().count(), field.count() as usize);
         assert_eq!(Bitfield::decode(&field.encode(), 1 << 16), Ok(field));
+    }
+    if let Ok(list) = HashList::parse(data) {
+        assert_eq!(list.encode(), data);
     }
 });

@@ -7,6 +7,7 @@ mod demo;
 mod identity;
 mod image;
 mod keeper;
+mod mirror;
 mod mount;
 mod nydus_image;
 mod preheat;
@@ -55,6 +56,9 @@ enum Verb {
     /// Look into a node's store, through its daemon or without one.
     #[command(subcommand, arg_required_else_help = true)]
     Store(store::Store),
+    /// Have containerd pull through the node daemon.
+    #[command(subcommand, arg_required_else_help = true)]
+    Mirror(mirror::Mirror),
     /// Serve an OCI layout directory as a read-only registry.
     ServeLayout(serve_layout::ServeLayout),
     /// Run a registry, a seed peer and nodes on this machine, mount an image on each and compare every byte.
@@ -96,6 +100,7 @@ impl Cli {
             Verb::Ctl(verb) => verb.run(),
             Verb::Preheat(verb) => verb.run(),
             Verb::Store(verb) => verb.run(),
+            Verb::Mirror(verb) => verb.run(),
             Verb::ServeLayout(verb) => verb.run(),
             Verb::Demo(verb) => verb.run(),
         }

@@ -5,6 +5,7 @@
 //! is found out on the worst day.
 
 mod limits;
+mod mirror;
 mod running;
 mod store;
 
@@ -18,7 +19,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub use self::{limits::LimitsConfig, running::is_adjustable, store::StoreConfig};
+pub use self::{limits::LimitsConfig, mirror::MirrorConfig, running::is_adjustable, store::StoreConfig};
 use crate::data::Transport;
 
 /// Why a configuration was refused.
@@ -135,6 +136,7 @@ pub struct Config {
     pub read: ReadConfig,
     pub mounts: MountsConfig,
     pub snapshotter: SnapshotterConfig,
+    pub mirror: MirrorConfig,
     pub store: StoreConfig,
 }
 
@@ -156,6 +158,7 @@ impl Default for Config {
             read: ReadConfig::default(),
             mounts: MountsConfig::default(),
             snapshotter: SnapshotterConfig::default(),
+            mirror: MirrorConfig::default(),
             store: StoreConfig::default(),
         }
     }
@@ -413,6 +416,7 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     if !(1..=64).contains(&config.mounts.threads) {
         return refuse("mounts.threads", "must be 1 to 64 threads");
     }
+    config.mirror.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     config.store.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     if config.control.lease < Duration::from_secs(1) {
         return refuse("control.lease", "must be at least 1 s");

@@ -6,6 +6,7 @@
 //! leases and records are withdrawn, the store is closed.
 
 mod containerd;
+mod mirror;
 mod parts;
 mod settings;
 
@@ -17,7 +18,7 @@ use std::{
 };
 
 use libp2p::Multiaddr;
-use shoal_proto::{Hello, MIN_VERSION, PeerId, Role, VERSION};
+use shoal_proto::{FEATURE_HASH_LISTS, Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountKeeper, MountOptions,
     oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
@@ -36,7 +37,7 @@ use crate::{
     config::{Config, OnStop},
     contacts::Contacts,
     control::{Control, ControlError, ControlOptions},
-    data::{DataError, DataOptions, DataPlane},
+    data::{DataError, DataOptions, DataPlane, Throttle},
     driver::{self, Clock, Driver},
     evictions::Evictions,
     exchange::{Exchange, ExchangeParts},
@@ -47,10 +48,12 @@ use crate::{
     images::Images,
     membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
     metrics::MetricsServer,
+    mirror::MirrorServer,
     mounts::{Mounts, MountsError, MountsSettings, Unrecorded, blocking},
     node::Node,
     origin::Origin,
     pins::Pins,
+    plain::Collector,
     preheat::{self, PreheatParts, Preheats},
     reader::Ahead,
     serve::Server,
@@ -115,7 +118,7 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The metrics endpoint.
+    /// The metrics endpoint, or the mirror.
     #[error("cannot listen on {address}")]
     Http {
         /// The address.
@@ -191,6 +194,7 @@ pub struct Daemon {
     parts: Arc<Parts>,
     api: UnixServer,
     snapshots: Option<UnixServer>,
+    mirror: Option<MirrorServer>,
     http: Option<MetricsServer>,
     tasks: Vec<JoinHandle<()>>,
     on_stop: OnStop,
@@ -269,6 +273,7 @@ impl Daemon {
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), Some(exchange.clone()));
         let handover = HandoverOptions::from(&config);
         let handover = blocking(move || Handover::open(handover)).await;
+        let collector = Collector::new(&node, exchange.clone());
         let mounts = Mounts::new(node.clone(), Some(exchange), mounts_settings(&config, &handover));
         let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
         let pins = Pins::restore(node.clone()).await?;
@@ -307,6 +312,7 @@ impl Daemon {
         parts.mounts.restore(kept).await?;
         parts.node.store.records_restored();
         let snapshots = parts.serve_snapshots(&config.data_dir).await?;
+        let mirror = mirror::start(&config, parts.node.clone(), collector).await?;
         let http = parts.clone().serve_http(&config).await?;
         let api = api::serve(&config.socket, parts.clone())
             .await
@@ -314,7 +320,7 @@ impl Daemon {
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
-        Ok(Self { parts, api, snapshots, http, tasks, on_stop: config.mounts.on_stop, handover })
+        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop: config.mounts.on_stop, handover })
     }
 
     /// Stops in order: see the module.
@@ -323,6 +329,9 @@ impl Daemon {
         self.api.stop().await;
         if let Some(snapshots) = self.snapshots {
             snapshots.stop().await;
+        }
+        if let Some(mirror) = &self.mirror {
+            mirror.stop();
         }
         if let Some(http) = &self.http {
             http.stop();
@@ -385,6 +394,7 @@ impl Core {
             store: self.node.store.clone(),
             contacts: self.contacts,
             traffic: self.node.traffic.clone(),
+            whole_reads: Arc::new(Throttle::new("registry", config.scheduler_limits().registry)),
         };
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());
         scheduling.labels = config.labels.clone();
@@ -443,7 +453,7 @@ fn hello(config: &Config, membership: &Membership) -> Hello {
     Hello {
         version: VERSION,
         min_version: MIN_VERSION,
-        features: 0,
+        features: FEATURE_HASH_LISTS,
         membership: membership.shown().clone(),
         role: config.role.into(),
         zone: config.zone.clone(),

@@ -59,6 +59,7 @@ pub use ledger::Violation;
 pub use limits::Limits;
 pub use link::ConnectionStatus;
 pub use server::{AnswerSender, PeerContext, SendError, Service};
+pub(crate) use throttle::Throttle;
 pub use tls::TlsError;
 
 use self::{
@@ -67,7 +68,6 @@ use self::{
     link::Link,
     slots::{Budget, Slots},
     table::{Entry, Table},
-    throttle::Throttle,
 };
 use crate::membership::Admitted;
 
@@ -334,6 +334,11 @@ impl DataPlane {
     ) -> Result<AnswerStream, RequestError> {
         let link = self.shared().link(&peer).ok_or(RequestError::NotConnected(peer))?;
         client::ask(link, request, limits).await
+    }
+
+    /// Whether `peer` is connected and its hello has this bit among its features.
+    pub fn has_feature(&self, peer: PeerId, feature: u64) -> bool {
+        self.shared().link(&peer).is_some_and(|link| link.hello().features & feature != 0)
     }
 
     /// Whether there is a connection to `peer`.

@@ -52,6 +52,13 @@ pub enum Fetched {
         /// Where it came from.
         from: Provenance,
     },
+    /// The hash list of a plain blob, of which nothing is verified, unless this node read the whole blob for it.
+    List {
+        /// As it is encoded.
+        bytes: Bytes,
+        /// The peer that gave it; none where this node made it.
+        giver: Option<PeerId>,
+    },
     /// It is in the store, or was when the scheduler last heard of it: it may have been evicted since. Who does not find it
     /// says so ([`Event::Lost`]) and asks again.
     Present,
@@ -107,6 +114,8 @@ pub(crate) enum Command {
     Delivered { request: RequestId, item: Item, bytes: u64, fetched: Fetched },
     /// A piece was here as part of another blob, and is now here as itself.
     Found { item: Item, fetched: Fetched },
+    /// Nothing of this blob is to be fetched any more.
+    Remove { key: BlobKey },
     /// Anything else that the scheduler should know.
     Event(Event),
     /// See [`DriverHandle::home_duty`].
@@ -133,6 +142,11 @@ impl DriverHandle {
     pub(crate) async fn add(&self, key: BlobKey, target: Target) {
         let event = target.event(key);
         self.send(Command::Add { key, target, event }).await;
+    }
+
+    /// Has `key` forgotten; whoever still wants something of it is told that it is gone.
+    pub(crate) async fn remove(&self, key: BlobKey) {
+        self.send(Command::Remove { key }).await;
     }
 
     /// Tells the scheduler something.
@@ -306,9 +320,15 @@ impl Driver {
                 return self.arrived(item, fetched, Event::Delivered { request, item, bytes });
             }
             Command::Found { item, fetched } => return self.arrived(item, fetched, Event::Present { item }),
+            Command::Remove { key } => {
+                self.targets.remove(&key);
+                Event::BlobRemoved { blob: key }
+            }
             Command::Event(event) => {
-                if let Event::Unwant { want } = &event {
-                    self.waiters.remove(want);
+                match &event {
+                    Event::Unwant { want } => _ = self.waiters.remove(want),
+                    Event::Limits(limits) => self.fetcher.whole_reads.set(limits.registry),
+                    _ => {}
                 }
                 event
             }
@@ -369,7 +389,7 @@ impl Driver {
         let outcome = outcome.map_err(WantFailed::from).map(|()| fetched());
         // The reader may have gone.
         let _ = reply.send(outcome);
-        if matches!(self.targets.get(&item.blob), Some(Target::Object(_)))
+        if matches!(self.targets.get(&item.blob), Some(Target::Object(_) | Target::List(_)))
             && !self.waiters.values().any(|(waiting, _)| waiting.blob == item.blob)
         {
             self.targets.remove(&item.blob);

@@ -12,7 +12,10 @@ use std::{
 };
 
 use libp2p::Multiaddr;
-use shoal_proto::{Bitfield, BlobId, Contact, Have, MAX_CONTACTS, MAX_WIRE_PIECES, Message, ObjectId, PeerId, Role};
+use shoal_proto::{
+    Bitfield, BlobId, Contact, FEATURE_HASH_LISTS, Have, MAX_CONTACTS, MAX_WIRE_PIECES, Message, ObjectId, PeerId,
+    Role,
+};
 use shoal_scheduler::{Event, Time, announce_interval};
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +25,7 @@ use crate::{
     data::{Closing, DataPlane, Gone, PeerEvent},
     driver::{Clock, DriverHandle},
     images::{Image, ImageBlob, Images},
+    plain,
 };
 
 /// How often it is looked for news.
@@ -63,8 +67,8 @@ pub(crate) struct ExchangeParts {
 
 #[derive(Default)]
 struct State {
-    /// Images that this node reads.
-    mine: BTreeSet<ObjectId>,
+    /// Blobs that this node reads.
+    mine: BTreeSet<Topic>,
     /// Who wants to hear about which blob.
     interested: BTreeMap<Topic, BTreeSet<PeerId>>,
     /// What they were told.
@@ -100,16 +104,33 @@ impl Exchange {
 
     /// From now on this node reads `image`: its neighbours are told, and more are looked for.
     pub(crate) fn interested_in(&self, image: &Arc<Image>) {
-        if !self.lock().mine.insert(image.layer) {
+        self.interested_in_topics(image.blobs.iter().map(|blob| (image.layer, blob.table.blob())));
+    }
+
+    /// The same for a blob that no image describes.
+    pub(crate) fn interested_in_plain(&self, bootstrap: ObjectId, blob: BlobId) {
+        // It may be cut by another list than the last time; what was heard then was about that one.
+        self.lock().mine.remove(&(bootstrap, blob));
+        self.interested_in_topics([(bootstrap, blob)]);
+    }
+
+    fn interested_in_topics(&self, topics: impl IntoIterator<Item = Topic>) {
+        let mut state = self.lock();
+        if state.mine.len() >= MAX_TOPICS {
+            state.mine.retain(|&topic| self.blob(topic).is_some());
+        }
+        let new: Vec<Topic> = topics.into_iter().filter(|&topic| state.mine.insert(topic)).collect();
+        drop(state);
+        if new.is_empty() {
             return;
         }
-        let (exchange, image) = (self.clone(), image.clone());
+        let exchange = self.clone();
         tokio::spawn(async move {
             for connection in exchange.parts.data.connections() {
-                exchange.show_interest(connection.peer, &image);
+                new.iter().for_each(|&topic| exchange.show_interest(connection.peer, topic));
             }
-            for blob in &image.blobs {
-                if let Err(error) = exchange.parts.control.find_providers(blob.table.blob()).await {
+            for (_, blob) in new {
+                if let Err(error) = exchange.parts.control.find_providers(blob).await {
                     tracing::debug!("no look-up: {error}");
                 }
             }
@@ -123,8 +144,8 @@ impl Exchange {
                 let up = Event::PeerUp { peer, role: hello.role, zone: hello.zone, labels: hello.labels };
                 self.parts.driver.event(up).await;
                 let mine = self.lock().mine.clone();
-                for image in mine.into_iter().filter_map(|layer| self.parts.images.loaded(layer)) {
-                    self.show_interest(peer, &image);
+                for topic in mine.into_iter().filter(|&topic| self.blob(topic).is_some()) {
+                    self.show_interest(peer, topic);
                 }
             }
             PeerEvent::Down { peer, why } => {
@@ -202,11 +223,12 @@ impl Exchange {
         parts.data.connect(peer, &parts.contacts.addresses(peer));
     }
 
-    fn show_interest(&self, peer: PeerId, image: &Image) {
-        for blob in &image.blobs {
-            let interest = Message::Interest { bootstrap: image.layer, blob: blob.table.blob() };
-            self.notify(peer, interest);
+    fn show_interest(&self, peer: PeerId, (bootstrap, blob): Topic) {
+        if plain::is_plain(bootstrap, blob) && !self.parts.data.has_feature(peer, FEATURE_HASH_LISTS) {
+            // It would look for such an image in vain whenever it is asked.
+            return;
         }
+        self.notify(peer, Message::Interest { bootstrap, blob });
     }
 
     fn heard_interest(&self, peer: PeerId, topic: Topic) {
@@ -307,7 +329,7 @@ impl Exchange {
     }
 
     fn blob(&self, (layer, id): Topic) -> Option<ImageBlob> {
-        self.parts.images.loaded(layer)?.blob(id).cloned()
+        self.parts.images.described(layer, id)
     }
 
     fn notify(&self, peer: PeerId, message: Message) {

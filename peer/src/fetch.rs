@@ -14,7 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use futures::StreamExt;
-use shoal_proto::{Asked, BlobId, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request};
+use shoal_proto::{
+    Asked, BlobId, FEATURE_HASH_LISTS, HashList, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request,
+};
 use shoal_rafs::{Piece, PieceTable, oci::Source};
 use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
 use tokio::sync::mpsc;
@@ -22,9 +24,10 @@ use tokio::sync::mpsc;
 use self::accept::accept_piece;
 use crate::{
     contacts::Contacts,
-    data::{Answer, AnswerStream, DataPlane},
+    data::{Answer, AnswerStream, DataPlane, Throttle},
     driver::{Command, Fetched},
     origin::{self, OriginError},
+    plain::{self, Whole, WholeError},
     store::{BlobHandle, ChunkPlace, Store},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
@@ -42,6 +45,8 @@ pub(crate) enum Target {
     Blob(Arc<BlobTarget>),
     /// A manifest, a bootstrap layer: anything named by the hash of all its bytes.
     Object(Arc<ObjectTarget>),
+    /// The hash list of a blob that no image describes.
+    List(Arc<ListTarget>),
 }
 
 /// All that is needed to fetch, verify and keep a blob's pieces.
@@ -75,6 +80,15 @@ pub(crate) struct ObjectTarget {
     pub limit: u64,
 }
 
+/// All that is needed to get the hash list of a blob; at the registry, that is the blob itself.
+#[derive(Debug)]
+pub(crate) struct ListTarget {
+    /// Where a registry has the blob.
+    pub source: Source,
+    /// The blob.
+    pub blob: BlobId,
+}
+
 impl Target {
     /// The event that makes the target known to the scheduler.
     pub(crate) fn event(&self, blob: BlobKey) -> Event {
@@ -85,11 +99,20 @@ impl Target {
                     .collect();
                 Event::BlobAdded { blob, extents, present: target.handle.present() }
             }
-            Self::Object(_) => {
+            Self::Object(_) | Self::List(_) => {
                 // Its size may be unknown, and the scheduler only cares that there is something.
                 let whole: Arc<[Range<u64>]> = Arc::new([Range { start: 0, end: 1 }]);
                 Event::BlobAdded { blob, extents: whole, present: shoal_proto::Bitfield::new(1) }
             }
+        }
+    }
+
+    /// Whether it is about a blob that no image describes.
+    fn is_plain(&self) -> bool {
+        match self {
+            Self::Blob(target) => plain::is_plain(target.bootstrap, target.table.blob()),
+            Self::List(_) => true,
+            Self::Object(_) => false,
         }
     }
 
@@ -151,6 +174,8 @@ pub(crate) struct Fetcher {
     pub store: Store,
     pub contacts: Contacts,
     pub traffic: Arc<Traffic>,
+    /// The limit of the registry for blobs that are read whole: of how much that is, the scheduler knows nothing.
+    pub whole_reads: Arc<Throttle>,
 }
 
 impl Fetcher {
@@ -260,6 +285,10 @@ impl Running {
         let Some(data) = &self.fetcher.data else {
             return self.failed(Failure::Transport).await;
         };
+        if self.target.is_plain() && !data.has_feature(peer, FEATURE_HASH_LISTS) {
+            // To a peer of an earlier version a question for a list is a violation, and one for pieces has it look for an image.
+            return self.report(Event::CannotSource { request: self.request }).await;
+        }
         for (asked, image, limits) in self.questions(pieces) {
             let request = Request {
                 // The data plane numbers the requests of a connection.
@@ -286,6 +315,11 @@ impl Running {
             Target::Object(object) => {
                 let asked = Asked::Object { id: object.id, kind: object.kind };
                 return vec![(asked, on_the_wire(&object.source), vec![object.limit])];
+            }
+            Target::List(list) => {
+                let id = ObjectId::new(*list.blob.as_bytes());
+                let asked = Asked::Object { id, kind: ObjectKind::HashList };
+                return vec![(asked, on_the_wire(&list.source), vec![HashList::MAX_ENCODED])];
             }
             Target::Blob(blob) => blob,
         };
@@ -319,7 +353,7 @@ impl Running {
         while let Some(answer) = answers.next().await {
             let event = match answer {
                 Ok(Answer::Data { piece, bytes }) => {
-                    if self.take(piece, bytes, from).await {
+                    if self.take(piece, bytes, from, Some(peer)).await {
                         continue;
                     }
                     // The rest of what a liar says is not worth hearing.
@@ -357,10 +391,18 @@ impl Running {
                 let (id, kind, limit) = (object.id, object.kind, object.limit);
                 let read = self.fetcher.origin.object(&object.source, id, kind, limit);
                 match read.await {
-                    Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry).await),
+                    Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
                     Err(error) => self.registry_failed(&object.source, &error).await,
                 }
             }
+            Target::List(list) => match self.read_whole(list).await {
+                Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
+                Err(WholeError::Origin(error)) => self.registry_failed(&list.source, &error).await,
+                Err(error) => {
+                    tracing::warn!(blob = %list.blob, "{}: {}", list.source, crate::chain(&error));
+                    self.failed(Failure::Registry { retry_after: None, permanent: true }).await;
+                }
+            },
             Target::Blob(blob) => {
                 let mut rest = pieces;
                 while let Some((named, _)) = rest.first().and_then(|&piece| blob.naming(piece)) {
@@ -378,13 +420,26 @@ impl Running {
         while let Some(next) = read.next().await {
             match next {
                 Ok((piece, bytes)) => {
-                    if !self.take(piece, bytes, Provenance::Registry).await {
+                    if !self.take(piece, bytes, Provenance::Registry, None).await {
                         self.failed(Failure::WrongBytes).await;
                     }
                 }
                 Err(error) => return self.registry_failed(&blob.source, &error).await,
             }
         }
+    }
+
+    /// Reads a blob to make its hash list.
+    async fn read_whole(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
+        let mut told = Instant::now();
+        let mut reading = Whole::begin(&self.fetcher, &list.source, list.blob).await?;
+        while reading.step(self.priority).await? {
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                self.report(Event::Progress { request: self.request }).await;
+            }
+        }
+        reading.keep().await
     }
 
     async fn registry_failed(&self, source: &Source, error: &OriginError) {
@@ -397,8 +452,19 @@ impl Running {
     }
 
     /// Verifies, stores and reports one piece or object; false when it is wrong.
-    async fn take(&self, piece: u32, bytes: Bytes, from: Provenance) -> bool {
+    async fn take(&self, piece: u32, bytes: Bytes, from: Provenance, giver: Option<PeerId>) -> bool {
         let (length, item) = (bytes.len() as u64, self.item(piece));
+        if let Target::List(list) = &self.target {
+            if let Err(error) = HashList::parse(&bytes) {
+                tracing::warn!(blob = %list.blob, ?from, "rejected: {error}");
+                self.fetcher.traffic.rejected(length, 0);
+                return false;
+            }
+            self.fetcher.traffic.object(from, length);
+            let fetched = Fetched::List { bytes, giver };
+            self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
+            return true;
+        }
         match self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await {
             Ok((fetched, chunks)) => {
                 match fetched {

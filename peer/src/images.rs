@@ -25,12 +25,13 @@ use crate::{
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
     native::NativeNames,
     origin::Origin,
+    plain::{self, PlainBlobs},
     store::{self, BlobHandle, Footprint, Store, StoreError},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
 
 /// Most bytes of a manifest or an index, as registries limit them.
-const MAX_MANIFEST: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Most images in memory beside those in use.
 const MAX_IDLE_IMAGES: usize = 16;
 
@@ -227,6 +228,7 @@ pub struct Images {
     driver: DriverHandle,
     traffic: Arc<Traffic>,
     patience: std::time::Duration,
+    plain: PlainBlobs,
     /// By bootstrap layer. A slot is empty while its image is being loaded. Locked for look-ups only.
     loaded: Arc<Mutex<HashMap<ObjectId, Slot>>>,
 }
@@ -239,7 +241,22 @@ impl Images {
         traffic: Arc<Traffic>,
         patience: std::time::Duration,
     ) -> Self {
-        Self { store, origin, driver, traffic, patience, loaded: Arc::default() }
+        let plain = PlainBlobs::new(store.clone(), driver.clone());
+        Self { store, origin, driver, traffic, patience, plain, loaded: Arc::default() }
+    }
+
+    /// The blobs that no image describes.
+    pub(crate) fn plain(&self) -> &PlainBlobs {
+        &self.plain
+    }
+
+    /// A blob as the image with this bootstrap layer names its pieces, if the image is loaded; or a plain blob, whose list
+    /// is known.
+    pub(crate) fn described(&self, layer: ObjectId, id: BlobId) -> Option<ImageBlob> {
+        if plain::is_plain(layer, id) {
+            return self.plain.known(id).map(|plain| plain.blob.clone());
+        }
+        self.loaded(layer)?.blob(id).cloned()
     }
 
     /// Asks the registry what `reference` names at present. A reference with a digest is not asked about.
@@ -315,8 +332,11 @@ impl Images {
         loaded.values().filter_map(|slot| slot.get().cloned()).collect()
     }
 
-    /// The blob under `id` in a loaded image that means the same by `piece`.
+    /// The blob under `id` in a loaded image, or cut by its list, that means the same by `piece`.
     pub fn blob_agreeing(&self, id: BlobId, piece: u32, fingerprint: &Fingerprint) -> Option<ImageBlob> {
+        if let Some(plain) = self.plain.known(id).filter(|plain| plain.blob.agrees(piece, fingerprint)) {
+            return Some(plain.blob.clone());
+        }
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let images = loaded.values().filter_map(|slot| slot.get());
         let mut blobs = images.flat_map(|image| &image.blobs);
@@ -370,7 +390,7 @@ impl Images {
             match self.driver.want(item, Priority::OnDemand, self.patience, origin).await? {
                 Fetched::Object { bytes, .. } => return Ok(bytes),
                 // It came between the look into the store and the want.
-                Fetched::Present | Fetched::Piece { .. } => {
+                Fetched::Present | Fetched::Piece { .. } | Fetched::List { .. } => {
                     if let Some(bytes) = self.stored(id).await {
                         return Ok(bytes);
                     }

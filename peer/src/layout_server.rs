@@ -8,7 +8,6 @@
 
 mod answer;
 mod listener;
-mod path;
 
 use std::{
     collections::BTreeMap,

@@ -132,6 +132,27 @@ fn describe() {
     describe_gauge!("shoal_store_pieces", Unit::Count, "Pieces in the store.");
     describe_gauge!("shoal_store_disk_bytes", Unit::Bytes, "What blobs and objects take up on disk.");
     describe_gauge!("shoal_store_limit_bytes", Unit::Bytes, "Most that they may take up; 0 without a limit.");
+    describe_counter!("shoal_mirror_requests_total", Unit::Count, "Answers of the mirror, by status.");
+    describe_counter!(
+        "shoal_mirror_sent_bytes_total",
+        Unit::Bytes,
+        "Bytes of manifests and blobs that the mirror sent."
+    );
+    describe_counter!(
+        "shoal_mirror_cut_answers_total",
+        Unit::Count,
+        "Answers of the mirror that were cut on their way."
+    );
+    describe_counter!(
+        "shoal_mirror_access_checks_total",
+        Unit::Count,
+        "Times that a registry was asked what a client of the mirror may read."
+    );
+    describe_counter!(
+        "shoal_refuted_lists_total",
+        Unit::Count,
+        "Hash lists of blobs, of other nodes, that turned out wrong."
+    );
     describe_gauge!("shoal_pins", Unit::Count, "Pinned images.");
     describe_counter!("shoal_evicted_blobs_total", Unit::Count, "Blobs that were evicted.");
     describe_counter!("shoal_evicted_bytes_total", Unit::Bytes, "What evicted blobs and objects took up on disk.");

@@ -96,13 +96,31 @@ impl Origin {
         pieces: &[u32],
     ) -> impl Stream<Item = Result<(u32, Bytes), OriginError>> + Send + use<> {
         let blob = table.blob();
-        let pieces: Result<VecDeque<_>, _> = pieces
-            .iter()
-            .map(|&piece| match table.piece(piece) {
-                Some(found) => Ok((piece, found.encoded())),
-                None => Err(OriginError::Unnamed { blob, piece }),
-            })
-            .collect();
+        let pieces = pieces.iter().map(|&piece| match table.piece(piece) {
+            Some(found) => Ok((piece, found.encoded())),
+            None => Err(OriginError::Unnamed { blob, piece }),
+        });
+        self.read(source, blob, pieces.collect())
+    }
+
+    /// Reads a whole blob of `size` bytes with one request, cut into parts of `part` bytes and a shorter last one.
+    pub fn whole(
+        &self,
+        source: &Source,
+        blob: BlobId,
+        size: u64,
+        part: u64,
+    ) -> impl Stream<Item = Result<(u32, Bytes), OriginError>> + Send + use<> {
+        let parts = (0..).zip((0..size).step_by(part as usize));
+        self.read(source, blob, Ok(parts.map(|(number, at)| (number, at..size.min(at + part))).collect()))
+    }
+
+    fn read(
+        &self,
+        source: &Source,
+        blob: BlobId,
+        pieces: Result<VecDeque<(u32, Range<u64>)>, OriginError>,
+    ) -> impl Stream<Item = Result<(u32, Bytes), OriginError>> + Send + use<> {
         let (shared, source) = (self.shared.clone(), source.clone());
         let run = pieces.map(|pieces| Run { shared, source, blob, pieces, transfer: None });
         futures::stream::once(async { run }).flat_map(|run| match run {
@@ -128,6 +146,9 @@ impl Origin {
         let bytes = match kind {
             ObjectKind::Manifest => shared.registry.manifest(source, id).await?,
             ObjectKind::Blob => shared.registry.blob(source, id, limit).await?,
+            ObjectKind::HashList => {
+                return Err(RegistryError::NotFound { what: format!("the hash list of {id} in {source}") }.into());
+            }
         };
         if bytes.len() as u64 > limit {
             return Err(RegistryError::TooLarge { what: format!("{source}@sha256:{id}"), limit }.into());

@@ -204,10 +204,12 @@ impl Inner {
             match want.await.map_err(|error| error.to_string())? {
                 Fetched::Piece { piece, from, .. } => return Ok((piece, from)),
                 // It came, for somebody else, between the look into the store and the want; or it has been evicted since.
-                Fetched::Present | Fetched::Object { .. } => match self.stored(blob, piece).await {
-                    Some(decoded) => return Ok((decoded, Provenance::Local)),
-                    None => self.node.driver.event(Event::Lost { item }).await,
-                },
+                Fetched::Present | Fetched::Object { .. } | Fetched::List { .. } => {
+                    match self.stored(blob, piece).await {
+                        Some(decoded) => return Ok((decoded, Provenance::Local)),
+                        None => self.node.driver.event(Event::Lost { item }).await,
+                    }
+                }
             }
         }
     }

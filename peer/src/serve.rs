@@ -22,6 +22,7 @@ use crate::{
     driver::{Clock, DriverHandle, Fetched},
     fetch::MAX_OBJECT,
     images::{ImageBlob, Images},
+    plain::{self, PlainBlob},
 };
 
 /// What an asker is told to expect while the registry is being read.
@@ -100,11 +101,14 @@ impl Server {
     /// The first piece that is asked for, and the encoded bytes of each from there on, as the asker's image states them.
     fn sizes(&self, what: &Asked) -> (Item, Vec<u64>) {
         match what {
+            // Few who were given a list have verified it, so nobody is sent to them.
+            Asked::Object { id, kind: ObjectKind::HashList } => {
+                (Item { blob: BlobKey::from(*id), piece: 0 }, Vec::new())
+            }
             Asked::Object { id, .. } => (Item { blob: BlobKey::from(*id), piece: 0 }, vec![UNKNOWN_SIZE]),
             Asked::Pieces { bootstrap, blob: id, first, fingerprints } => {
-                let image = self.images.loaded(*bootstrap);
-                let blob = image.as_ref().and_then(|image| image.blob(*id));
-                let size = |piece| blob.map_or(UNKNOWN_SIZE, |blob| blob.encoded_len(piece) as u64);
+                let blob = self.images.described(*bootstrap, *id);
+                let size = |piece| blob.as_ref().map_or(UNKNOWN_SIZE, |blob| blob.encoded_len(piece) as u64);
                 let sizes = (*first..).take(fingerprints.len()).map(size).collect();
                 (Item { blob: BlobKey::from(*id), piece: *first }, sizes)
             }
@@ -118,6 +122,9 @@ impl Server {
         };
         let wish = Wish { image, priority: request.priority, source: request.source, deadline: request.deadline };
         let answered = match request.what {
+            Asked::Object { id, kind: ObjectKind::HashList } => {
+                self.hash_list(&wish, BlobId::new(*id.as_bytes()), &mut answers).await
+            }
             Asked::Object { id, kind } => self.object(&wish, id, kind, &mut answers).await,
             Asked::Pieces { bootstrap, blob, first, fingerprints } => {
                 self.pieces(&wish, bootstrap, blob, first, &fingerprints, &mut answers).await
@@ -152,6 +159,34 @@ impl Server {
             }
         };
         send(answers, 0, bytes).await
+    }
+
+    /// The list of a blob that this node has verified; as its home, after reading all of it.
+    async fn hash_list(&self, wish: &Wish, blob: BlobId, answers: &mut AnswerSender) -> Result<(), Stop> {
+        let plain = self.images.plain();
+        let known = match plain.verified(&wish.image, blob).await {
+            Some(known) => known,
+            None if !wish.source => return Ok(answers.not_have(0).await?),
+            None => {
+                self.allows(&wish.image)?;
+                let item = plain.know_list(&wish.image, blob).await;
+                self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
+                self.learn(wish, blob, answers).await?
+            }
+        };
+        if !known.is_verified() {
+            // It is on its way here as well, by the list of another.
+            return Err(Stop::CannotSource("this node has a list of the blob that it has not verified yet".into()));
+        }
+        send(answers, 0, known.list().clone()).await
+    }
+
+    /// The list of a plain blob, for others.
+    async fn learn(&self, wish: &Wish, blob: BlobId, answers: &mut AnswerSender) -> Result<Arc<PlainBlob>, Stop> {
+        answers.pending(REGISTRY_ETA).await?;
+        let learning = self.images.plain().learn(&wish.image, blob, WantOrigin::ForPeer);
+        let learned = answers.patiently(REGISTRY_ETA, learning).await?;
+        learned.map_err(|error| Stop::CannotSource(crate::chain(&error)))
     }
 
     async fn pieces(
@@ -196,13 +231,16 @@ impl Server {
         answers: &mut AnswerSender,
     ) -> Result<(), Stop> {
         self.allows(&wish.image)?;
-        answers.pending(REGISTRY_ETA).await?;
-        let image = self.images.by_layer(&wish.image, layer).await;
-        let image = image.map_err(|error| Stop::CannotSource(crate::chain(&error)))?;
-        let loaded = image.blob(blob);
+        let loaded = if plain::is_plain(layer, blob) {
+            Some(self.learn(wish, blob, answers).await?.blob.clone())
+        } else {
+            answers.pending(REGISTRY_ETA).await?;
+            let image = self.images.by_layer(&wish.image, layer).await;
+            image.map_err(|error| Stop::CannotSource(crate::chain(&error)))?.blob(blob).cloned()
+        };
         let mut wanted = FuturesUnordered::new();
         for (piece, fingerprint) in missing {
-            match loaded {
+            match &loaded {
                 Some(loaded) if loaded.agrees(piece, &fingerprint) => {
                     let item = Item { blob: loaded.key, piece };
                     self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;

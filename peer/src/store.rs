@@ -5,6 +5,7 @@
 //! <data_dir>/index/                      RocksDB, see `index`
 //! <data_dir>/objects/<digest>            manifests, bootstrap layers, chunk tables: whole, or not there; time: last use
 //! <data_dir>/blobs/<id>/encoded          sparse, byte for byte the registry's blob where present; variant 0
+//! <data_dir>/blobs/<id>/list             the hash list of a blob that no image describes, once the whole was verified
 //! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
 //! <data_dir>/decoded/<id>                the decoded form of a blob, sparse: whole, or not there; time: last use
 //! ```
@@ -39,6 +40,7 @@ mod holdings;
 mod limits;
 mod lock;
 mod records;
+mod spool;
 mod upkeep;
 mod variant;
 mod whole_files;
@@ -71,6 +73,7 @@ pub use handle::BlobHandle;
 pub use holdings::{Footprint, Hold};
 pub use limits::StoreLimits;
 pub use records::{MountRecord, PinRecord};
+pub use spool::Spool;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +155,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn io(what: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
         let what = what.into();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what },
@@ -228,6 +231,7 @@ pub struct Store {
     blobs: Arc<Blobs>,
     /// On what recorded mounts and pins need.
     recorded: Arc<Mutex<Vec<Hold>>>,
+    data_dir: PathBuf,
 }
 
 impl Store {
@@ -245,7 +249,7 @@ impl Store {
         let needs = needs.chain(records::list_pins(&*blobs.records)?.into_iter().map(|pin| pin.needs));
         let recorded = Arc::new(Mutex::new(needs.map(|needs| blobs.holdings.hold(needs)).collect()));
         let flusher = Arc::new(Flusher::start(&blobs, options.flush_interval)?);
-        Ok(Self { flusher, blobs, recorded })
+        Ok(Self { flusher, blobs, recorded, data_dir: data_dir.to_owned() })
     }
 
     /// The bytes of a blob as one image describes it: the first variant that agrees with `table` about every piece
@@ -303,6 +307,17 @@ impl Store {
     pub fn on_evicted(&self, tell: impl Fn(BlobKey) + Send + Sync + 'static) {
         // See above.
         let _ = self.blobs.on_evicted.set(Box::new(tell));
+    }
+
+    /// The hash lists that were kept of a blob. What the disk has made of them is for the caller to find out: a table by which
+    /// [`existing_blob`](Self::existing_blob) finds nothing is wrong.
+    pub fn lists(&self, blob: &BlobId) -> Result<Vec<Bytes>, StoreError> {
+        self.blobs.lists(blob)
+    }
+
+    /// A nameless file for bytes that are not verified yet, with room for `len` of them.
+    pub fn spool(&self, len: u64) -> Result<Spool, StoreError> {
+        Spool::open(self.blobs.clone(), &self.data_dir, len)
     }
 
     /// Where a chunk with this digest is durable, in whatever blob, and the encoded bytes of the piece that holds it.

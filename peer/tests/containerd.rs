@@ -20,6 +20,8 @@ mod graduated;
 mod kept;
 #[path = "containerd/lazy.rs"]
 mod lazy;
+#[path = "containerd/mirror.rs"]
+mod mirror;
 #[path = "containerd/ordinary.rs"]
 mod ordinary;
 #[path = "containerd/restart.rs"]

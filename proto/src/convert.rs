@@ -384,6 +384,7 @@ impl TryFrom<request::What> for Asked {
                     wire::ObjectKind::Unspecified => return Err(ConvertError::Missing("kind")),
                     wire::ObjectKind::Manifest => ObjectKind::Manifest,
                     wire::ObjectKind::Blob => ObjectKind::Blob,
+                    wire::ObjectKind::HashList => ObjectKind::HashList,
                 };
                 Ok(Self::Object { id: object.id[..].try_into()?, kind })
             }
@@ -404,6 +405,7 @@ impl From<&Asked> for request::What {
                 let kind = match kind {
                     ObjectKind::Manifest => wire::ObjectKind::Manifest,
                     ObjectKind::Blob => wire::ObjectKind::Blob,
+                    ObjectKind::HashList => wire::ObjectKind::HashList,
                 };
                 Self::Object(wire::Object { id: id.as_bytes().to_vec(), kind: kind.into() })
             }

@@ -26,6 +26,9 @@
 //!
 //! - Pieces are named by number and by [`Fingerprint`]; who holds something else under the number answers `NotHave`.
 //!   Objects are named by their sha256 and answered as piece 0.
+//! - A blob that no image describes (an ordinary layer) is cut into pieces by its [`HashList`], an object that is asked for by
+//!   the blob's digest and answered only by who has verified the whole blob. Where pieces of such a blob are spoken of, the blob
+//!   stands for its own bootstrap layer. Whoever knows this has [`FEATURE_HASH_LISTS`] in its hello.
 //! - `source: true` asks the receiver *as the home*: it reads the registry once for everyone. Only a home answers
 //!   `NotMyHome` or `CannotSource`; without `source` a peer answers from what it has. `Pending` is said by a home that is at it,
 //!   and by whoever holds an answer up to keep a limit.
@@ -39,6 +42,7 @@ mod bitfield;
 mod codec;
 mod convert;
 mod generated;
+mod hash_list;
 mod id;
 mod message;
 
@@ -46,9 +50,10 @@ pub use bitfield::{Bitfield, BitfieldError, MAX_WIRE_PIECES};
 pub use codec::{CodecError, MAX_HEADER, MAX_PAYLOAD, PREFIX, decode_body, decode_header, encode_header, header_len};
 pub use convert::ConvertError;
 pub use generated::control;
+pub use hash_list::{HashList, HashListError};
 pub use id::{Algorithm, BlobId, DecodedId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
 pub use message::{
-    Asked, Contact, Data, Have, Hello, ImageSource, MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS, MAX_LABELS,
-    MAX_MEMBERSHIP, MAX_NAME, MAX_OPEN, MAX_REASON, MAX_RUN, MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message, ObjectKind,
-    Request, Status, VERSION,
+    Asked, Contact, Data, FEATURE_HASH_LISTS, Have, Hello, ImageSource, MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS,
+    MAX_LABELS, MAX_MEMBERSHIP, MAX_NAME, MAX_OPEN, MAX_REASON, MAX_RUN, MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message,
+    ObjectKind, Request, Status, VERSION,
 };

@@ -11,6 +11,8 @@ use crate::{Bitfield, BlobId, Fingerprint, ObjectId, PeerId, Priority, Role};
 pub const VERSION: u32 = 1;
 /// The oldest version that it still speaks.
 pub const MIN_VERSION: u32 = 1;
+/// Bit of [`Hello::features`]: the peer knows hash lists and pieces of plain blobs.
+pub const FEATURE_HASH_LISTS: u64 = 1;
 /// Most pieces in one request, and fewest is one.
 pub const MAX_RUN: usize = 64;
 /// Most requests that one side of a TCP connection has open; more are a violation.
@@ -226,20 +228,23 @@ pub enum Asked {
     },
     /// An object, answered as piece 0.
     Object {
-        /// Its digest.
+        /// Its digest; of a hash list that of the blob.
         id: ObjectId,
         /// Where the registry keeps it.
         kind: ObjectKind,
     },
 }
 
-/// Which of a registry's two stores holds an object.
+/// What an object is: which of a registry's two stores holds it, or that it is about what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectKind {
     /// `/v2/<name>/manifests/`.
     Manifest,
     /// `/v2/<name>/blobs/`.
     Blob,
+    /// The [`HashList`](crate::HashList) of the blob with the digest asked for. Peers whose hello lacks
+    /// [`FEATURE_HASH_LISTS`] take it for a violation.
+    HashList,
 }
 
 /// A part of an answer; `length` raw bytes follow it. The parts of a piece come in order.

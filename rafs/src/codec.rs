@@ -191,8 +191,8 @@ impl Encoder {
     }
 }
 
-/// Digest of bytes.
-pub(crate) fn digest(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+/// The digest of bytes, as chunks have them.
+pub fn digest(algorithm: Algorithm, bytes: &[u8]) -> Digest {
     let bytes = match algorithm {
         Algorithm::Blake3 => *blake3::hash(bytes).as_bytes(),
         Algorithm::Sha256 => Sha256::digest(bytes).into(),

@@ -62,7 +62,7 @@ pub use builder::{
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};
-pub use codec::{Compressor, DecodeError, UnknownCompressor};
+pub use codec::{Compressor, DecodeError, UnknownCompressor, digest};
 pub use error_chain::chain;
 pub use expand::{ExpandError, check_expanded, expand_blob, expand_pieces};
 pub use export::export_block;

@@ -41,6 +41,7 @@ pub use convert::{
 };
 pub use copy::{CopiedBlobs, CopyReport, copy};
 pub use error::RegistryError;
+pub use http::{Access, Described, Probe, is_loopback_registry};
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};

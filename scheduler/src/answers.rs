@@ -198,7 +198,7 @@ impl Scheduler {
     }
 
     /// Whoever sends wrong bytes has nothing that we want for a while.
-    fn ban(&mut self, now: Time, peer: PeerId, item: Item) {
+    pub(crate) fn ban(&mut self, now: Time, peer: PeerId, item: Item) {
         let until = now + self.config.ban;
         if self.banned.len() >= self.config.max_peers {
             self.banned.pop_first();

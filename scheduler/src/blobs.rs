@@ -21,6 +21,8 @@ pub(crate) struct Blob {
     /// Homes by stripe, as of an epoch of the leases.
     pub(crate) ranking: BTreeMap<u64, Arc<[PeerId]>>,
     pub(crate) ranking_epoch: u64,
+    /// All of it is one stripe.
+    whole: bool,
 }
 
 impl Blob {
@@ -34,7 +36,24 @@ impl Blob {
             holders: vec![0; len as usize],
             ranking: BTreeMap::new(),
             ranking_epoch: 0,
+            whole: false,
         }
+    }
+
+    /// From now on all of it is one stripe.
+    pub(crate) fn keep_whole(&mut self) {
+        self.whole = true;
+        self.ranking.clear();
+    }
+
+    /// The stripe of a piece, and where it ends, with stripes of so many bytes; nothing if nobody here names the piece.
+    pub(crate) fn stripe(&self, piece: u32, stripe_bytes: u64) -> Option<(u64, u64)> {
+        let start = self.extent(piece)?.start;
+        if self.whole {
+            return Some((0, u64::MAX));
+        }
+        let (stripe, bytes) = (start / stripe_bytes.max(1), stripe_bytes.max(1));
+        Some((stripe, (stripe + 1).saturating_mul(bytes)))
     }
 
     /// Takes over the pieces that were unnamed so far, and a greater length.

@@ -86,6 +86,12 @@ pub enum Event {
         /// The pieces that are already here.
         present: Bitfield,
     },
+    /// All pieces of the blob have one home: whoever reads any of it at the registry has to read all of it. To be said
+    /// again when the blob is added again after it was removed.
+    OneHome {
+        /// The blob.
+        blob: BlobKey,
+    },
     /// The blob is gone; its open wants end with an error.
     BlobRemoved {
         /// The blob.
@@ -137,6 +143,13 @@ pub enum Event {
         zone: String,
         /// Its labels.
         labels: BTreeMap<String, String>,
+    },
+    /// What a peer said before turned out to be a lie, as when a piece is wrong.
+    Lied {
+        /// Who.
+        peer: PeerId,
+        /// About what.
+        item: Item,
     },
     /// The connection is gone; its requests count as failed without further answers.
     PeerDown {
@@ -326,7 +339,7 @@ pub enum Action {
 /// Why a peer is banned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BanReason {
-    /// This piece did not match its digest.
+    /// This piece did not match its digest, or what a list says of its blob did not.
     WrongBytes(Item),
 }
 

@@ -110,6 +110,11 @@ impl Scheduler {
     pub fn handle_event(&mut self, now: Time, event: Event) {
         match event {
             Event::BlobAdded { blob, extents, present } => self.blob_added(now, blob, extents, present),
+            Event::OneHome { blob } => {
+                if let Some(blob) = self.blobs.get_mut(&blob) {
+                    blob.keep_whole();
+                }
+            }
             Event::BlobRemoved { blob } => self.blob_removed(now, blob),
             Event::Want { want, item, priority, deadline, origin } => {
                 self.want(now, want, item, priority, deadline, origin);
@@ -131,6 +136,7 @@ impl Scheduler {
                 }
             }
             Event::PeerUp { peer, zone, labels, role: _ } => self.peer_up(now, peer, &zone, &labels),
+            Event::Lied { peer, item } => self.ban(now, peer, item),
             Event::PeerDown { peer } => self.peer_down(now, peer),
             Event::PeerHave { peer, blob, first, have, full } => self.peer_have(peer, blob, first, &have, full),
             Event::Lease { peer, zone, capacity, until } => self.lease(now, peer, zone, capacity, until),

@@ -296,8 +296,7 @@ impl Scheduler {
         let (blob, flight) = (self.blobs.get(&item.blob)?, self.flights.get(&item)?);
         let most = self.config.max_join.min(self.allowances.share(Lane::Registry(priority)));
         let mut range = blob.extent(item.piece)?.clone();
-        let stripe_bytes = self.config.stripe.max(1);
-        let stripe_end = (range.start / stripe_bytes + 1).saturating_mul(stripe_bytes);
+        let (_, stripe_end) = blob.stripe(item.piece, self.config.stripe)?;
         let ahead = if flight.for_peer { self.config.read_ahead } else { 0 };
         let ahead_end = range.start.saturating_add(ahead).min(stripe_end);
         let (mut pieces, mut between) = (vec![item.piece], Vec::new());

@@ -188,9 +188,9 @@ impl Scheduler {
 
     /// The homes of a piece, best first.
     pub(crate) fn ranking(&mut self, key: BlobKey, piece: u32) -> Option<Arc<[PeerId]>> {
-        let (stripe_bytes, epoch) = (self.config.stripe.max(1), self.homes.epoch);
+        let (stripe_bytes, epoch) = (self.config.stripe, self.homes.epoch);
         let blob = self.blobs.get_mut(&key)?;
-        let stripe = blob.extent(piece)?.start / stripe_bytes;
+        let (stripe, _) = blob.stripe(piece, stripe_bytes)?;
         if blob.ranking_epoch != epoch {
             blob.ranking.clear();
             blob.ranking_epoch = epoch;
@@ -205,7 +205,7 @@ impl Scheduler {
 
     pub(crate) fn compute_ranking(&self, key: BlobKey, piece: u32) -> Option<Vec<PeerId>> {
         let blob = self.blobs.get(&key)?;
-        let stripe = blob.extent(piece)?.start / self.config.stripe.max(1);
+        let (stripe, _) = blob.stripe(piece, self.config.stripe)?;
         let seeds = rank(&key.id, stripe, self.homes.of_zone(&self.config.zone));
         if !seeds.is_empty() {
             return Some(seeds);

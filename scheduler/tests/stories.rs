@@ -471,3 +471,35 @@ fn what_waits_for_the_download_limit_stays_with_its_neighbour() {
     assert_eq!(all_asked(&world.wait(ms(500))), [], "a prefetch waits until half is there again");
     assert_eq!(all_asked(&world.wait(ms(1))).len(), 1);
 }
+
+#[test]
+fn a_blob_that_is_read_whole_has_one_home() {
+    let mut world = World::new();
+    for seed in [SEED, SEED + 1, SEED + 2] {
+        world.seed(seed);
+    }
+    let homes = |world: &World| (0..64).map(|piece| world.scheduler.home_of(BLOB, piece)).collect::<Vec<_>>();
+    let striped = homes(&world);
+    assert!(striped.iter().any(|home| home != &striped[0]), "four stripes of one home only: choose another id");
+    world.tell(Event::OneHome { blob: BLOB });
+    let whole = homes(&world);
+    assert!(whole.iter().all(|home| home == &whole[0] && home.is_some()), "{whole:?}");
+    // An object with this id, such as the list of its pieces, has the same.
+    let list = BlobKey { variant: u32::MAX, ..BLOB };
+    world.tell(Event::BlobAdded { blob: list, extents: [0..1].into_iter().collect(), present: Bitfield::new(1) });
+    assert_eq!(world.scheduler.home_of(list, 0), whole[0]);
+}
+
+#[test]
+fn whoever_lied_is_banned_and_its_requests_go_elsewhere() {
+    let mut world = World::new();
+    world.up(2);
+    world.up(3);
+    world.has(2, 0..64);
+    let asked_first = all_asked(&world.want(0));
+    assert_eq!(asked_first, [(Source::Peer(peer(2)), vec![0])]);
+    world.has(3, 0..64);
+    let actions = world.tell(Event::Lied { peer: peer(2), item: item(0) });
+    assert!(actions.iter().any(|action| matches!(action, Action::Ban { peer: banned, .. } if *banned == peer(2))));
+    assert_eq!(all_asked(&actions), [(Source::Peer(peer(3)), vec![0])]);
+}

@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::sleep};
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     /// Its name in metrics.
     limit: &'static str,
     start: Instant,
@@ -26,7 +26,7 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    pub(super) fn new(limit: &'static str, rates: Rates) -> Self {
+    pub(crate) fn new(limit: &'static str, rates: Rates) -> Self {
         Self {
             limit,
             start: Instant::now(),
@@ -37,13 +37,13 @@ impl Throttle {
     }
 
     /// Other rates from now on, also for those who wait.
-    pub(super) fn set(&self, rates: Rates) {
+    pub(crate) fn set(&self, rates: Rates) {
         self.allowance().set(self.now(), rates);
         self.changed.notify_waiters();
     }
 
     /// Waits until `bytes` may pass. Cancel safe: who leaves takes nothing.
-    pub(super) async fn pass(&self, bytes: u64, priority: Priority) {
+    pub(crate) async fn pass(&self, bytes: u64, priority: Priority) {
         let _turn = self.turns[priority as usize].lock().await;
         let came = Instant::now();
         loop {

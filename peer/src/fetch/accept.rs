@@ -32,6 +32,9 @@ impl Target {
         let checked = tokio::task::spawn_blocking(move || match self {
             Self::Blob(blob) => accept_piece(&blob, piece, bytes, from),
             Self::Object(object) => accept_object(&object, &store, bytes, from),
+            Self::List(_) => {
+                Err(Rejected { chunks: 0, why: "a list is not kept before its blob is verified".into() })
+            }
         });
         checked.await.unwrap_or_else(|panic| Err(Rejected { chunks: 0, why: panic.to_string() }))
     }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use shoal_proto::Digest;
+use shoal_proto::{BlobId, Digest};
 use shoal_rafs::PieceTable;
 
 use super::{
@@ -314,6 +314,20 @@ impl Blobs {
             outcome => outcome?,
         }
         Ok(Arc::new(variant))
+    }
+
+    pub(super) fn put_list(&self, key: BlobKey, list: &[u8]) -> Result<(), StoreError> {
+        // An eviction comes before it or after it, and takes the list along.
+        let _open = lock(&self.open);
+        self.disk.put_list(key, list).map_err(|source| blob_io("listing the pieces of", key, source))
+    }
+
+    /// The lists that are kept of a blob's variants.
+    pub(super) fn lists(&self, blob: &BlobId) -> Result<Vec<Bytes>, StoreError> {
+        let keys = self.records.variants(blob)?.into_keys().map(|variant| BlobKey { blob: *blob, variant });
+        let list =
+            |key| self.disk.list(key).map_err(|source| blob_io("reading the list of", key, source)).transpose();
+        keys.filter_map(list).map(|list| list.map(Bytes::from)).collect()
     }
 
     pub(super) fn find_digest(&self, digest: &Digest) -> Result<Option<(ChunkPlace, Range<u64>)>, StoreError> {

@@ -39,6 +39,7 @@ struct File {
     seen: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<(usize, Vec<u8>)>,
+    list: Option<Vec<u8>>,
 }
 
 #[derive(Default, Clone)]
@@ -213,6 +214,16 @@ impl Disk for Machine {
         }
         state.files.insert(key, file);
         outcome
+    }
+
+    fn put_list(&self, key: BlobKey, list: &[u8]) -> io::Result<()> {
+        let mut state = self.file_step()?;
+        state.files.get_mut(&key).ok_or_else(missing)?.list = Some(list.to_vec());
+        Ok(())
+    }
+
+    fn list(&self, key: BlobKey) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.state().files.get(&key).and_then(|file| file.list.clone()))
     }
 }
 

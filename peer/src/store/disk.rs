@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
-    io::{self, IoSliceMut},
+    io::{self, IoSliceMut, Read, Write},
     num::NonZeroUsize,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
@@ -12,10 +12,13 @@ use std::{
 
 use lru::LruCache;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
-use shoal_proto::BlobId;
+use shoal_proto::{BlobId, HashList};
 
 use super::{StoreError, lock::DirLock};
 use crate::index::BlobKey;
+
+/// The name of a blob's hash list in its folder.
+const LIST: &str = "list";
 
 /// One sparse file per variant. A data directory in the daemon; in tests a double that loses what was not synced.
 pub(super) trait Disk: Send + Sync {
@@ -49,6 +52,12 @@ pub(super) trait Disk: Send + Sync {
 
     /// Makes all that was written to the file durable. After an error nobody knows what of it is.
     fn sync(&self, key: BlobKey) -> io::Result<()>;
+
+    /// Keeps the blob's hash list beside its file, with which it goes; durable on return. Fails where there is no file.
+    fn put_list(&self, key: BlobKey, list: &[u8]) -> io::Result<()>;
+
+    /// The hash list that was kept, if there is one.
+    fn list(&self, key: BlobKey) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// `<data_dir>/blobs`.
@@ -92,6 +101,10 @@ impl Disk for DataDir {
         self.files().pop(&key);
         let folder = self.folder(key);
         fs::create_dir_all(&folder)?;
+        match fs::remove_file(folder.join(LIST)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         File::create(folder.join("encoded"))?.sync_all()?;
         File::open(&folder)?.sync_all()?;
         File::open(&self.blobs)?.sync_all()
@@ -163,6 +176,27 @@ impl Disk for DataDir {
 
     fn sync(&self, key: BlobKey) -> io::Result<()> {
         self.file(key)?.sync_data()
+    }
+
+    fn put_list(&self, key: BlobKey, list: &[u8]) -> io::Result<()> {
+        let folder = self.folder(key);
+        let mut file = tempfile::NamedTempFile::new_in(&folder)?;
+        file.write_all(list)?;
+        file.as_file().sync_all()?;
+        file.persist(folder.join(LIST)).map_err(|error| error.error)?;
+        File::open(&folder)?.sync_all()
+    }
+
+    fn list(&self, key: BlobKey) -> io::Result<Option<Vec<u8>>> {
+        match File::open(self.folder(key).join(LIST)) {
+            Ok(file) => {
+                let mut list = Vec::new();
+                file.take(HashList::MAX_ENCODED).read_to_end(&mut list)?;
+                Ok(Some(list))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -67,6 +67,11 @@ impl<'a> Room<'a> {
         reserved.fetch_add(len, Ordering::SeqCst);
         Self { reserved, len }
     }
+
+    /// From now on the caller sees to it that the bytes are given up.
+    pub(super) fn hand_over(mut self) -> u64 {
+        std::mem::take(&mut self.len)
+    }
 }
 
 impl Drop for Room<'_> {

@@ -96,6 +96,12 @@ impl BlobHandle {
         self.blobs.read(&self.variant, piece)
     }
 
+    /// Keeps the list that this blob's pieces come from, with the blob: it goes when the blob goes. To be called once all of
+    /// the blob has been compared with its sha256, for whoever finds the list takes that for done. Durable on return.
+    pub fn put_list(&self, list: &[u8]) -> Result<(), StoreError> {
+        self.blobs.put_list(self.key(), list)
+    }
+
     /// A piece is damaged on disk: it is not present any more and may be written again. May wait for a running flush.
     pub fn forget(&self, piece: u32) -> Result<(), StoreError> {
         self.blobs.forget(&self.variant, piece)

@@ -11,6 +11,7 @@ mod disputed_blob;
 mod full_disk;
 mod kept_mounts;
 mod limits;
+mod mirror;
 mod native_mounts;
 mod next_version;
 mod nydus_image;

@@ -12,7 +12,7 @@ use shoal::{
     identity::Identity,
     membership::{self, Membership, Policy},
 };
-use shoal_proto::{Asked, Hello, MIN_VERSION, Request, Role, VERSION};
+use shoal_proto::{Asked, FEATURE_HASH_LISTS, Hello, MIN_VERSION, Request, Role, VERSION};
 
 /// Speaks the protocol, and lies about every piece. Of objects it says that it cannot read the registry.
 struct Liar;
@@ -37,14 +37,15 @@ impl Service for Liar {
     }
 }
 
-async fn lie() -> (DataPlane, Control, String) {
+/// A seed peer that answers as `service` does; gives the address for others to join through.
+pub(crate) async fn impostor(service: Arc<dyn Service>) -> (DataPlane, Control, String) {
     let identity = Identity::generate();
     let membership = Membership::open(identity.peer(), Role::Seed, "default").expect("a valid zone");
     let listen = ([127, 0, 0, 1], 0).into();
     let hello = Hello {
         version: VERSION,
         min_version: MIN_VERSION,
-        features: 0,
+        features: FEATURE_HASH_LISTS,
         membership: membership.shown().clone(),
         role: Role::Seed,
         zone: "default".into(),
@@ -63,7 +64,7 @@ async fn lie() -> (DataPlane, Control, String) {
         }),
         limits: Limits::default(),
     };
-    let (data, mut peer_events) = DataPlane::start(options, Arc::new(Liar)).expect("a data plane");
+    let (data, mut peer_events) = DataPlane::start(options, service).expect("a data plane");
     let options = ControlOptions {
         identity: identity.clone(),
         admission,
@@ -95,7 +96,7 @@ fn the_liar_is_banned_and_the_read_succeeds() {
     registry.switch_on();
 
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let (data, control, address) = runtime.block_on(lie());
+    let (data, control, address) = runtime.block_on(impostor(Arc::new(Liar)));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut daemon = Daemon::start("victim", folder.path(), &[format!("control.bootstrap_peers=[\"{address}\"]")]);
     daemon.wait_for_home();
@@ -107,16 +108,21 @@ fn the_liar_is_banned_and_the_read_succeeds() {
     assert!(status["total"]["rejected_chunks"].as_u64().expect("a figure") >= 1, "{status}");
     assert_eq!(total_bytes(&status, "seed"), 0, "{status}");
     assert!(total_bytes(&status, "registry") <= encoded, "{status}");
-    wait("the liar is banned", || {
-        let peers = daemon.peers();
-        let liar = peers.iter().find(|peer| peer["role"] == "seed").expect("it is known");
-        let banned = liar["banned_seconds"].as_u64().expect("a figure") > 0;
-        banned && liar["connected"] == false && liar["ban_reason"].as_str().expect("a text").contains("wrong bytes")
-    });
+    wait_for_ban(&daemon);
     assert!(daemon.log().contains("rejected"), "{}", daemon.log());
     daemon.stop();
     runtime.block_on(async {
         control.stop().await;
         data.stop().await;
+    });
+}
+
+/// Waits until the daemon has banned the only seed peer that it knows.
+pub(crate) fn wait_for_ban(daemon: &Daemon) {
+    wait("the liar is banned", || {
+        let peers = daemon.peers();
+        let liar = peers.iter().find(|peer| peer["role"] == "seed").expect("it is known");
+        let banned = liar["banned_seconds"].as_u64().expect("a figure") > 0;
+        banned && liar["connected"] == false && liar["ban_reason"].as_str().expect("a text").contains("wrong bytes")
     });
 }

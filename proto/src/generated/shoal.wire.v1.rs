@@ -305,6 +305,8 @@ pub enum ObjectKind {
     Unspecified = 0,
     Manifest = 1,
     Blob = 2,
+    /// The hash list of the blob with this digest. Asked only of peers whose hello has feature bit 0.
+    HashList = 3,
 }
 impl ObjectKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -316,6 +318,7 @@ impl ObjectKind {
             Self::Unspecified => "OBJECT_KIND_UNSPECIFIED",
             Self::Manifest => "OBJECT_KIND_MANIFEST",
             Self::Blob => "OBJECT_KIND_BLOB",
+            Self::HashList => "OBJECT_KIND_HASH_LIST",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -324,6 +327,7 @@ impl ObjectKind {
             "OBJECT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "OBJECT_KIND_MANIFEST" => Some(Self::Manifest),
             "OBJECT_KIND_BLOB" => Some(Self::Blob),
+            "OBJECT_KIND_HASH_LIST" => Some(Self::HashList),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@
 //! are sent only to scheme, host and port of the registry itself, and nothing that began on https continues on http.
 //! HTTP/1.1 only: many short ranged reads over several connections do not then share one flow-control window.
 
+mod probe;
 mod token;
 mod transport;
 
@@ -21,6 +22,10 @@ use reqwest::{
 };
 use shoal_proto::{BlobId, ObjectId};
 
+pub use self::{
+    probe::{Access, Described, Probe},
+    transport::is_loopback_registry,
+};
 use self::{token::Grants, transport::Transport};
 use super::{BlobStream, Reference, RegistryError, RegistryOptions, Source, error::excerpt, registry::MAX_MANIFEST};
 

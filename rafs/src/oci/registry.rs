@@ -17,7 +17,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use super::{
     Authfile, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed, Platform, Reference,
     RegistryError, Source,
-    http::{Body, Http},
+    http::{Access, Body, Http, Probe},
 };
 
 /// Largest manifest or index, as the distribution specification recommends.
@@ -93,6 +93,22 @@ impl Registry {
         match layout(reference.source()) {
             Some(layout) => layout.resolve(reference),
             None => self.http.resolve(reference).await,
+        }
+    }
+
+    /// Whether the registry would give something to whoever shows `shown` (the value of an `Authorization` header), or to
+    /// nobody; this client's own credentials have no part in it. `accept` says which manifests they understand. Asked once, with
+    /// no further try. Costs a HEAD, and what redirects and tokens for nobody cost. Folders have nobody to ask and are not found.
+    pub async fn probe(
+        &self,
+        source: &Source,
+        probe: &Probe,
+        shown: Option<&str>,
+        accept: Option<&str>,
+    ) -> Result<Access, RegistryError> {
+        match layout(source) {
+            Some(_) => Ok(Access::Absent),
+            None => self.http.probe(source, probe, shown, accept).await,
         }
     }
 

@@ -328,3 +328,47 @@ fn a_decoded_form_for_which_there_is_no_room_is_refused() {
     let refused = store.put_decoded(DecodedId::new([9; 32]), 1001, |_| Ok::<_, StoreError>(()));
     assert!(matches!(refused, Err(StoreError::Full { .. })), "{refused:?}");
 }
+
+#[test]
+fn a_list_lies_beside_its_blob_and_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(&dir);
+    let blob = BlobId::new([1; 32]);
+    let handle = store.open_blob(&table(1, 2, &[(0, 1), (1, 1)])).unwrap();
+    assert!(handle.write(0, &content(0, 1)).unwrap());
+    assert_eq!(store.lists(&blob).unwrap(), [] as [Bytes; 0]);
+    handle.put_list(b"a list").unwrap();
+    handle.put_list(b"another").unwrap();
+    assert_eq!(store.lists(&blob).unwrap(), ["another"]);
+    assert_eq!(store.lists(&BlobId::new([2; 32])).unwrap(), [] as [Bytes; 0]);
+    store.flush().unwrap();
+    drop((store, handle));
+    let store = opened(&dir);
+    assert_eq!(store.lists(&blob).unwrap(), ["another"], "it outlives the process");
+    store.evict_all().unwrap();
+    assert_eq!(store.lists(&blob).unwrap(), [] as [Bytes; 0]);
+}
+
+#[test]
+fn what_is_on_its_way_takes_up_room_until_it_is_taken_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = StoreLimits { max_bytes: 1 << 20, ..StoreLimits::default() };
+    let store = Store::open(dir.path(), StoreOptions { limits, ..manual() }).unwrap();
+    let full = |store: &Store, len| matches!(store.spool(len), Err(StoreError::Full { .. }));
+    assert!(full(&store, (1 << 20) + 1), "never");
+    let mut spool = store.spool(800 << 10).unwrap();
+    assert!(full(&store, 400 << 10), "not now");
+    std::os::unix::fs::FileExt::write_all_at(spool.file(), &[7; 4096], 0).unwrap();
+    assert_eq!(spool.read(10..20).unwrap()[..], [7; 10]);
+    assert!(spool.read(4090..5000).is_err(), "nobody wrote that");
+    spool.release(0..400 << 10);
+    let second = store.spool(400 << 10).unwrap();
+    assert!(full(&store, 400 << 10));
+    drop((spool, second));
+    assert!(!full(&store, 1 << 20));
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        names.iter().all(|name| ["blobs", "decoded", "index", "lock", "objects"].contains(&name.to_str().unwrap())),
+        "{names:?}"
+    );
+}

@@ -138,6 +138,11 @@ impl Broke {
     }
 }
 
+/// Whether a registry, `host[:port]`, is on a loopback address, where it speaks plain HTTP unless told otherwise.
+pub fn is_loopback_registry(registry: &str) -> bool {
+    is_loopback(host_of(registry))
+}
+
 /// The host of `host[:port]`.
 pub(super) fn host_of(registry: &str) -> &str {
     match registry.strip_prefix('[') {

@@ -7,26 +7,27 @@ use shoal_rafs::oci::{Reference, Source};
 
 /// What a path leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// `/v2/`: is this a registry?
     Base,
-    /// `/metrics`.
-    Metrics,
     /// `/v2/<repository>/manifests/<tag or digest>`.
     Manifest { repository: String, name: ManifestName },
     /// `/v2/<repository>/blobs/<digest>`.
-    Blob(ObjectId),
+    Blob { repository: String, id: ObjectId },
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum ManifestName {
+/// How a manifest is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ManifestName {
+    /// By a tag.
     Tag(String),
+    /// By its digest.
     Digest(ObjectId),
 }
 
 /// Why a path leads nowhere: the code of the distribution specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PathError {
+pub(crate) enum PathError {
     /// No such route.
     Unknown,
     /// The repository name breaks the grammar.
@@ -39,10 +40,9 @@ pub(super) enum PathError {
 
 impl Target {
     /// Parses a path as it came, percent signs and all: no valid name needs one.
-    pub(super) fn parse(path: &str) -> Result<Self, PathError> {
+    pub(crate) fn parse(path: &str) -> Result<Self, PathError> {
         let rest = match path {
             "/v2" | "/v2/" => return Ok(Self::Base),
-            "/metrics" => return Ok(Self::Metrics),
             _ => path.strip_prefix("/v2/").ok_or(PathError::Unknown)?,
         };
         let (rest, last) = rest.rsplit_once('/').ok_or(PathError::Unknown)?;
@@ -52,10 +52,10 @@ impl Target {
         }
         // Any valid host will do: the rules for the repository are the same.
         let source = Source::new("localhost", repository).map_err(|_| PathError::Name)?;
-        if kind == "blobs" {
-            return parse_digest(last).map(Self::Blob);
-        }
         let repository = repository.to_owned();
+        if kind == "blobs" {
+            return Ok(Self::Blob { repository, id: parse_digest(last)? });
+        }
         if last.contains(':') {
             return Ok(Self::Manifest { repository, name: ManifestName::Digest(parse_digest(last)?) });
         }
@@ -70,7 +70,7 @@ fn parse_digest(text: &str) -> Result<ObjectId, PathError> {
 
 /// The bytes to send, after RFC 9110, section 14. `Ok(None)` sends all: no header, or one that may be ignored
 /// (another unit, several ranges, broken syntax). `Err` is 416.
-pub(super) fn parse_range(header: Option<&str>, size: u64) -> Result<Option<Range<u64>>, ()> {
+pub(crate) fn parse_range(header: Option<&str>, size: u64) -> Result<Option<Range<u64>>, ()> {
     let Some(text) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else { return Ok(None) };
     let Some((first, last)) = text.split_once('-') else { return Ok(None) };
     let number = |text: &str| match text.trim() {
@@ -99,14 +99,15 @@ mod tests {
     fn paths_are_parsed_or_refused_with_their_code() {
         let id = ObjectId::new([0xab; 32]);
         assert_eq!(Target::parse("/v2/"), Ok(Target::Base));
-        assert_eq!(Target::parse("/metrics"), Ok(Target::Metrics));
-        assert_eq!(Target::parse(&format!("/v2/a/b/blobs/sha256:{id}")), Ok(Target::Blob(id)));
+        let blob = Target::Blob { repository: "a/b".to_owned(), id };
+        assert_eq!(Target::parse(&format!("/v2/a/b/blobs/sha256:{id}")), Ok(blob));
         let manifest = |name| Ok(Target::Manifest { repository: "a/b".to_owned(), name });
         assert_eq!(Target::parse("/v2/a/b/manifests/v1"), manifest(ManifestName::Tag("v1".to_owned())));
         assert_eq!(Target::parse(&format!("/v2/a/b/manifests/sha256:{id}")), manifest(ManifestName::Digest(id)));
         for (path, error) in [
             ("/", PathError::Unknown),
             ("/v1/", PathError::Unknown),
+            ("/metrics", PathError::Unknown),
             ("/v2/a/tags/list", PathError::Unknown),
             ("/v2/manifests/v1", PathError::Unknown),
             ("/v2/../manifests/v1", PathError::Name),
@@ -149,6 +150,19 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is let through makes the path of a URL that says the same.
+        #[test]
+        fn any_path_is_refused_or_taken_at_its_word(path in "(/v2/)?[a-z0-9._/%:-]{0,30}(/(blobs|manifests)/[a-z0-9:.-]{0,12})?") {
+            match Target::parse(&path) {
+                Ok(Target::Manifest { repository, name: ManifestName::Tag(tag) }) => {
+                    prop_assert_eq!(format!("/v2/{repository}/manifests/{tag}"), path);
+                }
+                Ok(Target::Manifest { .. } | Target::Blob { .. }) => prop_assert!(path.contains("sha256:")),
+                Ok(Target::Base) => prop_assert!(path.starts_with("/v2")),
+                Err(_) => {}
+            }
+        }
+
         #[test]
         fn a_range_lies_within_the_blob(header in "bytes=[0-9,-]{0,24}", size in any::<u64>()) {
             if let Ok(Some(range)) = parse_range(Some(&header), size) {
