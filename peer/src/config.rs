@@ -6,6 +6,7 @@
 
 mod limits;
 mod mirror;
+mod mounts;
 mod running;
 mod store;
 
@@ -19,7 +20,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub use self::{limits::LimitsConfig, mirror::MirrorConfig, running::is_adjustable, store::StoreConfig};
+pub use self::{
+    limits::LimitsConfig,
+    mirror::MirrorConfig,
+    mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
+    running::is_adjustable,
+    store::StoreConfig,
+};
 use crate::data::Transport;
 
 /// Why a configuration was refused.
@@ -77,43 +84,6 @@ impl From<Role> for shoal_proto::Role {
             Role::Seed => Self::Seed,
         }
     }
-}
-
-/// What happens to the mounts when the daemon stops on SIGTERM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnStop {
-    /// What a keeper has goes on: readers wait for the next daemon. The rest is unmounted.
-    Keep,
-    /// Unmount; readers get an error, a mount that is busy is detached.
-    Unmount,
-    /// Leave the mount point behind. Without a daemon its reads fail with ENOTCONN until the next start mounts again.
-    Leave,
-}
-
-/// Whether mounts outlive the daemon in the hands of a keeper.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KeeperMode {
-    /// If there is a keeper.
-    Auto,
-    /// Yes; where there is none, one is started.
-    On,
-    /// No.
-    Off,
-}
-
-/// How images are mounted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MountMode {
-    /// Natively if the image is complete, decoded, and the kernel can; otherwise over FUSE.
-    #[default]
-    Auto,
-    /// By the kernel's EROFS driver, or not at all.
-    Native,
-    /// Over FUSE.
-    Fuse,
 }
 
 /// Everything that can be configured. The meaning of each key stands in `docs/shoal.toml`.
@@ -270,38 +240,6 @@ pub struct ReadConfig {
 impl Default for ReadConfig {
     fn default() -> Self {
         Self { deadline: Duration::from_secs(60), decoded_cache_bytes: 16 << 20, ahead_bytes: 1 << 20 }
-    }
-}
-
-/// `[mounts]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
-pub struct MountsConfig {
-    pub mode: MountMode,
-    #[serde(with = "humantime_serde")]
-    pub graduate_after: Duration,
-    pub threads: u32,
-    pub read_ahead_kib: u32,
-    pub on_stop: OnStop,
-    pub keeper: KeeperMode,
-    pub keeper_socket: PathBuf,
-    #[serde(with = "humantime_serde")]
-    pub keeper_patience: Duration,
-}
-
-impl Default for MountsConfig {
-    fn default() -> Self {
-        Self {
-            mode: MountMode::Auto,
-            graduate_after: Duration::from_secs(30),
-            threads: 4,
-            read_ahead_kib: 1024,
-            on_stop: OnStop::Keep,
-            keeper: KeeperMode::Auto,
-            keeper_socket: PathBuf::new(),
-            keeper_patience: shoal_keeper::DEFAULT_PATIENCE,
-        }
     }
 }
 

@@ -486,7 +486,7 @@ fn a_blob_that_is_read_whole_has_one_home() {
     assert!(whole.iter().all(|home| home == &whole[0] && home.is_some()), "{whole:?}");
     // An object with this id, such as the list of its pieces, has the same.
     let list = BlobKey { variant: u32::MAX, ..BLOB };
-    world.tell(Event::BlobAdded { blob: list, extents: [0..1].into_iter().collect(), present: Bitfield::new(1) });
+    world.tell(Event::BlobAdded { blob: list, extents: std::iter::once(0..1).collect(), present: Bitfield::new(1) });
     assert_eq!(world.scheduler.home_of(list, 0), whole[0]);
 }
 

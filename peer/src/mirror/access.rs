@@ -24,6 +24,9 @@ const MAX_ACCEPT: usize = 2048;
 /// A client, as far as it can be told from others: what it shows and understands, hashed with a key of this process.
 type Client = [u8; 32];
 
+/// Who may have what, as the registry said, and when it did.
+type Granted = LruCache<(Source, Probe, Client), (Instant, Described)>;
+
 pub(super) struct Permissions {
     registry: Registry,
     lifetime: Duration,
@@ -31,7 +34,7 @@ pub(super) struct Permissions {
     /// Makes hashes of credentials worth nothing elsewhere.
     key: [u8; 32],
     /// Held for a look or a change.
-    granted: Mutex<LruCache<(Source, Probe, Client), (Instant, Described)>>,
+    granted: Mutex<Granted>,
 }
 
 impl Permissions {
@@ -98,7 +101,7 @@ impl Permissions {
         hasher.finalize().into()
     }
 
-    fn granted(&self) -> MutexGuard<'_, LruCache<(Source, Probe, Client), (Instant, Described)>> {
+    fn granted(&self) -> MutexGuard<'_, Granted> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

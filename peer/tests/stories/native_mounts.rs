@@ -189,12 +189,12 @@ fn decoded_forms_go_when_nobody_needs_them_and_damage_of_one_is_found() {
     file.write_all_at(&[!byte[0]], 4097).expect("another byte");
     let scrub = bed.daemon.store(&["scrub", "--json"]);
     assert_eq!((scrub.status.code(), &json(&scrub)["damaged_decoded"]), (Some(1), &1.into()));
-    assert_eq!(bed.decoded(), [PathBuf::new(); 0]);
+    assert!(bed.decoded().is_empty());
 
     bed.mount(&mountpoint, &["--wait-complete"]);
     assert_eq!((kind(&mountpoint), bed.decoded().len()), ("erofs".to_owned(), 1));
     assert_same(bed.source.path(), &mountpoint);
     bed.daemon.umount(&mountpoint);
     evict();
-    assert_eq!(bed.decoded(), [PathBuf::new(); 0]);
+    assert!(bed.decoded().is_empty());
 }

@@ -51,7 +51,7 @@ impl Job {
             };
             return Ok(builder.build_to(&self.source, output)?);
         }
-        let (name, stream, len) = archive(&self.source)?;
+        let Archive { name, stream, len } = archive(&self.source)?;
         let (stream, builder): (Box<dyn Read>, _) = match self.watch {
             true => {
                 let watcher = Watcher::new(Some(len))?;
@@ -70,12 +70,22 @@ fn watched(builder: Builder, watcher: Watcher) -> Builder {
     builder.on_progress(move |progress| watcher.show(progress))
 }
 
-/// What errors call an archive, its bytes, and their number if it is known.
-fn archive(source: &Path) -> Result<(&Path, Box<dyn Read>, Option<u64>), Failure> {
+/// An archive to be read once.
+struct Archive<'a> {
+    /// What errors call it.
+    name: &'a Path,
+    stream: Box<dyn Read>,
+    /// Its bytes, if that is known.
+    len: Option<u64>,
+}
+
+fn archive(source: &Path) -> Result<Archive<'_>, Failure> {
     if source.as_os_str() == "-" {
-        return Ok((Path::new("standard input"), Box::new(std::io::stdin().lock()), None));
+        let (name, stream) = (Path::new("standard input"), Box::new(std::io::stdin().lock()));
+        return Ok(Archive { name, stream, len: None });
     }
     let opened = File::open(source).and_then(|file| Ok((file.metadata()?, file)));
     let (metadata, file) = opened.map_err(|e| format!("cannot open {}: {e}", source.display()))?;
-    Ok((source, Box::new(file), Some(metadata.len()).filter(|_| metadata.is_file())))
+    let len = Some(metadata.len()).filter(|_| metadata.is_file());
+    Ok(Archive { name: source, stream: Box::new(file), len })
 }
