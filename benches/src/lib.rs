@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod cold_start;
 mod figures;
 pub mod mounts;
+pub mod run;
 
 use std::path::Path;
 

@@ -102,7 +102,7 @@ pub(crate) async fn make(node: &Node, image: &std::sync::Arc<Image>) -> Result<N
     made
 }
 
-/// Encoded bytes that decoding an image would add to the store.
+/// Bytes on disk that decoding an image would add to the store.
 pub(crate) fn missing_bytes(store: &Store, image: &Image) -> u64 {
     let missing = image.blobs.iter().zip(&image.native_names().blobs);
     let missing = missing.filter(|(_, id)| store.decoded(**id).is_none());
