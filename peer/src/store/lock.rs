@@ -13,7 +13,7 @@ const HOLDER_BYTES: u64 = 512;
 
 /// Ownership of a data directory for as long as it lives.
 pub(super) struct DirLock {
-    _file: File,
+    file: File,
 }
 
 impl DirLock {
@@ -32,7 +32,15 @@ impl DirLock {
         }
         file.set_len(0).map_err(failed)?;
         writeln!(file, "{}", myself()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing alone does not do: a process that this one is just starting has the descriptor, too, until its exec.
+        // If the kernel will not, the lock goes with the last descriptor, as it would have without the attempt.
+        let _ = self.file.unlock();
     }
 }
 
