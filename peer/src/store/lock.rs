@@ -58,3 +58,18 @@ fn holder(file: File) -> String {
         _ => "another process".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_given_up_although_a_process_being_started_has_the_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::acquire(dir.path()).unwrap();
+        assert!(matches!(DirLock::acquire(dir.path()), Err(StoreError::Locked { .. })));
+        let _started = lock.file.try_clone().unwrap();
+        drop(lock);
+        DirLock::acquire(dir.path()).unwrap();
+    }
+}
