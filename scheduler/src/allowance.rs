@@ -66,8 +66,11 @@ impl Bucket {
 
     /// When there is more than `floor` in it.
     fn opens(&self, now: Time, floor: i128) -> Time {
+        if self.rate == 0 {
+            return now;
+        }
         let missing = floor.saturating_add(1).saturating_sub(self.level(now));
-        if self.rate == 0 || missing <= 0 {
+        if missing <= 0 {
             return now;
         }
         let rate = i128::from(self.rate);
@@ -76,6 +79,9 @@ impl Bucket {
     }
 
     fn add(&mut self, now: Time, amount: i128) {
+        if self.rate == 0 {
+            return;
+        }
         let level = self.level(now).saturating_add(amount.saturating_mul(PARTS));
         (self.level, self.at) = (level.min(capacity(self.rate)), self.at.max(now));
     }

@@ -35,7 +35,7 @@ impl Scheduler {
                 });
                 self.peers.mark(slot);
             }
-            if let Some(flight) = self.flights.get_mut(&item) {
+            if let Some(flight) = self.flights.at_mut(item) {
                 flight.requests.retain(|&request| request != id);
             }
             if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
@@ -118,7 +118,7 @@ impl Scheduler {
             // What was about to be asked for elsewhere, because the home was silent, is left to it after all.
             for &piece in &request.pieces {
                 let item = Item { blob: request.blob, piece };
-                if self.flights.get(&item).is_some_and(|flight| flight.seeking && !flight.for_peer) {
+                if self.flights.at(item).is_some_and(|flight| flight.seeking && !flight.for_peer) {
                     self.settle(item);
                 }
             }
@@ -147,7 +147,7 @@ impl Scheduler {
         let Some(request) = self.requests.at(id).cloned() else { return };
         self.sign(now, id);
         for &piece in &request.pieces {
-            if let Some(flight) = self.flights.get_mut(&Item { blob: request.blob, piece }) {
+            if let Some(flight) = self.flights.at_mut(Item { blob: request.blob, piece }) {
                 let others = members.iter().take(MAX_NAMED).filter(|&&member| member != self.config.me);
                 flight.suggested = others.copied().collect();
             }
@@ -248,7 +248,7 @@ impl Scheduler {
     /// How long a peer may be silent about a request: less once somebody waits for one of its pieces, even if nobody did when
     /// it was made.
     fn patience(&self, peer: PeerId, request: &Request) -> Duration {
-        let flight = |&piece: &u32| self.flights.get(&Item { blob: request.blob, piece });
+        let flight = |&piece: &u32| self.flights.at(Item { blob: request.blob, piece });
         let awaited = request.pieces.iter().filter_map(flight).map(|flight| flight.priority()).max();
         let priority = awaited.unwrap_or(request.priority);
         self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(priority, &self.config))
@@ -264,7 +264,7 @@ impl Scheduler {
     }
 
     fn hedge(&mut self, item: Item, source: Source) {
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         if let Source::Home(home) = source {
             flight.refused.insert(home);
         }
@@ -325,10 +325,10 @@ impl Scheduler {
 
     /// One try of a flight is over without the piece.
     fn look_further(&mut self, now: Time, id: RequestId, item: Item, source: Source, why: Why) {
-        let failures = self.flights.get(&item).map_or(0, |flight| flight.registry_failures) + 1;
+        let failures = self.flights.at(item).map_or(0, |flight| flight.registry_failures) + 1;
         let later = now + self.jittered(failures);
         let patience = self.config.home_patience;
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         flight.requests.retain(|&request| request != id);
         flight.tried(source, why);
         match (source, why) {

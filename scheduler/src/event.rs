@@ -39,13 +39,13 @@ impl fmt::Debug for BlobKey {
     }
 }
 
-/// A piece of a blob: the unit of everything here.
+/// A piece of a blob: the unit of everything here. Ordered by piece first, since that tells most apart at once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Item {
-    /// The blob.
-    pub blob: BlobKey,
     /// The piece; 0 for an object.
     pub piece: u32,
+    /// The blob.
+    pub blob: BlobKey,
 }
 
 impl fmt::Debug for Item {

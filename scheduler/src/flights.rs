@@ -1,10 +1,10 @@
 //! One flight for each piece that somebody wants and that is not here: its waiters, what was tried, where it queues.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use shoal_proto::{PeerId, Priority};
 
-use crate::{Item, RequestId, Source, Time, WantId, Why, homes::mix};
+use crate::{BlobKey, Item, RequestId, Source, Time, WantId, Why, homes::mix};
 
 /// Tries remembered for the log.
 const MAX_TRIES: usize = 16;
@@ -30,7 +30,9 @@ impl Rank {
         match priority {
             Priority::OnDemand => Self { class: 0, turn: arrival, shuffle: 0 },
             Priority::Prefetch => {
-                let shuffle = mix(salt ^ mix(u64::from(item.piece / PREFETCH_GROUP)));
+                let blob = item.blob.id.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+                let group = blob ^ u64::from(item.piece / PREFETCH_GROUP);
+                let shuffle = mix(salt ^ mix(group));
                 Self { class: 1, turn: arrival / PREFETCH_WINDOW, shuffle }
             }
         }
@@ -124,50 +126,123 @@ impl Flight {
     }
 }
 
-/// The queues in front of the gates.
+/// All flights, by blob and piece.
 #[derive(Debug, Default)]
-pub(crate) struct Queues {
-    queues: BTreeMap<Gate, BTreeSet<(Rank, Item)>>,
+pub(crate) struct Flights {
+    /// Boxed, since the nodes of a map of large values are mostly empty space. No blob without a flight.
+    blobs: BTreeMap<BlobKey, BTreeMap<u32, Box<Flight>>>,
+    len: usize,
 }
 
-impl Queues {
-    pub(crate) fn push(&mut self, gate: Gate, rank: Rank, item: Item) {
-        self.queues.entry(gate).or_default().insert((rank, item));
+impl Flights {
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
-    pub(crate) fn remove(&mut self, gate: Gate, rank: Rank, item: Item) {
-        if let Some(queue) = self.queues.get_mut(&gate) {
-            queue.remove(&(rank, item));
-            if queue.is_empty() {
-                self.queues.remove(&gate);
+    pub(crate) fn at(&self, item: Item) -> Option<&Flight> {
+        self.blobs.get(&item.blob)?.get(&item.piece).map(Box::as_ref)
+    }
+
+    pub(crate) fn at_mut(&mut self, item: Item) -> Option<&mut Flight> {
+        self.blobs.get_mut(&item.blob)?.get_mut(&item.piece).map(Box::as_mut)
+    }
+
+    /// The flight of an item, a new one of this rank if there is none; says whether it is new.
+    pub(crate) fn open(&mut self, item: Item, rank: Rank) -> (&mut Flight, bool) {
+        match self.blobs.entry(item.blob).or_default().entry(item.piece) {
+            Entry::Occupied(known) => (known.into_mut(), false),
+            Entry::Vacant(vacant) => {
+                self.len += 1;
+                (vacant.insert(Box::new(Flight::new(rank))), true)
             }
         }
     }
 
+    pub(crate) fn remove(&mut self, item: Item) -> Option<Box<Flight>> {
+        let pieces = self.blobs.get_mut(&item.blob)?;
+        let flight = pieces.remove(&item.piece)?;
+        self.len -= 1;
+        if pieces.is_empty() {
+            self.blobs.remove(&item.blob);
+        }
+        Some(flight)
+    }
+
+    /// The items of one blob that have a flight.
+    pub(crate) fn of_blob(&self, blob: BlobKey) -> impl Iterator<Item = Item> {
+        let pieces = self.blobs.get(&blob).into_iter().flat_map(BTreeMap::keys);
+        pieces.map(move |&piece| Item { piece, blob })
+    }
+}
+
+/// Those that wait at one gate, in order.
+type Queue = BTreeSet<(Rank, Item)>;
+
+/// The queues in front of the gates.
+#[derive(Debug, Default)]
+pub(crate) struct Queues {
+    fresh: Queue,
+    window: Queue,
+    registry: Queue,
+    homes: BTreeMap<PeerId, Queue>,
+}
+
+impl Queues {
+    fn at(&self, gate: Gate) -> Option<&Queue> {
+        match gate {
+            Gate::Fresh => Some(&self.fresh),
+            Gate::Window => Some(&self.window),
+            Gate::Home(peer) => self.homes.get(&peer),
+            Gate::Registry => Some(&self.registry),
+        }
+    }
+
+    fn at_mut(&mut self, gate: Gate) -> &mut Queue {
+        match gate {
+            Gate::Fresh => &mut self.fresh,
+            Gate::Window => &mut self.window,
+            Gate::Home(peer) => self.homes.entry(peer).or_default(),
+            Gate::Registry => &mut self.registry,
+        }
+    }
+
+    pub(crate) fn push(&mut self, gate: Gate, rank: Rank, item: Item) {
+        self.at_mut(gate).insert((rank, item));
+    }
+
+    pub(crate) fn remove(&mut self, gate: Gate, rank: Rank, item: Item) {
+        let queue = self.at_mut(gate);
+        queue.remove(&(rank, item));
+        if let Gate::Home(peer) = gate
+            && queue.is_empty()
+        {
+            self.homes.remove(&peer);
+        }
+    }
+
     pub(crate) fn first(&self, gate: Gate) -> Option<(Rank, Item)> {
-        self.queues.get(&gate)?.first().copied()
+        self.at(gate)?.first().copied()
     }
 
     /// Everything that queues at one gate.
     pub(crate) fn items(&self, gate: Gate) -> Vec<Item> {
-        self.queues.get(&gate).into_iter().flatten().map(|&(_, item)| item).collect()
+        self.at(gate).into_iter().flatten().map(|&(_, item)| item).collect()
     }
 
     /// Everything that queues at any gate but [`Gate::Fresh`].
     pub(crate) fn all(&self) -> Vec<Item> {
-        let placed = self.queues.iter().filter(|(gate, _)| **gate != Gate::Fresh);
-        placed.flat_map(|(_, queue)| queue).map(|&(_, item)| item).collect()
+        let placed = [&self.window].into_iter().chain(self.homes.values()).chain([&self.registry]);
+        placed.flatten().map(|&(_, item)| item).collect()
     }
 
     pub(crate) fn len(&self, gate: Gate) -> usize {
-        self.queues.get(&gate).map_or(0, BTreeSet::len)
+        self.at(gate).map_or(0, BTreeSet::len)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BlobKey;
 
     fn item(piece: u32) -> Item {
         Item { blob: BlobKey { id: [0; 32], variant: 0 }, piece }

@@ -159,7 +159,7 @@ impl Scheduler {
     /// The piece turned up here: what was asked for it does not come.
     pub(crate) fn give_back_found(&mut self, now: Time, item: Item) {
         let size = self.bytes(item.blob, &[item.piece]);
-        let Some(flight) = self.flights.get(&item) else { return };
+        let Some(flight) = self.flights.at(item) else { return };
         let owing = flight.requests.iter().filter_map(|&id| self.requests.at(id));
         for lane in owing.filter(|request| request.pieces.contains(&item.piece)).map(|request| request.lane()) {
             self.allowances.give_back(now, lane, size);

@@ -51,6 +51,8 @@ pub(crate) struct Peer {
     cannot_source: BTreeMap<BlobKey, Time>,
     /// Whether something may wait for it, prefetch and on-demand.
     marked: [bool; 2],
+    /// Whether it is among those with room.
+    ready: [bool; 2],
 }
 
 impl Peer {
@@ -85,10 +87,6 @@ impl Peer {
             self.denied.pop_first();
         }
         self.denied.insert(item);
-    }
-
-    pub(crate) fn announce(&mut self, item: Item) {
-        self.denied.remove(&item);
     }
 
     pub(crate) fn cannot_source(&mut self, blob: BlobKey, until: Time) {
@@ -149,8 +147,8 @@ impl Peer {
         self.allowance = self.allowance.saturating_add(1);
         let nanos = u64::try_from(now.since(self.last_delivery).as_nanos()).unwrap_or(u64::MAX).max(1000);
         self.last_delivery = now;
-        let rate = u128::from(bytes) * 1_000_000_000 / u128::from(nanos);
-        self.rate = ((u128::from(self.rate) * 7 + rate.min(u64::MAX.into())) / 8).clamp(1, u64::MAX.into()) as u64;
+        let rate = bytes.saturating_mul(1_000_000_000) / nanos;
+        self.rate = (self.rate - self.rate / 8 + rate / 8).max(1);
         self.failures = 0;
         self.sign(now);
     }
@@ -177,8 +175,7 @@ impl Peer {
 
     /// Expected milliseconds until a further megabyte would be here.
     fn cost(&self) -> u64 {
-        let bytes = u128::from(self.queued) + (1 << 20);
-        (bytes * 1000 / u128::from(self.rate.max(1))).min(u64::MAX.into()) as u64
+        self.queued.saturating_add(1 << 20).saturating_mul(1000) / self.rate.max(1)
     }
 }
 
@@ -252,16 +249,19 @@ impl Peers {
             denied: BTreeSet::new(),
             cannot_source: BTreeMap::new(),
             marked: [false; 2],
+            ready: [false; 2],
         });
         self.index.insert(id, slot);
         self.modify(now, config, slot, |_| ());
         slot
     }
 
-    /// The peer has this piece after all. Its place does not depend on it.
-    pub(crate) fn announced(&mut self, slot: Slot, item: Item) {
-        if let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
-            peer.announce(item);
+    /// The peer has these pieces after all. Its place does not depend on it.
+    pub(crate) fn announced(&mut self, slot: Slot, pieces: impl Iterator<Item = Item>) {
+        if let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut)
+            && !peer.denied.is_empty()
+        {
+            pieces.for_each(|item| _ = peer.denied.remove(&item));
         }
     }
 
@@ -284,13 +284,17 @@ impl Peers {
         let peer = self.slots.get_mut(slot as usize)?.as_mut()?;
         let result = change(peer);
         let place = (peer.tier, peer.cost(), peer.salt, slot);
-        let marked = peer.marked;
-        let room = [Priority::Prefetch, Priority::OnDemand].map(|priority| peer.room(now, priority, config) > 0);
+        let ready = [Priority::Prefetch, Priority::OnDemand].map(|priority| peer.room(now, priority, config) > 0);
+        if (place, ready) == (self.places[slot as usize], peer.ready) {
+            return Some(result);
+        }
         self.unplace(slot);
         self.places[slot as usize] = place;
-        for class in [0, 1].into_iter().filter(|&class| room[class]) {
+        let peer = self.slots[slot as usize].as_mut()?;
+        peer.ready = ready;
+        for class in [0, 1].into_iter().filter(|&class| ready[class]) {
             self.ready[class].insert(place);
-            if marked[class] {
+            if peer.marked[class] {
                 self.marked[class].insert(place);
             }
         }
@@ -300,11 +304,9 @@ impl Peers {
     /// Something may wait for this peer: it comes up in [`next_marked`](Self::next_marked) once it has room.
     pub(crate) fn mark(&mut self, slot: Slot) {
         let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return };
-        peer.marked = [true; 2];
-        let place = self.places[slot as usize];
-        for (ready, marked) in self.ready.iter().zip(&mut self.marked) {
-            if ready.contains(&place) {
-                marked.insert(place);
+        for class in [0, 1] {
+            if !std::mem::replace(&mut peer.marked[class], true) && peer.ready[class] {
+                self.marked[class].insert(self.places[slot as usize]);
             }
         }
     }
@@ -323,8 +325,14 @@ impl Peers {
     }
 
     fn unplace(&mut self, slot: Slot) {
+        let Some(peer) = &self.slots[slot as usize] else { return };
         let place = self.places[slot as usize];
-        self.ready.iter_mut().chain(&mut self.marked).for_each(|places| _ = places.remove(&place));
+        for class in [0, 1].into_iter().filter(|&class| peer.ready[class]) {
+            self.ready[class].remove(&place);
+            if peer.marked[class] {
+                self.marked[class].remove(&place);
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use shoal_proto::{Bitfield, PeerId, Priority};
 use crate::{
     Action, BlobKey, Config, Event, Item, Origin, RequestId, Source, Time, WantError, WantFailure, WantId, Why,
     blobs::Blob,
-    flights::{Flight, Gate, MAX_REQUESTS, Queues, Rank},
+    flights::{Flight, Flights, Gate, MAX_REQUESTS, Queues, Rank},
     homes::{self, Homes},
     inflow::Inflow,
     limits::Allowances,
@@ -39,8 +39,7 @@ pub struct Scheduler {
     /// The blobs that have pieces waiting for a source.
     pub(crate) active: BTreeSet<BlobKey>,
     wants: BTreeMap<WantId, (Item, Priority)>,
-    /// Boxed, since the nodes of a map of large values are mostly empty space.
-    pub(crate) flights: BTreeMap<Item, Box<Flight>>,
+    pub(crate) flights: Flights,
     pub(crate) queues: Queues,
     pub(crate) peers: Peers,
     pub(crate) inflow: Inflow,
@@ -90,7 +89,7 @@ impl Scheduler {
             blobs: BTreeMap::new(),
             active: BTreeSet::new(),
             wants: BTreeMap::new(),
-            flights: BTreeMap::new(),
+            flights: Flights::default(),
             queues: Queues::default(),
             peers: Peers::default(),
             inflow: Inflow::default(),
@@ -234,19 +233,15 @@ impl Scheduler {
             None => _ = self.blobs.insert(key, Blob::new(extents, &present)),
         }
         // Waiters of pieces that turn out to be here already.
-        let waiting = |&(item, _): &(Item, ())| item.blob == key && present.contains(item.piece);
-        let flights = self.flights.range(first_of(key)..).map(|(&item, _)| (item, ()));
-        let here: Vec<_> = flights.take_while(|(item, ())| item.blob == key).filter(waiting).collect();
-        here.into_iter().for_each(|(item, ())| self.arrived(now, item));
+        let here: Vec<_> = self.flights.of_blob(key).filter(|item| present.contains(item.piece)).collect();
+        here.into_iter().for_each(|item| self.arrived(now, item));
         if let Some(blob) = self.blobs.get_mut(&key) {
             blob.present.union_with(&present);
         }
     }
 
     fn blob_removed(&mut self, now: Time, key: BlobKey) {
-        let flights = self.flights.range(first_of(key)..).map(|(&item, _)| item);
-        let flights: Vec<_> = flights.take_while(|item| item.blob == key).collect();
-        for item in flights {
+        for item in self.flights.of_blob(key).collect::<Vec<_>>() {
             self.fail_flight(now, item, WantFailure::Removed);
         }
         for request in self.requests.of_blob(key) {
@@ -283,19 +278,18 @@ impl Scheduler {
     fn join(&mut self, now: Time, want: WantId, item: Item, priority: Priority, deadline: Time, origin: Origin) {
         let rank = Rank::new(item, priority, self.arrivals, self.salt);
         self.arrivals += 1;
-        let known = self.flights.contains_key(&item);
-        let flight = self.flights.entry(item).or_insert_with(|| Box::new(Flight::new(rank)));
+        let (flight, new) = self.flights.open(item, rank);
         flight.wants.insert(want);
         flight.deadline = flight.deadline.max(deadline);
         let duty = origin == Origin::ForPeer && !flight.for_peer;
         flight.for_peer |= duty;
         let requests = flight.requests.clone();
-        let raised = priority > flight.priority();
+        let (raised, seeking) = (priority > flight.priority(), flight.seeking);
         if raised {
             self.raise(item, rank);
         }
         if requests.is_empty() {
-            if !known || duty || raised || !self.flights[&item].seeking {
+            if new || duty || raised || !seeking {
                 self.seek(item);
             }
         } else if duty {
@@ -315,11 +309,11 @@ impl Scheduler {
     /// Sees to it that whoever comes to want the piece waits for the request that is about to bring it.
     pub(crate) fn foresee(&mut self, item: Item, priority: Priority) {
         let rank = Rank::new(item, priority, self.arrivals, self.salt);
-        self.flights.entry(item).or_insert_with(|| Box::new(Flight::new(rank)));
+        self.flights.open(item, rank);
     }
 
     fn raise(&mut self, item: Item, rank: Rank) {
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         let (old, gate, seeking) = (flight.rank, flight.gate.take(), flight.seeking);
         flight.rank = rank;
         if let Some(gate) = gate {
@@ -338,7 +332,7 @@ impl Scheduler {
 
     fn give_up_want(&mut self, want: WantId) {
         let Some((item, _)) = self.wants.remove(&want) else { return };
-        let tries = self.flights.get(&item).map(|flight| flight.tries().to_vec()).unwrap_or_default();
+        let tries = self.flights.at(item).map(|flight| flight.tries().to_vec()).unwrap_or_default();
         let outcome = Err(WantError { reason: WantFailure::Deadline, tries });
         self.actions.push_back(Action::Complete { want, item, outcome });
         self.leave(want, item);
@@ -347,7 +341,7 @@ impl Scheduler {
     /// A waiter leaves. A flight without waiters asks nobody any more, but what is under way may arrive: the bytes
     /// are spent already, and somebody will want them.
     fn leave(&mut self, want: WantId, item: Item) {
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         flight.wants.remove(&want);
         if flight.wants.is_empty() {
             self.settle(item);
@@ -356,17 +350,17 @@ impl Scheduler {
     }
 
     pub(crate) fn drop_if_over(&mut self, item: Item) {
-        let flight = self.flights.get(&item);
+        let flight = self.flights.at(item);
         if flight.is_some_and(|flight| flight.wants.is_empty() && flight.requests.is_empty()) {
             self.settle(item);
             self.timers.cancel(Timer::Retry(item));
-            self.flights.remove(&item);
+            self.flights.remove(item);
         }
     }
 
     /// Has the flight look for a source at the next step.
     pub(crate) fn seek(&mut self, item: Item) {
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         if let Some(gate) = flight.gate.replace(Gate::Fresh) {
             self.queues.remove(gate, flight.rank, item);
         }
@@ -380,7 +374,7 @@ impl Scheduler {
 
     /// Has the flight look no further.
     pub(crate) fn settle(&mut self, item: Item) {
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         if let Some(gate) = flight.gate.take() {
             self.queues.remove(gate, flight.rank, item);
         }
@@ -394,7 +388,7 @@ impl Scheduler {
     }
 
     pub(crate) fn seek_if_idle(&mut self, item: Item) {
-        if self.flights.get(&item).is_some_and(|flight| !flight.wants.is_empty() && flight.requests.is_empty()) {
+        if self.flights.at(item).is_some_and(|flight| !flight.wants.is_empty() && flight.requests.is_empty()) {
             self.seek(item);
         }
     }
@@ -417,7 +411,7 @@ impl Scheduler {
     fn close_flight(&mut self, now: Time, item: Item, outcome: impl Fn(&Flight) -> Result<(), WantError>) {
         self.settle(item);
         self.timers.cancel(Timer::Retry(item));
-        let Some(flight) = self.flights.remove(&item) else { return };
+        let Some(flight) = self.flights.remove(item) else { return };
         for &want in &flight.wants {
             self.wants.remove(&want);
             self.timers.cancel(Timer::Want(want));
@@ -439,12 +433,8 @@ impl Scheduler {
     }
 
     pub(crate) fn tried(&mut self, item: Item, source: Source, why: Why) {
-        if let Some(flight) = self.flights.get_mut(&item) {
+        if let Some(flight) = self.flights.at_mut(item) {
             flight.tried(source, why);
         }
     }
-}
-
-fn first_of(blob: BlobKey) -> Item {
-    Item { blob, piece: 0 }
 }

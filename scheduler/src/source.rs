@@ -23,7 +23,7 @@ const MAX_RUN: usize = shoal_proto::MAX_RUN;
 /// Failures in a row after which even a prefetch does not wait for a home.
 const HOPELESS: u32 = 4;
 /// Pieces picked at random, of which the rarest is prefetched.
-const PICKS: u32 = 8;
+const PICKS: usize = 8;
 /// Most pieces of one registry read.
 const MAX_JOINED: usize = 256;
 
@@ -57,7 +57,7 @@ impl Scheduler {
     }
 
     fn place(&mut self, now: Time, item: Item) {
-        let Some(flight) = self.flights.get_mut(&item) else { return };
+        let Some(flight) = self.flights.at_mut(item) else { return };
         flight.gate = None;
         // What others wait for does not wait for what this node waits for.
         let priority = flight.priority();
@@ -73,7 +73,7 @@ impl Scheduler {
         if let Gate::Home(peer) = gate {
             self.peers.slot(peer).into_iter().for_each(|slot| self.peers.mark(slot));
         }
-        if let Some(flight) = self.flights.get_mut(&item) {
+        if let Some(flight) = self.flights.at_mut(item) {
             flight.gate = Some(gate);
             self.queues.push(gate, flight.rank, item);
         }
@@ -81,7 +81,7 @@ impl Scheduler {
 
     /// The best neighbour that has the piece and room for it.
     fn neighbour(&self, item: Item) -> Option<Slot> {
-        let (flight, blob) = (self.flights.get(&item)?, self.blobs.get(&item.blob)?);
+        let (flight, blob) = (self.flights.at(item)?, self.blobs.get(&item.blob)?);
         if blob.holders(item.piece) == 0 {
             return None;
         }
@@ -101,7 +101,7 @@ impl Scheduler {
 
     /// Where the flight is to queue when no neighbour can take it: its home, the next in hash order, the registry.
     fn next_gate(&mut self, now: Time, item: Item) -> Option<Gate> {
-        let flight = self.flights.get(&item)?;
+        let flight = self.flights.at(item)?;
         let for_peer = flight.for_peer;
         // A home that is at it will have it sooner than a second read of the registry, and so has our own read.
         let wait = |request: &Request| request.source == Source::Registry || (!for_peer && request.is_pending(now));
@@ -111,7 +111,7 @@ impl Scheduler {
         if !for_peer && let Some(home) = self.next_home(now, item) {
             return Some(Gate::Home(home));
         }
-        let flight = self.flights.get(&item)?;
+        let flight = self.flights.at(item)?;
         if flight.registry_refused {
             return None;
         }
@@ -133,12 +133,12 @@ impl Scheduler {
                 return Some(home);
             }
         }
-        let suggested = self.flights.get(&item)?.suggested.clone();
+        let suggested = self.flights.at(item)?.suggested.clone();
         suggested.into_iter().find(|&home| self.is_of_use(now, item, home))
     }
 
     fn is_of_use(&mut self, now: Time, item: Item, home: PeerId) -> bool {
-        let Some(flight) = self.flights.get(&item) else { return false };
+        let Some(flight) = self.flights.at(item) else { return false };
         if flight.refused.contains(&home) || self.banned.contains_key(&home) {
             return false;
         }
@@ -154,7 +154,7 @@ impl Scheduler {
 
     /// The registry refuses, no home is left and no neighbour has it: better now than at the deadline.
     fn fail_without_source(&mut self, now: Time, item: Item) {
-        let Some(flight) = self.flights.get(&item) else { return };
+        let Some(flight) = self.flights.at(item) else { return };
         let holders = self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
         if flight.registry_refused && flight.requests.is_empty() && holders == 0 {
             self.fail_flight(now, item, WantFailure::NoSource);
@@ -180,7 +180,7 @@ impl Scheduler {
         if priority == Priority::OnDemand {
             return Some(first);
         }
-        let starts: Vec<u32> = (0..PICKS).map(|_| self.random(u32::MAX)).collect();
+        let starts = [(); PICKS].map(|()| self.random(u32::MAX));
         let picks = starts.into_iter().filter_map(|start| self.waiting_from(slot, priority, start));
         let holders = |item: &Item| self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
         picks.min_by_key(holders)
@@ -199,13 +199,13 @@ impl Scheduler {
             };
             let pieces = from(start).chain(from(0).take_while(|&piece| piece < start));
             let mut items = pieces.map(|piece| Item { blob: key, piece });
-            items.find(|item| self.flights.get(item).is_some_and(|flight| !self.is_asking(flight, slot)))
+            items.find(|item| self.flights.at(*item).is_some_and(|flight| !self.is_asking(flight, slot)))
         })
     }
 
     /// Asks a peer for a piece and the pieces after it that wait for the same.
     fn ask(&mut self, now: Time, slot: Slot, item: Item, source: bool) {
-        let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.get(&item)) else { return };
+        let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.at(item)) else { return };
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).max(1) as usize;
         let most = peer.window(priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
@@ -231,7 +231,7 @@ impl Scheduler {
     }
 
     fn joins(&self, slot: Slot, peer: PeerId, item: Item, priority: Priority, source: bool) -> bool {
-        let Some((blob, flight)) = self.blobs.get(&item.blob).zip(self.flights.get(&item)) else { return false };
+        let Some((blob, flight)) = self.blobs.get(&item.blob).zip(self.flights.at(item)) else { return false };
         let there = if source { flight.gate == Some(Gate::Home(peer)) } else { blob.has(slot, item.piece) };
         there && blob.waiting(priority).contains(item.piece) && !self.is_asking(flight, slot)
     }
@@ -261,7 +261,7 @@ impl Scheduler {
             let item = Item { blob, piece };
             self.settle(item);
             self.tried(item, source, Why::Open);
-            if let Some(flight) = self.flights.get_mut(&item) {
+            if let Some(flight) = self.flights.at_mut(item) {
                 flight.requests.push(id);
                 deadline = deadline.max(flight.deadline);
             }
@@ -293,7 +293,7 @@ impl Scheduler {
     /// What one read of the registry brings: the pieces from `item` on that wait for it too and lie close behind each other
     /// with what lies between them, and for the sake of others what comes next in the stripe.
     fn join_read(&self, item: Item, priority: Priority) -> Option<(Vec<u32>, Range<u64>)> {
-        let (blob, flight) = (self.blobs.get(&item.blob)?, self.flights.get(&item)?);
+        let (blob, flight) = (self.blobs.get(&item.blob)?, self.flights.at(item)?);
         let most = self.config.max_join.min(self.allowances.share(Lane::Registry(priority)));
         let mut range = blob.extent(item.piece)?.clone();
         let (_, stripe_end) = blob.stripe(item.piece, self.config.stripe)?;
@@ -308,7 +308,7 @@ impl Scheduler {
             if !joins {
                 break;
             }
-            let flight = self.flights.get(&Item { piece, ..item });
+            let flight = self.flights.at(Item { piece, ..item });
             let waits =
                 flight.is_some_and(|flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority);
             let lacking = flight.is_none() && !blob.present.contains(piece) && blob.holders(piece) == 0;

@@ -85,11 +85,9 @@ impl Scheduler {
         }
         let Some(blob) = self.blobs.get_mut(&key) else { return };
         let first_word = blob.have(slot).is_none();
-        let new = blob.learn(slot, first, have, full);
-        for piece in new {
-            // Not a change of anything that the order of peers depends on.
-            self.peers.announced(slot, Item { blob: key, piece });
-        }
+        blob.learn(slot, first, have, full);
+        let pieces = have.iter().filter_map(|piece| first.checked_add(piece));
+        self.peers.announced(slot, pieces.map(|piece| Item { blob: key, piece }));
         if blob.is_waiting() {
             self.peers.mark(slot);
         }

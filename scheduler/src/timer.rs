@@ -1,6 +1,9 @@
 //! The table of deadlines; the earliest of them is `poll_timeout`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+};
 
 use shoal_proto::{PeerId, Priority};
 
@@ -27,36 +30,57 @@ pub(crate) enum Timer {
     Download(Priority),
 }
 
-/// At most one deadline for each thing.
+/// Entries of the queue that may be out of date before it is made anew.
+const MAX_STALE: usize = 64;
+
+/// At most one deadline for each thing. Most are cancelled or moved long before their time, so the queue is a heap in which
+/// what is out of date stays until it comes up, or until half of the heap is.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    by_timer: BTreeMap<Timer, Time>,
-    by_time: BTreeSet<(Time, Timer)>,
+    /// When, and which of the entries in `queue` says so.
+    current: BTreeMap<Timer, (Time, u64)>,
+    /// The first is current.
+    queue: BinaryHeap<Reverse<(Time, u64, Timer)>>,
+    turn: u64,
 }
 
 impl Timers {
     pub(crate) fn set(&mut self, timer: Timer, at: Time) {
-        self.cancel(timer);
-        self.by_timer.insert(timer, at);
-        self.by_time.insert((at, timer));
+        self.turn += 1;
+        self.queue.push(Reverse((at, self.turn, timer)));
+        if self.current.insert(timer, (at, self.turn)).is_some() {
+            self.tidy();
+        }
     }
 
     pub(crate) fn cancel(&mut self, timer: Timer) {
-        if let Some(at) = self.by_timer.remove(&timer) {
-            self.by_time.remove(&(at, timer));
+        if self.current.remove(&timer).is_some() {
+            self.tidy();
         }
     }
 
     pub(crate) fn next(&self) -> Option<Time> {
-        self.by_time.first().map(|&(at, _)| at)
+        self.queue.peek().map(|Reverse((at, ..))| *at)
     }
 
     /// Takes the earliest deadline that is not after `now`.
     pub(crate) fn pop(&mut self, now: Time) -> Option<Timer> {
-        let &(at, timer) = self.by_time.first().filter(|(at, _)| *at <= now)?;
-        self.by_time.remove(&(at, timer));
-        self.by_timer.remove(&timer);
+        let Reverse((.., timer)) = *self.queue.peek().filter(|Reverse((at, ..))| *at <= now)?;
+        self.cancel(timer);
         Some(timer)
+    }
+
+    /// An entry is out of date.
+    fn tidy(&mut self) {
+        if self.queue.len() > 2 * self.current.len() + MAX_STALE {
+            let current = self.current.iter().map(|(&timer, &(at, turn))| Reverse((at, turn, timer)));
+            self.queue = current.collect();
+        }
+        while let Some(Reverse((at, turn, timer))) = self.queue.peek()
+            && self.current.get(timer) != Some(&(*at, *turn))
+        {
+            self.queue.pop();
+        }
     }
 }
 
