@@ -76,7 +76,7 @@ pub struct Config {
     /// Peers known; more are not used. Default 4,096.
     pub max_peers: usize,
     /// Connected peers with which no more are looked for: an alternate that is not among them is not dialled. Every
-    /// connection costs an announcement whenever something is new. Default 48.
+    /// connection costs an announcement whenever something is new. Default 24.
     pub enough_peers: usize,
     /// Leases remembered; more are ignored. Default 1,024.
     pub max_leases: usize,
@@ -114,7 +114,7 @@ impl Config {
             ban: Duration::from_secs(600),
             max_wants: 1 << 17,
             max_peers: 4096,
-            enough_peers: 48,
+            enough_peers: 24,
             max_leases: 1024,
         }
     }

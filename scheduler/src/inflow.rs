@@ -1,4 +1,5 @@
-//! How much may be on its way to this node at a time: about what it takes in within `window_time`, measured.
+//! How much may be on its way to this node at a time: about what it takes in within `window_time`, at the best rate measured
+//! of late. Not at the present rate: who was refused a few times takes in less, would ask for less, and take in even less.
 //!
 //! Asking many peers for more than the own downlink carries makes every one of them look slow, and all of it would
 //! queue in front of the next on-demand read.
@@ -11,6 +12,8 @@ use crate::{Config, Source, Time};
 
 /// The rate is taken over at least so long.
 const SAMPLE: Duration = Duration::from_millis(100);
+/// The best rate of late loses this part with each sample: half of it within about 4 s.
+const FADES: u64 = 64;
 /// Longest time that the own queue explains a peer's silence.
 const MAX_DRAIN: Duration = Duration::from_secs(5);
 
@@ -46,6 +49,8 @@ pub(crate) struct Inflow {
     bytes: u64,
     since: Time,
     rate_bytes_per_s: u64,
+    /// The best rate of late.
+    best_bytes_per_s: u64,
 }
 
 impl Inflow {
@@ -53,7 +58,7 @@ impl Inflow {
     /// for; at the registry its slots are limit enough.
     pub(crate) fn room(&self, lane: Lane, config: &Config) -> bool {
         let millis = u64::try_from(config.window_time.as_millis()).unwrap_or(u64::MAX);
-        let limit = (self.rate_bytes_per_s / 1000).saturating_mul(millis).max(config.min_window);
+        let limit = (self.best_bytes_per_s / 1000).saturating_mul(millis).max(config.min_window);
         match lane {
             Lane::Peers(Priority::Prefetch) => self.total() < limit,
             Lane::Peers(Priority::OnDemand) => self.in_flight[lane.index()] < limit.saturating_mul(2),
@@ -94,6 +99,8 @@ impl Inflow {
             let rate = u64::try_from(rate).unwrap_or(u64::MAX);
             let known = if self.rate_bytes_per_s == 0 { rate } else { self.rate_bytes_per_s };
             self.rate_bytes_per_s = known - known / 4 + rate / 4;
+            let best = self.best_bytes_per_s - self.best_bytes_per_s / FADES;
+            self.best_bytes_per_s = self.rate_bytes_per_s.max(best);
             (self.since, self.bytes) = (now, 0);
         }
     }

@@ -23,6 +23,9 @@ pub struct TrackerConfig {
     /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
     /// much because it is fast need not send half of it away. Default 250 ms.
     pub backlog: Duration,
+    /// So many peers are given a piece as far as the backlog allows. Later ones find less room, a fifth of it: others have
+    /// the piece, and somebody may be waiting here for one that nobody has. Default 8.
+    pub copies: u32,
     /// How many times what everyone is served up to may be on its way before prefetch is refused even without an
     /// alternate; on-demand at twice as many. Default 4.
     pub ceiling: u64,
@@ -41,6 +44,7 @@ impl Default for TrackerConfig {
         Self {
             relaxed: 2 << 20,
             backlog: Duration::from_millis(250),
+            copies: 8,
             ceiling: 4,
             memory: Duration::from_secs(30),
             alternates: 4,
@@ -73,10 +77,20 @@ struct Receiver {
     named: u32,
 }
 
+/// Part of the backlog that is left for what was given to enough peers.
+const SPREAD: u32 = 5;
 /// The rate is taken over at least so long.
 const SAMPLE: Duration = Duration::from_millis(100);
 /// Receivers remembered for a piece.
 const MAX_RECEIVERS: usize = 16;
+
+/// A piece that was given to somebody.
+#[derive(Debug, Default)]
+struct Given {
+    /// To how many peers, whether or not it is there yet.
+    copies: u32,
+    receivers: VecDeque<Receiver>,
+}
 
 /// Remembers who received what, and what is being sent.
 #[derive(Debug, Default)]
@@ -88,8 +102,8 @@ pub struct Tracker {
     sent: u64,
     since: Time,
     bytes_per_s: u64,
-    receivers: BTreeMap<Item, VecDeque<Receiver>>,
-    /// The items of `receivers`, oldest first.
+    given: BTreeMap<Item, Given>,
+    /// The items of `given`, oldest first.
     order: VecDeque<Item>,
 }
 
@@ -102,7 +116,8 @@ impl Tracker {
     /// Whether to serve `peer` a run of pieces that begins with `first` and has so many encoded bytes.
     /// [`Admission::Serve`] counts them as being sent until [`ended`](Self::ended).
     pub fn admit(&mut self, now: Time, peer: PeerId, first: Item, bytes: u64, priority: Priority) -> Admission {
-        let relaxed = self.relaxed();
+        let spread = self.given.get(&first).is_some_and(|given| given.copies >= self.config.copies);
+        let relaxed = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
         let ceiling = relaxed.saturating_mul(match priority {
             Priority::Prefetch => self.config.ceiling,
             Priority::OnDemand => self.config.ceiling.saturating_mul(2),
@@ -110,14 +125,16 @@ impl Tracker {
         let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, first) };
         if alternates.is_empty() && self.uploads < ceiling.max(1) {
             self.uploads = self.uploads.saturating_add(bytes);
+            let given = self.given(first);
+            given.copies = given.copies.saturating_add(1);
             return Admission::Serve;
         }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
     }
 
-    /// Bytes being sent up to which everyone is served, at the rate of late.
-    fn relaxed(&self) -> u64 {
-        let millis = u64::try_from(self.config.backlog.as_millis()).unwrap_or(u64::MAX);
+    /// Bytes being sent up to which everyone is served: what takes no longer than this at the rate of late.
+    fn relaxed(&self, backlog: Duration) -> u64 {
+        let millis = u64::try_from(backlog.as_millis()).unwrap_or(u64::MAX);
         self.config.relaxed.max(self.bytes_per_s.saturating_mul(millis) / 1000)
     }
 
@@ -135,7 +152,7 @@ impl Tracker {
     /// Peers that received the first piece of a run, the least named first. The others were mostly sent with it, and who
     /// lacks one says so.
     fn name(&mut self, now: Time, asker: PeerId, first: Item) -> Vec<PeerId> {
-        let Some(receivers) = self.receivers.get_mut(&first) else { return Vec::new() };
+        let Some(Given { receivers, .. }) = self.given.get_mut(&first) else { return Vec::new() };
         receivers.retain(|receiver| now.since(receiver.at) < self.config.memory);
         let mut found: Vec<_> = receivers.iter_mut().filter(|receiver| receiver.peer != asker).collect();
         found.sort_by_key(|receiver| (receiver.named, receiver.peer));
@@ -151,21 +168,24 @@ impl Tracker {
     /// The last of a piece's so many encoded bytes went to `peer`.
     pub fn sent(&mut self, now: Time, peer: PeerId, item: Item, bytes: u64) {
         self.count(now, bytes);
-        if !self.receivers.contains_key(&item) {
-            self.order.push_back(item);
-            if self.order.len() > self.config.max_items.max(1)
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.receivers.remove(&oldest);
-            }
-        }
-        // Most pieces are sent once or twice.
-        let receivers = self.receivers.entry(item).or_insert_with(|| VecDeque::with_capacity(1));
+        let receivers = &mut self.given(item).receivers;
         receivers.retain(|receiver| receiver.peer != peer);
         if receivers.len() >= MAX_RECEIVERS {
             receivers.pop_front();
         }
         receivers.push_back(Receiver { peer, at: now, named: 0 });
+    }
+
+    fn given(&mut self, item: Item) -> &mut Given {
+        if !self.given.contains_key(&item) {
+            self.order.push_back(item);
+            if self.order.len() > self.config.max_items.max(1)
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.given.remove(&oldest);
+            }
+        }
+        self.given.entry(item).or_default()
     }
 
     /// A request that was admitted with so many bytes is over, however it went.
@@ -175,7 +195,7 @@ impl Tracker {
 
     /// The peer is gone and is not named any more.
     pub fn forget(&mut self, peer: PeerId) {
-        self.receivers.values_mut().for_each(|receivers| receivers.retain(|receiver| receiver.peer != peer));
+        self.given.values_mut().for_each(|given| given.receivers.retain(|receiver| receiver.peer != peer));
     }
 
     /// Encoded bytes being sent.
@@ -246,9 +266,14 @@ mod tests {
             tracker.sent(Time::ZERO + SAMPLE * round, peer(1), item(7), 100);
         }
         let now = Time::ZERO + SAMPLE * 20;
-        let served =
-            (0..).take_while(|_| tracker.admit(now, peer(2), item(7), 10, Priority::Prefetch) == Admission::Serve);
-        assert_eq!(served.count(), 25, "a quarter of a second of it");
+        let mut served = |piece: fn(u32) -> u32| {
+            let serves = |&turn: &u32| {
+                tracker.admit(now, peer(2), item(piece(turn)), 10, Priority::Prefetch) == Admission::Serve
+            };
+            (0..200).filter(serves).count()
+        };
+        assert_eq!(served(|_| 7), 8, "which is more than a fifth of a quarter of a second's worth");
+        assert_eq!(served(|turn| turn % 2), 2 * 8, "the rest of that is for other pieces");
     }
 
     #[test]
@@ -257,8 +282,8 @@ mod tests {
         for piece in 0..5 {
             (0..40).for_each(|n| tracker.sent(Time::ZERO, peer(n), item(piece), 10));
         }
-        assert_eq!(tracker.receivers.keys().map(|item| item.piece).collect::<Vec<_>>(), [3, 4]);
-        assert!(tracker.receivers.values().all(|receivers| receivers.len() == MAX_RECEIVERS));
+        assert_eq!(tracker.given.keys().map(|item| item.piece).collect::<Vec<_>>(), [3, 4]);
+        assert!(tracker.given.values().all(|given| given.receivers.len() == MAX_RECEIVERS));
         let later = Time::ZERO + TrackerConfig::default().memory;
         assert!(tracker.name(later, peer(50), item(4)).is_empty());
     }
