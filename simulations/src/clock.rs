@@ -1,64 +1,49 @@
 //! What is to happen when: a queue in which what was put in first goes first among equals.
 
-use std::{
-    cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
-};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use shoal_scheduler::Time;
 
 /// Events by time.
 #[derive(Debug)]
 pub(crate) struct Agenda<T> {
-    entries: BinaryHeap<Reverse<Entry<T>>>,
+    /// When, in which turn it was put in, and where it lies: what is moved around is small.
+    queue: BinaryHeap<Reverse<(Time, u64, u32)>>,
+    entries: Vec<Option<T>>,
+    free: Vec<u32>,
     turn: u64,
-}
-
-#[derive(Debug)]
-struct Entry<T> {
-    at: Time,
-    turn: u64,
-    what: T,
-}
-
-impl<T> PartialEq for Entry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.turn) == (other.at, other.turn)
-    }
-}
-
-impl<T> Eq for Entry<T> {}
-
-impl<T> PartialOrd for Entry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for Entry<T> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.turn).cmp(&(other.at, other.turn))
-    }
 }
 
 impl<T> Agenda<T> {
     /// Nothing yet.
     pub(crate) fn new() -> Self {
-        Self { entries: BinaryHeap::new(), turn: 0 }
+        Self { queue: BinaryHeap::new(), entries: Vec::new(), free: Vec::new(), turn: 0 }
     }
 
     pub(crate) fn push(&mut self, at: Time, what: T) {
         self.turn += 1;
-        self.entries.push(Reverse(Entry { at, turn: self.turn, what }));
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = Some(what);
+                slot
+            }
+            None => {
+                self.entries.push(Some(what));
+                self.entries.len() as u32 - 1
+            }
+        };
+        self.queue.push(Reverse((at, self.turn, slot)));
     }
 
     /// When the next is due.
     pub(crate) fn next(&self) -> Option<Time> {
-        self.entries.peek().map(|Reverse(entry)| entry.at)
+        self.queue.peek().map(|Reverse((at, ..))| *at)
     }
 
     pub(crate) fn pop(&mut self) -> Option<T> {
-        self.entries.pop().map(|Reverse(entry)| entry.what)
+        let Reverse((.., slot)) = self.queue.pop()?;
+        self.free.push(slot);
+        self.entries[slot as usize].take()
     }
 }
 

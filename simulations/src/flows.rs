@@ -20,7 +20,7 @@ use shoal_scheduler::Time;
 use self::due::Due;
 
 /// Part of a link's rate that may stay unused, and of a flow's rate by which it may be off, in a simulation.
-pub(crate) const TOLERANCE: f64 = 0.01;
+pub(crate) const TOLERANCE: f64 = 0.02;
 /// Links on the path of a flow at most: node, rack and zone at both ends.
 pub(crate) const MAX_HOPS: usize = 6;
 /// Part of a link's rate that is rounding and no excess.
@@ -114,8 +114,9 @@ impl<T> Flow<T> {
             return self.since.as_nanos();
         }
         // Saturates at the end of time for a flow that stands still.
-        let nanos = (self.left / self.bytes_per_s * 1e9).ceil();
-        self.since.as_nanos().saturating_add(nanos as u64)
+        let nanos = self.left / self.bytes_per_s * 1e9;
+        let whole = nanos as u64;
+        self.since.as_nanos().saturating_add(whole).saturating_add(u64::from(nanos > whole as f64))
     }
 
     fn advance(&mut self, now: Time) {
@@ -192,13 +193,26 @@ impl<T> Flows<T> {
             flows.push((slot, hop as u8));
         }
         let left = if path.len == 0 { 0.0 } else { bytes as f64 };
-        let flow = Flow { turn: self.turn, path, places, left, since: now, bytes_per_s: 0.0, bytes, what };
+        let vacant = self.vacant(path);
+        let bytes_per_s = vacant.unwrap_or(0.0);
+        let flow = Flow { turn: self.turn, path, places, left, since: now, bytes_per_s, bytes, what };
         self.due.set(slot, flow.due());
         self.flows[slot as usize] = Some(flow);
-        if let Some(&first) = path.links().first() {
-            self.force(first);
+        match vacant {
+            Some(rate) => path.links().iter().for_each(|&link| self.link(link).load += rate),
+            None => path.links().first().into_iter().for_each(|&link| self.force(link)),
         }
         FlowId { slot, turn: self.turn }
+    }
+
+    /// What a new flow gets if that leaves everyone else what they have: the level of a link that has just that much room.
+    /// Mostly it takes the place of one that was done a moment ago, and nothing needs to be worked out anew.
+    fn vacant(&self, path: Path) -> Option<f64> {
+        let links = || path.links().iter().map(|link| &self.links[link.0 as usize]);
+        let rate = links().map(Link::grants).fold(f64::INFINITY, f64::min);
+        let fits = links().all(|link| link.load + rate <= link.bytes_per_s * (1.0 + ROUNDING));
+        let bound = |link: &Link| link.level == rate && link.load + rate >= link.bytes_per_s * (1.0 - self.tolerance);
+        (fits && links().any(bound)).then_some(rate)
     }
 
     /// Stops a transfer; gives what was kept with it and the bytes that came through.
@@ -314,9 +328,13 @@ impl<T> Flows<T> {
         }
         flow.advance(now);
         flow.bytes_per_s = bytes_per_s;
-        let (due, path) = (flow.due(), flow.path);
-        if self.due.of(slot).is_none_or(|entered| due < entered) {
-            self.due.set(slot, due);
+        let path = flow.path;
+        // Who was slowed down is looked at again when it would have been done.
+        if change > 0.0 {
+            let due = flow.due();
+            if self.due.of(slot).is_none_or(|entered| due < entered) {
+                self.due.set(slot, due);
+            }
         }
         for (at, &link) in path.links().iter().enumerate() {
             if at != hop {

@@ -1,8 +1,9 @@
 //! The serving half of a node: answers under way, and the room that they share. Twin of the daemon's `serve.rs` and of
 //! the budgets below it.
 //!
-//! An answer sends one piece after the other. A piece is read once there is room for its bytes, of those for one peer and
-//! of those for all; prefetch gets three quarters of either. Who waits, waits in the order of coming.
+//! All that goes to one peer shares one connection, so it goes one piece after the other, on-demand beside prefetch. A piece
+//! is read once there is room for its bytes, of which prefetch gets three quarters. Who waits, waits in the order of coming:
+//! the answers to a peer, and the peers.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,9 +15,7 @@ use shoal_scheduler::{BlobKey, Item, RequestId, Time, Tracker};
 
 use crate::{flows::FlowId, topology::Index};
 
-/// Bytes between store and network for one peer, as in the daemon.
-const PEER_ROOM: u64 = 4 << 20;
-/// The same for all peers.
+/// Bytes between store and network, as in the daemon.
 const ROOM: u64 = 64 << 20;
 
 /// A request that this node serves: who asked, and its id there.
@@ -56,29 +55,24 @@ struct Room {
     all: u64,
 }
 
-/// One peer that is served.
+/// What goes to one peer with one priority.
 #[derive(Debug, Default)]
-struct Served {
-    room: Room,
-    /// Answers that have a piece and no room for it, first come first; prefetch, on-demand.
-    waiting: [VecDeque<Ticket>; 2],
-}
-
-impl Served {
-    fn is_idle(&self) -> bool {
-        self.room.all == 0 && self.waiting.iter().all(VecDeque::is_empty)
-    }
+struct Lane {
+    /// Answers that have a piece to send, first come first.
+    waiting: VecDeque<Ticket>,
+    /// Whether a piece is on the wire, or the peer is in line for its next.
+    busy: bool,
 }
 
 impl Room {
-    /// What a piece takes of a room of this size, if that is free.
-    fn fits(&self, bytes: u64, priority: Priority, size: u64) -> Option<u64> {
+    /// What a piece takes, if that is free.
+    fn fits(&self, bytes: u64, priority: Priority) -> Option<u64> {
         let most = match priority {
-            Priority::OnDemand => size,
-            Priority::Prefetch => size / 4 * 3,
+            Priority::OnDemand => ROOM,
+            Priority::Prefetch => ROOM / 4 * 3,
         };
         let takes = bytes.min(most);
-        let free = self.all + takes <= size && (priority == Priority::OnDemand || self.prefetch + takes <= most);
+        let free = self.all + takes <= ROOM && (priority == Priority::OnDemand || self.prefetch + takes <= most);
         free.then_some(takes)
     }
 
@@ -99,10 +93,10 @@ pub(crate) struct Serving {
     piece_bytes: Arc<[u64]>,
     answers: BTreeMap<Ticket, Answer>,
     room: Room,
-    peers: BTreeMap<Index, Served>,
-    /// Peers to whom something may be sent now, and those that wait for room that others have.
-    open: VecDeque<Index>,
-    starved: VecDeque<Index>,
+    /// By priority and peer.
+    lanes: [BTreeMap<Index, Lane>; 2],
+    /// Peers in line for their next piece, by priority.
+    line: [VecDeque<Index>; 2],
 }
 
 impl Serving {
@@ -111,9 +105,8 @@ impl Serving {
             piece_bytes,
             answers: BTreeMap::new(),
             room: Room::default(),
-            peers: BTreeMap::new(),
-            open: VecDeque::new(),
-            starved: VecDeque::new(),
+            lanes: Default::default(),
+            line: Default::default(),
         }
     }
 
@@ -166,46 +159,47 @@ impl Serving {
     /// An answer has a piece to send.
     fn wait(&mut self, ticket: Ticket) {
         let Some(answer) = self.answers.get(&ticket) else { return };
-        self.peers.entry(ticket.0).or_default().waiting[answer.priority as usize].push_back(ticket);
-        self.open.push_back(ticket.0);
+        let class = answer.priority as usize;
+        let lane = self.lanes[class].entry(ticket.0).or_default();
+        lane.waiting.push_back(ticket);
+        if !std::mem::replace(&mut lane.busy, true) {
+            self.line[class].push_back(ticket.0);
+        }
     }
 
     /// Takes the pieces that may go on the wire now.
     pub(crate) fn start(&mut self, started: &mut Vec<Sending>) {
-        while let Some(peer) = self.open.pop_front() {
-            for priority in [Priority::OnDemand, Priority::Prefetch] {
-                while let Some(sending) = self.start_one(peer, priority) {
-                    started.push(sending);
+        for priority in [Priority::OnDemand, Priority::Prefetch] {
+            while let Some(&peer) = self.line[priority as usize].front() {
+                let Some((ticket, piece)) = self.next_of(peer, priority) else {
+                    self.line[priority as usize].pop_front();
+                    self.lanes[priority as usize].remove(&peer);
+                    continue;
+                };
+                let bytes = self.piece_bytes[piece as usize];
+                let Some(takes) = self.room.fits(bytes, priority) else { break };
+                self.line[priority as usize].pop_front();
+                self.lanes[priority as usize].get_mut(&peer).map(|lane| lane.waiting.pop_front());
+                self.room.add(takes, priority);
+                if let Some(answer) = self.answers.get_mut(&ticket) {
+                    answer.ready.pop_front();
+                    answer.sending = Some(Outgoing { room: takes, flow: None });
                 }
+                started.push(Sending { ticket, piece, bytes });
             }
         }
     }
 
-    fn start_one(&mut self, peer: Index, priority: Priority) -> Option<Sending> {
-        let served = self.peers.get_mut(&peer)?;
-        let waiting = &mut served.waiting[priority as usize];
-        let ready = |ticket: &Ticket| Some(*self.answers.get(ticket)?.ready.front()?);
-        let (ticket, piece) = loop {
-            let ticket = *waiting.front()?;
-            match ready(&ticket) {
-                Some(piece) => break (ticket, piece),
-                // It was broken off meanwhile.
-                None => _ = waiting.pop_front(),
-            }
-        };
-        let bytes = self.piece_bytes[piece as usize];
-        let takes = served.room.fits(bytes, priority, PEER_ROOM)?;
-        if self.room.fits(takes, priority, ROOM).is_none() {
-            self.starved.push_back(peer);
-            return None;
+    /// The first answer to a peer that has a piece to send, and that piece.
+    fn next_of(&mut self, peer: Index, priority: Priority) -> Option<(Ticket, u32)> {
+        let lane = self.lanes[priority as usize].get_mut(&peer)?;
+        // Some were broken off meanwhile.
+        let ready = |ticket: &Ticket| self.answers.get(ticket).and_then(|answer| answer.ready.front());
+        while lane.waiting.front().is_some_and(|ticket| ready(ticket).is_none()) {
+            lane.waiting.pop_front();
         }
-        waiting.pop_front();
-        served.room.add(takes, priority);
-        self.room.add(takes, priority);
-        let answer = self.answers.get_mut(&ticket)?;
-        answer.ready.pop_front();
-        answer.sending = Some(Outgoing { room: takes, flow: None });
-        Some(Sending { ticket, piece, bytes })
+        let ticket = *lane.waiting.front()?;
+        Some((ticket, *ready(&ticket)?))
     }
 
     /// Notes the transfer that carries what an answer is sending.
@@ -227,14 +221,8 @@ impl Serving {
         let answer = self.answers.get_mut(&ticket)?;
         let Outgoing { room, flow } = answer.sending.take()?;
         self.room.sub(room, answer.priority);
-        if let Some(served) = self.peers.get_mut(&ticket.0) {
-            served.room.sub(room, answer.priority);
-            if served.is_idle() {
-                self.peers.remove(&ticket.0);
-            }
-        }
-        self.open.push_back(ticket.0);
-        self.open.append(&mut self.starved);
+        // Whether there is more for the peer shows when its turn comes.
+        self.line[answer.priority as usize].push_back(ticket.0);
         flow
     }
 
@@ -290,11 +278,20 @@ mod tests {
 
     const BLOB: BlobKey = BlobKey { id: [0; 32], variant: 0 };
 
+    fn ticket(asker: Index, request: u64) -> Ticket {
+        (asker, RequestId(request))
+    }
+
+    fn start(serving: &mut Serving) -> Vec<(Ticket, u32)> {
+        let mut started = Vec::new();
+        serving.start(&mut started);
+        started.into_iter().map(|sending| (sending.ticket, sending.piece)).collect()
+    }
+
     #[test]
-    fn one_piece_at_a_time_for_each_answer_and_three_quarters_of_the_room_for_prefetch() {
+    fn one_piece_at_a_time_for_each_peer_and_priority() {
         let (mut serving, mut tracker) = (Serving::new([2 << 20; 4].into()), Tracker::new(Default::default()));
         let peer = PeerId::new([1; 32]);
-        let ticket = |asker, n| (asker, RequestId(n));
         for (ticket, priority) in [
             (ticket(1, 0), Priority::Prefetch),
             (ticket(1, 1), Priority::Prefetch),
@@ -305,13 +302,7 @@ mod tests {
             serving.ready(ticket, 0);
             serving.ready(ticket, 1);
         }
-        let start = |serving: &mut Serving| {
-            let mut started = Vec::new();
-            serving.start(&mut started);
-            started.into_iter().map(|sending| (sending.ticket, sending.piece)).collect::<Vec<_>>()
-        };
-        let first = [(ticket(1, 2), 0), (ticket(1, 0), 0), (ticket(2, 0), 0)];
-        assert_eq!(start(&mut serving), first, "3 MiB are not room for two prefetches");
+        assert_eq!(start(&mut serving), [(ticket(1, 2), 0), (ticket(1, 0), 0), (ticket(2, 0), 0)]);
         assert_eq!(start(&mut serving), []);
         serving.sent(ticket(1, 0));
         assert_eq!(start(&mut serving), [(ticket(1, 1), 0)], "who waited longest");
@@ -323,5 +314,20 @@ mod tests {
         assert_eq!(serving.to(1).len(), 2);
         serving.stop(ticket(1, 1), &mut tracker);
         assert_eq!(start(&mut serving), [(ticket(1, 0), 1)]);
+    }
+
+    #[test]
+    fn three_quarters_of_the_room_are_for_prefetch() {
+        let mut serving = Serving::new([20 << 20].into());
+        for asker in 1..=3 {
+            serving.begin(ticket(asker, 0), PeerId::new([1; 32]), vec![0], Priority::Prefetch);
+            serving.ready(ticket(asker, 0), 0);
+        }
+        assert_eq!(start(&mut serving), [(ticket(1, 0), 0), (ticket(2, 0), 0)]);
+        serving.begin(ticket(3, 1), PeerId::new([1; 32]), vec![0], Priority::OnDemand);
+        serving.ready(ticket(3, 1), 0);
+        assert_eq!(start(&mut serving), [(ticket(3, 1), 0)]);
+        serving.sent(ticket(2, 0));
+        assert_eq!(start(&mut serving), [(ticket(3, 0), 0)]);
     }
 }

@@ -116,15 +116,18 @@ fn water_fill(links: &[f64], paths: &[Vec<usize>]) -> Vec<f64> {
 enum Step {
     Start(Vec<usize>),
     Cancel(prop::sample::Index),
+    /// One goes and another comes at the same moment.
+    Replace(prop::sample::Index, Vec<usize>),
     Rate(usize, u32),
 }
 
 const LINKS: usize = 8;
 
 fn step() -> impl Strategy<Value = Step> {
-    let start = prop::sample::subsequence((0..LINKS).collect::<Vec<_>>(), 1..4).prop_shuffle().prop_map(Step::Start);
+    let over = || prop::sample::subsequence((0..LINKS).collect::<Vec<_>>(), 1..4).prop_shuffle();
     prop_oneof![
-        6 => start,
+        6 => over().prop_map(Step::Start),
+        3 => (any::<prop::sample::Index>(), over()).prop_map(|(which, over)| Step::Replace(which, over)),
         3 => any::<prop::sample::Index>().prop_map(Step::Cancel),
         1 => (0..LINKS, 1..100u32).prop_map(|(link, rate)| Step::Rate(link, rate)),
     ]
@@ -138,17 +141,22 @@ fn play(tolerance: f64, steps: &[Step]) -> Outcome {
     let links: Vec<_> = (1..=LINKS).map(|n| flows.add_link(n as f64 * 1e6)).collect();
     let mut open = Vec::new();
     for step in steps {
-        match step {
-            Step::Start(over) => {
-                let over: Vec<_> = over.iter().map(|&link| links[link]).collect();
-                open.push(flows.start(Time::ZERO, path(&over), 1 << 40, ()));
+        let (goes, comes) = match step {
+            Step::Start(over) => (None, Some(over)),
+            Step::Cancel(which) => (Some(which), None),
+            Step::Replace(which, over) => (Some(which), Some(over)),
+            Step::Rate(link, rate) => {
+                flows.set_rate(links[*link], f64::from(*rate) * 1e5);
+                (None, None)
             }
-            Step::Cancel(which) if !open.is_empty() => {
-                let id = open.swap_remove(which.index(open.len()));
-                flows.cancel(Time::ZERO, id);
-            }
-            Step::Cancel(_) => {}
-            Step::Rate(link, rate) => flows.set_rate(links[*link], f64::from(*rate) * 1e5),
+        };
+        if let Some(which) = goes.filter(|_| !open.is_empty()) {
+            let id = open.swap_remove(which.index(open.len()));
+            flows.cancel(Time::ZERO, id);
+        }
+        if let Some(over) = comes {
+            let over: Vec<_> = over.iter().map(|&link| links[link]).collect();
+            open.push(flows.start(Time::ZERO, path(&over), 1 << 40, ()));
         }
         flows.next(Time::ZERO);
     }
