@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build demo test bench bench-build bench-cold-start bench-mount cluster lint fuzz oracle setup interop
+.PHONY: build calibrate demo test bench bench-build bench-cold-start bench-mount cluster lint fuzz oracle setup interop
 
 setup:
 	@scripts/setup
@@ -52,6 +52,11 @@ interop:
 	SHOAL_SETUP=test scripts/setup
 	scripts/cargo build --release --workspace --locked
 	scripts/interop "$(BIN)"
+
+# Forty seconds and more for each of twelve runs; on a machine that does nothing else.
+calibrate: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-calibrate" simulations/scenarios/calibrate-*.toml $(if $(JSON),--json "$(JSON)")
 
 cluster: setup
 	scripts/cargo build --release --workspace --locked

@@ -31,6 +31,7 @@ use std::{
 
 use shoal::{command::Failure, processes::RegistryProcess};
 use shoal_sim::Scenario;
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use self::report::Report;
 use self::{
@@ -92,6 +93,35 @@ pub async fn run(scenario: &Scenario, shoal: &Path, interrupted: Arc<AtomicBool>
     let measured = run.measure(&network, &mut nodes, &image, &registry).await?;
     nodes.stop();
     Ok(Report::new(scenario, &image, &network, &measured, &registry.stop()?))
+}
+
+/// [`run`] to its end, or until somebody interrupts this process.
+///
+/// # Errors
+/// As [`run`], and when it was interrupted.
+pub fn run_interruptibly(scenario: &Scenario, shoal: &Path) -> Result<Report, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Dropping the run ends its processes, mounts and namespaces, however it ends.
+        tokio::select! {
+            report = run(scenario, shoal, interrupted.clone()) => report,
+            stop = stop_signal() => {
+                interrupted.store(true, Relaxed);
+                stop?;
+                Err("interrupted".into())
+            }
+        }
+    })
+}
+
+async fn stop_signal() -> std::io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 impl Run<'_> {

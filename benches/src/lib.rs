@@ -1,6 +1,8 @@
 //! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput. And
-//! [`cluster`], which measures real daemons behind shaped links, [`cold_start`], which measures containers, and [`mounts`].
+//! [`cluster`], which measures real daemons behind shaped links, [`calibration`] of the simulator by it, [`cold_start`], which
+//! measures containers, and [`mounts`].
 
+pub mod calibration;
 pub mod cluster;
 pub mod cold_start;
 mod figures;

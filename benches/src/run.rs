@@ -1,4 +1,4 @@
-//! What the programs that measure mounts have in common: arguments, what they need, where the figures go.
+//! What the programs that measure something have in common: arguments, what they need, where the figures go.
 
 use std::{
     path::{Path, PathBuf},

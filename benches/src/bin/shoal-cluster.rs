@@ -4,17 +4,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
 };
 
 use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::cluster;
 use shoal_sim::Scenario;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs a scenario with real daemons in network namespaces, and prints what it showed. Fails if a living node read a
 /// wrong byte or could not read. Needs root, FUSE, ip, tc and nsenter.
@@ -49,32 +44,11 @@ fn run(arguments: &Arguments) -> Result<bool, Failure> {
     let text = fs::read_to_string(path).map_err(|error| name(path, &error))?;
     let scenario = Scenario::parse(&text).map_err(|error| name(path, &error))?;
     let shoal = arguments.shoal.clone().map_or_else(cluster::built_shoal, Ok)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(async {
-        // Dropping the run ends its processes, mounts and namespaces, however it ends.
-        tokio::select! {
-            report = cluster::run(&scenario, &shoal, interrupted.clone()) => report,
-            stop = stop_signal() => {
-                interrupted.store(true, Relaxed);
-                stop?;
-                Err("interrupted".into())
-            }
-        }
-    })?;
+    let report = cluster::run_interruptibly(&scenario, &shoal)?;
     println!("{report}");
     if let Some(json) = &arguments.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
         fs::write(json, text).map_err(|error| name(json, &error))?;
     }
     Ok(report.is_right())
-}
-
-async fn stop_signal() -> std::io::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
