@@ -1,6 +1,7 @@
 //! Running one scenario with somebody watching, and writing what comes of it.
 
 use std::{
+    cell::Cell,
     io::Write,
     path::Path,
     time::{Duration, Instant},
@@ -12,25 +13,37 @@ use shoal_sim::{Effort, Progress, Report, Scenario, run};
 
 use super::Failure;
 
-/// A bar on the terminal, if there is one.
-struct Bar(ProgressBar);
+/// How often a line says how far a run is, where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
-impl Progress for Bar {
+/// A bar on the terminal, or else a line now and then.
+struct Watched {
+    bar: ProgressBar,
+    told: Cell<Instant>,
+}
+
+impl Progress for Watched {
     fn report(&self, now: shoal_sim::Time, bytes: u64) {
-        self.0.set_message(format!("{:.1} s", now.as_secs_f64()));
-        self.0.set_position(bytes);
+        let message = format!("{:.1} s", now.as_secs_f64());
+        if self.bar.is_hidden() && self.told.get().elapsed() >= LINE_EVERY {
+            let percent = 100 * bytes / self.bar.length().unwrap_or_default().max(1);
+            eprintln!("{percent}% of the bytes, {message} simulated, {:.0?} passed", self.bar.elapsed());
+            self.told.set(Instant::now());
+        }
+        self.bar.set_message(message);
+        self.bar.set_position(bytes);
     }
 }
 
-/// Runs a scenario; shows how far it is on a terminal, and notes what it took.
+/// Runs a scenario; shows how far it is, and notes what it took.
 pub(super) fn simulate(scenario: &Scenario, seed: u64) -> Report {
     let bytes = scenario.readers() as u64 * scenario.encoded_bytes();
     let style = ProgressStyle::with_template("{wide_bar} {percent}% of the bytes, {msg} simulated, {elapsed} passed");
     let bar = ProgressBar::new(bytes).with_style(style.expect("the template is well-formed"));
     bar.enable_steady_tick(Duration::from_millis(500));
-    let bar = Bar(bar);
-    let report = measured(scenario, seed, &bar);
-    bar.0.finish_and_clear();
+    let watched = Watched { bar, told: Cell::new(Instant::now()) };
+    let report = measured(scenario, seed, &watched);
+    watched.bar.finish_and_clear();
     report
 }
 
