@@ -11,7 +11,9 @@ const LIMIT: u64 = 1 << 20;
 fuzz_target!(|data: &[u8]| {
     let table = ChunkTable::parse(&Bytes::copy_from_slice(data));
     let meta = ChunkTable::read_meta(data, LIMIT);
-    for (table, limit) in table.into_iter().map(|table| (table, data.len() as u64)).chain(meta.map(|meta| (meta, LIMIT))) {
+    for (table, limit) in
+        table.into_iter().map(|table| (table, data.len() as u64)).chain(meta.map(|meta| (meta, LIMIT)))
+    {
         assert!(u64::from(table.len()) * 16 <= limit);
         assert_eq!(table.chunks().count(), table.len() as usize);
         for chunk in table.chunks() {

@@ -166,11 +166,11 @@ impl<'a> Index<'a> {
         member: &Member,
         inode: InodeIndex,
     ) -> Result<(), BuildError> {
-        let failed = |source| BuildError::Archive { archive: self.name.to_owned(), source };
-        if member.has_holes() {
-            return Err(failed(archive.invalid("a sparse file, which cannot be read from the layer as it is")));
-        }
         let place = archive.place().to_owned();
+        if member.has_holes() {
+            let what = format!("{place} is a sparse file, which cannot be read from the layer as it is");
+            return Err(BuildError::Unsupported { path: self.name.to_owned(), what });
+        }
         let mut places = Vec::new();
         let mut content = archive.content(member);
         let step = self.options.chunk_size;

@@ -32,7 +32,8 @@ pub(in crate::command) struct Convert {
     #[arg(long)]
     merge_index: bool,
     /// Convert no gzip layer: push an index over it, from which the registry's own layer is read lazily as it is. Layers that
-    /// are no gzip are converted. Where the target is another repository, the source's image is put beside it.
+    /// are no gzip, or that have sparse files, are converted. Where the target is another repository, the source's image is put
+    /// beside it.
     #[arg(long)]
     oci_ref: bool,
     /// Make the Nydus manifest a referrer of the source's. With --oci-ref there is one for each layer: nodes with

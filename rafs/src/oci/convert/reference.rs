@@ -3,7 +3,7 @@
 //! ```text
 //! gzip layer ──stream, verify──> meta blob ──> target registry       in the manifest, with the layer's digest beside it
 //!                           '──> bootstrap ──> record, merged as any other
-//! anything else: converted as ever, so that the image has both kinds
+//! anything else, and what no index can be made over: converted as ever, so that the image has both kinds
 //! ```
 //!
 //! A snapshotter that mounts an unmodified image is asked for its layers one by one, and another image may go on from any of
@@ -21,7 +21,7 @@ use super::{
     records::{Key, Record},
 };
 use crate::{
-    Bootstrap, Builder,
+    Bootstrap, BuildError, Builder,
     oci::{
         Descriptor, RegistryError,
         document::{self, Child},
@@ -42,7 +42,7 @@ pub(super) struct Stage {
 }
 
 impl Conversion<'_> {
-    /// Makes an index over a layer, unless that was done before. `None` if it is no gzip.
+    /// Makes an index over a layer, unless that was done before. `None` if it is no gzip, or one that cannot be read as it is.
     pub(super) async fn indexed_layer(
         &self,
         layer: &SourceLayer,
@@ -71,6 +71,10 @@ impl Conversion<'_> {
         let work_on = move |stream: &mut dyn Read| index(stream, &builder, &name, &dir);
         match through(self.registry, self.from.source(), &descriptor, on_read, work_on).await? {
             Err(LayerFailure::NotGzip) => Ok(None),
+            Err(LayerFailure::Build(error @ BuildError::Unsupported { .. })) => {
+                tracing::info!("converted, as it cannot be read as it is: {error}");
+                Ok(None)
+            }
             Err(error) => Err(failed(error)),
             Ok((_, found)) if found != diff_id => Err(failed(LayerFailure::DiffId { expected: diff_id, found })),
             Ok((record, _)) => {

@@ -73,6 +73,19 @@ async fn elsewhere_the_source_is_put_beside_it_and_other_layers_are_converted() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_with_a_sparse_file_is_converted() {
+    let (dir, registry) = (TempDir::new().unwrap(), client());
+    let (from, to) = (reference(&dir, "images:v1"), reference(&dir, "images:v1-lazy"));
+    let mut layers = gzip_layers();
+    layers.push(Layer::gzip(&Tar::default().sparse("data/sparse", 100_000, &noise(6, 5_000)).end()));
+    image(&registry, &from, &layers).await;
+    let report = convert(&registry, &from, &to, &options(), |_| {}).await.unwrap();
+    let indexed: Vec<_> = report.images[0].layers.iter().map(|layer| layer.indexed).collect();
+    assert_eq!(indexed, [true, true, false]);
+    is_right(&registry, &to, &from).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn damage_to_a_layer_or_to_its_index_is_found() {
     let (dir, registry) = (TempDir::new().unwrap(), client());
     let (from, to) = (reference(&dir, "images:v1"), reference(&dir, "images:v1-lazy"));
