@@ -191,8 +191,8 @@ impl Snapshotter {
             return Err(CatalogError::Exists(target).into());
         }
         let mut layer = self.shared.layers.classify(&described, self.layers_below(&parent)).await?;
-        if let Layer::Unmodified { reference, whole: true } = &layer
-            && let Err(error) = self.shared.node.image(reference).await
+        if let Layer::Unmodified { whole, .. } = &layer
+            && let Err(error) = self.shared.node.image(whole).await
         {
             tracing::warn!("what is published next to an image cannot be read: {}", crate::chain(&error));
             layer = Layer::Ordinary;
@@ -376,7 +376,9 @@ impl Snapshotter {
             },
             Layer::Unmodified { reference, whole } => {
                 let fs = self.shared.directories.fs(snapshot.id);
-                if whole && let Err(error) = self.shared.mounts.mount(&reference, &fs, None, false).await {
+                if reference == whole
+                    && let Err(error) = self.shared.mounts.mount(&reference, &fs, None, false).await
+                {
                     return self.give_up(snapshot.name, error.into()).await;
                 }
                 Backing::Lazy { image: reference.to_string() }

@@ -49,8 +49,8 @@ pub(super) enum Layer {
     Unmodified {
         /// With a digest.
         reference: Reference,
-        /// Whether it is the last layer, so that containers are to be expected.
-        whole: bool,
+        /// The same for all layers: what is to be had if any of them is to be read this way.
+        whole: Reference,
     },
 }
 
@@ -89,11 +89,12 @@ struct Unmodified {
 impl Unmodified {
     /// What its layer with so many `below` is.
     fn layer(&self, image: &Reference, layer: ObjectId, below: usize) -> Layer {
-        let index = self.indexes.iter().find(|index| index.layers == below + 1);
-        match index.filter(|_| self.layers.get(below) == Some(&layer)) {
-            Some(index) => {
-                let reference = image.pinned(index.manifest);
-                Layer::Unmodified { reference, whole: index.layers == self.layers.len() }
+        let index = |layers| self.indexes.iter().find(|index| index.layers == layers);
+        let indexes = index(below + 1).zip(index(self.layers.len()));
+        match indexes.filter(|_| self.layers.get(below) == Some(&layer)) {
+            Some((up_to_here, whole)) => {
+                let [reference, whole] = [up_to_here, whole].map(|index| image.pinned(index.manifest));
+                Layer::Unmodified { reference, whole }
             }
             None => Layer::Ordinary,
         }
@@ -222,18 +223,20 @@ mod tests {
     fn a_layer_is_read_by_what_is_published_for_its_place() {
         let [one, two, other] = [1, 2, 3].map(|byte| ObjectId::new([byte; 32]));
         let index = |layers, byte| LayerIndex { layers, manifest: ObjectId::new([byte; 32]) };
-        let indexes = vec![index(2, 22), index(1, 11), index(1, 12)];
-        let image = Unmodified { layers: vec![one, two, one], indexes };
+        let indexes = vec![index(3, 33), index(2, 22), index(1, 11), index(1, 12)];
+        let image = Unmodified { layers: vec![one, two, one], indexes: indexes.clone() };
         let name: Reference = "localhost:5000/app:1".parse().unwrap();
-        let read = |byte, whole| Layer::Unmodified { reference: name.pinned(ObjectId::new([byte; 32])), whole };
-        assert_eq!(image.layer(&name, one, 0), read(11, false));
-        assert_eq!(image.layer(&name, two, 1), read(22, false));
-        // Nothing is published for the third; and these are no layers of the image there.
-        for (layer, below) in [(one, 2), (other, 0), (one, 1), (one, 3)] {
+        let pinned = |byte| name.pinned(ObjectId::new([byte; 32]));
+        for (layer, below, byte) in [(one, 0, 11), (two, 1, 22), (one, 2, 33)] {
+            let read = Layer::Unmodified { reference: pinned(byte), whole: pinned(33) };
+            assert_eq!(image.layer(&name, layer, below), read);
+        }
+        for (layer, below) in [(other, 0), (one, 1), (one, 3)] {
             assert_eq!(image.layer(&name, layer, below), Layer::Ordinary, "{below}");
         }
-        let image = Unmodified { layers: vec![one], indexes: vec![index(1, 11)] };
-        assert_eq!(image.layer(&name, one, 0), read(11, true));
+        // Without the whole image the others are of no use.
+        let image = Unmodified { indexes: indexes[1..].to_vec(), ..image };
+        assert_eq!(image.layer(&name, one, 0), Layer::Ordinary);
     }
 
     #[test]
