@@ -13,11 +13,13 @@ fuzz_target!(|data: &[u8]| {
     let table = ChunkTable::parse(&Bytes::copy_from_slice(meta)).ok();
     for (blob, index) in image.blobs().iter().zip(0..) {
         let Ok(pieces) = image.piece_table(index, table.as_ref()) else { continue };
-        let (mut end, mut named) = (0, 0);
+        let (mut end, mut kept, mut named) = (0, 0, 0);
         for (number, piece) in pieces.pieces() {
             assert!(number < pieces.len() && piece.encoded().start >= end && piece.encoded().end <= blob.data_end);
             // Those of a gzip layer may overlap.
             end = if blob.is_gzip_layer() { piece.encoded().start } else { piece.encoded().end };
+            assert!(piece.kept().start >= kept && piece.kept().end <= 4 * blob.encoded_size);
+            kept = piece.kept().end;
             let len = (piece.encoded().end - piece.encoded().start) as usize;
             if len.max(piece.decoded_len() as usize) <= 1 << 20 {
                 let encoded: Vec<u8> = rest.iter().copied().cycle().take(len).collect();

@@ -251,11 +251,13 @@ pub struct SnapshotterConfig {
     pub socket: PathBuf,
     pub name: String,
     pub containerd: PathBuf,
+    pub lazy_oci: bool,
 }
 
 impl Default for SnapshotterConfig {
     fn default() -> Self {
-        Self { socket: PathBuf::new(), name: "shoal".into(), containerd: "/run/containerd/containerd.sock".into() }
+        let containerd = "/run/containerd/containerd.sock".into();
+        Self { socket: PathBuf::new(), name: "shoal".into(), containerd, lazy_oci: false }
     }
 }
 

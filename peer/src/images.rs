@@ -2,6 +2,11 @@
 //!
 //! Everything below the tag goes by digest and through the swarm, so that a thousand nodes that mount one image cost the
 //! registry one manifest and one bootstrap. An image is loaded once and shared by all that use it.
+//!
+//! Of an image whose layers are gzip as registries have them, the index over each layer is an object of its own, the *meta
+//! blob*, unless the bootstrap layer has a copy. Images that share a layer share it.
+
+mod unpacked;
 
 use std::{
     collections::HashMap,
@@ -9,17 +14,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
-    Bootstrap, BootstrapError, ChunkTable, ChunkTableError, PieceTable, PieceTableError,
+    Bootstrap, BootstrapError, ChunkTableError, PieceTable, PieceTableError,
     oci::{
-        BootstrapLayer, ImageManifest, LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference,
-        RegistryError, Source, read_bootstrap_layer,
+        ImageManifest, LayerError, LayerIndex, Manifest, ManifestError, Ordinary, OrdinaryManifest, Platform,
+        Reference, RegistryError, Source,
     },
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
 
+use self::unpacked::Metas;
+pub(crate) use self::unpacked::Unpacked;
 use crate::{
     driver::{DriverHandle, Fetched, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
@@ -34,6 +42,8 @@ use crate::{
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Most images in memory beside those in use.
 const MAX_IDLE_IMAGES: usize = 16;
+/// Meta blobs of an image that are fetched at the same time.
+const METAS_AT_ONCE: usize = 4;
 
 /// Why an image could not be loaded.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -43,6 +53,15 @@ pub enum ImageError {
     Resolve {
         /// The reference.
         reference: String,
+        /// What the registry said.
+        #[source]
+        source: Arc<RegistryError>,
+    },
+    /// What is published next to an image could not be listed.
+    #[error("cannot list what refers to sha256:{manifest}")]
+    Referrers {
+        /// The image's manifest.
+        manifest: ObjectId,
         /// What the registry said.
         #[source]
         source: Arc<RegistryError>,
@@ -71,13 +90,17 @@ pub enum ImageError {
         /// The outer index.
         manifest: ObjectId,
     },
-    /// A blob is a gzip layer that stays as it is. Its pieces share bytes, and the store keeps a byte for one piece only.
-    #[error("bootstrap layer sha256:{layer}: blob {blob} is a gzip layer, which is mounted from files only")]
-    GzipLayer {
+    /// The contexts to inflate gzip layers from, which stay in memory, are more than a node takes.
+    #[error(
+        "bootstrap layer sha256:{layer}: the index over its gzip layers has {bytes} bytes, at most {limit} are taken"
+    )]
+    IndexTooLarge {
         /// The bootstrap layer.
         layer: ObjectId,
-        /// The blob.
-        blob: BlobId,
+        /// Bytes by the bootstrap, decoded.
+        bytes: u64,
+        /// Most that are taken.
+        limit: u64,
     },
     /// The bootstrap layer is not a tar with a bootstrap.
     #[error("bootstrap layer sha256:{layer}")]
@@ -97,7 +120,7 @@ pub enum ImageError {
         #[source]
         source: Arc<BootstrapError>,
     },
-    /// The layer's copy of a blob's chunk table is damaged.
+    /// The chunk table of a blob, in the layer or in a meta blob, is damaged.
     #[error("chunk table of blob {blob} in layer sha256:{layer}")]
     ChunkTable {
         /// The layer.
@@ -133,6 +156,8 @@ pub struct Image {
     pub layer: ObjectId,
     /// The sha256 of that layer's tar.
     pub diff_id: ObjectId,
+    /// The meta blobs of its gzip layers that the bootstrap layer has no copy of.
+    pub(crate) metas: Vec<ObjectId>,
     /// Its tree.
     pub bootstrap: Bootstrap,
     /// Its blobs, in the order of the bootstrap's blob table.
@@ -284,6 +309,7 @@ impl Images {
         let image = self.by_layer(source, found.manifest.bootstrap.id).await?;
         let mut objects = vec![manifest, found.id, image.layer];
         objects.dedup();
+        objects.extend(&image.metas);
         let blobs = image.blobs.iter().map(|blob| blob.handle.key()).collect();
         Ok(NamedImage { manifest, image, needs: Footprint { blobs, objects, ..Footprint::default() } })
     }
@@ -304,6 +330,40 @@ impl Images {
             }
         }
         Err(ImageError::NestedIndex { manifest })
+    }
+
+    /// The manifest of an image, lazy or not, that `manifest` is or that it has for this platform, with its digest and bytes.
+    ///
+    /// # Errors
+    /// [`ImageError::Object`], `Manifest` or `NestedIndex`.
+    pub(crate) async fn ordinary(
+        &self,
+        source: &Source,
+        manifest: ObjectId,
+    ) -> Result<(ObjectId, Bytes, OrdinaryManifest), ImageError> {
+        let mut id = manifest;
+        for _ in 0..2 {
+            let bytes = self.object(source, id, ObjectKind::Manifest, MAX_MANIFEST).await?;
+            let found = OrdinaryManifest::find(&bytes, &Platform::here());
+            match found.map_err(|e| ImageError::Manifest { manifest: id, source: Arc::new(e) })? {
+                Ordinary::Index(chosen) => id = chosen.id,
+                Ordinary::Image(image) => return Ok((id, bytes, image)),
+            }
+        }
+        Err(ImageError::NestedIndex { manifest })
+    }
+
+    /// Asks the registry what is published next to an image to read it lazily by.
+    ///
+    /// # Errors
+    /// [`ImageError::Referrers`].
+    pub(crate) async fn layer_indexes(
+        &self,
+        source: &Source,
+        manifest: ObjectId,
+    ) -> Result<Vec<LayerIndex>, ImageError> {
+        let listed = self.origin.registry().layer_indexes(source, manifest).await;
+        listed.map_err(|source| ImageError::Referrers { manifest, source: Arc::new(source) })
     }
 
     /// The image whose bootstrap layer is `layer`.
@@ -409,8 +469,11 @@ impl Images {
 
     async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
         let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
+        let unpacked = tokio::task::spawn_blocking(move || Unpacked::read(&bytes, layer)).await;
+        let unpacked = unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let metas = self.metas(&source, &unpacked).await?;
         let store = self.store.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&store, &bytes, source, layer)).await;
+        let opened = tokio::task::spawn_blocking(move || open(&store, unpacked, &metas, source)).await;
         let image = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         for blob in &image.blobs {
             let target = BlobTarget {
@@ -426,11 +489,21 @@ impl Images {
         tracing::info!(%layer, blobs = image.blobs.len(), inodes = image.bootstrap.inode_count(), "image loaded");
         Ok(Arc::new(image))
     }
+
+    /// The meta blobs of an image, by digest.
+    async fn metas(&self, source: &Source, unpacked: &Unpacked) -> Result<Metas, ImageError> {
+        let missing = futures::stream::iter(unpacked.metas().collect::<Vec<_>>());
+        let fetch = |(id, size)| async move {
+            Ok::<_, ImageError>((id, self.object(source, id, ObjectKind::Blob, size).await?))
+        };
+        missing.map(fetch).buffer_unordered(METAS_AT_ONCE).try_collect().await
+    }
 }
 
-/// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
-fn open(store: &Store, bytes: &[u8], source: Source, layer: ObjectId) -> Result<Image, ImageError> {
-    let Unpacked { diff_id, bootstrap, tables } = unpack(bytes, layer)?;
+/// Opens the blobs of an image in the store. Blocks.
+fn open(store: &Store, unpacked: Unpacked, metas: &Metas, source: Source) -> Result<Image, ImageError> {
+    let tables = unpacked.tables(metas)?;
+    let Unpacked { layer, diff_id, bootstrap, .. } = unpacked;
     let blobs = tables.into_iter().map(|table| {
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
         let key = scheduled(handle.key());
@@ -438,49 +511,13 @@ fn open(store: &Store, bytes: &[u8], source: Source, layer: ObjectId) -> Result<
         Ok(ImageBlob { key, table, handle, origins })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
-    Ok(Image { source, layer, diff_id, bootstrap, blobs, native: OnceLock::new() })
+    let metas = metas.keys().copied().collect();
+    Ok(Image { source, layer, diff_id, metas, bootstrap, blobs, native: OnceLock::new() })
 }
 
 /// What the scheduler calls a blob of the store.
 pub(crate) fn scheduled(stored: store::BlobKey) -> BlobKey {
     BlobKey { id: *stored.blob.as_bytes(), variant: stored.variant }
-}
-
-/// A bootstrap layer, unpacked.
-pub(crate) struct Unpacked {
-    diff_id: ObjectId,
-    bootstrap: Bootstrap,
-    /// The pieces of each blob, in the order of the bootstrap's blob table.
-    pub(crate) tables: Vec<Arc<PieceTable>>,
-}
-
-/// Unpacks and verifies a bootstrap layer. Blocks.
-pub(crate) fn unpack(bytes: &[u8], layer: ObjectId) -> Result<Unpacked, ImageError> {
-    let mut unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
-        .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;
-    let bootstrap = Bootstrap::parse(std::mem::take(&mut unpacked.bootstrap))
-        .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
-    let tables = (0..bootstrap.blobs().len() as u32).map(|index| pieces(&bootstrap, index, &unpacked, layer));
-    let tables = tables.map(|table| table.map(Arc::new)).collect::<Result<_, _>>()?;
-    Ok(Unpacked { diff_id: unpacked.diff_id, bootstrap, tables })
-}
-
-/// The pieces of a blob, by the layer's copy of its chunk table where there is one: layers of older converters have none,
-/// and blobs without batches need none.
-fn pieces(
-    bootstrap: &Bootstrap,
-    index: u32,
-    unpacked: &BootstrapLayer,
-    layer: ObjectId,
-) -> Result<PieceTable, ImageError> {
-    let described = &bootstrap.blobs()[index as usize];
-    let blob = described.id;
-    if described.is_gzip_layer() {
-        return Err(ImageError::GzipLayer { layer, blob });
-    }
-    let table = unpacked.chunk_tables.get(&blob).map(ChunkTable::parse).transpose();
-    let table = table.map_err(|e| ImageError::ChunkTable { layer, blob, source: Arc::new(e) })?;
-    bootstrap.piece_table(index, table.as_ref()).map_err(|source| ImageError::Pieces { layer, blob, source })
 }
 
 /// Drops loaded images that nobody uses, but for a few.

@@ -1,10 +1,10 @@
 //! Back-to-source: pieces and objects read from the registry, as few requests as bytes allow.
 //!
 //! A run of pieces is read with one ranged request, gaps included, and handed on one by one as they complete; which pieces
-//! make a run, the scheduler has decided. What is handed on is *encoded and unverified*: whoever asked decodes it with the
+//! make a run, the scheduler has decided. Pieces of a gzip layer may overlap: what two share comes once. What is handed on is *encoded and unverified*: whoever asked decodes it with the
 //! piece table, which is the one place where bytes become trusted. Objects are verified here, whole.
 //!
-//! Memory: at most one piece and one network buffer per stream. How many requests there are at a time, and how many bytes
+//! Memory: at most one piece, what it shares with others, and one network buffer per stream. How many requests there are at a time, and how many bytes
 //! they may bring, the scheduler has decided before it asks, so nothing waits here. No retries of whole requests beyond
 //! those of the client, except that a transfer that breaks half-way goes on where it broke.
 
@@ -182,7 +182,7 @@ impl Run {
         while let Some((piece, range)) = self.pieces.front().cloned() {
             match &mut self.transfer {
                 None => self.transfer = Some(self.begin(range.start).await?),
-                Some(transfer) => match transfer.complete(&range) {
+                Some(transfer) => match transfer.complete(&range, self.pieces.get(1).map(|(_, next)| next.start)) {
                     Some(bytes) => {
                         self.pieces.pop_front();
                         return Ok(Some((piece, bytes)));
@@ -196,7 +196,7 @@ impl Run {
 
     /// Takes `&mut self`, as everything here, because a stream cannot be looked at from two threads.
     async fn begin(&mut self, at: u64) -> Result<Transfer, OriginError> {
-        let end = self.pieces.back().map_or(at, |(_, range)| range.end);
+        let end = self.pieces.iter().map(|(_, range)| range.end).max().unwrap_or(at);
         let stream = self.open(at..end).await?;
         Ok(Transfer { stream, at, end, buffer: BytesMut::new(), fruitless: 0 })
     }
@@ -239,8 +239,9 @@ impl Run {
 }
 
 impl Transfer {
-    /// The bytes of `range`, if all of them have come. What lies before it is dropped as it comes.
-    fn complete(&mut self, range: &Range<u64>) -> Option<Bytes> {
+    /// The bytes of `range`, if all of them have come. What lies before it is dropped as it comes, and what lies before `next`,
+    /// where the next piece starts, once it is handed on.
+    fn complete(&mut self, range: &Range<u64>, next: Option<u64>) -> Option<Bytes> {
         let skip = range.start.saturating_sub(self.at).min(self.buffer.len() as u64);
         self.buffer.advance(skip as usize);
         self.at += skip;
@@ -248,8 +249,14 @@ impl Transfer {
         if self.at < range.start || (self.buffer.len() as u64) < length {
             return None;
         }
-        self.at += length;
-        Some(self.buffer.split_to(length as usize).freeze())
+        let done = next.map_or(length, |next| next.saturating_sub(self.at).min(length));
+        self.at += done;
+        if done == length {
+            return Some(self.buffer.split_to(length as usize).freeze());
+        }
+        let bytes = Bytes::copy_from_slice(&self.buffer[..length as usize]);
+        self.buffer.advance(done as usize);
+        Some(bytes)
     }
 }
 

@@ -17,7 +17,7 @@ use shoal_rafs::{PieceTable, check_expanded};
 use shoal_scheduler::Item;
 
 use crate::{
-    images::{scheduled, unpack},
+    images::{Unpacked, scheduled},
     store::{BlobHandle, BlobKey, Store, StoreError},
 };
 
@@ -72,12 +72,20 @@ impl Scrub<'_> {
         };
         self.now.objects += 1;
         // Most objects are manifests and no layers, which shows in their first bytes.
-        for table in unpack(&bytes, id).map(|layer| layer.tables).unwrap_or_default() {
+        for table in self.tables(&bytes, id)? {
             if !self.blob(&table)? {
                 return Ok(false);
             }
         }
         Ok(self.listener.progress(self.now))
+    }
+
+    /// The blobs of a bootstrap layer as far as the store can tell their pieces; none for any other object.
+    fn tables(&self, bytes: &[u8], id: ObjectId) -> Result<Vec<Arc<PieceTable>>, StoreError> {
+        let Ok(layer) = Unpacked::read(bytes, id) else { return Ok(Vec::new()) };
+        let meta = |(id, _)| Ok(self.store.inspect_object(id)?.map(|bytes| (id, bytes)));
+        let metas = layer.metas().map(meta).filter_map(Result::transpose).collect::<Result<_, StoreError>>()?;
+        Ok(layer.tables(&metas).unwrap_or_default())
     }
 
     fn blob(&mut self, table: &Arc<PieceTable>) -> Result<bool, StoreError> {

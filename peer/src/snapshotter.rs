@@ -23,6 +23,10 @@
 //!   chain id names, which for ordinary layers containerd checks when it unpacks. Without that, an image could take the
 //!   name of another one's layers on this node. Marks of blob layers are taken at their word: such a snapshot has no
 //!   files, and nothing but a lazy image can descend from it.
+//! - **Unmodified images** with `lazy_oci`: each of their layers is a lazy image that is published next to theirs and holds all
+//!   up to there, so that another image may go on from any of them. The last is mounted when it is pulled, the others when
+//!   something needs them. Their chain ids name tars that nobody has read: they are taken at their word, which is one of the
+//!   reasons why this is not the default.
 //! - **Not here**: credentials of pods. Registries are read with the daemon's own.
 
 mod directories;
@@ -145,7 +149,12 @@ impl Snapshotter {
     ///
     /// # Errors
     /// The records cannot be read, or are inconsistent.
-    pub(crate) async fn open(data_dir: &Path, node: Arc<Node>, mounts: Mounts) -> Result<Self, SnapshotError> {
+    pub(crate) async fn open(
+        data_dir: &Path,
+        node: Arc<Node>,
+        mounts: Mounts,
+        lazy_oci: bool,
+    ) -> Result<Self, SnapshotError> {
         let directories = Directories::new(data_dir.join("snapshots"));
         let records = {
             let directories = directories.clone();
@@ -154,7 +163,7 @@ impl Snapshotter {
         let shared = Shared {
             directories,
             mounts,
-            layers: Layers::new(node.clone()),
+            layers: Layers::new(node.clone(), lazy_oci),
             node,
             index_off: Path::new(INDEX_PARAMETER).exists(),
             catalog: Mutex::new(Catalog::restore(records)?),
@@ -181,7 +190,13 @@ impl Snapshotter {
         if self.catalog().get(&target).is_ok_and(|there| there.kind == Kind::Committed && there.parent == parent) {
             return Err(CatalogError::Exists(target).into());
         }
-        let layer = self.shared.layers.classify(&described).await?;
+        let mut layer = self.shared.layers.classify(&described, self.layers_below(&parent)).await?;
+        if let Layer::Unmodified { whole, .. } = &layer
+            && let Err(error) = self.shared.node.image(whole).await
+        {
+            tracing::warn!("what is published next to an image cannot be read: {}", crate::chain(&error));
+            layer = Layer::Ordinary;
+        }
         if layer == Layer::Ordinary {
             return self.create(Kind::Active, key, parent, labels).await;
         }
@@ -337,6 +352,13 @@ impl Snapshotter {
         blocking(make).await
     }
 
+    /// How many snapshots `parent` is made of, itself included.
+    fn layers_below(&self, parent: &str) -> usize {
+        let catalog = self.catalog();
+        let above = |name: &str| catalog.get(name).ok().map(|snapshot| snapshot.parent.clone());
+        std::iter::successors(above(parent), |name| above(name)).count()
+    }
+
     /// Makes a layer of a lazy image and commits it as `target`.
     async fn prepare_lazily(
         &self,
@@ -352,7 +374,16 @@ impl Snapshotter {
                 Ok(()) => Backing::Lazy { image: reference.to_string() },
                 Err(error) => return self.give_up(snapshot.name, error).await,
             },
-            _ => Backing::Nothing,
+            Layer::Unmodified { reference, whole } => {
+                let fs = self.shared.directories.fs(snapshot.id);
+                if reference == whole
+                    && let Err(error) = self.shared.mounts.mount(&reference, &fs, None, false).await
+                {
+                    return self.give_up(snapshot.name, error.into()).await;
+                }
+                Backing::Lazy { image: reference.to_string() }
+            }
+            Layer::Blob | Layer::Ordinary => Backing::Nothing,
         };
         let (this, key, target) = (self.clone(), snapshot.name.clone(), target.to_owned());
         let commit = move || {

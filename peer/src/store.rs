@@ -4,7 +4,8 @@
 //! <data_dir>/lock                        flock; pid and name of the process that owns the directory
 //! <data_dir>/index/                      RocksDB, see `index`
 //! <data_dir>/objects/<digest>            manifests, bootstrap layers, chunk tables: whole, or not there; time: last use
-//! <data_dir>/blobs/<id>/encoded          sparse, byte for byte the registry's blob where present; variant 0
+//! <data_dir>/blobs/<id>/encoded          sparse, byte for byte the registry's blob where present; variant 0. Of a gzip layer that
+//!                                        is read as it is: its pieces, one behind the other
 //! <data_dir>/blobs/<id>/list             the hash list of a blob that no image describes, once the whole was verified
 //! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
 //! <data_dir>/decoded/<id>                the decoded form of a blob, sparse: whole, or not there; time: last use

@@ -28,5 +28,7 @@ mod ordinary;
 mod restart;
 #[path = "containerd/unmarked.rs"]
 mod unmarked;
+#[path = "containerd/unmodified.rs"]
+mod unmodified;
 #[path = "containerd/untrue.rs"]
 mod untrue;

@@ -115,6 +115,13 @@ impl ChunkTable {
         Self::new(header, bytes.into())
     }
 
+    /// Finds and reads the table in the bytes of the meta blob of a gzip layer; one that decodes to more than `limit` bytes is
+    /// refused before it is decoded.
+    pub fn read_meta(meta: &[u8], limit: u64) -> Result<Self, ChunkTableError> {
+        let (_, header, bytes) = decoded_of(&meta, meta.len() as u64, limit, Path::new("a meta blob"))?;
+        Self::new(header, bytes.into())
+    }
+
     /// Parses a `<digest>.blob.meta` file: see [`chunk_table_file`]. Keeps its bytes.
     pub fn parse(meta: &Bytes) -> Result<Self, ChunkTableError> {
         let table_len = meta.len().checked_sub(CI_HEADER as usize).filter(|len| len.is_multiple_of(4096));
@@ -251,16 +258,33 @@ fn read_decoded(path: &Path) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableEr
     let failed = |source| ChunkTableError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
+    decoded_of(&file, size, u64::MAX, path)
+}
+
+/// The same of `size` bytes, of which errors speak as `path`. The table has at most `limit` bytes.
+fn decoded_of(
+    file: &impl ReadAt,
+    size: u64,
+    limit: u64,
+    path: &Path,
+) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableError> {
+    let failed = |source| ChunkTableError::Io { path: path.to_owned(), source };
     // Its end is that of the file, or that of a member when files follow it.
-    let members = members(&file, size).map_err(failed)?;
+    let members = members(file, size).map_err(failed)?;
     let end = members.iter().find(|member| member.name == TABLE_NAME).map_or(size, |member| member.range.end);
     let start =
         end.checked_sub(CI_HEADER).ok_or_else(|| invalid("blob", format!("{size} bytes have no chunk table")))?;
     let mut header = vec![0; CI_HEADER as usize];
     file.read_exact_at(&mut header, start).map_err(failed)?;
     let (stored_header, header) = read_header(&header)?;
-    let ChunkTableRange { offset, encoded_size, .. } = header.range;
+    let ChunkTableRange { offset, encoded_size, decoded_size, .. } = header.range;
     header.check_end(start)?;
+    if decoded_size > limit {
+        return Err(invalid(
+            "chunk table",
+            format!("it decodes to {decoded_size} bytes, at most {limit} are expected"),
+        ));
+    }
     let mut stored = vec![0; encoded_size as usize];
     file.read_exact_at(&mut stored, offset).map_err(failed)?;
     Ok((stored_header, header, header.decode(&stored)?))

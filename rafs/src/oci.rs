@@ -19,6 +19,7 @@ mod copy;
 mod document;
 mod error;
 mod http;
+mod layer_index;
 mod layout;
 mod manifest;
 mod nydus_image;
@@ -42,6 +43,7 @@ pub use convert::{
 pub use copy::{CopiedBlobs, CopyReport, copy};
 pub use error::RegistryError;
 pub use http::{Access, Described, Probe, is_loopback_registry};
+pub use layer_index::{LayerIndex, Ordinary, OrdinaryManifest};
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};

@@ -5,7 +5,8 @@
 //! batch: small chunks that were compressed as one. Of a batch, too, an image may name some chunks and not others; only
 //! those that it names are ever handed out. In a gzip layer, a batch is what is inflated from one
 //! [context](crate::InflateContext) on; as blocks of deflate do not end where chunks do, the stored ranges of two may
-//! overlap.
+//! overlap. Whoever keeps pieces gives each bytes of its own all the same ([`Piece::kept`]): the same content has many
+//! encodings, so a piece that verifies need not have the bytes that its neighbour needs.
 //!
 //! [`PieceTable::decode`] is the only way from encoded bytes to file content in this project. It returns bytes exactly
 //! when every named chunk of the piece has the length and the digest that the bootstrap states. It does no IO.
@@ -94,7 +95,7 @@ pub enum PieceTableError {
         found: u32,
     },
     /// The bootstrap alone does not say where the chunks of this blob lie.
-    #[error("it has batches, and its chunk table is not there to tell where they lie")]
+    #[error("its chunk table is not there, and nothing else tells how its chunks are decoded")]
     NoChunkTable,
 }
 
@@ -119,6 +120,8 @@ pub struct Piece {
     number: u32,
     encoded_offset: u64,
     encoded_len: u32,
+    /// Where it starts in a file that keeps pieces.
+    kept_offset: u64,
     compressor: Compressor,
     content: Content,
 }
@@ -146,7 +149,8 @@ struct Members {
 impl Piece {
     /// A piece that is one plain chunk, in a blob without batches: its number is the chunk's index.
     pub fn plain(chunk: Chunk, encoded_offset: u64, encoded_len: u32, compressor: Compressor) -> Self {
-        Self { number: chunk.index, encoded_offset, encoded_len, compressor, content: Content::One(chunk) }
+        let (number, kept_offset, content) = (chunk.index, encoded_offset, Content::One(chunk));
+        Self { number, encoded_offset, encoded_len, kept_offset, compressor, content }
     }
 
     /// A piece of chunks that were compressed as one. `members` are those that the image names, by index, each with its
@@ -161,22 +165,31 @@ impl Piece {
         let (chunks, offsets) = members.into_iter().unzip();
         let (decoded_len, compressed) = (batch.decoded_len, batch.is_compressed());
         let content = Content::Batch(Box::new(Members { decoded_len, compressed, chunks, offsets, context: None }));
-        Self { number, encoded_offset, encoded_len: batch.encoded_len, compressor, content }
+        let (encoded_len, kept_offset) = (batch.encoded_len, encoded_offset);
+        Self { number, encoded_offset, encoded_len, kept_offset, compressor, content }
     }
 
-    /// A piece of a gzip layer: what is inflated from `context` on. `members` as for [`batch`](Self::batch).
-    pub fn inflated(number: u32, context: InflateContext, members: Vec<(Chunk, u32)>) -> Self {
+    /// A piece of a gzip layer: what is inflated from `context` on, kept from `kept_offset` on. `members` as for
+    /// [`batch`](Self::batch).
+    pub fn inflated(number: u32, context: InflateContext, kept_offset: u64, members: Vec<(Chunk, u32)>) -> Self {
         let (chunks, offsets) = members.into_iter().unzip();
         let (encoded_offset, encoded_len) = (context.encoded_offset, context.encoded_len);
         let members =
             Members { decoded_len: context.decoded_len, compressed: true, chunks, offsets, context: Some(context) };
         let content = Content::Batch(Box::new(members));
-        Self { number, encoded_offset, encoded_len, compressor: Compressor::Gzip, content }
+        Self { number, encoded_offset, encoded_len, kept_offset, compressor: Compressor::Gzip, content }
     }
 
     /// Where it lies in the stored blob.
     pub fn encoded(&self) -> Range<u64> {
         self.encoded_offset..self.encoded_offset + u64::from(self.encoded_len)
+    }
+
+    /// Where its encoded bytes lie in a file that keeps pieces of the blob: as in the blob, but for a gzip layer, whose pieces
+    /// follow each other there. No two pieces of a blob overlap here, and the image does not matter: whoever has the same
+    /// chunk table keeps a piece at the same place.
+    pub fn kept(&self) -> Range<u64> {
+        self.kept_offset..self.kept_offset + u64::from(self.encoded_len)
     }
 
     /// Bytes that it decodes to, those of chunks that the image does not name included.
@@ -273,6 +286,9 @@ impl Piece {
         }
         if self.encoded_offset.checked_add(self.encoded_len.into()).is_none() {
             return Err("its encoded range overflows");
+        }
+        if self.kept_offset.checked_add(self.encoded_len.into()).is_none() {
+            return Err("the range in which it is kept overflows");
         }
         let overflows = |chunk: &Chunk| chunk.decoded_offset.checked_add(chunk.decoded_len.into()).is_none();
         if self.chunks().iter().any(overflows) {

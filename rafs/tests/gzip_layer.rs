@@ -10,8 +10,8 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 use shoal_proto::Algorithm;
 use shoal_rafs::{
-    BlobDirReader, BlobTarget, Bootstrap, BuildError, BuildOptions, BuildReport, Builder, CheckReport, ImageFile,
-    Output, PrefetchList, check_file, merge, unpack,
+    BlobDirReader, BlobTarget, Bootstrap, BuildError, BuildOptions, BuildReport, Builder, CheckReport, ChunkTable,
+    ImageFile, Output, PrefetchList, check_file, merge, unpack,
 };
 
 mod support;
@@ -126,9 +126,29 @@ fn layers_of_several_contexts_and_of_several_members() {
         let pieces = image.piece_table(0, Some(&table)).unwrap();
         assert!(pieces.len() > 3, "{} contexts", pieces.len());
         assert!(image.piece_table(0, None).is_err());
+        kept_apart(&layer, &image, &table);
         let mut unpacked = Vec::new();
         unpack(&image, &BlobDirReader::open(&image, &layer.blobs()).unwrap(), &mut unpacked).unwrap();
         assert_eq!(Layer::new(&gzip(&unpacked, 6), chunk_size).facts(), expected);
+    }
+}
+
+/// Where pieces are kept they follow each other, and which of them an image names does not matter.
+fn kept_apart(layer: &Layer, image: &Bootstrap, table: &ChunkTable) {
+    let pieces = image.piece_table(0, Some(table)).unwrap();
+    let mut end = 0;
+    for (_, piece) in pieces.pieces() {
+        let (kept, encoded) = (piece.kept(), piece.encoded());
+        assert_eq!((kept.start, kept.end - kept.start), (end, encoded.end - encoded.start));
+        end = kept.end;
+    }
+    let size = fs::metadata(layer.layer()).unwrap().len();
+    assert!((size / 2..size * 2).contains(&end), "{end} bytes to keep of {size}");
+    let meta = fs::read(layer.meta()).unwrap();
+    let limit = image.blobs()[0].chunk_table.decoded_size;
+    assert_eq!(&ChunkTable::read_meta(&meta, limit).unwrap(), table);
+    for refused in [ChunkTable::read_meta(&meta, limit - 1), ChunkTable::read_meta(&meta[1..], limit)] {
+        assert!(refused.is_err());
     }
 }
 

@@ -302,8 +302,9 @@ impl Scheduler {
         let (mut pieces, mut between) = (vec![item.piece], Vec::new());
         for piece in (item.piece + 1..blob.len()).take(MAX_JOINED - 1) {
             let Some(next) = blob.extent(piece) else { continue };
-            let joins = next.start >= range.end
-                && next.start - range.end <= self.config.max_gap
+            // Of a gzip layer the end of one and the start of the next may be the same bytes.
+            let joins = next.start >= range.start
+                && next.start.saturating_sub(range.end) <= self.config.max_gap
                 && next.end - range.start <= most;
             if !joins {
                 break;
@@ -315,7 +316,7 @@ impl Scheduler {
             if waits || lacking && next.end <= ahead_end {
                 pieces.append(&mut between);
                 pieces.push(piece);
-                range.end = next.end;
+                range.end = range.end.max(next.end);
             } else if lacking {
                 between.push(piece);
             }

@@ -1,6 +1,6 @@
 //! What the scheduler does in the situations that matter, told one by one.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use shoal_proto::{Bitfield, PeerId, Priority, Role};
 use shoal_scheduler::{
@@ -38,12 +38,15 @@ impl World {
     }
 
     fn with_pieces(bytes: u64) -> Self {
+        Self::with_extents((0..64).map(|at| at * bytes..(at + 1) * bytes).collect())
+    }
+
+    fn with_extents(extents: Arc<[Range<u64>]>) -> Self {
         let mut world = Self {
             scheduler: Scheduler::new(Config::new(peer(ME), "a"), Time::ZERO, [7; 32]),
             now: Time::ZERO,
             wants: 0,
         };
-        let extents = (0..64).map(|at| at * bytes..(at + 1) * bytes).collect();
         world.tell(Event::BlobAdded { blob: BLOB, extents, present: Bitfield::new(64) });
         world
     }
@@ -188,6 +191,20 @@ fn registry_reads_join_neighbouring_pieces() {
     assert_eq!(all_asked(&reads), expected);
     let Action::BackToSource { range, .. } = &reads[0] else { panic!("{reads:?}") };
     assert_eq!(*range, 3 * PIECE..6 * PIECE);
+}
+
+#[test]
+fn pieces_of_a_gzip_layer_are_read_together_though_they_overlap() {
+    // Each reaches into the next; the fourth lies within the third.
+    let extent = |at: u64| if at == 3 { 2_010_000..2_020_000 } else { at * 1_000_000..(at + 1) * 1_000_000 + 30_000 };
+    let mut world = World::with_extents((0..64).map(extent).collect());
+    for piece in 1..=3 {
+        world.note_want(piece, Priority::OnDemand, Origin::Local);
+    }
+    let reads = world.actions();
+    assert_eq!(all_asked(&reads), [(Source::Registry, vec![1, 2, 3])]);
+    let Action::BackToSource { range, .. } = &reads[0] else { panic!("{reads:?}") };
+    assert_eq!(*range, 1_000_000..3_030_000);
 }
 
 #[test]

@@ -5,14 +5,17 @@
 //! all. As usual, garbage collection follows labels: name -> manifest -> config -> topmost snapshot. Until the name is
 //! there, a lease holds the parts.
 //!
+//! An image that is not lazy is pulled where the snapshotter reads it all the same, by what is published next to it.
+//!
 //! The name stands for the lazy manifest itself, also where the reference is that of an index: an index that has both an
 //! ordinary and a lazy manifest for a platform does not tell containerd which of them is meant.
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use serde::Deserialize;
 use shoal_proto::{ObjectId, ObjectKind};
-use shoal_rafs::oci::{BLOB_MARK, BOOTSTRAP_MARK, Reference};
+use shoal_rafs::oci::{BLOB_MARK, BOOTSTRAP_MARK, OrdinaryManifest, Reference};
 use tonic::Status;
 
 use super::{
@@ -46,6 +49,11 @@ pub(crate) enum PullError {
     Layers { reference: String, expected: usize, found: usize },
     #[error("containerd wants to unpack layer {0} itself: is its snapshotter {1:?} this daemon?")]
     NotLazy(ObjectId, String),
+    #[error(
+        "{0} has no Nydus form, and nothing that can be used is published next to it to read it lazily by: see `shoal image \
+         convert --oci-ref --with-referrer`"
+    )]
+    NoIndex(String),
     #[error("containerd: {}", .0.message())]
     Containerd(#[from] Status),
 }
@@ -70,18 +78,27 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// Makes the image that `reference` names at present known to containerd, with all its snapshots.
+/// Makes the image that `reference` names at present known to containerd, with all its snapshots. With `lazy_oci` it need not be
+/// lazy.
 ///
 /// # Errors
 /// It is no lazy image or cannot be had, or containerd refuses a part.
-pub(crate) async fn pull(client: &Client, images: &Images, reference: &Reference) -> Result<Pulled, PullError> {
+pub(crate) async fn pull(
+    client: &Client,
+    images: &Images,
+    reference: &Reference,
+    lazy_oci: bool,
+) -> Result<Pulled, PullError> {
     let source = reference.source();
     if source.is_layout() {
         return Err(PullError::Layout(reference.to_string()));
     }
     let resolved = images.resolve(reference).await?;
-    let found = images.manifest(source, resolved).await?;
-    let config = images.object(source, found.manifest.config.id, ObjectKind::Blob, MAX_CONFIG).await?;
+    let found = match images.manifest(source, resolved).await {
+        Err(ImageError::Manifest { .. }) if lazy_oci => Found::ordinary(images.ordinary(source, resolved).await?),
+        found => Found::from(found?),
+    };
+    let config = images.object(source, found.config, ObjectKind::Blob, MAX_CONFIG).await?;
     let diff_ids = diff_ids(reference, &found, &config)?;
 
     let pull = Pull { client, reference, found: &found };
@@ -95,12 +112,39 @@ pub(crate) async fn pull(client: &Client, images: &Images, reference: &Reference
     pulled
 }
 
-fn diff_ids(reference: &Reference, found: &FoundManifest, config: &[u8]) -> Result<Vec<ObjectId>, PullError> {
+/// A manifest, as far as it is needed here.
+struct Found {
+    id: ObjectId,
+    bytes: Bytes,
+    media_type: String,
+    config: ObjectId,
+    layers: Vec<ObjectId>,
+    /// None where the image is not lazy.
+    bootstrap: Option<ObjectId>,
+}
+
+impl From<FoundManifest> for Found {
+    fn from(FoundManifest { id, bytes, manifest }: FoundManifest) -> Self {
+        let layers = manifest.layers.iter().map(|layer| layer.id).collect();
+        let (media_type, bootstrap) = (manifest.media_type, Some(manifest.bootstrap.id));
+        Self { id, bytes, media_type, config: manifest.config.id, layers, bootstrap }
+    }
+}
+
+impl Found {
+    fn ordinary((id, bytes, manifest): (ObjectId, Bytes, OrdinaryManifest)) -> Self {
+        let layers = manifest.layers.iter().map(|layer| layer.id).collect();
+        let (media_type, config) = (manifest.media_type, manifest.config.id);
+        Self { id, bytes, media_type, config, layers, bootstrap: None }
+    }
+}
+
+fn diff_ids(reference: &Reference, found: &Found, config: &[u8]) -> Result<Vec<ObjectId>, PullError> {
     let broken = |source| PullError::Config { reference: reference.to_string(), source };
     let config: Config = serde_json::from_slice(config).map_err(broken)?;
     let parse = |text: &String| text.strip_prefix("sha256:")?.parse().ok();
     let diff_ids: Vec<_> = config.rootfs.diff_ids.iter().filter_map(parse).collect();
-    let expected = found.manifest.layers.len();
+    let expected = found.layers.len();
     if diff_ids.len() == expected && config.rootfs.diff_ids.len() == expected {
         return Ok(diff_ids);
     }
@@ -110,20 +154,20 @@ fn diff_ids(reference: &Reference, found: &FoundManifest, config: &[u8]) -> Resu
 struct Pull<'a> {
     client: &'a Client,
     reference: &'a Reference,
-    found: &'a FoundManifest,
+    found: &'a Found,
 }
 
 impl Pull<'_> {
     async fn run(&self, config: &[u8], diff_ids: &[ObjectId], key: &str) -> Result<Pulled, PullError> {
         let top = self.unpack(diff_ids, key).await?;
         let (client, found) = (self.client, self.found);
-        let config_digest = format!("sha256:{}", found.manifest.config.id);
+        let config_digest = format!("sha256:{}", found.config);
         let snapshot = format!("containerd.io/gc.ref.snapshot.{}", client.snapshotter());
         client.put_content(&config_digest, config.to_vec(), Labels::from([(snapshot, top)])).await?;
         let digest = format!("sha256:{}", found.id);
         let to_config = ("containerd.io/gc.ref.content.config".to_owned(), config_digest);
         client.put_content(&digest, found.bytes.to_vec(), Labels::from([to_config])).await?;
-        let media_type = found.manifest.media_type.clone();
+        let media_type = found.media_type.clone();
         let name = self.name();
         client.put_image(&name, Descriptor { media_type, digest, size: found.bytes.len() as i64 }).await?;
         Ok(Pulled { name, manifest: found.id })
@@ -132,13 +176,16 @@ impl Pull<'_> {
     /// Asks for the snapshot of each layer; gives the chain id of the last.
     async fn unpack(&self, diff_ids: &[ObjectId], key: &str) -> Result<String, PullError> {
         let mut parent = String::new();
-        for (layer, diff_id) in self.found.manifest.layers.iter().zip(diff_ids) {
+        for (layer, diff_id) in self.found.layers.iter().zip(diff_ids) {
             let chain = chain_id(Some(parent.as_str()).filter(|parent| !parent.is_empty()), *diff_id);
             if !self.client.has_snapshot(&chain).await? {
                 let key = format!("{key} {chain}");
-                if self.client.prepare(&key, &parent, self.labels(layer.id, &chain)).await? {
+                if self.client.prepare(&key, &parent, self.labels(*layer, &chain)).await? {
                     self.client.remove(&key).await?;
-                    return Err(PullError::NotLazy(layer.id, self.client.snapshotter().to_owned()));
+                    return Err(match self.found.bootstrap {
+                        Some(_) => PullError::NotLazy(*layer, self.client.snapshotter().to_owned()),
+                        None => PullError::NoIndex(self.reference.to_string()),
+                    });
                 }
             }
             parent = chain;
@@ -148,16 +195,16 @@ impl Pull<'_> {
 
     /// As the CRI plugin would describe the layer.
     fn labels(&self, layer: ObjectId, chain: &str) -> Labels {
-        let mark = if layer == self.found.manifest.bootstrap.id { BOOTSTRAP_MARK } else { BLOB_MARK };
+        let mark = |bootstrap| if layer == bootstrap { BOOTSTRAP_MARK } else { BLOB_MARK };
+        let mark = self.found.bootstrap.map(|bootstrap| (mark(bootstrap), "true".to_owned()));
         let digest = |id| format!("sha256:{id}");
         let labels = [
-            (mark, "true".to_owned()),
             (TARGET, chain.to_owned()),
             (CRI_REFERENCE, self.reference.to_string()),
             (CRI_MANIFEST, digest(self.found.id)),
             (CRI_LAYER, digest(layer)),
         ];
-        labels.map(|(key, value)| (key.to_owned(), value)).into()
+        labels.into_iter().chain(mark).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     fn name(&self) -> String {
@@ -170,13 +217,12 @@ impl Pull<'_> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use serde_json::json;
     use shoal_rafs::oci::ImageManifest;
 
     use super::*;
 
-    fn found(layers: u8) -> FoundManifest {
+    fn found(layers: u8) -> Found {
         let digest = |byte: u8| format!("sha256:{}", hex::encode([byte; 32]));
         let blob = |byte| json!({ "mediaType": "application/vnd.oci.image.layer.nydus.blob.v1", "digest": digest(byte), "size": 1 });
         let bootstrap = json!({
@@ -188,7 +234,7 @@ mod tests {
         let layers: Vec<_> = (0..layers).map(blob).chain([bootstrap]).collect();
         let bytes = json!({ "schemaVersion": 2, "config": config, "layers": layers }).to_string();
         let manifest = ImageManifest::parse(bytes.as_bytes()).unwrap();
-        FoundManifest { id: ObjectId::new([7; 32]), bytes: Bytes::from(bytes), manifest }
+        FoundManifest { id: ObjectId::new([7; 32]), bytes: Bytes::from(bytes), manifest }.into()
     }
 
     #[test]

@@ -17,7 +17,9 @@ impl Parts {
     /// Serves snapshots to containerd, if a socket is configured for that. Mounts of an earlier run must have been tried.
     pub(super) async fn serve_snapshots(&self, data_dir: &Path) -> Result<Option<UnixServer>, StartError> {
         let Some(socket) = self.snapshotter.socket() else { return Ok(None) };
-        let snapshotter = Snapshotter::open(data_dir, self.node.clone(), self.mounts.clone()).await;
+        let snapshotter =
+            Snapshotter::open(data_dir, self.node.clone(), self.mounts.clone(), self.snapshotter.lazy_oci);
+        let snapshotter = snapshotter.await;
         let services = snapshotter::serve(snapshotter.map_err(Box::new)?);
         let server = UnixServer::start(socket, services).await;
         let failed = |source| StartError::Socket { path: socket.display().to_string(), source };
@@ -26,13 +28,13 @@ impl Parts {
 
     /// Makes the image that `reference` names at present known to containerd, without its blobs.
     pub(crate) async fn pull(&self, reference: &Reference, namespace: &str) -> Result<Pulled, Failure> {
-        let SnapshotterConfig { name, containerd, .. } = &self.snapshotter;
+        let SnapshotterConfig { name, containerd, lazy_oci, .. } = &self.snapshotter;
         if self.snapshotter.socket().is_none() {
             return Err(
                 "this daemon is no snapshotter of containerd: see snapshotter.socket in its configuration".into()
             );
         }
         let client = Client::connect(containerd, namespace, name).await?;
-        Ok(containerd::pull(&client, &self.node.images, reference).await?)
+        Ok(containerd::pull(&client, &self.node.images, reference, *lazy_oci).await?)
     }
 }

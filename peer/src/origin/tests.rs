@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use shoal_proto::ObjectId;
+use shoal_proto::{Algorithm, ObjectId};
 use shoal_rafs::{
-    Bootstrap, BuildOptions, Builder, PieceTable,
+    Bootstrap, BuildOptions, Builder, Chunk, InflateContext, Piece, PieceTable,
     oci::{Reference, Registry, RegistryError, RegistryOptions, Source, push},
 };
 use tempfile::TempDir;
@@ -78,6 +78,48 @@ impl Image {
             self.table.decode(*piece, bytes).unwrap();
         }
     }
+}
+
+/// Pieces of a gzip layer, of which each has this range of the stored blob. What they decode to matters to nobody here.
+fn overlapping(image: &Image, ranges: &[(u64, u32)]) -> PieceTable {
+    let piece = |(number, &(encoded_offset, encoded_len)): (u32, &(u64, u32))| {
+        let (decoded_offset, digest) = (u64::from(number) * 4096, shoal_rafs::digest(Algorithm::Sha256, b""));
+        let chunk = Chunk { index: number, digest, decoded_offset, decoded_len: 1, compressed: true };
+        let context = InflateContext {
+            encoded_offset,
+            encoded_len,
+            decoded_offset,
+            decoded_len: 1,
+            byte: 0,
+            bits: 0,
+            window: Bytes::new(),
+        };
+        Piece::inflated(number, context, u64::from(number) << 20, vec![(chunk, 0)])
+    };
+    let pieces = (0..).zip(ranges).map(piece).collect();
+    PieceTable::new(image.table.blob(), image.stored.len() as u64, ranges.len() as u32, pieces).unwrap()
+}
+
+#[tokio::test]
+async fn pieces_that_overlap_come_with_one_request() {
+    let image = Image::build().await;
+    let (server, source) = image.serve().await;
+    // The second ends where the first does, the third lies inside of it, the fourth behind a gap, the last at the same place.
+    let ranges = [(100, 50_000), (40_000, 10_100), (45_000, 10), (60_000, 70_000), (60_000, 3)];
+    let table = overlapping(&image, &ranges);
+    for wanted in [&[0, 1, 2, 3, 4][..], &[0, 2], &[1, 3], &[2, 3, 4], &[3]] {
+        let origin = origin();
+        let got: Vec<(u32, Bytes)> = origin.pieces(&source, &table, wanted).try_collect().await.unwrap();
+        assert_eq!(got.iter().map(|(piece, _)| *piece).collect::<Vec<_>>(), wanted);
+        for (piece, bytes) in &got {
+            let range = table.piece(*piece).unwrap().encoded();
+            assert_eq!(bytes, &image.stored[range.start as usize..range.end as usize], "piece {piece} of {wanted:?}");
+        }
+        let ends = wanted.iter().map(|&piece| table.piece(piece).unwrap().encoded().end);
+        let span = ends.max().unwrap() - table.piece(wanted[0]).unwrap().encoded().start;
+        assert_eq!((origin.stats().requests, origin.stats().received_bytes), (1, span), "{wanted:?}");
+    }
+    server.stop().await;
 }
 
 fn registry() -> Registry {

@@ -3,6 +3,9 @@
 //! The marks in the labels decide where there are any. A puller need not pass them on, though, so a layer without a mark
 //! is looked up in its image's manifest. That must not hold up ordinary images, whose registry this node may not even be
 //! allowed to read: what is not found out soon is ordinary, and for a while not asked about again.
+//!
+//! With `lazy_oci` an ordinary image is looked up once more: for what is published next to it to read it lazily by, a lazy
+//! image for each of its layers that holds all up to there. So each layer stands for itself, whatever else descends from it.
 
 use std::{
     num::NonZeroUsize,
@@ -13,7 +16,7 @@ use std::{
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use shoal_proto::ObjectId;
-use shoal_rafs::oci::{ImageManifest, Reference};
+use shoal_rafs::oci::{ImageManifest, LayerIndex, Reference};
 
 use super::{
     SnapshotError,
@@ -42,6 +45,13 @@ pub(super) enum Layer {
         /// The layer's own digest, if that is known.
         layer: Option<ObjectId>,
     },
+    /// Through an image that is published next to its own, which is ordinary, and holds all layers up to this one.
+    Unmodified {
+        /// With a digest.
+        reference: Reference,
+        /// The same for all layers: what is to be had if any of them is to be read this way.
+        whole: Reference,
+    },
 }
 
 impl Layer {
@@ -61,28 +71,55 @@ impl Layer {
 #[derive(Debug, Clone)]
 enum Seen {
     Lazy(Arc<ImageManifest>),
+    /// Not lazy by itself, and read by what is published next to it.
+    Unmodified(Arc<Unmodified>),
     Ordinary,
     Failed(Instant),
+}
+
+/// An ordinary image, and what is published next to it.
+#[derive(Debug)]
+struct Unmodified {
+    /// The lowest first.
+    layers: Vec<ObjectId>,
+    /// Not none.
+    indexes: Vec<LayerIndex>,
+}
+
+impl Unmodified {
+    /// What its layer with so many `below` is.
+    fn layer(&self, image: &Reference, layer: ObjectId, below: usize) -> Layer {
+        let index = |layers| self.indexes.iter().find(|index| index.layers == layers);
+        let indexes = index(below + 1).zip(index(self.layers.len()));
+        match indexes.filter(|_| self.layers.get(below) == Some(&layer)) {
+            Some((up_to_here, whole)) => {
+                let [reference, whole] = [up_to_here, whole].map(|index| image.pinned(index.manifest));
+                Layer::Unmodified { reference, whole }
+            }
+            None => Layer::Ordinary,
+        }
+    }
 }
 
 /// Tells lazy layers from ordinary ones.
 #[derive(Debug)]
 pub(super) struct Layers {
     node: Arc<Node>,
+    lazy_oci: bool,
     /// By reference with digest. Locked for look-ups only.
     seen: Mutex<LruCache<Reference, Seen>>,
 }
 
 impl Layers {
-    pub(super) fn new(node: Arc<Node>) -> Self {
-        Self { node, seen: Mutex::new(LruCache::new(MAX_REMEMBERED)) }
+    pub(super) fn new(node: Arc<Node>, lazy_oci: bool) -> Self {
+        Self { node, lazy_oci, seen: Mutex::new(LruCache::new(MAX_REMEMBERED)) }
     }
 
-    /// How to prepare the layer that a snapshot's labels describe.
+    /// How to prepare the layer that a snapshot's labels describe, with so many layers `below` it.
     ///
     /// # Errors
     /// It is marked as a bootstrap layer, and the labels name no image, or its reference cannot be resolved.
-    pub(super) async fn classify(&self, labels: &LayerLabels) -> Result<Layer, SnapshotError> {
+    pub(super) async fn classify(&self, labels: &LayerLabels, below: usize) -> Result<Layer, SnapshotError> {
         match (labels.mark, &labels.reference, labels.layer) {
             (Some(Mark::Blob), ..) => Ok(Layer::Blob),
             (Some(Mark::Bootstrap), None, _) => Err(SnapshotError::NoReference),
@@ -91,7 +128,7 @@ impl Layers {
                 Ok(Layer::Image { reference, layer })
             }
             (None, Some(reference), Some(layer)) => {
-                let sought = tokio::time::timeout(PATIENCE, self.look_up(reference, labels, layer)).await;
+                let sought = tokio::time::timeout(PATIENCE, self.look_up(reference, labels, layer, below)).await;
                 Ok(sought.unwrap_or_else(|_| {
                     tracing::info!(%reference, "its manifest takes too long: pulled as an ordinary image");
                     Layer::Ordinary
@@ -108,7 +145,7 @@ impl Layers {
         }
     }
 
-    async fn look_up(&self, reference: &Reference, labels: &LayerLabels, layer: ObjectId) -> Layer {
+    async fn look_up(&self, reference: &Reference, labels: &LayerLabels, layer: ObjectId, below: usize) -> Layer {
         let pinned = match self.pin(reference, labels.manifest).await {
             Ok(pinned) => pinned,
             Err(error) => {
@@ -116,35 +153,47 @@ impl Layers {
                 return Layer::Ordinary;
             }
         };
-        match self.manifest(&pinned).await {
-            Some(manifest) => Layer::of(&manifest, pinned, layer),
-            None => Layer::Ordinary,
+        match self.image(&pinned).await {
+            Seen::Lazy(manifest) => Layer::of(&manifest, pinned, layer),
+            Seen::Unmodified(image) => image.layer(&pinned, layer, below),
+            Seen::Ordinary | Seen::Failed(_) => Layer::Ordinary,
         }
     }
 
-    /// The manifest of a lazy image.
-    async fn manifest(&self, pinned: &Reference) -> Option<Arc<ImageManifest>> {
+    /// What an image is.
+    async fn image(&self, pinned: &Reference) -> Seen {
         match self.seen().get(pinned) {
-            Some(Seen::Lazy(manifest)) => return Some(manifest.clone()),
-            Some(Seen::Ordinary) => return None,
-            Some(Seen::Failed(when)) if when.elapsed() < FORGET_FAILURE => return None,
-            _ => {}
+            Some(Seen::Failed(when)) if when.elapsed() >= FORGET_FAILURE => {}
+            Some(seen) => return seen.clone(),
+            None => {}
         }
         // Should the wait be cut short, this stands.
-        self.seen().put(pinned.clone(), Seen::Failed(Instant::now()));
-        let digest = pinned.digest()?;
-        let seen = match self.node.images.manifest(pinned.source(), digest).await {
-            Ok(found) => Seen::Lazy(Arc::new(found.manifest)),
-            Err(ImageError::Manifest { .. }) => Seen::Ordinary,
-            Err(error) => {
-                tracing::info!("{pinned} is pulled as an ordinary image: {}", crate::chain(&error));
-                return None;
-            }
-        };
+        let failed = Seen::Failed(Instant::now());
+        self.seen().put(pinned.clone(), failed.clone());
+        let seen = self.find(pinned).await.unwrap_or_else(|error| {
+            tracing::info!("{pinned} is pulled as an ordinary image: {}", crate::chain(&error));
+            failed
+        });
         self.seen().put(pinned.clone(), seen.clone());
-        match seen {
-            Seen::Lazy(manifest) => Some(manifest),
-            _ => None,
+        seen
+    }
+
+    async fn find(&self, pinned: &Reference) -> Result<Seen, ImageError> {
+        let (images, source) = (&self.node.images, pinned.source());
+        let Some(digest) = pinned.digest() else { return Ok(Seen::Ordinary) };
+        match images.manifest(source, digest).await {
+            Ok(found) => return Ok(Seen::Lazy(Arc::new(found.manifest))),
+            Err(ImageError::Manifest { .. }) if self.lazy_oci => {}
+            Err(ImageError::Manifest { .. }) => return Ok(Seen::Ordinary),
+            Err(error) => return Err(error),
+        }
+        let (id, _, image) = images.ordinary(source, digest).await?;
+        let indexes = images.layer_indexes(source, id).await?;
+        let layers = image.layers.iter().map(|layer| layer.id).collect();
+        match indexes.is_empty() {
+            // It may be published yet.
+            true => Ok(Seen::Failed(Instant::now())),
+            false => Ok(Seen::Unmodified(Arc::new(Unmodified { layers, indexes }))),
         }
     }
 
@@ -169,6 +218,26 @@ pub(crate) fn chain_id(parent: Option<&str>, diff_id: ObjectId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_is_read_by_what_is_published_for_its_place() {
+        let [one, two, other] = [1, 2, 3].map(|byte| ObjectId::new([byte; 32]));
+        let index = |layers, byte| LayerIndex { layers, manifest: ObjectId::new([byte; 32]) };
+        let indexes = vec![index(3, 33), index(2, 22), index(1, 11), index(1, 12)];
+        let image = Unmodified { layers: vec![one, two, one], indexes: indexes.clone() };
+        let name: Reference = "localhost:5000/app:1".parse().unwrap();
+        let pinned = |byte| name.pinned(ObjectId::new([byte; 32]));
+        for (layer, below, byte) in [(one, 0, 11), (two, 1, 22), (one, 2, 33)] {
+            let read = Layer::Unmodified { reference: pinned(byte), whole: pinned(33) };
+            assert_eq!(image.layer(&name, layer, below), read);
+        }
+        for (layer, below) in [(other, 0), (one, 1), (one, 3)] {
+            assert_eq!(image.layer(&name, layer, below), Layer::Ordinary, "{below}");
+        }
+        // Without the whole image the others are of no use.
+        let image = Unmodified { indexes: indexes[1..].to_vec(), ..image };
+        assert_eq!(image.layer(&name, one, 0), Layer::Ordinary);
+    }
 
     #[test]
     fn a_chain_id_names_all_layers() {

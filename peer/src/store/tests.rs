@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, BlobId, DecodedId, Digest, ObjectId};
-use shoal_rafs::{Chunk, Compressor, Piece, PieceTable};
+use shoal_rafs::{Chunk, Compressor, InflateContext, Piece, PieceTable};
 
 use super::*;
 

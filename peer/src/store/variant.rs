@@ -255,19 +255,19 @@ pub(super) fn sum<'a>(records: impl Iterator<Item = &'a PieceRecord>) -> (u64, u
 
 impl State {
     fn agrees_on(&self, number: u32, piece: &Piece) -> bool {
-        let encoded = piece.encoded();
+        let kept = piece.kept();
         if let Some(record) = self.declared.get(&number) {
-            return record.fingerprint == piece.fingerprint() && record.encoded == encoded;
+            return record.fingerprint == piece.fingerprint() && record.encoded == kept;
         }
         let before = self.declared.range(..number).next_back();
         let after = self.declared.range(number..).next();
-        before.is_none_or(|(_, record)| record.encoded.end <= encoded.start)
-            && after.is_none_or(|(_, record)| encoded.end <= record.encoded.start)
+        before.is_none_or(|(_, record)| record.encoded.end <= kept.start)
+            && after.is_none_or(|(_, record)| kept.end <= record.encoded.start)
     }
 }
 
 fn declaration(piece: &Piece) -> PieceRecord {
-    PieceRecord { fingerprint: piece.fingerprint(), encoded: piece.encoded(), durable: false }
+    PieceRecord { fingerprint: piece.fingerprint(), encoded: piece.kept(), durable: false }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ struct PullImageResponse {
 }
 
 /// Pulls as a kubelet does.
-fn pull(bed: &Bed, image: &str) {
+pub(crate) fn pull(bed: &Bed, image: &str) {
     let request = PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
     let pulled = call::<_, PullImageResponse>(&bed.socket(), "/runtime.v1.ImageService/PullImage", request);
     assert!(pulled.expect("a pull").image_ref.starts_with("sha256:"));

@@ -82,16 +82,49 @@ impl Layers {
     pub(crate) fn push_ordinary(&self, layout: &Path, tag: &str) {
         let layout = Layout::new(layout);
         let tars = self.trees().map(|tree| {
-            let mut tar = Command::new("tar");
-            tar.args(["--owner=0", "--group=0", "-C"]).arg(tree).args(["-cf", "-", "."]);
-            let tar = tar.output().expect("tar runs");
-            assert!(tar.status.success());
-            layout.put_blob(&tar.stdout).map(|id| (id, tar.stdout.len())).expect("a layout")
+            let tar = tar(&tree);
+            layout.put_blob(&tar).map(|id| (id, tar.len())).expect("a layout")
         });
         let layer = |(id, size): &_| layer("application/vnd.oci.image.layer.v1.tar", id, *size, json!({}));
         let diff_ids = tars.iter().map(|(id, _)| format!("sha256:{id}")).collect();
         put(&layout, tag, diff_ids, tars.iter().map(layer).collect());
     }
+
+    /// The same in gzip, as registries have them.
+    pub(crate) fn push_packed(&self, layout: &Path, tag: &str) {
+        put_packed(&Layout::new(layout), tag, &self.trees());
+    }
+
+    /// An image of the lowest layer and one with the file `/etc/other`.
+    pub(crate) fn push_other(&self, layout: &Path, tag: &str) {
+        let [lower, _] = self.trees();
+        let other = self.folder.path().join("other");
+        fs::create_dir_all(other.join("etc")).expect("a folder");
+        fs::write(other.join("etc/other"), "other\n").expect("a file");
+        put_packed(&Layout::new(layout), tag, &[lower, other]);
+    }
+}
+
+fn put_packed(layout: &Layout, tag: &str, trees: &[PathBuf]) {
+    let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+    for tree in trees {
+        let plain = tree.with_extension("tar");
+        fs::write(&plain, tar(tree)).expect("a tar");
+        diff_ids.push(format!("sha256:{}", hex::encode(Sha256::digest(fs::read(&plain).expect("the tar")))));
+        let packed = Command::new("gzip").arg("-nc").arg(&plain).output().expect("gzip runs").stdout;
+        let id = layout.put_blob(&packed).expect("a layout");
+        layers.push(layer("application/vnd.oci.image.layer.v1.tar+gzip", &id, packed.len(), json!({})));
+    }
+    put(layout, tag, diff_ids, layers);
+}
+
+/// The same bytes each time.
+fn tar(tree: &Path) -> Vec<u8> {
+    let mut tar = Command::new("tar");
+    tar.args(["--owner=0", "--group=0", "--sort=name", "-C"]).arg(tree).args(["-cf", "-", "."]);
+    let tar = tar.output().expect("tar runs");
+    assert!(tar.status.success());
+    tar.stdout
 }
 
 /// A layer's descriptor.

@@ -21,6 +21,15 @@ fn tar(folder: &Path) -> Vec<u8> {
     packed.stdout
 }
 
+/// The same bytes, compressed.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), bytes).expect("its bytes");
+    let packed = Command::new("gzip").arg("-nc").arg(file.path()).output().expect("gzip runs");
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    packed.stdout
+}
+
 fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
@@ -34,8 +43,9 @@ fn put(layout: &Path, media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
 }
 
-/// An OCI image of two layers in a layout, and the tree that it stands for in `expected`.
-fn image(layout: &Path, expected: &Path) {
+/// An OCI image of two layers in a layout, packed or plain, and the tree that it stands for in `expected`. Gives the bytes of
+/// the layers.
+pub(crate) fn image(layout: &Path, expected: &Path, packed: bool) -> u64 {
     let (base, top) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     fs::create_dir_all(base.path().join("bin")).expect("a folder");
     fs::create_dir_all(base.path().join("data")).expect("a folder");
@@ -45,6 +55,11 @@ fn image(layout: &Path, expected: &Path) {
         fs::write(root.join("bin/busybox"), &busybox).expect("a file");
         fs::set_permissions(root.join("bin/busybox"), fs::Permissions::from_mode(0o755)).expect("its mode");
         fs::hard_link(root.join("bin/busybox"), root.join("bin/sh")).expect("a hard link");
+        // Half of it compresses; so large that inflating it begins in several places.
+        let mut large = noise(6, 7_000_000);
+        large.chunks_mut(3_000).step_by(2).for_each(|part| part.fill(b'x'));
+        fs::create_dir_all(root.join("data")).expect("a folder");
+        fs::write(root.join("data/large"), large).expect("a file");
     }
     fs::write(base.path().join("data/gone"), noise(2, 10_000)).expect("a file");
     fs::write(base.path().join("data/replaced"), noise(3, 10_000)).expect("a file");
@@ -60,8 +75,13 @@ fn image(layout: &Path, expected: &Path) {
     for folder in [base.path(), top.path()] {
         let plain = tar(folder);
         diff_ids.push(digest(&plain));
-        layers.push(put(layout, "application/vnd.oci.image.layer.v1.tar", &plain));
+        let media_type = "application/vnd.oci.image.layer.v1.tar";
+        layers.push(match packed {
+            true => put(layout, &format!("{media_type}+gzip"), &gzip(&plain)),
+            false => put(layout, media_type, &plain),
+        });
     }
+    let bytes = layers.iter().filter_map(|layer| layer["size"].as_u64()).sum();
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": { "Cmd": ["/bin/sh"] },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
@@ -74,6 +94,7 @@ fn image(layout: &Path, expected: &Path) {
     let index = json!({ "schemaVersion": 2, "manifests": [entry] });
     fs::write(layout.join("index.json"), index.to_string()).expect("an index");
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a marker");
+    bytes
 }
 
 fn try_shoal(arguments: &[&str]) -> Output {
@@ -87,7 +108,7 @@ fn what_was_converted_is_mounted() {
     }
     let mut registry = Registry::start();
     let expected = tempfile::tempdir().expect("a folder");
-    image(&registry.layout(), expected.path());
+    image(&registry.layout(), expected.path(), false);
     let layout = registry.layout();
     let name = |tag: &str| format!("oci:{}:{tag}", layout.display());
     let (plain, lazy) = (name("plain"), name("lazy"));
@@ -111,7 +132,7 @@ fn what_was_converted_is_mounted() {
 fn an_archive_is_converted_to_an_archive() {
     let folder = tempfile::tempdir().expect("a folder");
     let (layout, expected) = (folder.path().join("layout"), folder.path().join("expected"));
-    image(&layout, &expected);
+    image(&layout, &expected, false);
     let archive = |name: &str| format!("oci-archive:{}", folder.path().join(name).display());
     let (plain, lazy) = (archive("plain.tar"), archive("lazy.tar:v1"));
     shoal(&["image", "copy", &format!("oci:{}:plain", layout.display()), &plain], &[]);

@@ -9,6 +9,7 @@ mod converted;
 mod demo;
 mod disputed_blob;
 mod full_disk;
+mod gzip_layers;
 mod kept_mounts;
 mod limits;
 mod mirror;

@@ -15,7 +15,7 @@ use shoal::{
 use shoal_proto::{Asked, FEATURE_HASH_LISTS, Hello, MIN_VERSION, Request, Role, VERSION};
 
 /// Speaks the protocol, and lies about every piece. Of objects it says that it cannot read the registry.
-struct Liar;
+pub(crate) struct Liar;
 
 impl Service for Liar {
     fn handle(&self, _: PeerContext, request: Request, mut answers: AnswerSender) {

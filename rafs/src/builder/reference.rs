@@ -13,17 +13,18 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use shoal_proto::{Algorithm, BlobId};
+use sha2::{Digest as _, Sha256};
+use shoal_proto::{Algorithm, BlobId, ObjectId};
 
 use super::bootstrap::{self, Contents};
 use super::output::{BlobFile, Output};
 use super::parts::{self, OpenBlob};
 use super::tree::{ChunkPlace, InodeIndex, Tree};
-use super::{BuildError, BuildOptions, BuildReport, Builder, Notes, Progress, tar};
+use super::{BuildError, BuildOptions, BuildReport, Builder, LayerNotes, Notes, Progress, tar};
 use crate::archive::{Archive, Member};
 use crate::blob::{ChunkInfo, Contexts, EncodedTable, InBatch, ZRAN_FEATURES};
 use crate::codec::{self, Compressor};
@@ -57,14 +58,40 @@ impl Builder {
         name: &Path,
         output: Output<'_>,
     ) -> Result<BuildReport, BuildError> {
+        self.reference(stream, name, output, None)
+    }
+
+    /// Like [`build_reference`](Self::build_reference), from the archive of a layer, which may say things of lower layers:
+    /// they are for [`merge_with`](crate::merge_with). Also gives the sha256 of the tar.
+    pub fn build_reference_layer(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        bootstrap: &Path,
+        blob_dir: &Path,
+    ) -> Result<(BuildReport, LayerNotes, ObjectId), BuildError> {
+        let (mut notes, mut tar) = (LayerNotes::default(), Sha256::new());
+        let output = Output::files(bootstrap, blob_dir);
+        let report = self.reference(stream, name, output, Some((&mut notes, &mut tar)))?;
+        Ok((report, notes, ObjectId::new(tar.finalize().into())))
+    }
+
+    fn reference(
+        &self,
+        stream: impl Read,
+        name: &Path,
+        output: Output<'_>,
+        layer: Option<(&mut LayerNotes, &mut Sha256)>,
+    ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
         let file = BlobFile::new(output.blob)?;
         let mut notes = Notes::default();
         let mut indexer = Indexer::new(stream);
         let mut index = Index::new(self, name, indexer.position());
-        let mut archive = Archive::new(&mut indexer, self.options.limits);
+        let (layer, hasher) = layer.unzip();
+        let mut archive = Archive::new(Hashed { stream: &mut indexer, hasher }, self.options.limits);
         let mut draft =
-            tar::read(&mut archive, name, self.options.limits, &mut notes, None, |archive, member, inode| {
+            tar::read(&mut archive, name, self.options.limits, &mut notes, layer, |archive, member, inode| {
                 index.file(archive, member, inode)
             })?;
         for (inode, places) in draft.inodes.iter_mut().zip(std::mem::take(&mut index.places)) {
@@ -74,6 +101,20 @@ impl Builder {
         let prefetch = self.find_prefetched(&tree, &mut notes).inodes(&tree);
         let report = index.finish(indexer.finish(), &tree, prefetch, (file, output.bootstrap))?;
         Ok(BuildReport { notes: notes.lines, ..report })
+    }
+}
+
+/// Hashes what is read through it, if that is wanted, and holds nothing back: positions are those of the stream.
+struct Hashed<'a, R> {
+    stream: R,
+    hasher: Option<&'a mut Sha256>,
+}
+
+impl<R: Read> Read for Hashed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.stream.read(buffer)?;
+        self.hasher.iter_mut().for_each(|hasher| hasher.update(&buffer[..len]));
+        Ok(len)
     }
 }
 
@@ -125,11 +166,11 @@ impl<'a> Index<'a> {
         member: &Member,
         inode: InodeIndex,
     ) -> Result<(), BuildError> {
-        let failed = |source| BuildError::Archive { archive: self.name.to_owned(), source };
-        if member.has_holes() {
-            return Err(failed(archive.invalid("a sparse file, which cannot be read from the layer as it is")));
-        }
         let place = archive.place().to_owned();
+        if member.has_holes() {
+            let what = format!("{place} is a sparse file, which cannot be read from the layer as it is");
+            return Err(BuildError::Unsupported { path: self.name.to_owned(), what });
+        }
         let mut places = Vec::new();
         let mut content = archive.content(member);
         let step = self.options.chunk_size;

@@ -5,7 +5,7 @@
 //! config       diff_ids: the blobs' digests and that of the bootstrap layer's tar
 //! bootstrap    every structure, as `check` does for files
 //! chunk tables those in the bootstrap layer against those in the blobs
-//! blobs        size and sha256, every chunk
+//! blobs        size and sha256, every chunk; of a gzip layer that is read as it is, the meta blob and the layer
 //! source       its layers, applied one over the other, against the tree and the bytes of all files
 //! ```
 //!
@@ -32,7 +32,7 @@ use super::{
     source_image::{MAX_CONFIG, SourceImage, choose},
     tube::{Hashed, through},
 };
-use crate::{ArchiveError, BlobDirReader, Bootstrap, CheckReport, Problem, chain, chunk_table_file};
+use crate::{ArchiveError, Blob, BlobDirReader, Bootstrap, CheckReport, Problem, chain, chunk_table_file};
 use source_tree::SourceTree;
 
 mod source_tree;
@@ -189,8 +189,14 @@ impl ImageCheck<'_> {
         problems: &mut Problems,
     ) -> Result<(), CheckImageError> {
         let sizes: BTreeMap<BlobId, u64> = manifest.blobs.iter().copied().collect();
+        let mut wanted = manifest.blobs.clone();
         if let Ok(bootstrap) = Bootstrap::parse(layer.bootstrap.clone()) {
             for blob in bootstrap.blobs() {
+                if blob.is_gzip_layer() {
+                    gzip_layer(blob, manifest, layer, problems);
+                    wanted.push((blob.id, blob.encoded_size));
+                    continue;
+                }
                 match sizes.get(&blob.id) {
                     None => problems.add("manifest", format!("blob {} of the bootstrap is no layer", blob.id)),
                     // Of a blob that holds its layer's bootstrap, a merge may know only what comes before that: whether it is
@@ -208,7 +214,7 @@ impl ImageCheck<'_> {
                 }
             }
         }
-        for (id, size) in &manifest.blobs {
+        for (id, size) in &wanted {
             let path = self.work.path().join(id.to_string());
             let mut file = tokio::fs::File::create(&path).await?;
             let descriptor = Descriptor { id: ObjectId::new(*id.as_bytes()), size: *size };
@@ -330,6 +336,24 @@ fn diff_ids(config: &Value, manifest: &ImageManifest, layer: &Bytes, problems: &
     if found != expected {
         problems
             .add("config", format!("its {} diff_ids are not those of the {} layers", found.len(), expected.len()));
+    }
+}
+
+/// A gzip layer is no layer of the manifest, but its meta blob is, and names it.
+fn gzip_layer(blob: &Blob, manifest: &ImageManifest, layer: &BootstrapLayer, problems: &mut Problems) {
+    let id = blob.id;
+    match blob.meta {
+        None if layer.chunk_tables.contains_key(&id) => {}
+        None => problems.add("bootstrap layer", format!("no chunk table of the gzip layer {id}")),
+        Some(meta) => {
+            if !manifest.references.contains(&(id, meta.id)) {
+                let problem = format!("no layer is marked as the meta blob {} of the gzip layer {id}", meta.id);
+                problems.add("manifest", problem);
+            }
+            if manifest.blobs.iter().any(|(found, size)| *found == meta.id && *size != meta.size) {
+                problems.add("manifest", format!("meta blob {} has another size in the bootstrap", meta.id));
+            }
+        }
     }
 }
 

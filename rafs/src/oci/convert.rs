@@ -13,6 +13,9 @@
 //! other machines. A layer with a record whose blob the target has, or can get from the cache, is not read again; so a
 //! conversion that was cut off goes on where it was, and one of a converted image sends nothing. The tag comes last.
 //!
+//! With `oci_ref` gzip layers stay what they are: of such a layer the target gets an index, its *meta blob*, in the place of a
+//! blob, and the layer itself as the source has it.
+//!
 //! Every byte of the source is compared with the digest that names it, and the tar of each layer with the image
 //! config's `diff_ids`.
 
@@ -39,6 +42,7 @@ mod cache;
 mod image;
 mod layer;
 mod records;
+mod reference;
 
 /// How to convert an image.
 #[derive(Debug, Clone)]
@@ -50,7 +54,10 @@ pub struct ConvertOptions {
     /// Put an index under the tag that names the source's manifests as well as the Nydus ones, which are marked, so that
     /// clients that know nothing of them take the former.
     pub merge_index: bool,
-    /// Name the source's manifest as the subject of the Nydus one, so that it is found as its referrer.
+    /// Convert no gzip layer, but make an index over it.
+    pub oci_ref: bool,
+    /// Name the source's manifest as the subject of the Nydus one, so that it is found as its referrer. With `oci_ref` there is
+    /// one for each layer, with the image up to there: the form in which an unmodified image is read lazily.
     pub with_referrer: bool,
     /// Memory for the chunks of all layers that are converted at the same time, in bytes; one layer goes on in any case.
     /// Names and chunk tables come on top, as for any build. Default: 256 MiB.
@@ -67,6 +74,7 @@ impl Default for ConvertOptions {
             build: BuildOptions::default(),
             platforms: Vec::new(),
             merge_index: false,
+            oci_ref: false,
             with_referrer: false,
             memory_bytes: 256 << 20,
             state: None,
@@ -99,6 +107,8 @@ pub struct ConvertedLayer {
     pub source_bytes: u64,
     /// Whether there was a record of it, so that it was not read.
     pub reused: bool,
+    /// Whether it stays what it is, and the blob is an index over it.
+    pub indexed: bool,
     /// The blob that it became; none for a layer without file content.
     pub blob: Option<PushedLayer>,
 }
@@ -118,7 +128,7 @@ pub struct ConvertedImage {
     pub layers: Vec<ConvertedLayer>,
     /// The bootstrap layer.
     pub bootstrap_layer: PushedLayer,
-    /// Bytes of the blobs that the image names and of the bootstrap layer.
+    /// Bytes of the blobs that the image names and of the bootstrap layer; gzip layers that stay what they are do not count.
     pub encoded_bytes: u64,
 }
 
@@ -132,7 +142,7 @@ pub struct ConvertReport {
     pub manifest: ObjectId,
     /// The images, in the order of the source's index.
     pub images: Vec<ConvertedImage>,
-    /// The source's own blobs, with `merge_index`.
+    /// The source's own blobs, with `merge_index` or `oci_ref`.
     pub copied: CopiedBlobs,
     /// Bytes of layers that were read from the source.
     pub read_bytes: u64,
@@ -181,6 +191,9 @@ pub enum LayerFailure {
     /// It is no tar that becomes an image.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// It is no gzip, so that there is nothing to make an index over.
+    #[error("it is no gzip")]
+    NotGzip,
     /// Its tar is not the one that the image config names.
     #[error("its tar has the digest sha256:{found}, the image config says sha256:{expected}")]
     DiffId {
@@ -273,6 +286,8 @@ struct Converted {
     bytes: Bytes,
     /// The platform as the source's index or config says it.
     platform: serde_json::Value,
+    /// The same image up to each of its lower layers, with `oci_ref` and `with_referrer`.
+    stages: Vec<reference::Stage>,
 }
 
 impl Conversion<'_> {
@@ -283,7 +298,19 @@ impl Conversion<'_> {
         chosen: &[Child],
         converted: &[Converted],
     ) -> Result<(String, Bytes, CopiedBlobs), ConvertError> {
+        let progress = |_, _| {};
+        let mut copier = Copier::new(self.registry, self.from.source(), self.to, &progress);
+        if self.options.oci_ref && self.from.source() != self.to {
+            // The layers are read there, and what no manifest names a registry may throw away.
+            for child in chosen {
+                copier.document(child.descriptor.id, 1).await?;
+            }
+        }
         for image in converted.iter().filter(|_| self.options.with_referrer) {
+            if self.options.oci_ref {
+                self.publish(image).await?;
+                continue;
+            }
             let mut entry = document::descriptor(document::OCI_MANIFEST, image.descriptor);
             entry["artifactType"] = NYDUS_CONFIG.into();
             self.registry.put_referring(self.to, image.bytes.clone(), image.report.source, entry).await?;
@@ -291,11 +318,9 @@ impl Conversion<'_> {
         if !self.options.merge_index
             && let [only] = converted
         {
-            return Ok((document::OCI_MANIFEST.to_owned(), only.bytes.clone(), CopiedBlobs::default()));
+            return Ok((document::OCI_MANIFEST.to_owned(), only.bytes.clone(), copier.blobs));
         }
         let mut entries = Vec::new();
-        let progress = |_, _| {};
-        let mut copier = Copier::new(self.registry, self.from.source(), self.to, &progress);
         if self.options.merge_index {
             // With a choice of platforms only these; else all that the source has, attestations too.
             let all = match &root.content {

@@ -121,7 +121,7 @@ impl Http {
     }
 
     /// A whole body in memory, tried again also when it breaks on the way.
-    async fn whole(&self, request: &Request<'_>, limit: u64) -> Result<Bytes, RegistryError> {
+    pub(super) async fn whole(&self, request: &Request<'_>, limit: u64) -> Result<Bytes, RegistryError> {
         let mut tries = self.tries();
         loop {
             let collected = match self.send(request).await {

@@ -18,6 +18,9 @@ pub const BOOTSTRAP_MARK: &str = "containerd.io/snapshot/nydus-bootstrap";
 /// Says "6" on the bootstrap layer.
 pub(super) const FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 
+/// On a blob layer that is the index over a gzip layer: the digest of that layer, which the registry has as it is.
+pub(super) const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
+
 /// Docker's name of a gzip layer.
 const DOCKER_GZIP_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 /// How an index marks a Nydus manifest.
@@ -136,6 +139,8 @@ pub struct ImageManifest {
     pub layers: Vec<Descriptor>,
     /// The data blobs, in layer order, each once. The blob table of a merged bootstrap may have another order.
     pub blobs: Vec<(BlobId, u64)>,
+    /// Of these, the meta blobs of gzip layers that are read as they are: the layer, and its meta blob.
+    pub references: Vec<(BlobId, BlobId)>,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
 }
@@ -152,6 +157,7 @@ impl ImageManifest {
             return Err(ManifestError::Version(version.chars().take(16).collect()));
         }
         let mut blobs: Vec<(BlobId, u64)> = Vec::new();
+        let mut references = Vec::new();
         let mut seen = std::collections::HashSet::new();
         for (index, layer) in blob_layers.iter().enumerate() {
             if layer.media_type().as_ref() != BLOB_LAYER {
@@ -165,6 +171,11 @@ impl ImageManifest {
             }
             if seen.insert(id) {
                 blobs.push((id, size));
+                if let Some(layer) = annotation(layer, REFERENCE) {
+                    let parsed = layer.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
+                    let layer = parsed.ok_or_else(|| ManifestError::Digest(layer.chars().take(80).collect()))?;
+                    references.push((layer, id));
+                }
             }
         }
         Ok(Self {
@@ -173,6 +184,7 @@ impl ImageManifest {
             bootstrap: bootstrap.try_into()?,
             layers: layers.iter().map(Descriptor::try_from).collect::<Result<_, _>>()?,
             blobs,
+            references,
             annotations: manifest.annotations().clone().unwrap_or_default().into_iter().collect(),
         })
     }
@@ -340,6 +352,7 @@ mod tests {
             let Ok(Manifest::Image(image)) = Manifest::parse(&bytes) else { panic!("{media_type}") };
             assert_eq!(image.blobs, [(BlobId::new([1; 32]), 1001), (BlobId::new([2; 32]), 1002)]);
             assert_eq!(image.bootstrap, Descriptor { id: ObjectId::new([8; 32]), size: 1008 });
+            assert!(image.references.is_empty());
             assert_eq!(image.layers.iter().map(|layer| layer.size).collect::<Vec<_>>(), [1001, 1002, 1001, 1008]);
             assert_eq!(
                 (image.config.size, image.media_type.as_str()),
@@ -348,6 +361,22 @@ mod tests {
         }
         let alone = ImageManifest::parse(&manifest(vec![bootstrap(DOCKER_GZIP_LAYER)])).unwrap();
         assert!(alone.blobs.is_empty());
+    }
+
+    #[test]
+    fn a_meta_blob_says_which_layer_it_is_the_index_of() {
+        let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let meta = |layer: &str| layer_of(1, layer);
+        let image = ImageManifest::parse(&manifest(vec![meta(&digest(7)), bootstrap(gzip)])).unwrap();
+        assert_eq!(image.references, [(BlobId::new([7; 32]), BlobId::new([1; 32]))]);
+        for strange in ["", "sha256:", "sha512:00"] {
+            let refused = ImageManifest::parse(&manifest(vec![meta(strange), bootstrap(gzip)]));
+            assert!(matches!(refused, Err(ManifestError::Digest(_))), "{strange:?}");
+        }
+    }
+
+    fn layer_of(byte: u8, reference: &str) -> Value {
+        layer(BLOB_LAYER, byte, json!({ BLOB_MARK: "true", REFERENCE: reference }))
     }
 
     #[test]

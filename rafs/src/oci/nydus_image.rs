@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use shoal_proto::ObjectId;
 
 use super::{
     Descriptor, Platform, WrittenLayer,
     document::{OCI_MANIFEST, descriptor},
-    manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK, FS_VERSION},
+    manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK, FS_VERSION, REFERENCE},
 };
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -21,8 +22,10 @@ const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// The layers of an image.
 #[derive(Debug, Clone)]
 pub(super) struct NydusImage {
-    /// In the order of the bootstrap's blob table.
+    /// In the order of the bootstrap's blob table; for a gzip layer that is read as it is, its meta blob.
     pub(super) blobs: Vec<Descriptor>,
+    /// By meta blob, the gzip layer.
+    pub(super) references: BTreeMap<ObjectId, ObjectId>,
     pub(super) bootstrap: WrittenLayer,
 }
 
@@ -32,6 +35,8 @@ pub(super) struct ManifestExtras {
     pub(super) annotations: BTreeMap<String, String>,
     /// The manifest that this one is another form of.
     pub(super) subject: Option<Value>,
+    /// What the manifest is, among the referrers of its subject. Default: nothing is said.
+    pub(super) artifact_type: Option<&'static str>,
     /// Default: that of OCI images.
     pub(super) config_media_type: Option<&'static str>,
 }
@@ -66,12 +71,21 @@ impl NydusImage {
             value["annotations"] = annotations;
             value
         };
-        let blobs = self.blobs.iter().map(|blob| layer(BLOB_LAYER, *blob, json!({ BLOB_MARK: "true" })));
+        let blobs = self.blobs.iter().map(|blob| {
+            let mut marks = json!({ BLOB_MARK: "true" });
+            if let Some(reference) = self.references.get(&blob.id) {
+                marks[REFERENCE] = json!(format!("sha256:{reference}"));
+            }
+            layer(BLOB_LAYER, *blob, marks)
+        });
         let mark = json!({ BOOTSTRAP_MARK: "true", FS_VERSION: "6" });
         let layers: Vec<_> = blobs.chain([layer(GZIP_LAYER, self.bootstrap_descriptor(), mark)]).collect();
         let config = descriptor(extras.config_media_type.unwrap_or(CONFIG), config);
         let mut manifest =
             json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
+        if let Some(kind) = extras.artifact_type {
+            manifest["artifactType"] = json!(kind);
+        }
         if let Some(subject) = &extras.subject {
             manifest["subject"] = subject.clone();
         }

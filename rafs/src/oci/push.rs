@@ -285,7 +285,8 @@ struct Prepared {
 
 impl Prepared {
     fn image(&self) -> NydusImage {
-        NydusImage { blobs: self.blobs.iter().map(|(blob, _)| *blob).collect(), bootstrap: self.bootstrap_layer }
+        let blobs = self.blobs.iter().map(|(blob, _)| *blob).collect();
+        NydusImage { blobs, references: BTreeMap::new(), bootstrap: self.bootstrap_layer }
     }
 }
 

@@ -7,6 +7,7 @@ mod copy;
 mod docker_registry;
 mod double;
 mod layout;
+mod oci_ref;
 mod probe;
 mod source;
 mod through_registry;

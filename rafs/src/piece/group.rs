@@ -10,6 +10,10 @@ use crate::blob::{Batch, ChunkInfo, ChunkTable};
 use crate::bootstrap::Blob;
 use crate::zran::InflateContext;
 
+/// How often the contexts of a gzip layer may cover it. Each reaches into the next by at most as much as that has, so an
+/// index that means what it says covers a layer about once and never more than twice; this bounds what a store must keep.
+const MAX_COVER: u64 = 4;
+
 /// A chunk as the bootstrap describes it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Named {
@@ -36,7 +40,7 @@ pub(crate) fn group(
     if table.len() != blob.chunk_count {
         return Err(PieceTableError::Length { expected: blob.chunk_count, found: table.len() });
     }
-    let mut grouping = Grouping { blob, table, number: 0, next_batch: 0, open: None, pieces: Vec::new() };
+    let mut grouping = Grouping { blob, table, number: 0, next_batch: 0, kept: 0, open: None, pieces: Vec::new() };
     let mut named = named.peekable();
     for (index, entry) in (0..).zip(table.chunks()) {
         let named = named.next_if(|named| named.chunk.index == index);
@@ -69,6 +73,8 @@ struct Grouping<'a> {
     number: u32,
     /// Batches are numbered in the order of their chunks.
     next_batch: u32,
+    /// Bytes of the contexts so far, named or not: what keeping them takes.
+    kept: u64,
     open: Option<OpenBatch>,
     pieces: Vec<Piece>,
 }
@@ -83,8 +89,8 @@ struct OpenBatch {
 /// What the chunks of a batch come from.
 enum Source {
     Batch(Batch),
-    /// Of a gzip layer, where each chunk states its own offset.
-    Context(InflateContext),
+    /// Of a gzip layer, where each chunk states its own offset; with where it is kept.
+    Context(InflateContext, u64),
 }
 
 impl Grouping<'_> {
@@ -110,7 +116,7 @@ impl Grouping<'_> {
                 return Err("its batch lies at another offset for another of its chunks");
             }
             Source::Batch(batch) => batch.is_compressed(),
-            Source::Context(_) => true,
+            Source::Context(..) => true,
         };
         if let Some(Named { chunk, .. }) = named {
             open.members.push((Chunk { compressed, ..chunk }, place.offset));
@@ -123,14 +129,21 @@ impl Grouping<'_> {
             return Err("its batch is interrupted by other chunks");
         }
         self.next_batch = index + 1;
+        let kept = self.kept;
         let (encoded_offset, encoded_len, source) = match (self.table.batch(index), self.table.context(index)) {
             (Some(batch), _) => (encoded_offset, batch.encoded_len, Source::Batch(batch)),
-            (_, Some(context)) => (context.encoded_offset, context.encoded_len, Source::Context(context)),
+            (_, Some(context)) => {
+                self.kept += u64::from(context.encoded_len);
+                (context.encoded_offset, context.encoded_len, Source::Context(context, kept))
+            }
             _ => return Err("its batch is unknown"),
         };
         let end = encoded_offset.checked_add(encoded_len.into());
         if end.is_none_or(|end| end > self.blob.data_end) {
             return Err("its batch ends behind the chunk data");
+        }
+        if self.kept > self.blob.data_end.saturating_mul(MAX_COVER) {
+            return Err("its layer is covered too often by the contexts up to this one");
         }
         Ok(OpenBatch { index, encoded_offset, source, members: Vec::new() })
     }
@@ -143,7 +156,7 @@ impl Grouping<'_> {
                 Source::Batch(batch) => {
                     Piece::batch(self.number, open.encoded_offset, batch, self.blob.compressor, open.members)
                 }
-                Source::Context(context) => Piece::inflated(self.number, context, open.members),
+                Source::Context(context, kept) => Piece::inflated(self.number, context, kept, open.members),
             });
         }
         self.number += 1;

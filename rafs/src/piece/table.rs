@@ -24,10 +24,10 @@ impl PieceTable {
     ///
     /// Refused: numbers out of range or twice, empty chunks, ranges that overlap or run against the order of the
     /// numbers, encoded ranges behind `encoded_size`. So no two pieces ever share a byte of a stored blob, but for those of
-    /// a gzip layer: their encoded ranges only start in order.
+    /// a gzip layer: their encoded ranges only start in order. Where they are [kept](Piece::kept), these do not overlap either.
     pub fn new(blob: BlobId, encoded_size: u64, len: u32, mut pieces: Vec<Piece>) -> Result<Self, PieceTableError> {
         pieces.sort_unstable_by_key(|piece| piece.number);
-        let (mut number, mut index, mut encoded, mut decoded) = (0, 0, 0, 0);
+        let (mut number, mut index, mut encoded, mut kept, mut decoded) = (0, 0, 0, 0, 0);
         for piece in &pieces {
             let fail = |index, problem| PieceTableError::Chunk { index, problem };
             let fail_first = |problem| fail(piece.first_index(), problem);
@@ -41,6 +41,9 @@ impl PieceTable {
             if piece.encoded_offset < encoded {
                 return Err(fail_first("its encoded range overlaps that of an earlier chunk"));
             }
+            if piece.kept_offset < kept {
+                return Err(fail_first("it is kept where an earlier one is"));
+            }
             for chunk in piece.chunks() {
                 if chunk.index < index {
                     return Err(fail(chunk.index, "it is described twice"));
@@ -53,6 +56,7 @@ impl PieceTable {
             }
             number = piece.number + 1;
             let end = piece.encoded().end;
+            kept = piece.kept().end;
             encoded = if piece.context().is_some() { piece.encoded_offset } else { end };
             if end > encoded_size {
                 return Err(fail_first("its encoded range ends behind the blob"));

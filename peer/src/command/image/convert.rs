@@ -31,7 +31,13 @@ pub(in crate::command) struct Convert {
     /// Put both under the tag: the source's manifests for clients that know nothing of Nydus, and the Nydus ones.
     #[arg(long)]
     merge_index: bool,
-    /// Make the Nydus manifest a referrer of the source's.
+    /// Convert no gzip layer: push an index over it, from which the registry's own layer is read lazily as it is. Layers that
+    /// are no gzip, or that have sparse files, are converted. Where the target is another repository, the source's image is put
+    /// beside it.
+    #[arg(long)]
+    oci_ref: bool,
+    /// Make the Nydus manifest a referrer of the source's. With --oci-ref there is one for each layer: nodes with
+    /// `snapshotter.lazy_oci` then pull the unmodified image lazily.
     #[arg(long)]
     with_referrer: bool,
     /// Folder in which records of converted layers are kept, a few percent of their size.
@@ -102,6 +108,7 @@ impl Convert {
             },
             platforms: self.platform.clone(),
             merge_index: self.merge_index,
+            oci_ref: self.oci_ref,
             with_referrer: self.with_referrer,
             memory_bytes: self.memory.saturating_mul(1 << 20),
             state: self.state.clone(),
@@ -114,8 +121,12 @@ fn print_report(report: &ConvertReport) {
     println!("{}", report.reference);
     for image in &report.images {
         let reused = image.layers.iter().filter(|layer| layer.reused).count();
+        let indexed = match image.layers.iter().filter(|layer| layer.indexed).count() {
+            0 => String::new(),
+            indexed => format!(", {indexed} read as they are"),
+        };
         println!(
-            "{}: {} layers ({reused} converted before), {} encoded",
+            "{}: {} layers ({reused} converted before{indexed}), {} encoded",
             image.platform,
             image.layers.len(),
             human_bytes(image.encoded_bytes)

@@ -19,13 +19,14 @@ use super::{
     ConvertError, ConvertEvent, ConvertOptions, Converted, ConvertedImage, ConvertedLayer, LayerFailure,
     cache::Cache,
     io_error,
-    records::{Key, Record, Records},
+    records::{Key, Record, Records, stored},
 };
 use crate::{
     Bootstrap, BuildOptions, MergeError, MergeOptions, merge_with,
     oci::{
         Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
         document::{Child, descriptor, no_platform, platform},
+        layer_index::{LAYERS, OCI_REF_ARTIFACT},
         nydus_image::{ManifestExtras, NYDUS_CONFIG, NydusImage},
         registry::sha256,
         source_image::{SourceImage, SourceImageError, SourceLayer},
@@ -99,12 +100,11 @@ impl<'a> Conversion<'a> {
         let converted = stream::iter(&layers).map(|layer| self.layer(layer)).buffered(at_once);
         let converted: Vec<(Record, ConvertedLayer)> = converted.try_collect().await?;
         let (records, layers): (Vec<_>, Vec<_>) = converted.into_iter().unzip();
-        let stack = order.iter().map(|position| records[*position].clone()).collect();
+        let stack: Vec<_> = order.iter().map(|position| records[*position].clone()).collect();
+        let stages = self.stages(&image, child, &stack).await?;
         let merged = self.merge(id, stack).await?;
-        let bootstrap = merged.image.bootstrap_descriptor();
-        let existed = self.registry.upload_blob(self.to, &bootstrap, merged.file.path()).await?;
-        let bootstrap_layer = PushedLayer { id: bootstrap.id, size: bootstrap.size, existed };
-        let bytes = self.manifest(&image, child, &merged.image).await?;
+        let bootstrap_layer = self.put_bootstrap(&merged).await?;
+        let bytes = self.manifest(&image, child, &merged.image, order.len()).await?;
         let manifest = sha256(&bytes);
         let blobs = merged.image.blobs.iter().map(|blob| blob.size).sum::<u64>();
         let report = ConvertedImage {
@@ -113,10 +113,16 @@ impl<'a> Conversion<'a> {
             manifest,
             layers,
             bootstrap_layer,
-            encoded_bytes: blobs + bootstrap.size,
+            encoded_bytes: blobs + bootstrap_layer.size,
         };
         let descriptor = Descriptor { id: manifest, size: bytes.len() as u64 };
-        Ok(Converted { report, descriptor, bytes, platform: image.platform })
+        Ok(Converted { report, descriptor, bytes, platform: image.platform, stages })
+    }
+
+    pub(super) async fn put_bootstrap(&self, merged: &Merged) -> Result<PushedLayer, RegistryError> {
+        let Descriptor { id, size } = merged.image.bootstrap_descriptor();
+        let existed = self.registry.upload_blob(self.to, &Descriptor { id, size }, merged.file.path()).await?;
+        Ok(PushedLayer { id, size, existed })
     }
 
     /// An image that no index names has its platform in its config.
@@ -132,7 +138,7 @@ impl<'a> Conversion<'a> {
         }
     }
 
-    async fn merge(&self, id: ObjectId, stack: Vec<Record>) -> Result<Merged, ConvertError> {
+    pub(super) async fn merge(&self, id: ObjectId, stack: Vec<Record>) -> Result<Merged, ConvertError> {
         let work = self.records.work().map_err(io_error("cannot make a work folder"))?;
         let output = work.path().join("bootstrap");
         let merged = tokio::task::spawn_blocking(move || merge(stack, &output)).await;
@@ -140,8 +146,14 @@ impl<'a> Conversion<'a> {
         merged.map_err(|unmerged| unmerged.error(id))
     }
 
-    /// Stores the config and makes the manifest.
-    async fn manifest(&self, source: &SourceImage, child: &Child, image: &NydusImage) -> Result<Bytes, ConvertError> {
+    /// Stores the config and makes the manifest of the image up to so many layers.
+    pub(super) async fn manifest(
+        &self,
+        source: &SourceImage,
+        child: &Child,
+        image: &NydusImage,
+        layers: usize,
+    ) -> Result<Bytes, ConvertError> {
         let id = child.descriptor.id;
         let config = image.config(Some(&source.config), "shoal convert");
         let config =
@@ -157,9 +169,17 @@ impl<'a> Conversion<'a> {
             annotations.insert(SOURCE_REFERENCE.to_owned(), self.from.to_string());
         }
         let subject = self.options.with_referrer.then(|| descriptor(&source.media_type, child.descriptor));
-        let config_media_type = self.options.merge_index.then_some(NYDUS_CONFIG);
-        Ok(image
-            .manifest(Descriptor { id: config, size }, &ManifestExtras { annotations, subject, config_media_type }))
+        let published = self.options.oci_ref && self.options.with_referrer;
+        if published {
+            annotations.insert(LAYERS.to_owned(), layers.to_string());
+        }
+        let extras = ManifestExtras {
+            annotations,
+            subject,
+            artifact_type: published.then_some(OCI_REF_ARTIFACT),
+            config_media_type: self.options.merge_index.then_some(NYDUS_CONFIG),
+        };
+        Ok(image.manifest(Descriptor { id: config, size }, &extras))
     }
 }
 
@@ -184,8 +204,8 @@ fn layers_at_once(build: &BuildOptions, memory_bytes: u64) -> usize {
 }
 
 /// A merged image, its bootstrap layer in a file.
-struct Merged {
-    image: NydusImage,
+pub(super) struct Merged {
+    pub(super) image: NydusImage,
     file: NamedTempFile,
 }
 
@@ -212,13 +232,14 @@ fn merge(stack: Vec<Record>, output: &std::path::Path) -> Result<Merged, Unmerge
     let merged = Bootstrap::open(output).map_err(|error| Unmerged::Layer(error.into()))?;
     let mut tables: BTreeMap<BlobId, Bytes> = stack.into_iter().flat_map(|record| record.tables).collect();
     tables.retain(|id, _| merged.blobs().iter().any(|blob| blob.id == *id));
-    let blobs = merged.blobs().iter();
-    let blobs = blobs.map(|blob| Descriptor { id: ObjectId::new(*blob.id.as_bytes()), size: blob.encoded_size });
+    let blobs = merged.blobs().iter().map(stored).collect();
+    let references = merged.blobs().iter().filter(|blob| blob.meta.is_some());
+    let references = references.map(|blob| (stored(blob).id, ObjectId::new(*blob.id.as_bytes()))).collect();
     let write = || {
         let mut file = NamedTempFile::new()?;
         let layer = write_bootstrap_layer(merged.as_bytes(), &tables, io::BufWriter::new(file.as_file_mut()))?;
         Ok::<(WrittenLayer, NamedTempFile), io::Error>((layer, file))
     };
     let (bootstrap, file) = write().map_err(Unmerged::Io)?;
-    Ok(Merged { image: NydusImage { blobs: blobs.collect(), bootstrap }, file })
+    Ok(Merged { image: NydusImage { blobs, references, bootstrap }, file })
 }

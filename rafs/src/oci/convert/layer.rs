@@ -1,4 +1,5 @@
-//! One layer: from its bytes in the source to a blob in the target and a record.
+//! One layer: from its bytes in the source to a blob in the target and a record. How a gzip layer gets an index instead,
+//! `reference.rs` says.
 
 use std::{
     io::Read,
@@ -26,21 +27,36 @@ use crate::{
 };
 
 /// A layer that was built, with its blob in a folder.
-struct Built {
-    record: Record,
-    work: tempfile::TempDir,
+pub(super) struct Built {
+    pub(super) record: Record,
+    pub(super) work: tempfile::TempDir,
 }
 
 impl Conversion<'_> {
     /// Converts a layer, unless that was done before. Its blob is in the target then, and its record is kept.
     pub(super) async fn layer(&self, layer: &SourceLayer) -> Result<(Record, ConvertedLayer), ConvertError> {
+        if self.options.oci_ref
+            && let Some(indexed) = self.indexed_layer(layer).await?
+        {
+            return Ok(indexed);
+        }
         let key = Key::new(layer.descriptor.id, layer.diff_id, &self.options.build);
         if let Some(record) = self.known(&key).await?
             && let Some(placed) = self.blob_in_place(&record).await?
         {
             return Ok(self.finished(layer, key, record, (true, placed)));
         }
-        let Built { record, work } = self.build(layer).await?;
+        let built = self.build(layer).await?;
+        self.keep(layer, key, built).await
+    }
+
+    /// Puts the blob of a layer that was built into the target, then keeps the record.
+    pub(super) async fn keep(
+        &self,
+        layer: &SourceLayer,
+        key: Key,
+        Built { record, work }: Built,
+    ) -> Result<(Record, ConvertedLayer), ConvertError> {
         let placed = match record.blob() {
             None => Placed::Existed,
             Some(blob) => {
@@ -56,7 +72,7 @@ impl Conversion<'_> {
         Ok(self.finished(layer, key, record, (false, placed)))
     }
 
-    fn finished(
+    pub(super) fn finished(
         &self,
         layer: &SourceLayer,
         key: Key,
@@ -66,14 +82,15 @@ impl Conversion<'_> {
         let existed = placed == Placed::Existed;
         let blob = record.blob().map(|blob| PushedLayer { id: blob.id, size: blob.size, existed });
         let Descriptor { id, size } = layer.descriptor;
-        let converted = ConvertedLayer { source: id, source_bytes: size, reused, blob };
+        let indexed = record.is_index();
+        let converted = ConvertedLayer { source: id, source_bytes: size, reused, indexed, blob };
         self.used(key, id);
         (self.on_event)(ConvertEvent::Layer(converted));
         (record, converted)
     }
 
     /// The record of this machine, or of the cache image.
-    async fn known(&self, key: &Key) -> Result<Option<Record>, ConvertError> {
+    pub(super) async fn known(&self, key: &Key) -> Result<Option<Record>, ConvertError> {
         if let Some(record) = self.records.load(key) {
             return Ok(Some(record));
         }
@@ -84,7 +101,7 @@ impl Conversion<'_> {
     }
 
     /// Sees to it that the target has the blob of a record. `None` when it is nowhere to be had.
-    async fn blob_in_place(&self, record: &Record) -> Result<Option<Placed>, RegistryError> {
+    pub(super) async fn blob_in_place(&self, record: &Record) -> Result<Option<Placed>, RegistryError> {
         let Some(blob) = record.blob() else { return Ok(Some(Placed::Existed)) };
         if self.registry.blob_size(self.to, blob.id).await? == Some(blob.size) {
             return Ok(Some(Placed::Existed));
@@ -113,7 +130,7 @@ impl Conversion<'_> {
     }
 }
 
-fn blobs_of(work: &Path) -> PathBuf {
+pub(super) fn blobs_of(work: &Path) -> PathBuf {
     work.join("blobs")
 }
 

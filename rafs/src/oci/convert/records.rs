@@ -20,12 +20,15 @@ use shoal_proto::{BlobId, ObjectId};
 use tempfile::TempDir;
 
 use crate::{
-    Bootstrap, BuildOptions, ForeignLink, LayerNotes,
+    Blob, Bootstrap, BuildOptions, ForeignLink, LayerNotes,
     oci::{Descriptor, LayerLimits, read_bootstrap_layer, write_bootstrap_layer},
 };
 
 /// In every key: another form of records, or a builder whose images are not to be mixed with older ones, has another.
 const VERSION: &str = "shoal layer record 1";
+
+/// The same for indexes over gzip layers.
+const INDEX_VERSION: &str = "shoal layer index 1";
 
 /// How names of what is not finished begin.
 const WORK: &str = ".work-";
@@ -55,6 +58,14 @@ impl Key {
     }
 }
 
+impl Key {
+    /// For an index over this layer: of what decides how layers are converted, the size of chunks alone counts.
+    pub(super) fn of_index(layer: ObjectId, diff_id: ObjectId, build: &BuildOptions) -> Self {
+        let text = format!("{INDEX_VERSION}\n{layer}\n{diff_id}\n{}\n", build.chunk_size);
+        Self(ObjectId::new(Sha256::digest(text).into()).to_string())
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -65,7 +76,7 @@ impl fmt::Display for Key {
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) bootstrap: Bootstrap,
-    /// The chunk table of its blob, if it has one.
+    /// The chunk table of its blob, if it has one; not for an index, which is one.
     pub(super) tables: BTreeMap<BlobId, Bytes>,
     /// What it leaves to the layers below.
     pub(super) notes: LayerNotes,
@@ -104,7 +115,7 @@ impl Record {
         let notes = head.notes().ok()?;
         let layer = read_bootstrap_layer(&bytes[line + 1..], &LayerLimits::default()).ok()?;
         let bootstrap = Bootstrap::parse(layer.bootstrap).ok()?;
-        let described = bootstrap.blobs().iter().map(|blob| blob.id);
+        let described = bootstrap.blobs().iter().filter(|blob| blob.meta.is_none()).map(|blob| blob.id);
         let complete = bootstrap.blobs().len() <= 1 && described.eq(layer.chunk_tables.keys().copied());
         complete.then_some(Self { bootstrap, tables: layer.chunk_tables, notes })
     }
@@ -115,11 +126,21 @@ impl Record {
         write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, out).map(drop)
     }
 
-    /// The layer's blob.
+    /// The layer's blob; for an index, that is the meta blob.
     pub(super) fn blob(&self) -> Option<Descriptor> {
-        let blob = self.bootstrap.blobs().first()?;
-        Some(Descriptor { id: ObjectId::new(*blob.id.as_bytes()), size: blob.encoded_size })
+        self.bootstrap.blobs().first().map(stored)
     }
+
+    /// Whether the layer stays what it is.
+    pub(super) fn is_index(&self) -> bool {
+        self.bootstrap.blobs().iter().any(|blob| blob.meta.is_some())
+    }
+}
+
+/// What the target must have for a blob to be read, beside the layers of the source: the blob, or the meta blob.
+pub(super) fn stored(blob: &Blob) -> Descriptor {
+    let (id, size) = blob.meta.map_or((blob.id, blob.encoded_size), |meta| (meta.id, meta.size));
+    Descriptor { id: ObjectId::new(*id.as_bytes()), size }
 }
 
 /// The records of this machine, and room to work in.

@@ -44,6 +44,17 @@ impl Tar {
         self.entry(EntryType::Regular, path, "", content, |_| {})
     }
 
+    /// A file of `size` bytes, of which the last ones are `content`, as GNU tar writes it.
+    pub(super) fn sparse(self, path: &str, size: u64, content: &[u8]) -> Self {
+        self.entry(EntryType::GNUSparse, path, "", content, |header| {
+            let gnu = header.as_gnu_mut().unwrap();
+            let octal = |field: &mut [u8], number: u64| field.copy_from_slice(format!("{number:011o}\0").as_bytes());
+            octal(&mut gnu.realsize, size);
+            octal(&mut gnu.sparse[0].offset, size - content.len() as u64);
+            octal(&mut gnu.sparse[0].numbytes, content.len() as u64);
+        })
+    }
+
     pub(super) fn dir(self, path: &str) -> Self {
         self.entry(EntryType::Directory, path, "", b"", |_| {})
     }
