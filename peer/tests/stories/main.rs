@@ -10,6 +10,7 @@ mod demo;
 mod disputed_blob;
 mod full_disk;
 mod kept_mounts;
+mod lazy_mounts;
 mod limits;
 mod mirror;
 mod native_mounts;
