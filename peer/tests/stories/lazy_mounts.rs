@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -84,6 +84,9 @@ impl Bed {
     fn end(&self, readers: Readers) {
         readers.end();
         assert_ne!(marks(self.daemon.pid()), 0, "the kernel has nobody to ask");
+        // Since this daemon was started.
+        let asked = self.daemon.status()["mounts"][0]["reads"].as_u64();
+        assert!(asked > Some(20), "{asked:?}");
         fs::write(self.source.path().join(LAST), noise(43, 3_000_000)).expect("a file");
         drop_caches();
         assert_same(self.source.path(), &self.daemon.mountpoint());
@@ -300,6 +303,25 @@ fn an_image_that_has_become_complete_is_filled_to_the_end() {
     wait("it is filled", || bed.decoded().len() == 1 && !bed.decoded()[0].starts_with('.'));
     bed.registry.switch_off();
     drop_caches();
+    assert_same(bed.source.path(), &mountpoint);
+}
+
+#[test]
+fn after_a_reboot_it_is_mounted_again_and_what_was_left_of_its_files_counts_for_nothing() {
+    let Some(mut bed) = Bed::new("a lazy native mount comes back", &[]) else { return };
+    let mountpoint = bed.daemon.mountpoint();
+    bed.daemon.mount(&bed.registry.reference("1"));
+    assert_eq!(kind(&mountpoint), "erofs", "so it is in the mode auto");
+    assert!(fs::read(mountpoint.join("d0/f1")).expect("a file") == bed.source("d0/f1"));
+    bed.daemon.kill();
+    unmount(&mountpoint, UnmountFlags::DETACH).expect("it is mounted");
+    bed.kill_keeper();
+    let decoded = bed.daemon.data_dir().join("decoded");
+    let left = bed.decoded().into_iter().find(|name| name.starts_with(".filling-")).expect("what was filled");
+    let file = File::options().write(true).open(decoded.join(left)).expect("a file");
+    file.write_all_at(&noise(1, 100_000), 0).expect("it can be written");
+    bed.daemon.start_again();
+    assert_eq!(kind(&mountpoint), "erofs");
     assert_same(bed.source.path(), &mountpoint);
 }
 
