@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(request.encode(), packet);
                 // Every other packet comes with a connection.
                 let (reply, connection) = table.answer(request, (len % 2 == 0).then_some(()));
-                assert_eq!(connection.is_some(), matches!(reply, Reply::Kept(_)));
+                assert_eq!(connection.is_some(), matches!(reply, Reply::Kept(_) | Reply::Group));
                 reply
             }
             Err(malformed) => Reply::Refused { reason: malformed.to_string() },

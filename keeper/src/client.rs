@@ -1,16 +1,18 @@
 //! The daemon's side of the protocol.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
+    socket_with,
     sockopt::{Timeout, set_socket_timeout},
 };
 
+use crate::group::{Event, Group, Verdict};
 use crate::message::{Malformed, Mount, Reply, Request};
 use crate::packet;
 use crate::peer_user::is_trusted;
@@ -98,10 +100,49 @@ impl Client {
         self.done(&Request::Forget { device: device.to_owned() }, None)
     }
 
+    /// Has a group of events held and read.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; it refuses if it has one.
+    pub fn guard(&mut self, group: &Group) -> Result<(), ClientError> {
+        self.done(&Request::Guard, Some(group.as_fd()))
+    }
+
+    /// A copy of the group that it holds.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn group(&mut self) -> Result<Option<Group>, ClientError> {
+        match self.ask(&Request::Group, None)? {
+            (Reply::Group, Some(group)) => Ok(Some(group.into())),
+            (Reply::End, None) => Ok(None),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Has it let go of the group, of which nothing may be marked any more. That there is none is no error.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn release(&mut self) -> Result<(), ClientError> {
+        self.done(&Request::Release, None)
+    }
+
+    /// Has it tell of the group's events from now on: of all that wait, then of others as they come. Who was told before is not
+    /// any more.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; it refuses if it has no group.
+    pub fn take(mut self) -> Result<Taker, ClientError> {
+        self.done(&Request::Take, None)?;
+        set_socket_timeout(&self.socket, Timeout::Recv, None).map_err(io::Error::from)?;
+        Ok(Taker { socket: self.socket })
+    }
+
     /// Has the keeper end.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] when it keeps something.
+    /// [`ClientError::Refused`] when it keeps or guards something.
     pub fn stop(&mut self) -> Result<(), ClientError> {
         self.done(&Request::Stop, None)
     }
@@ -132,5 +173,54 @@ impl Client {
             Reply::Refused { reason } => Err(ClientError::Refused(reason)),
             reply => Ok((reply, connection)),
         }
+    }
+}
+
+/// A connection over which the keeper tells of events. Threads may use it at the same time.
+#[derive(Debug)]
+pub struct Taker {
+    socket: OwnedFd,
+}
+
+/// An event, as the keeper tells of it.
+#[derive(Debug)]
+pub struct Told {
+    /// To be answered by this.
+    pub id: u64,
+    /// What it is called by the group, should the keeper have died: see [`Group::answer`].
+    pub number: RawFd,
+    /// What is about to be read.
+    pub event: Event,
+}
+
+impl Taker {
+    /// Waits for the next event; none when the keeper has gone, or this has been [shut](Self::shut).
+    ///
+    /// # Errors
+    /// [`ClientError::Io`], or the keeper says something else.
+    pub fn next(&self) -> Result<Option<Told>, ClientError> {
+        let Some((packet, file)) = packet::receive(&self.socket, RecvFlags::empty())? else { return Ok(None) };
+        match (Reply::decode(&packet)?, file) {
+            (Reply::Event { id, number, offset, len }, Some(file)) => {
+                let number = RawFd::try_from(number).map_err(|_| ClientError::Unexpected)?;
+                Ok(Some(Told { id, number, event: Event { file, offset, len } }))
+            }
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Answers an event; one that has been answered does not come to harm.
+    ///
+    /// # Errors
+    /// The keeper has gone, or does not listen.
+    pub fn answer(&self, id: u64, verdict: Verdict) -> io::Result<()> {
+        let answer = Request::Answer { id, allow: verdict == Verdict::Allow };
+        packet::send(&self.socket, &answer.encode(), None, SendFlags::empty())
+    }
+
+    /// Ends it, also for a thread that waits.
+    pub fn shut(&self) {
+        // It may have ended by itself.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }

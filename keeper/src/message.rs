@@ -44,7 +44,24 @@ pub enum Request {
         /// Its device number.
         device: String,
     },
-    /// End, if nothing is kept.
+    /// Hold this group of events and read it from now on; what another reader has left unanswered is denied. The packet
+    /// carries the group. There is one at most.
+    Guard,
+    /// Give a copy of the group.
+    Group,
+    /// Let go of the group: nothing is marked any more.
+    Release,
+    /// From now on tell of the group's events over this connection, in place of another one, and take [answers](Self::Answer)
+    /// over it, and nothing else.
+    Take,
+    /// An event has been dealt with. Has no reply.
+    Answer {
+        /// Which.
+        id: u64,
+        /// Whether its reader may go on.
+        allow: bool,
+    },
+    /// End, if nothing is kept and no group is held.
     Stop,
 }
 
@@ -60,8 +77,21 @@ pub enum Reply {
     },
     /// A mount that is kept. The packet carries the connection.
     Kept(Mount),
-    /// There are no more.
+    /// The group. The packet carries it.
+    Group,
+    /// There are no more, or there is none.
     End,
+    /// Somebody waits to read a range of a marked file. The packet carries the file.
+    Event {
+        /// What the answer names it by; never that of another event of this keeper.
+        id: u64,
+        /// The number of the file's descriptor in the keeper.
+        number: u64,
+        /// First byte that is about to be read.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
 }
 
 /// Why bytes are no message.
@@ -76,7 +106,7 @@ pub enum Malformed {
     /// A field that is not there in full.
     #[error("the {0} is cut off")]
     CutOff(&'static str),
-    /// A field that is too long, not text, or a path that is not absolute.
+    /// A field that is too long, not text, not a number, or a path that is not absolute.
     #[error("the {0} is not one")]
     Field(&'static str),
     /// Bytes behind the last field.
@@ -95,6 +125,11 @@ impl Request {
             b'K' => Self::Keep(fields.mount()?),
             b'N' => Self::Next { after: fields.text("device", MAX_DEVICE)? },
             b'F' => Self::Forget { device: fields.text("device", MAX_DEVICE)? },
+            b'G' => Self::Guard,
+            b'C' => Self::Group,
+            b'R' => Self::Release,
+            b'T' => Self::Take,
+            b'A' => Self::Answer { id: fields.number("id")?, allow: fields.flag("answer")? },
             b'S' => Self::Stop,
             other => return Err(Malformed::Kind(other)),
         };
@@ -107,6 +142,11 @@ impl Request {
             Self::Keep(mount) => encode_mount(b'K', mount),
             Self::Next { after } => packet(b'N', &[after.as_bytes()]),
             Self::Forget { device } => packet(b'F', &[device.as_bytes()]),
+            Self::Guard => packet(b'G', &[]),
+            Self::Group => packet(b'C', &[]),
+            Self::Release => packet(b'R', &[]),
+            Self::Take => packet(b'T', &[]),
+            Self::Answer { id, allow } => packet(b'A', &[&id.to_le_bytes(), &[u8::from(*allow)]]),
             Self::Stop => packet(b'S', &[]),
         }
     }
@@ -123,7 +163,14 @@ impl Reply {
             b'd' => Self::Done,
             b'r' => Self::Refused { reason: fields.text("reason", MAX_REASON)? },
             b'k' => Self::Kept(fields.mount()?),
+            b'g' => Self::Group,
             b'e' => Self::End,
+            b'v' => Self::Event {
+                id: fields.number("id")?,
+                number: fields.number("number")?,
+                offset: fields.number("offset")?,
+                len: fields.number("length")?,
+            },
             other => return Err(Malformed::Kind(other)),
         };
         fields.end(reply)
@@ -135,7 +182,12 @@ impl Reply {
             Self::Done => packet(b'd', &[]),
             Self::Refused { reason } => packet(b'r', &[reason.as_bytes()]),
             Self::Kept(mount) => encode_mount(b'k', mount),
+            Self::Group => packet(b'g', &[]),
             Self::End => packet(b'e', &[]),
+            Self::Event { id, number, offset, len } => {
+                let fields = [id, number, offset, len].map(|number| number.to_le_bytes());
+                packet(b'v', &fields.each_ref().map(|field| field.as_slice()))
+            }
         }
     }
 }
@@ -180,6 +232,19 @@ impl<'a> Fields<'a> {
         std::str::from_utf8(field).map(str::to_owned).map_err(|_| Malformed::Field(name))
     }
 
+    fn number(&mut self, name: &'static str) -> Result<u64, Malformed> {
+        let field = self.field(name, 8)?;
+        Ok(u64::from_le_bytes(field.try_into().map_err(|_| Malformed::Field(name))?))
+    }
+
+    fn flag(&mut self, name: &'static str) -> Result<bool, Malformed> {
+        match self.field(name, 1)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(Malformed::Field(name)),
+        }
+    }
+
     fn mount(&mut self) -> Result<Mount, Malformed> {
         let device = self.text("device", MAX_DEVICE)?;
         let path = self.field("mountpoint", MAX_PATH)?;
@@ -214,17 +279,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_come_back_as_they_were(mount in mount(), text in "\\PC{0,8}") {
+        fn messages_come_back_as_they_were(mount in mount(), text in "\\PC{0,8}", id: u64, len: u64, allow: bool) {
             let requests = [
                 Request::Keep(mount.clone()),
                 Request::Next { after: text.clone() },
                 Request::Forget { device: text.clone() },
+                Request::Guard,
+                Request::Group,
+                Request::Release,
+                Request::Take,
+                Request::Answer { id, allow },
                 Request::Stop,
             ];
             for request in requests {
                 prop_assert_eq!(Request::decode(&request.encode()), Ok(request));
             }
-            for reply in [Reply::Done, Reply::Refused { reason: text }, Reply::Kept(mount), Reply::End] {
+            let event = Reply::Event { id, number: 7, offset: 4096, len };
+            let replies = [Reply::Done, Reply::Refused { reason: text }, Reply::Kept(mount), Reply::End, Reply::Group, event];
+            for reply in replies {
                 prop_assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
             }
         }

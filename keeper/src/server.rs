@@ -1,8 +1,8 @@
-//! The keeper itself: one thread that waits for packets.
+//! The keeper itself: one thread that waits for packets and events.
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,9 +16,11 @@ use rustix::net::{
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::Client;
+use crate::group::{Group, MAX_DESCRIPTORS, Verdict};
 use crate::message::{Reply, Request};
 use crate::packet;
 use crate::peer_user::is_trusted;
+use crate::pending::Pending;
 use crate::table::Table;
 
 /// Most daemons that are connected at a time; there is one, and while another starts there may be two.
@@ -69,8 +71,36 @@ pub struct Keeper {
     patience: Duration,
     clients: Vec<OwnedFd>,
     table: Table<OwnedFd>,
+    /// A copy of the table's, to be read.
+    group: Option<Group>,
+    pending: Pending<OwnedFd>,
+    /// The daemon that is told of events.
+    taker: Option<OwnedFd>,
     /// Since when no daemon is connected.
     alone: Instant,
+    /// None has been for longer than the patience.
+    given_up: bool,
+}
+
+/// What happens to a connection after a request.
+enum After {
+    Stays,
+    Goes,
+    /// It is told of events.
+    Takes,
+}
+
+/// What there is to be done.
+#[derive(Default)]
+struct Ready {
+    /// Somebody wants to connect.
+    knocks: bool,
+    /// Places of clients that have sent something or gone.
+    clients: Vec<usize>,
+    /// The taker has.
+    taker: bool,
+    /// The group has events.
+    group: bool,
 }
 
 impl Keeper {
@@ -86,8 +116,18 @@ impl Keeper {
         let failed = |source| KeeperError::Socket { path: path.to_owned(), source };
         let listener = Self::listen(path).map_err(failed)?;
         Self::raise_descriptor_limit();
-        let (clients, table) = (Vec::new(), Table::default());
-        Ok(Self { listener, path: path.to_owned(), patience, clients, table, alone: Instant::now() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            patience,
+            clients: Vec::new(),
+            table: Table::default(),
+            group: None,
+            pending: Pending::new(patience),
+            taker: None,
+            alone: Instant::now(),
+            given_up: false,
+        })
     }
 
     fn listen(path: &Path) -> io::Result<OwnedFd> {
@@ -103,15 +143,19 @@ impl Keeper {
         Ok(socket)
     }
 
-    /// Every mount is a descriptor, and the usual limit is 1024. Where it cannot be raised, what is beyond it is not kept.
+    /// Every mount is a descriptor, and the usual limit is 1024. Where it cannot be raised, what is beyond it is not kept. It is
+    /// not raised beyond what a reader of a group may have.
     fn raise_descriptor_limit() {
         let limit = getrlimit(Resource::Nofile);
-        if let Err(error) = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit }) {
+        let most = u64::from(MAX_DESCRIPTORS);
+        let current = Some(limit.maximum.map_or(most, |maximum| maximum.min(most)));
+        if let Err(error) = setrlimit(Resource::Nofile, rustix::process::Rlimit { current, ..limit }) {
             tracing::warn!("cannot raise the limit of open files: {error}");
         }
     }
 
-    /// Keeps, until it is told to stop or nobody comes any more.
+    /// Keeps, until it is told to stop or nobody comes any more. With a group it stays even then, and denies every read: if it
+    /// ended they would be of holes.
     ///
     /// # Errors
     /// [`KeeperError::Wait`].
@@ -120,42 +164,150 @@ impl Keeper {
             if self.table.is_stopped() {
                 return Ok(Ended::Stopped);
             }
-            let left = self.clients.is_empty().then(|| self.patience.saturating_sub(self.alone.elapsed()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(Ended::Alone { mounts: self.table.len() });
+            if self.is_alone() && self.alone.elapsed() >= self.patience {
+                let mounts = self.table.let_go();
+                if self.group.is_none() {
+                    return Ok(Ended::Alone { mounts });
+                }
+                if !std::mem::replace(&mut self.given_up, true) {
+                    tracing::warn!("no daemon has come back, {mounts} mounts are let go, reads of others are denied");
+                }
             }
-            let (knocks, ready) = self.wait(left).map_err(KeeperError::Wait)?;
-            let had_clients = !self.clients.is_empty();
+            let late = if self.given_up { self.pending.take_all() } else { self.pending.overdue(Instant::now()) };
+            late.into_iter().for_each(|file| self.answer(file, Verdict::Deny));
+            self.tell();
+            let ready = self.wait().map_err(KeeperError::Wait)?;
+            let was_alone = self.is_alone();
+            if ready.taker {
+                self.hear();
+            }
             // From the end, so that the places of the others stay what they are.
-            for place in ready.into_iter().rev() {
+            for place in ready.clients.into_iter().rev() {
                 self.serve(place);
             }
-            if knocks {
+            if ready.group {
+                self.take_events();
+            }
+            if ready.knocks {
                 self.admit();
             }
-            if had_clients && self.clients.is_empty() {
+            if !was_alone && self.is_alone() {
                 tracing::info!("no daemon is connected, {} mounts are kept", self.table.len());
                 self.alone = Instant::now();
             }
         }
     }
 
-    /// Whether somebody wants to connect, and which clients have sent something or gone. Returns with neither when `limit`
-    /// is over.
-    fn wait(&self, limit: Option<Duration>) -> io::Result<(bool, Vec<usize>)> {
+    fn is_alone(&self) -> bool {
+        self.clients.is_empty() && self.taker.is_none()
+    }
+
+    /// Waits until there is something to be done, or it is time to look at who has waited for too long.
+    fn wait(&self) -> io::Result<Ready> {
+        let alone = (self.is_alone() && !self.given_up).then(|| self.patience.saturating_sub(self.alone.elapsed()));
+        let due = self.pending.due().map(|due| due.saturating_duration_since(Instant::now()));
+        let limit = alone.into_iter().chain(due).min();
         let limit = limit.map(|limit| Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 }));
-        let sockets = std::iter::once(&self.listener).chain(&self.clients);
-        let mut sockets: Vec<_> = sockets.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+        let room = if self.pending.untold().is_some() { PollFlags::OUT } else { PollFlags::empty() };
+        let group = self.group.as_ref().filter(|_| !self.pending.is_full());
+        let mut sockets = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        sockets.extend(self.taker.iter().map(|taker| PollFd::new(taker, PollFlags::IN | room)));
+        sockets.extend(group.map(|group| PollFd::new(group, PollFlags::IN)));
+        sockets.extend(self.clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
         match poll(&mut sockets, limit.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
             Err(errno) => return Err(errno.into()),
         }
-        let (listener, clients) = sockets.split_first().expect("the listener is the first of them");
-        let ready = |socket: &PollFd<'_>| !socket.revents().is_empty();
-        Ok((
-            ready(listener),
-            (0..).zip(clients).filter(|(_, client)| ready(client)).map(|(place, _)| place).collect(),
-        ))
+        let mut revents = sockets.iter().map(PollFd::revents);
+        let mut next =
+            |there: bool| if there { revents.next().unwrap_or(PollFlags::empty()) } else { PollFlags::empty() };
+        let knocks = !next(true).is_empty();
+        // That there is room for more does not mean that it has said something.
+        let taker = !next(self.taker.is_some()).difference(PollFlags::OUT).is_empty();
+        let group = !next(group.is_some()).is_empty();
+        let clients = (0..).zip(revents).filter(|(_, client)| !client.is_empty()).map(|(place, _)| place).collect();
+        Ok(Ready { knocks, clients, taker, group })
+    }
+
+    /// Takes what the group has.
+    fn take_events(&mut self) {
+        let Some(group) = &self.group else { return };
+        match group.read() {
+            Ok(events) => {
+                let now = Instant::now();
+                events.into_iter().for_each(|event| self.pending.arrived(now, event.file, event.offset, event.len));
+            }
+            Err(error) => tracing::warn!("an event is denied: {error}"),
+        }
+    }
+
+    /// Tells the daemon of events, as long as it listens.
+    fn tell(&mut self) {
+        while let (Some(taker), Some((id, event))) = (&self.taker, self.pending.untold()) {
+            let number = event.file.as_raw_fd() as u64;
+            let event_packet = Reply::Event { id, number, offset: event.offset, len: event.len }.encode();
+            match packet::send(taker, &event_packet, Some(event.file.as_fd()), SendFlags::DONTWAIT) {
+                Ok(()) => self.pending.told(id),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.lose_taker(&error.to_string()),
+            }
+        }
+    }
+
+    /// Takes the answers that the daemon has sent.
+    fn hear(&mut self) {
+        while let Some(taker) = &self.taker {
+            match packet::receive(taker, RecvFlags::DONTWAIT) {
+                Ok(Some((packet, _))) => match Request::decode(&packet) {
+                    Ok(Request::Answer { id, allow }) => {
+                        let verdict = if allow { Verdict::Allow } else { Verdict::Deny };
+                        if let Some(file) = self.pending.answered(id) {
+                            self.answer(file, verdict);
+                        }
+                    }
+                    _ => self.lose_taker("it says something else"),
+                },
+                Ok(None) => self.lose_taker("it has gone"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => self.lose_taker(&error.to_string()),
+            }
+        }
+    }
+
+    fn lose_taker(&mut self, reason: &str) {
+        tracing::debug!("nobody takes events: {reason}");
+        self.taker = None;
+        self.pending.tell_again();
+    }
+
+    /// Gives the kernel the answer to an event, whose descriptor stays open until then: its number names it.
+    fn answer(&self, file: OwnedFd, verdict: Verdict) {
+        let Some(group) = &self.group else { return };
+        match group.answer(file.as_raw_fd(), verdict) {
+            // Its reader was killed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::error!("an event cannot be answered: {error}"),
+            Ok(()) => {}
+        }
+    }
+
+    /// Reads the group that the table has got, or does not any more.
+    fn follow_group(&mut self) -> io::Result<()> {
+        match (self.table.group(), &self.group) {
+            (Some(group), None) => {
+                let group = Group::from(group.try_clone()?);
+                let left = group.settle();
+                tracing::info!("a group of events is guarded, {left} of them were left unanswered");
+                self.group = Some(group);
+            }
+            (None, Some(_)) => {
+                self.pending.take_all().into_iter().for_each(|file| self.answer(file, Verdict::Deny));
+                self.group = None;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn admit(&mut self) {
@@ -173,37 +325,47 @@ impl Keeper {
             tracing::warn!("{MAX_CLIENTS} daemons are connected, which is the most");
         } else {
             self.clients.push(client);
+            self.given_up = false;
         }
     }
 
     /// Answers what the client in this place has sent, or lets it go.
     fn serve(&mut self, place: usize) {
         match self.exchange(place) {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => tracing::warn!("a daemon is cut off: {error}"),
+            Ok(After::Stays) => {}
+            Ok(After::Goes) => drop(self.clients.swap_remove(place)),
+            Ok(After::Takes) => {
+                self.taker = Some(self.clients.swap_remove(place));
+                self.pending.tell_again();
+            }
+            Err(error) => {
+                tracing::warn!("a daemon is cut off: {error}");
+                self.clients.swap_remove(place);
+            }
         }
-        self.clients.swap_remove(place);
     }
 
-    /// False when the client has gone.
-    fn exchange(&mut self, place: usize) -> io::Result<bool> {
+    fn exchange(&mut self, place: usize) -> io::Result<After> {
         let client = &self.clients[place];
         let (packet, connection) = match packet::receive(client, RecvFlags::DONTWAIT) {
             Ok(Some(received)) => received,
-            Ok(None) => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Ok(None) => return Ok(After::Goes),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(After::Stays),
             Err(error) => return Err(error),
         };
-        let (reply, connection) = match Request::decode(&packet) {
+        let request = Request::decode(&packet);
+        let takes = matches!(request, Ok(Request::Take));
+        let (reply, connection) = match request {
             Ok(request) => {
                 tracing::debug!("{request:?}");
                 self.table.answer(request, connection)
             }
             Err(malformed) => (Reply::Refused { reason: malformed.to_string() }, None),
         };
+        let takes = takes && reply == Reply::Done;
         packet::send(client, &reply.encode(), connection.map(AsFd::as_fd), SendFlags::DONTWAIT)?;
-        Ok(true)
+        self.follow_group()?;
+        Ok(if takes { After::Takes } else { After::Stays })
     }
 }
 

@@ -1,4 +1,5 @@
-//! What is kept, and the answer to each request: no socket and no descriptor is needed to decide it.
+//! What is kept, and the answer to each request: no socket and no descriptor is needed to decide it. Events and their answers
+//! are not here, but in [`Pending`](crate::Pending).
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -8,16 +9,17 @@ use crate::message::{Mount, Reply, Request};
 /// Most mounts that are kept: a descriptor each.
 pub const MAX_MOUNTS: usize = 4096;
 
-/// The kept mounts, each with its connection `C`.
+/// The kept mounts, each with its connection `C`, and the group of events that is held.
 #[derive(Debug)]
 pub struct Table<C> {
     kept: BTreeMap<String, (Mount, C)>,
+    group: Option<C>,
     stopped: bool,
 }
 
 impl<C> Default for Table<C> {
     fn default() -> Self {
-        Self { kept: BTreeMap::new(), stopped: false }
+        Self { kept: BTreeMap::new(), group: None, stopped: false }
     }
 }
 
@@ -38,6 +40,24 @@ impl<C> Table<C> {
                 self.kept.remove(&device);
                 (Reply::Done, None)
             }
+            (Request::Guard, None) => (refused("no group came to be guarded"), None),
+            (Request::Guard, Some(_)) if self.group.is_some() => (refused("a group is guarded already"), None),
+            (Request::Guard, group) => {
+                self.group = group;
+                (Reply::Done, None)
+            }
+            (Request::Group, _) => match &self.group {
+                Some(group) => (Reply::Group, Some(group)),
+                None => (Reply::End, None),
+            },
+            (Request::Release, _) => {
+                self.group = None;
+                (Reply::Done, None)
+            }
+            (Request::Take, _) if self.group.is_some() => (Reply::Done, None),
+            (Request::Take, _) => (refused("no group is guarded"), None),
+            (Request::Answer { .. }, _) => (refused("nobody has been told of events over this connection"), None),
+            (Request::Stop, _) if self.group.is_some() => (refused("a group of events is guarded"), None),
             (Request::Stop, _) if self.kept.is_empty() => {
                 self.stopped = true;
                 (Reply::Done, None)
@@ -52,6 +72,16 @@ impl<C> Table<C> {
         }
         self.kept.insert(mount.device.clone(), (mount, connection));
         Reply::Done
+    }
+
+    /// The group that is held.
+    pub fn group(&self) -> Option<&C> {
+        self.group.as_ref()
+    }
+
+    /// Lets all mounts go; gives how many there were.
+    pub fn let_go(&mut self) -> usize {
+        std::mem::take(&mut self.kept).len()
     }
 
     /// How many mounts are kept.
@@ -129,5 +159,24 @@ mod tests {
         assert!(matches!(table.answer(Request::Keep(numbered(MAX_MOUNTS)), Some(())).0, Reply::Refused { .. }));
         assert_eq!(table.answer(Request::Keep(numbered(7)), Some(())).0, Reply::Done, "in the place of another");
         assert!(!table.is_stopped());
+        assert_eq!((table.let_go(), table.len()), (MAX_MOUNTS, 0));
+    }
+
+    #[test]
+    fn there_is_one_group_and_it_is_not_let_go_by_the_way() {
+        let mut table = Table::default();
+        let refuses = |table: &mut Table<u8>, request, group| {
+            matches!(table.answer(request, group), (Reply::Refused { .. }, None))
+        };
+        assert_eq!(table.answer(Request::Group, None), (Reply::End, None));
+        assert!(refuses(&mut table, Request::Guard, None) && refuses(&mut table, Request::Take, None));
+        assert_eq!(table.answer(Request::Guard, Some(7)), (Reply::Done, None));
+        assert!(refuses(&mut table, Request::Guard, Some(8)) && refuses(&mut table, Request::Stop, None));
+        assert!(refuses(&mut table, Request::Answer { id: 1, allow: true }, None));
+        assert_eq!(table.answer(Request::Group, None), (Reply::Group, Some(&7)));
+        assert_eq!(table.answer(Request::Take, None), (Reply::Done, None));
+        assert_eq!(table.answer(Request::Release, None), (Reply::Done, None));
+        assert_eq!(table.group(), None);
+        assert_eq!(table.answer(Request::Stop, None), (Reply::Done, None));
     }
 }

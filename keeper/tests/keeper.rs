@@ -1,8 +1,10 @@
 //! A keeper in a thread, with real sockets. What it keeps are ends of socket pairs: the other end tells whether somebody still
 //! has it open.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,7 +13,9 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
     socketpair,
 };
-use shoal_keeper::{Client, ClientError, Ended, Keeper, KeeperError, MAX_PACKET, Mount, Reply, Request, VERSION};
+use shoal_keeper::{
+    Client, ClientError, Ended, Group, Keeper, KeeperError, MAX_PACKET, Mount, Reply, Request, VERSION, Verdict,
+};
 
 /// Longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -165,4 +169,108 @@ fn a_stranger_is_refused_or_cut_off_and_disturbs_nobody() {
     client.forget("0:5").unwrap();
     client.stop().unwrap();
     assert_eq!(bed.keeper.join().unwrap(), Ended::Stopped);
+}
+
+/// A group with a mark on an empty file of a page; none where the kernel or the file system has no such thing.
+fn marked(test: &str) -> Option<(Group, tempfile::NamedTempFile)> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4096).unwrap();
+    let group = Group::new().and_then(|group| group.mark(file.as_file().as_fd()).map(|()| group));
+    match group {
+        Ok(group) => Some((group, file)),
+        Err(error) => {
+            println!("skipped: {test} (needs pre-content events: {error})");
+            None
+        }
+    }
+}
+
+/// Reads the first byte, in a thread.
+fn reader(path: &Path) -> JoinHandle<io::Result<u8>> {
+    let mut file = File::open(path).unwrap();
+    thread::spawn(move || {
+        let mut byte = [0];
+        file.read_exact(&mut byte).map(|()| byte[0])
+    })
+}
+
+#[test]
+fn an_event_waits_for_whoever_answers_it_and_is_told_to_the_next_if_one_goes() {
+    let Some((group, file)) = marked("events come to a daemon, and to the next one") else { return };
+    let bed = Bed::new(PATIENCE);
+    assert!(matches!(bed.client().take(), Err(ClientError::Refused(_))));
+    bed.client().guard(&group).unwrap();
+    assert!(matches!(bed.client().guard(&group), Err(ClientError::Refused(_))));
+    assert!(matches!(bed.client().stop(), Err(ClientError::Refused(_))));
+    drop(group);
+
+    let first = bed.client().take().unwrap();
+    let waits = reader(file.path());
+    let told = first.next().unwrap().unwrap();
+    assert_eq!((told.event.offset, told.event.len), (0, 4096), "whole pages");
+    // The keeper tells the next one of it as soon as it notices that there is another.
+    let second = bed.client().take().unwrap();
+    let again = second.next().unwrap().unwrap();
+    assert_eq!(again.id, told.id);
+    assert!(!waits.is_finished());
+    File::from(again.event.file).write_all_at(b"x", 0).unwrap();
+    second.answer(again.id, Verdict::Allow).unwrap();
+    assert_eq!(waits.join().unwrap().unwrap(), b'x');
+    // Late, and from the wrong one.
+    let _ = first.answer(told.id, Verdict::Deny);
+
+    let denied = reader(file.path());
+    let told = second.next().unwrap().unwrap();
+    assert_ne!(told.id, again.id);
+    second.answer(told.id, Verdict::Deny).unwrap();
+    assert_eq!(denied.join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+
+    let copy = bed.client().group().unwrap().unwrap();
+    copy.unmark(file.as_file().as_fd()).unwrap();
+    assert_eq!(reader(file.path()).join().unwrap().unwrap(), b'x');
+    bed.client().release().unwrap();
+    assert!(bed.client().group().unwrap().is_none());
+    second.shut();
+    bed.client().stop().unwrap();
+    assert_eq!(bed.keeper.join().unwrap(), Ended::Stopped);
+}
+
+#[test]
+fn with_nobody_to_answer_reads_are_denied_and_the_keeper_stays() {
+    let Some((group, file)) = marked("events that nobody answers") else { return };
+    let bed = Bed::new(Duration::from_millis(100));
+    bed.client().guard(&group).unwrap();
+    drop(group);
+    for _ in 0..3 {
+        assert_eq!(reader(file.path()).join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
+    // Somebody is there, and does not answer.
+    let deaf = bed.client().take().unwrap();
+    assert_eq!(reader(file.path()).join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop(deaf);
+    let late = bed.client();
+    assert!(!bed.keeper.is_finished());
+    drop(late);
+    bed.client().release().unwrap();
+    bed.client().stop().unwrap();
+    assert_eq!(bed.keeper.join().unwrap(), Ended::Stopped);
+}
+
+#[test]
+fn what_another_reader_of_the_group_has_left_is_denied_first() {
+    let Some((group, file)) = marked("events of a dead keeper") else { return };
+    let waits = reader(file.path());
+    let left = loop {
+        if let Some(event) = group.read().unwrap().pop() {
+            break event;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let number = left.file.as_raw_fd();
+    drop(left);
+    let bed = Bed::new(PATIENCE);
+    bed.client().guard(&group).unwrap();
+    assert_eq!(waits.join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(group.answer(number, Verdict::Allow).unwrap_err().kind(), io::ErrorKind::NotFound);
+    bed.client().release().unwrap();
 }

@@ -42,6 +42,7 @@ use crate::{
     evictions::Evictions,
     exchange::{Exchange, ExchangeParts},
     fetch::Fetcher,
+    filler::{FillError, Filler},
     grpc::UnixServer,
     handover::{Handover, HandoverOptions},
     identity::{Identity, IdentityError},
@@ -157,7 +158,7 @@ impl Alone {
         let node = core.node.clone();
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), None);
         let driver = core.drive(&config, identity.peer(), None);
-        Ok(Self { node, settings: mounts_settings(&config, &None), tasks: [driver, evictions] })
+        Ok(Self { node, settings: mounts_settings(&config, &None, None), tasks: [driver, evictions] })
     }
 
     /// Mounts what `reference` names at present; with `traced`, what is read is noted. The mount ends when the value is
@@ -198,6 +199,7 @@ pub struct Daemon {
     http: Option<MetricsServer>,
     tasks: Vec<JoinHandle<()>>,
     on_stop: OnStop,
+    filler: Option<Filler>,
     handover: Option<Arc<Handover>>,
 }
 
@@ -274,7 +276,9 @@ impl Daemon {
         let handover = HandoverOptions::from(&config);
         let handover = blocking(move || Handover::open(handover)).await;
         let collector = Collector::new(&node, exchange.clone());
-        let mounts = Mounts::new(node.clone(), Some(exchange), mounts_settings(&config, &handover));
+        let filler = fill(&config, &node, &handover).await;
+        let settings = mounts_settings(&config, &handover, filler.clone());
+        let mounts = Mounts::new(node.clone(), Some(exchange), settings);
         let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
         let pins = Pins::restore(node.clone()).await?;
         let expiring = tokio::spawn(pins.clone().run());
@@ -320,7 +324,8 @@ impl Daemon {
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
-        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop: config.mounts.on_stop, handover })
+        let on_stop = config.mounts.on_stop;
+        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop, filler, handover })
     }
 
     /// Stops in order: see the module.
@@ -337,6 +342,9 @@ impl Daemon {
             http.stop();
         }
         self.parts.mounts.stop(self.on_stop).await;
+        if let Some(filler) = self.filler {
+            blocking(move || filler.close()).await;
+        }
         if let Some(handover) = self.handover {
             blocking(move || handover.close()).await;
         }
@@ -418,7 +426,27 @@ fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
     })
 }
 
-fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>) -> MountsSettings {
+/// What fills the files of native mounts as they are read, if that is switched on or an earlier daemon has left such mounts.
+async fn fill(config: &Config, node: &Arc<Node>, handover: &Option<Arc<Handover>>) -> Option<Filler> {
+    let (wanted, node, runtime) = (config.mounts.native_lazy, node.clone(), tokio::runtime::Handle::current());
+    let Some(handover) = handover.clone() else {
+        if wanted {
+            tracing::warn!("incomplete images are not mounted natively: that takes a keeper, which is off");
+        }
+        return None;
+    };
+    let opened = blocking(move || {
+        let filler = Filler::open(node, handover, runtime, wanted)?;
+        filler.as_ref().map_or(Ok(()), Filler::serve)?;
+        Ok::<_, FillError>(filler)
+    });
+    opened.await.unwrap_or_else(|error| {
+        tracing::warn!("incomplete images are not mounted natively: {}", crate::chain(&error));
+        None
+    })
+}
+
+fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>, filler: Option<Filler>) -> MountsSettings {
     let options = MountOptions {
         threads: config.mounts.threads as usize,
         read_ahead_kib: config.mounts.read_ahead_kib,
@@ -428,6 +456,8 @@ fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>) -> MountsS
     MountsSettings {
         options,
         mode: config.mounts.mode,
+        filler,
+        native_lazy: config.mounts.native_lazy,
         graduate_after: config.mounts.graduate_after,
         keep_unmounted: config.store.keep_unmounted,
     }

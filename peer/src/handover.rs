@@ -12,8 +12,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -137,8 +138,24 @@ impl Handover {
         }
     }
 
+    /// Where a keeper listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.options.socket
+    }
+
+    /// Starts a keeper, configured or not, if nobody answers: for a daemon that ends and may not leave what it has to nobody.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) fn start_keeper(&self) -> io::Result<()> {
+        match Client::connect(&self.options.socket) {
+            Ok(_) => Ok(()),
+            Err(_) => start::keeper(&self.options).map(drop),
+        }
+    }
+
     /// Finds a keeper if there is none, and hands everything to it.
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let mut state = self.lock();
         if state.closed || state.keeper.as_ref().is_some_and(Client::is_connected) {
             return;

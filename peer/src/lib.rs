@@ -30,6 +30,7 @@ pub mod driver;
 mod evictions;
 mod exchange;
 mod fetch;
+mod filler;
 mod grpc;
 mod handover;
 pub mod identity;

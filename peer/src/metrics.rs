@@ -121,6 +121,7 @@ fn describe() {
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
+    describe_gauge!("shoal_mounts_lazy", Unit::Count, "Native ones of which something is filled as it is read.");
     describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");
     describe_gauge!(
         "shoal_membership_expires_seconds",

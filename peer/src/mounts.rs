@@ -6,7 +6,8 @@
 //!
 //! An image is mounted over FUSE while it is incomplete. One that is complete, and decoded, is mounted natively: by the
 //! kernel, without this daemon. In the mode `auto` an image that becomes complete under a FUSE mount is decoded some
-//! time later, for the next mount of it; see [`graduation`].
+//! time later, for the next mount of it; see [`graduation`]. Where that is switched on, an incomplete image is mounted natively,
+//! too, and its files are filled as they are read; see [`Filler`].
 
 mod graduation;
 mod restore;
@@ -33,6 +34,7 @@ use self::{
 use crate::{
     config::{MountMode, OnStop},
     exchange::Exchange,
+    filler::{self, FillError, Filler, Fills},
     images::{Image, ImageError, NamedImage},
     native::{self, NativeError, NativeFiles},
     node::Node,
@@ -65,6 +67,9 @@ pub enum MountsError {
     /// Its files could not be made.
     #[error("the image cannot be mounted natively")]
     Native(#[source] NativeError),
+    /// Its files cannot be filled as they are read.
+    #[error("the image cannot be mounted natively before it is complete")]
+    Fill(#[from] FillError),
     /// What is missing of it could not be fetched.
     #[error("the image cannot be completed")]
     Complete(#[from] PrefetchError),
@@ -92,10 +97,22 @@ pub(crate) struct MountsSettings {
     pub(crate) options: MountOptions,
     /// What a mount is where nobody says otherwise.
     pub(crate) mode: MountMode,
+    /// Fills the files of native mounts as they are read, where that is possible.
+    pub(crate) filler: Option<Filler>,
+    /// Whether it is used for new mounts.
+    pub(crate) native_lazy: bool,
     /// How long an image has to be complete under a FUSE mount before it is decoded; zero for never.
     pub(crate) graduate_after: Duration,
     /// Whether what only one mount needed stays in the store when that goes.
     pub(crate) keep_unmounted: bool,
+}
+
+/// The files for a native mount, and what goes with them.
+struct Native {
+    hold: Hold,
+    files: NativeFiles,
+    /// What is filled as it is read.
+    fills: Option<Fills>,
 }
 
 /// What is done to mount an image natively.
@@ -141,12 +158,22 @@ impl Mounts {
         let named = self.node.image(reference).await?;
         let manifest = named.manifest;
         let mode = mode.unwrap_or(self.settings.mode);
-        let effort = if decode || mode == MountMode::Native { Effort::Decode } else { Effort::None };
+        let effort = match mode {
+            _ if decode => Effort::Decode,
+            MountMode::Native => self.effort(Effort::Decode),
+            MountMode::Auto | MountMode::Fuse => Effort::None,
+        };
         let native = self.native_files(&named, mode, effort).await?;
         let mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
         self.record(mountpoint, &mounted).await?;
         claim.fill(mounted);
         Ok(manifest)
+    }
+
+    /// What is done for a native mount that is wanted at once: nothing where its files can be filled as they are read.
+    fn effort(&self, otherwise: Effort) -> Effort {
+        let lazy = self.settings.native_lazy && self.settings.filler.is_some();
+        if lazy { Effort::None } else { otherwise }
     }
 
     /// Whether the image at `from` is mounted over FUSE, may be mounted natively, and is complete.
@@ -236,6 +263,11 @@ impl Mounts {
         self.count_sessions(Session::is_native)
     }
 
+    /// How many of these have files that are filled as they are read.
+    pub(crate) fn lazy(&self) -> usize {
+        self.count_sessions(Session::is_lazy)
+    }
+
     fn count_sessions(&self, is_one: fn(&Session) -> bool) -> usize {
         let counts = |slot: &&Slot| matches!(slot, Slot::Mounted(mounted) if is_one(&mounted.session));
         self.lock().0.values().filter(counts).count()
@@ -291,9 +323,10 @@ impl Mounts {
         named: &NamedImage,
         mode: MountMode,
         effort: Effort,
-    ) -> Result<Option<(Hold, NativeFiles)>, MountsError> {
+    ) -> Result<Option<Native>, MountsError> {
+        let lazy = self.settings.native_lazy;
         // Of an image that is not complete there is nothing to be found, and its names need not be computed.
-        if mode == MountMode::Fuse || (effort == Effort::None && !named.image.is_complete()) {
+        if mode == MountMode::Fuse || (effort == Effort::None && !lazy && !named.image.is_complete()) {
             return Ok(None);
         }
         let (store, finding) = (self.node.store.clone(), named.clone());
@@ -303,21 +336,45 @@ impl Mounts {
             (hold, names.find(&store))
         };
         let hold = match blocking(found).await {
-            (hold, Some(files)) => return Ok(Some((hold, files))),
-            (_, None) if effort == Effort::None => return Ok(None),
+            (hold, Some(files)) => return Ok(Some(Native { hold, files, fills: None })),
+            (hold, None) if lazy && effort != Effort::Decode => match self.begin_filling(named, mode).await? {
+                Some((files, fills)) => return Ok(Some(Native { hold, files, fills: Some(fills) })),
+                None => hold,
+            },
             (hold, None) => hold,
         };
+        if effort == Effort::None {
+            return Ok(None);
+        }
         if effort == Effort::Complete {
             prefetch::complete(&self.node, named).await?;
         }
         match native::make(&self.node, &named.image).await {
-            Ok(files) => Ok(Some((hold, files))),
+            Ok(files) => Ok(Some(Native { hold, files, fills: None })),
             Err(error @ (NativeError::Incomplete { .. } | NativeError::Damaged { .. }))
                 if mode == MountMode::Native =>
             {
                 Err(MountsError::Incomplete(error))
             }
             Err(error) if mode == MountMode::Native => Err(MountsError::Native(error)),
+            Err(error) => {
+                tracing::warn!(layer = %named.image.layer, "mounted over FUSE: {}", crate::chain(&error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Files that are filled as they are read; none if that is not possible and need not be.
+    async fn begin_filling(
+        &self,
+        named: &NamedImage,
+        mode: MountMode,
+    ) -> Result<Option<(NativeFiles, Fills)>, MountsError> {
+        let Some(filler) = self.settings.filler.clone() else { return Ok(None) };
+        let reader = self.reader(&named.image);
+        match blocking(move || filler.begin(&reader)).await {
+            Ok(begun) => Ok(Some(begun)),
+            Err(error) if mode == MountMode::Native => Err(error.into()),
             Err(error) => {
                 tracing::warn!(layer = %named.image.layer, "mounted over FUSE: {}", crate::chain(&error));
                 Ok(None)
@@ -333,14 +390,18 @@ impl Mounts {
         named: NamedImage,
         mountpoint: &Path,
         mode: MountMode,
-        native: Option<(Hold, NativeFiles)>,
+        native: Option<Native>,
         kept: Option<KeptMount>,
     ) -> Result<Mounted, MountsError> {
         let reader = self.reader(&named.image);
-        if let Some((hold, files)) = native {
+        if let Some(Native { hold, files, fills }) = native {
             let path = mountpoint.to_owned();
-            match blocking(move || session::native(&files, &path)).await {
-                Ok(mount) => return Ok(self.mounted(reference, named, mode, reader, (Session::Native(mount), hold))),
+            let session = move || match fills {
+                Some(fills) => session::lazy(&files, &path, fills),
+                None => session::native(&files, &path).map(Session::Native),
+            };
+            match blocking(session).await {
+                Ok(session) => return Ok(self.mounted(reference, named, mode, reader, (session, hold))),
                 Err(error @ MountError::NoErofs { .. }) if mode == MountMode::Auto => {
                     tracing::debug!("{}", crate::chain(&error));
                 }
@@ -383,8 +444,14 @@ impl Mounts {
     ) -> Mounted {
         let mut tasks = vec![tokio::spawn(prefetch::run_listed(self.node.clone(), named.image.clone()))];
         let after = self.settings.graduate_after;
-        if mode == MountMode::Auto && !session.is_native() && !after.is_zero() {
-            tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), after)));
+        match &session {
+            Session::Lazy(mount) if !after.is_zero() => {
+                tasks.push(tokio::spawn(filler::complete(named.image.clone(), mount.fills().clone(), after)));
+            }
+            Session::Fuse(_) if mode == MountMode::Auto && !after.is_zero() => {
+                tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), after)));
+            }
+            _ => {}
         }
         Mounted {
             reference: reference.to_string(),

@@ -75,6 +75,16 @@ impl NativeNames {
         needs
     }
 
+    /// What the decoded forms of its blobs are called, in the order of its blob table.
+    pub(crate) fn decoded(&self) -> &[DecodedId] {
+        &self.blobs
+    }
+
+    /// What its bootstrap is called.
+    pub(crate) fn bootstrap(&self) -> ObjectId {
+        self.bootstrap
+    }
+
     /// Where the bootstrap is, or would be.
     pub(crate) fn bootstrap_path(&self, store: &Store) -> PathBuf {
         store.object_path(self.bootstrap)

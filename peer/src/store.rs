@@ -9,6 +9,7 @@
 //! <data_dir>/blobs/<id>/list             the hash list of a blob that no image describes, once the whole was verified
 //! <data_dir>/blobs/<id>.<variant>/encoded    the same blob as other images describe it
 //! <data_dir>/decoded/<id>                the decoded form of a blob, sparse: whole, or not there; time: last use
+//! <data_dir>/decoded/.filling-<id>       the same while a mount has it that is filled as it is read
 //! ```
 //!
 //! **Present and durable.** A piece is *present* once [`BlobHandle::write`] returns: in the page cache, to be read
@@ -387,6 +388,62 @@ impl Store {
         fill: impl FnOnce(&File) -> Result<(), E>,
     ) -> Result<(), E> {
         self.blobs.put_decoded(id, len, fill)
+    }
+
+    /// Where decoded forms lie, whole or being filled.
+    pub fn decoded_folder(&self) -> PathBuf {
+        self.data_dir.join("decoded")
+    }
+
+    /// Makes a sparse file of `len` bytes in which a decoded form is filled under a mount, in place of an earlier one, which
+    /// stays what it is for those that have it open. A [hold](Self::hold) keeps it. What is written to it must have been verified.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn begin_filling(&self, id: DecodedId, len: u64) -> Result<File, StoreError> {
+        self.blobs.files.begin_filling(id, len)
+    }
+
+    /// The file in which a decoded form is being filled, or was by an earlier owner: then nothing is known of what is in it.
+    pub fn filling(&self, id: DecodedId) -> Option<PathBuf> {
+        Some(self.blobs.files.filling_path(id)).filter(|path| path.exists())
+    }
+
+    /// Has `len` verified bytes written to a file that is being filled, for which others may have to go.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] as for a piece, and what the disk says to `write`.
+    pub fn fill(
+        &self,
+        id: DecodedId,
+        len: u64,
+        write: impl FnOnce() -> std::io::Result<()>,
+    ) -> Result<(), StoreError> {
+        self.blobs.fill(id, len, write)
+    }
+
+    /// A decoded form was filled, and synced: from now on it is kept.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn finish_filling(&self, id: DecodedId) -> Result<(), StoreError> {
+        self.blobs.files.finish_filling(id)
+    }
+
+    /// Gives up a file that was being filled. Whoever has it open goes on with it.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn give_up_filling(&self, id: DecodedId) -> Result<(), StoreError> {
+        self.blobs.files.remove_filling(id)
+    }
+
+    /// The same for all that nobody needs.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn give_up_fillings(&self) -> Result<(), StoreError> {
+        self.blobs.files.remove_fillings()
     }
 
     /// Whether `len` more bytes fit into the store's limits and on the disk with nothing evicted for them.

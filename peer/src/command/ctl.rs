@@ -36,7 +36,8 @@ enum Verb {
         /// An existing directory.
         mountpoint: PathBuf,
         /// How: `auto`, natively if the image is here and decoded, otherwise over FUSE; `native`, by the kernel's EROFS driver
-        /// without the daemon, which takes all of the image; `fuse`. Default: `mounts.mode` of the configuration.
+        /// without the daemon, which takes all of the image unless `mounts.native_lazy` is set; `fuse`. Default: `mounts.mode`
+        /// of the configuration.
         #[arg(long)]
         mode: Option<Mode>,
         /// Fetch all of the image first, and decode it for a native mount unless the mode is `fuse`.
@@ -299,7 +300,10 @@ fn print_status(status: &StatusReply) {
     }
     for mount in &status.mounts {
         let work = match mount.native {
-            true => "native".to_owned(),
+            true if mount.reads == 0 => "native".to_owned(),
+            true => {
+                format!("native, {} asked for, {} failed reads", human_bytes(mount.read_bytes), mount.read_errors)
+            }
             false => format!("{} read, {} failed reads", human_bytes(mount.read_bytes), mount.read_errors),
         };
         println!(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
 pub struct MountsConfig {
     pub mode: MountMode,
+    pub native_lazy: bool,
     #[serde(with = "humantime_serde")]
     pub graduate_after: Duration,
     pub threads: u32,
@@ -25,6 +26,7 @@ impl Default for MountsConfig {
     fn default() -> Self {
         Self {
             mode: MountMode::Auto,
+            native_lazy: false,
             graduate_after: Duration::from_secs(30),
             threads: 4,
             read_ahead_kib: 1024,

@@ -141,6 +141,7 @@ impl Vitals for Parts {
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
         metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);
         metrics::gauge!("shoal_mounts_native").set(self.mounts.native() as f64);
+        metrics::gauge!("shoal_mounts_lazy").set(self.mounts.lazy() as f64);
         metrics::gauge!("shoal_store_bytes").set(store.bytes as f64);
         metrics::gauge!("shoal_store_pieces").set(store.pieces as f64);
         metrics::gauge!("shoal_store_disk_bytes").set(store.disk_bytes as f64);

@@ -11,11 +11,12 @@ use shoal_rafs::{KeptMount, MountError, NativeMount, oci::Reference};
 
 use super::{
     Effort, Mounts, MountsError, blocking,
-    session::Session,
+    session::{LazyMount, Session},
     table::{Claim, Mounted},
 };
 use crate::{
     config::MountMode,
+    filler,
     images::NamedImage,
     store::{Hold, MountRecord, StoreError},
 };
@@ -47,7 +48,7 @@ impl Mounts {
             let hold = self.node.store.hold(record.needs.clone());
             let Ok(claim) = self.table.claim(&record.mountpoint, Some(hold)) else { continue };
             let mut kept = kept.remove(&record.mountpoint);
-            if let Err(error) = self.remount(&record, &claim, &mut kept, Effort::Decode).await {
+            if let Err(error) = self.remount(&record, &claim, &mut kept, self.effort(Effort::Decode)).await {
                 tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
                 let mounts = self.clone();
                 tokio::spawn(async move { mounts.keep_trying(record, claim, kept).await });
@@ -56,6 +57,10 @@ impl Mounts {
         for stray in kept.into_values() {
             tracing::warn!("{} is mounted, but should not be", stray.mountpoint.display());
             self.discard(stray).await;
+        }
+        let store = self.node.store.clone();
+        if let Err(error) = blocking(move || store.give_up_fillings()).await {
+            tracing::warn!("{}", crate::chain(&error));
         }
         Ok(())
     }
@@ -104,15 +109,48 @@ impl Mounts {
     }
 
     /// The native mount of an image that is there, and a hold on what it needs; the store may have less of it than the kernel,
-    /// if the daemon was killed before everything was durable.
-    async fn existing(&self, named: &NamedImage, mountpoint: &Path) -> Result<Option<(Session, Hold)>, MountError> {
-        let (store, named, path) = (self.node.store.clone(), named.clone(), mountpoint.to_owned());
-        let look = move || {
-            let names = named.image.native_names();
+    /// if the daemon was killed before everything was durable. One with files that were being filled while nobody had the group
+    /// of events may have shown zeros: it is replaced by another one.
+    async fn existing(&self, named: &NamedImage, mountpoint: &Path) -> Result<Option<(Session, Hold)>, MountsError> {
+        let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
+        let unreadable = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
+        let finding = named.clone();
+        let found = blocking(move || {
+            let names = finding.image.native_names();
             let found = NativeMount::existing(&names.bootstrap_path(&store), &path)?;
-            Ok(found.map(|mount| (Session::Native(mount), store.hold(names.needs(&named)))))
+            Ok(found.map(|mount| (mount, store.hold(names.needs(&finding)))))
+        });
+        let Some((mount, hold)) = found.await.map_err(unreadable)? else { return Ok(None) };
+        let Some(filler) = self.settings.filler.clone() else {
+            return Ok(match filler::is_filling(&self.node, named) {
+                false => Some((Session::Native(mount), hold)),
+                true => {
+                    tracing::error!("{} may have shown zeros, it is mounted anew", mountpoint.display());
+                    blocking(move || mount.unmount()).await?;
+                    None
+                }
+            });
         };
-        blocking(look).await.map_err(|source| MountError::Mountpoint { path: mountpoint.to_owned(), source })
+        let (reader, path) = (self.reader(&named.image), mountpoint.to_owned());
+        let adopted = blocking(move || -> Result<Option<Session>, MountsError> {
+            let guarded = filler.has_guarded(reader.image())?;
+            if !guarded {
+                tracing::error!("{} may have shown zeros, it is mounted anew", path.display());
+                mount.unmount()?;
+            }
+            let fills = filler.adopt(&reader)?;
+            if !guarded {
+                // Whoever has files of it open is served from now on; what the kernel has cached for them may be wrong.
+                fills.mounted();
+                return Ok(None);
+            }
+            if !fills.is_any() {
+                fills.mounted();
+                return Ok(Some(Session::Native(mount)));
+            }
+            Ok(Some(Session::Lazy(LazyMount::new(mount, fills))))
+        });
+        Ok(adopted.await?.map(|session| (session, hold)))
     }
 
     async fn keep_trying(&self, record: MountRecord, claim: Claim, mut kept: Option<KeptMount>) {
@@ -127,7 +165,7 @@ impl Mounts {
             if !claim.stands() {
                 return;
             }
-            match self.remount(&record, &claim, &mut kept, Effort::Complete).await {
+            match self.remount(&record, &claim, &mut kept, self.effort(Effort::Complete)).await {
                 Ok(()) => {
                     tracing::info!("{} is mounted again", record.mountpoint.display());
                     return;

@@ -1,10 +1,11 @@
-//! A mount as the kernel has it: over FUSE, which this daemon serves, or native, which the kernel serves by itself.
+//! A mount as the kernel has it: over FUSE, which this daemon serves, or native, which the kernel serves by itself, from files
+//! that this daemon may have to fill first.
 
 use std::{path::Path, sync::Arc};
 
 use shoal_rafs::{KeptMount, Mount, MountError, MountOptions, MountStats, NativeMount, Unmounted};
 
-use crate::{native::NativeFiles, reader::Reader};
+use crate::{filler::Fills, native::NativeFiles, reader::Reader};
 
 /// Dropping it unmounts.
 #[derive(Debug)]
@@ -13,26 +14,71 @@ pub(super) enum Session {
     Fuse(Mount),
     /// By the kernel's EROFS driver.
     Native(NativeMount),
+    /// By the same, and something is missing of its files.
+    Lazy(LazyMount),
+}
+
+/// Dropping it unmounts.
+#[derive(Debug)]
+pub(super) struct LazyMount {
+    mount: NativeMount,
+    fills: Arc<Fills>,
+}
+
+impl LazyMount {
+    /// The driver has these files.
+    pub(super) fn new(mount: NativeMount, fills: Fills) -> Self {
+        fills.mounted();
+        Self { mount, fills: Arc::new(fills) }
+    }
+
+    pub(super) fn fills(&self) -> &Arc<Fills> {
+        &self.fills
+    }
+
+    fn unmount(&self) -> Result<Unmounted, MountError> {
+        let unmounted = self.mount.unmount()?;
+        self.fills.give_up();
+        Ok(unmounted)
+    }
+}
+
+impl Drop for LazyMount {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::error!("{}", crate::chain(&error));
+        }
+    }
 }
 
 impl Session {
     pub(super) fn is_native(&self) -> bool {
-        matches!(self, Self::Native(_))
+        matches!(self, Self::Native(_) | Self::Lazy(_))
     }
 
     /// Whether it outlives this process.
     pub(super) fn outlives(&self) -> bool {
         match self {
             Self::Fuse(mount) => mount.is_kept(),
-            Self::Native(_) => true,
+            // What is missing of a lazy one the keeper guards, or is made to when this process ends.
+            Self::Native(_) | Self::Lazy(_) => true,
         }
     }
 
-    /// What this process has done for it; a native mount needs nothing.
+    /// Whether files of it are filled as they are read.
+    pub(super) fn is_lazy(&self) -> bool {
+        matches!(self, Self::Lazy(mount) if mount.fills.is_any())
+    }
+
+    /// What this process has done for it. Of a native mount it is what the kernel had to ask for, a complete one needs nothing.
     pub(super) fn stats(&self) -> MountStats {
         match self {
             Self::Fuse(mount) => mount.stats(),
             Self::Native(_) => MountStats::default(),
+            Self::Lazy(mount) => {
+                let asked = mount.fills.figures();
+                MountStats { reads: asked.events, bytes: asked.bytes, errors: asked.denied, ..MountStats::default() }
+            }
         }
     }
 
@@ -41,6 +87,7 @@ impl Session {
         match self {
             Self::Fuse(mount) => mount.unmount(),
             Self::Native(mount) => mount.unmount(),
+            Self::Lazy(mount) => mount.unmount(),
         }
     }
 
@@ -49,6 +96,8 @@ impl Session {
         match self {
             Self::Fuse(mount) => mount.leave(),
             Self::Native(mount) => mount.leave(),
+            // Neither unmounted nor given up.
+            Self::Lazy(mount) => std::mem::forget(mount),
         }
     }
 }
@@ -85,4 +134,11 @@ pub(super) fn native(files: &NativeFiles, mountpoint: &Path) -> Result<NativeMou
         Some(mount) => Ok(mount),
         None => NativeMount::new(&files.bootstrap, &files.blobs, mountpoint),
     }
+}
+
+/// The same with files that are filled as they are read. Blocks.
+pub(super) fn lazy(files: &NativeFiles, mountpoint: &Path, fills: Fills) -> Result<Session, MountError> {
+    // One that is there already has other files.
+    let mount = NativeMount::new(&files.bootstrap, &files.blobs, mountpoint)?;
+    Ok(Session::Lazy(LazyMount::new(mount, fills)))
 }

@@ -236,6 +236,19 @@ impl Blobs {
         self.files.put_decoded(id, fill)
     }
 
+    /// Has `len` bytes written to a decoded form that is being filled, for which others may have to go.
+    pub(super) fn fill(
+        &self,
+        id: DecodedId,
+        len: u64,
+        write: impl FnOnce() -> std::io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let _room = self.make_room(len, Holding::Decoded(id))?;
+        write().map_err(|source| StoreError::io(format!("decoded form {id}"), source))?;
+        self.files.grew(id);
+        Ok(())
+    }
+
     pub(super) fn kept_blobs(&self) -> Vec<KeptBlob> {
         let kept = self.holdings.all().into_iter();
         let blob = |(holding, disk_bytes, last_use)| match holding {

@@ -22,6 +22,10 @@ use super::{
 /// Files being written start like this, so that the next owner of the directory can remove what a crash left.
 const UNFINISHED: &str = ".unfinished-";
 
+/// Decoded forms that are being filled under a mount start like this. Nothing is trusted of what the next owner of the
+/// directory finds in one; but a mount may have it open, and ask for what it has not read yet.
+const FILLING: &str = ".filling-";
+
 /// The folders of such files.
 pub(super) struct WholeFiles {
     objects: PathBuf,
@@ -36,7 +40,7 @@ impl WholeFiles {
         let opening = |dir: &Path, source| StoreError::io(format!("opening {}", dir.display()), source);
         let object = |name: &str| Some(Holding::Object(name.parse().ok()?));
         find(&objects, &holdings, object).map_err(|source| opening(&objects, source))?;
-        let form = |name: &str| Some(Holding::Decoded(name.parse().ok()?));
+        let form = |name: &str| Some(Holding::Decoded(name.strip_prefix(FILLING).unwrap_or(name).parse().ok()?));
         find(&decoded, &holdings, form).map_err(|source| opening(&decoded, source))?;
         Ok(Self { objects, decoded, holdings })
     }
@@ -79,6 +83,56 @@ impl WholeFiles {
         Ok(())
     }
 
+    /// Makes an empty file of `len` bytes in which a decoded form is to be filled, in place of an earlier one, which stays
+    /// what it is for those that have it open.
+    pub(super) fn begin_filling(&self, id: DecodedId, len: u64) -> Result<File, StoreError> {
+        self.remove_filling(id)?;
+        let path = self.filling_path(id);
+        let made = File::options().read(true).write(true).create_new(true).open(&path);
+        let made = made.and_then(|file| file.set_len(len).map(|()| file));
+        let file = made.map_err(|source| StoreError::io(format!("making {}", path.display()), source))?;
+        self.grew(id);
+        Ok(file)
+    }
+
+    /// Takes note of what a file that is being filled takes up now.
+    pub(super) fn grew(&self, id: DecodedId) {
+        self.measure(Holding::Decoded(id), &self.filling_path(id));
+    }
+
+    /// The file is whole, verified and synced: from now on it is the decoded form.
+    pub(super) fn finish_filling(&self, id: DecodedId) -> Result<(), StoreError> {
+        let path = self.decoded_path(id);
+        let renamed = fs::rename(self.filling_path(id), &path).and_then(|()| File::open(&self.decoded)?.sync_all());
+        renamed.map_err(|source| StoreError::io(format!("decoded form {id}"), source))?;
+        self.measure(Holding::Decoded(id), &path);
+        Ok(())
+    }
+
+    /// Removes a file that was being filled, if there is one. Whoever has it open goes on with it.
+    pub(super) fn remove_filling(&self, id: DecodedId) -> Result<(), StoreError> {
+        delete(&self.filling_path(id))?;
+        // There may be a whole one beside it.
+        match self.decoded_path(id).exists() {
+            true => self.measure(Holding::Decoded(id), &self.decoded_path(id)),
+            false => drop(self.holdings.gone(Holding::Decoded(id))),
+        }
+        Ok(())
+    }
+
+    /// Removes the files that were being filled and that nobody needs.
+    pub(super) fn remove_fillings(&self) -> Result<(), StoreError> {
+        let decoded = self.holdings.all().into_iter().filter_map(|(holding, ..)| match holding {
+            Holding::Decoded(id) if !self.holdings.is_needed(holding) => Some(id),
+            _ => None,
+        });
+        decoded.into_iter().try_for_each(|id| self.remove_filling(id))
+    }
+
+    pub(super) fn filling_path(&self, id: DecodedId) -> PathBuf {
+        self.decoded.join(format!("{FILLING}{id}"))
+    }
+
     /// All objects.
     pub(super) fn object_ids(&self) -> Vec<ObjectId> {
         let kept = self.holdings.all().into_iter();
@@ -99,15 +153,14 @@ impl WholeFiles {
         Ok(None)
     }
 
-    /// Removes one, if it is there; gives the bytes that it took up.
+    /// Removes one, if it is there, or being filled; gives the bytes that it took up.
     pub(super) fn remove(&self, holding: Holding) -> Result<u64, StoreError> {
         let Some(path) = self.path(holding) else { return Ok(0) };
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io(format!("removing {}", path.display()), source))
-            }
-            _ => Ok(self.holdings.gone(holding)),
+        if let Holding::Decoded(id) = holding {
+            delete(&self.filling_path(id))?;
         }
+        delete(&path)?;
+        Ok(self.holdings.gone(holding))
     }
 
     /// Notes for the next opening when one was last used.
@@ -142,6 +195,16 @@ impl WholeFiles {
     }
 }
 
+/// Removes a file, if it is there.
+fn delete(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io(format!("removing {}", path.display()), source))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes a folder if need be, removes what is unfinished, and takes note of what is there.
 fn find(dir: &Path, holdings: &Holdings, parse: impl Fn(&str) -> Option<Holding>) -> io::Result<()> {
     fs::create_dir_all(dir)?;
@@ -151,6 +214,8 @@ fn find(dir: &Path, holdings: &Holdings, parse: impl Fn(&str) -> Option<Holding>
         let name = name.to_string_lossy();
         if name.starts_with(UNFINISHED) {
             fs::remove_file(entry.path())?;
+        } else if name.strip_prefix(FILLING).is_some_and(|whole| dir.join(whole).exists()) {
+            // The whole one is what is counted.
         } else if let Some(holding) = parse(&name) {
             let metadata = entry.metadata()?;
             holdings.found(holding, allocated(&metadata), last_use(&metadata));

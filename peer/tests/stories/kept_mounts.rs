@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::support::{Daemon, Registry, assert_same, can_mount, drop_caches, files, noise, publish, tree, wait};
 
-mod readers;
+pub(crate) mod readers;
 
 use readers::Readers;
 
@@ -71,7 +71,7 @@ fn close_a_file(daemon: &Daemon) {
 }
 
 /// Who listens on a socket of a keeper; none if nobody does.
-fn listener(path: &Path) -> Option<Pid> {
+pub(crate) fn listener(path: &Path) -> Option<Pid> {
     let socket: OwnedFd = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
     connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
     Some(socket_peercred(&socket).ok()?.pid)

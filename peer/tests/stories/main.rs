@@ -11,6 +11,7 @@ mod disputed_blob;
 mod full_disk;
 mod gzip_layers;
 mod kept_mounts;
+mod lazy_mounts;
 mod limits;
 mod mirror;
 mod native_mounts;

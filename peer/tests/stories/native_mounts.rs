@@ -77,7 +77,7 @@ impl Drop for Bed {
 }
 
 /// The type of the file system that is seen at `mountpoint`.
-fn kind(mountpoint: &Path) -> String {
+pub(crate) fn kind(mountpoint: &Path) -> String {
     let table = fs::read_to_string("/proc/self/mounts").expect("the mounts");
     let seen = table.lines().rev().map(|line| line.split(' ').collect::<Vec<_>>());
     let seen = seen.into_iter().find(|fields| Path::new(fields[1]) == mountpoint);

@@ -299,6 +299,7 @@ impl Daemon {
         for (mount, _) in keeper.kept()? {
             keeper.forget(&mount.device)?;
         }
+        keeper.release()?;
         keeper.stop()
     }
 

@@ -356,6 +356,47 @@ fn a_decoded_form_is_there_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_decoded_form_that_is_being_filled_counts_and_is_one_once_it_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let [id, other] = [9, 8].map(|n| DecodedId::new([n; 32]));
+    let names = || {
+        let names = fs::read_dir(dir.path().join("decoded")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    {
+        let store = opened(&dir);
+        let file = store.begin_filling(id, 1 << 20).unwrap();
+        assert_eq!((file.metadata().unwrap().len(), store.usage().unwrap().disk_bytes), (1 << 20, 0));
+        store.fill(id, 4096, || (&file).write_all(&[1; 4096])).unwrap();
+        assert!(store.usage().unwrap().disk_bytes >= 4096);
+        assert!(store.decoded(id).is_none() && store.filling(id).is_some());
+        // Another one in its place does not change it for those that have it.
+        let again = store.begin_filling(id, 4096).unwrap();
+        assert_eq!((file.metadata().unwrap().len(), again.metadata().unwrap().len()), (1 << 20, 4096));
+        store.fill(id, 4096, || (&again).write_all(&[2; 4096])).unwrap();
+        store.finish_filling(id).unwrap();
+        assert_eq!(fs::read(store.decoded(id).unwrap()).unwrap(), [2; 4096]);
+        assert_eq!((store.filling(id), names().len()), (None, 1));
+        store.begin_filling(other, 4096).unwrap();
+        // Beside a whole one, which stays when it is given up.
+        store.begin_filling(id, 4096).unwrap();
+        store.give_up_filling(id).unwrap();
+        assert!(store.decoded(id).is_some() && store.usage().unwrap().disk_bytes >= 4096);
+    }
+    let store = opened(&dir);
+    assert!(store.filling(other).is_some(), "a mount may have it");
+    let held = store.hold(Footprint { decoded: vec![other], ..Footprint::default() });
+    store.give_up_fillings().unwrap();
+    assert_eq!(names().len(), 2);
+    drop(held);
+    store.give_up_fillings().unwrap();
+    assert_eq!(names(), [id.to_string()]);
+    store.begin_filling(other, 4096).unwrap();
+    let evicted = store.evict_all().unwrap();
+    assert_eq!((evicted.decoded, names().len(), store.usage().unwrap().disk_bytes), (2, 0, 0));
+}
+
+#[test]
 fn a_decoded_form_for_which_there_is_no_room_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let limits = StoreLimits { max_bytes: 1000, ..StoreLimits::default() };

@@ -15,6 +15,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::{
@@ -27,19 +28,29 @@ use crate::support::{files, wait};
 /// Where the process that reads is told what to compare.
 const SOURCE: &str = "SHOAL_TEST_SOURCE";
 const MOUNT: &str = "SHOAL_TEST_MOUNT";
+/// Set where reads may end with errors; what they give must be right all the same.
+const ERRORS: &str = "SHOAL_TEST_ERRORS";
 /// What it says when all its threads have read more.
 const WENT_ON: &str = "went on";
 
 /// The process that reads, until it is told to stop by the end of its standard input.
-pub(super) struct Readers {
+pub(crate) struct Readers {
     process: Child,
     said: BufReader<ChildStdout>,
 }
 
 impl Readers {
-    pub(super) fn start(source: &Path, mount: &Path) -> Self {
+    pub(crate) fn start(source: &Path, mount: &Path) -> Self {
+        Self::start_with(source, mount, false)
+    }
+
+    /// The same, with readers that go on after `errors` where there may be some.
+    pub(crate) fn start_with(source: &Path, mount: &Path, errors: bool) -> Self {
         let mut command = Command::new(env::current_exe().expect("this program"));
         command.args(["--exact", "kept_mounts::readers::read_in_a_process_of_its_own", "--nocapture"]);
+        if errors {
+            command.env(ERRORS, "1");
+        }
         command.env(SOURCE, source).env(MOUNT, mount).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().expect("it starts");
         let said = BufReader::new(process.stdout.take().expect("a pipe"));
@@ -47,7 +58,7 @@ impl Readers {
     }
 
     /// Waits until each of the threads has seen several files more.
-    pub(super) fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         let stdin = self.process.stdin.as_mut().expect("a pipe");
         stdin.write_all(b"\n").expect("a reader has failed, see above");
         let mut line = String::new();
@@ -59,7 +70,7 @@ impl Readers {
     }
 
     /// Ends them; none must have seen an error or a wrong byte.
-    pub(super) fn end(mut self) {
+    pub(crate) fn end(mut self) {
         drop(self.process.stdin.take());
         assert!(self.process.wait().expect("it ends").success(), "a reader has failed, see above");
     }
@@ -82,8 +93,13 @@ fn read_in_a_process_of_its_own() {
         threads.go_on();
         writeln!(io::stdout(), "{WENT_ON}").expect("a pipe");
     }
+    let looks: u64 = threads.threads.iter().map(|(looks, _)| looks.load(Relaxed)).sum();
     threads.end();
+    eprintln!("readers looked at {looks} files and saw {} errors", SEEN.load(Relaxed));
 }
+
+/// Errors that were seen.
+static SEEN: AtomicU64 = AtomicU64::new(0);
 
 /// Threads of each way.
 const EACH: usize = 2;
@@ -131,13 +147,17 @@ impl Threads {
 }
 
 fn go_round(name: &str, way: Way, source: &Path, mount: &Path, looks: &AtomicU64, stop: &AtomicBool) {
-    let all = files(source);
+    let (all, errors) = (files(source), env::var_os(ERRORS).is_some());
     for file in all.iter().cycle() {
         if stop.load(Relaxed) {
             return;
         }
         match way(&source.join(file), &mount.join(file)) {
             Ok(same) => assert!(same, "{name}: {} is not what it was", file.display()),
+            Err(_) if errors => {
+                SEEN.fetch_add(1, Relaxed);
+                thread::sleep(Duration::from_millis(1));
+            }
             Err(error) => panic!("{name}: {}: {error}", file.display()),
         }
         looks.fetch_add(1, Relaxed);

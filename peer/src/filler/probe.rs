@@ -1,0 +1,90 @@
+//! Whether files in a folder raise pre-content events: one is made, marked, read and written.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::FileExt,
+    },
+    path::Path,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use shoal_keeper::{Event, Group, Verdict};
+
+/// Why they do not, or cannot be relied on.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The kernel, or what it permits this process.
+    #[error("the kernel gives no pre-content events (that takes Linux 6.15, and root)")]
+    Kernel(#[source] io::Error),
+    /// The file system.
+    #[error("the file system of the data directory takes no marks for pre-content events")]
+    Mark(#[source] io::Error),
+    /// It took the mark, and then a file was read without an event.
+    #[error("the file system of the data directory raises no pre-content events")]
+    Silent,
+    /// An event came where none may: the daemon would wait for itself.
+    #[error("a file that was opened before it was marked raises pre-content events")]
+    Noisy,
+    /// The file for it.
+    #[error("cannot look for pre-content events")]
+    Io(#[from] io::Error),
+}
+
+/// Finds out. Blocks for a few milliseconds.
+///
+/// # Errors
+/// See [`ProbeError`].
+pub(super) fn probe(folder: &Path) -> Result<(), ProbeError> {
+    // When it is closed, whoever waits goes on.
+    let group = Group::new().map_err(ProbeError::Kernel)?;
+    let early = tempfile::tempfile_in(folder)?;
+    early.set_len(1)?;
+    group.mark(early.as_fd()).map_err(ProbeError::Mark)?;
+    let mut late = File::open(format!("/proc/self/fd/{}", early.as_raw_fd()))?;
+    let reader = spawn(move || late.read(&mut [0]).map(drop))?;
+    let asked = event(&group, &reader)?.ok_or(ProbeError::Silent)?;
+    let writer = spawn(move || early.write_all_at(b"x", 0))?;
+    if let Some(event) = event(&group, &writer)? {
+        group.answer(event.file.as_raw_fd(), Verdict::Allow)?;
+        return Err(ProbeError::Noisy);
+    }
+    group.answer(asked.file.as_raw_fd(), Verdict::Allow)?;
+    for thread in [writer, reader] {
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    }
+    Ok(())
+}
+
+fn spawn(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new().name("shoal-probe".into()).spawn(work)
+}
+
+/// The next event, or none if the thread ends without one.
+fn event(group: &Group, thread: &JoinHandle<io::Result<()>>) -> io::Result<Option<Event>> {
+    loop {
+        let ended = thread.is_finished();
+        match group.read()?.pop() {
+            None if ended => return Ok(None),
+            None => thread::sleep(Duration::from_millis(1)),
+            event => return Ok(event),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_raises_none_is_told_from_one_that_does() {
+        let here = tempfile::tempdir().unwrap();
+        match probe(here.path()) {
+            Ok(()) => {}
+            Err(error) => println!("skipped: pre-content events ({})", crate::chain(&error)),
+        }
+    }
+}
