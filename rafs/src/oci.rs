@@ -22,6 +22,7 @@ mod http;
 mod layout;
 mod manifest;
 mod nydus_image;
+mod nydus_source;
 mod push;
 mod reference;
 mod referrers;
@@ -39,11 +40,13 @@ pub use check::{CheckImageError, CheckedImage, ComparedTree, ImageCheckReport, c
 pub use convert::{
     ConvertError, ConvertEvent, ConvertOptions, ConvertReport, ConvertedImage, ConvertedLayer, LayerFailure, convert,
 };
+pub use convert::{LayerCompression, ReverseError, ReverseReport, ReversedImage, reverse};
 pub use copy::{CopiedBlobs, CopyReport, copy};
 pub use error::RegistryError;
 pub use http::{Access, Described, Probe, is_loopback_registry};
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
+pub use nydus_source::NydusSourceError;
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry, RegistryOptions};

@@ -208,11 +208,11 @@ pub fn write_bootstrap_layer(
     for (path, bytes) in files {
         tar.append(&header(&path, EntryType::Regular, 0o444, bytes.len() as u64)?, bytes)?;
     }
-    let plain = tar.into_inner()?;
-    let diff_id = ObjectId::new(plain.hasher.finalize().into());
-    let mut compressed = plain.inner.finish()?;
+    let (gzip, diff_id, _) = tar.into_inner()?.finish();
+    let mut compressed = gzip.finish()?;
     compressed.flush()?;
-    Ok(WrittenLayer { id: ObjectId::new(compressed.hasher.finalize().into()), size: compressed.written, diff_id })
+    let (_, id, size) = compressed.finish();
+    Ok(WrittenLayer { id, size, diff_id })
 }
 
 /// A tar header that says nothing of the clock and the user.
@@ -230,15 +230,20 @@ pub(super) fn header(path: &str, kind: EntryType, mode: u32, size: u64) -> io::R
 }
 
 /// A reader or writer that hashes what passes; a writer also counts it.
-struct Hashed<T> {
+pub(super) struct Hashed<T> {
     inner: T,
     hasher: Sha256,
     written: u64,
 }
 
 impl<T> Hashed<T> {
-    fn new(inner: T) -> Self {
+    pub(super) fn new(inner: T) -> Self {
         Self { inner, hasher: Sha256::new(), written: 0 }
+    }
+
+    /// What is below, and the digest and number of the bytes that passed.
+    pub(super) fn finish(self) -> (T, ObjectId, u64) {
+        (self.inner, ObjectId::new(self.hasher.finalize().into()), self.written)
     }
 }
 

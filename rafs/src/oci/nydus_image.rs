@@ -16,6 +16,8 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// The config's media type in an index that serves both kinds of client: one that containerd does not know, so that it
 /// passes the manifest over without the snapshotter that can use it.
 pub(super) const NYDUS_CONFIG: &str = "application/vnd.nydus.image.config.v1+json";
+/// What the line says that a conversion adds to the history.
+pub(super) const BOOTSTRAP_COMMENT: &str = "Nydus bootstrap layer";
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The layers of an image.
@@ -55,7 +57,7 @@ impl NydusImage {
         let diff_ids: Vec<_> = blobs.chain([self.bootstrap.diff_id]).map(|id| format!("sha256:{id}")).collect();
         fields.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
         let history = fields.entry("history").or_insert_with(|| json!([]));
-        let item = json!({ "created_by": created_by, "comment": "Nydus bootstrap layer" });
+        let item = json!({ "created_by": created_by, "comment": BOOTSTRAP_COMMENT });
         history.as_array_mut()?.push(item);
         Some(config.to_string().into())
     }

@@ -20,10 +20,9 @@ use super::{
     Descriptor, Reference, Registry, RegistryError, Source, WrittenLayer,
     document::OCI_MANIFEST,
     nydus_image::{ManifestExtras, NydusImage},
+    nydus_source::stored_chunk_table,
     write_bootstrap_layer,
 };
-use crate::blob::chunk_table_file_of;
-use crate::layout::CI_HEADER;
 use crate::{Blob, Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
 
 /// Why an image could not be pushed.
@@ -242,15 +241,9 @@ impl Files {
             };
             let place = format!("{source}@sha256:{}", blob.id);
             check_size(blob, found, &place)?;
-            let table = blob.chunk_table;
-            // A table of no chunks was not compared with the size of the blob when the bootstrap was read.
-            let end = table.offset.saturating_add(table.encoded_size).saturating_add(CI_HEADER).min(found);
-            let range = table.offset.min(end)..end;
-            let len = range.end - range.start;
-            let stored = registry.blob_range(source, blob.id, range).await?.collect(len).await?;
-            let file = chunk_table_file_of(&stored, table.offset);
-            let file = file.map_err(|source| PushError::ChunkTable { place, source })?;
-            self.tables.insert(blob.id, file.into());
+            let table = stored_chunk_table(registry, source, blob, found).await?;
+            let table = table.map_err(|source| PushError::ChunkTable { place, source })?;
+            self.tables.insert(blob.id, table);
         }
         Ok(())
     }

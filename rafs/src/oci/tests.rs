@@ -2,12 +2,15 @@
 
 mod answers;
 mod auth;
+mod bed;
 mod convert;
 mod copy;
+mod dictionary;
 mod docker_registry;
 mod double;
 mod layout;
 mod probe;
+mod reverse;
 mod source;
 mod through_registry;
 

@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use super::{
     ConvertError, ConvertEvent, ConvertOptions, Converted, ConvertedImage, ConvertedLayer, LayerFailure,
     cache::Cache,
+    dictionary::Dictionary,
     io_error,
     records::{Key, Record, Records},
 };
@@ -50,6 +51,7 @@ pub(super) struct Conversion<'a> {
     pub(super) options: &'a ConvertOptions,
     pub(super) records: Records,
     pub(super) cache: Option<Cache>,
+    pub(super) dictionary: Option<Dictionary>,
     pub(super) on_event: Arc<dyn Fn(ConvertEvent) + Send + Sync>,
     read_bytes: AtomicU64,
     /// The records of this conversion with their source layers, for the cache image. Held for an insertion only.
@@ -61,11 +63,11 @@ impl<'a> Conversion<'a> {
         registry: &'a Registry,
         (from, to): (&'a Reference, &'a Source),
         options: &'a ConvertOptions,
-        (records, cache): (Records, Option<Cache>),
+        (records, cache, dictionary): (Records, Option<Cache>, Option<Dictionary>),
         on_event: Arc<dyn Fn(ConvertEvent) + Send + Sync>,
     ) -> Self {
         let (read_bytes, used) = Default::default();
-        Self { registry, from, to, options, records, cache, on_event, read_bytes, used }
+        Self { registry, from, to, options, records, cache, dictionary, on_event, read_bytes, used }
     }
 
     pub(super) fn count_read(&self, bytes: u64) {
@@ -100,7 +102,8 @@ impl<'a> Conversion<'a> {
         let converted: Vec<(Record, ConvertedLayer)> = converted.try_collect().await?;
         let (records, layers): (Vec<_>, Vec<_>) = converted.into_iter().unzip();
         let stack = order.iter().map(|position| records[*position].clone()).collect();
-        let merged = self.merge(id, stack).await?;
+        let mut merged = self.merge(id, stack).await?;
+        let dictionary = self.place_dictionary(&mut merged.image.blobs).await?;
         let bootstrap = merged.image.bootstrap_descriptor();
         let existed = self.registry.upload_blob(self.to, &bootstrap, merged.file.path()).await?;
         let bootstrap_layer = PushedLayer { id: bootstrap.id, size: bootstrap.size, existed };
@@ -113,6 +116,7 @@ impl<'a> Conversion<'a> {
             manifest,
             layers,
             bootstrap_layer,
+            dictionary,
             encoded_bytes: blobs + bootstrap.size,
         };
         let descriptor = Descriptor { id: manifest, size: bytes.len() as u64 };

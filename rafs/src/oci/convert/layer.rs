@@ -1,6 +1,7 @@
 //! One layer: from its bytes in the source to a blob in the target and a record.
 
 use std::{
+    collections::BTreeMap,
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,7 +16,7 @@ use super::{
     records::{Key, Record},
 };
 use crate::{
-    Bootstrap, Builder,
+    Bootstrap, Builder, LayerNotes,
     archive::decompress,
     chunk_table_file,
     oci::{
@@ -34,7 +35,8 @@ struct Built {
 impl Conversion<'_> {
     /// Converts a layer, unless that was done before. Its blob is in the target then, and its record is kept.
     pub(super) async fn layer(&self, layer: &SourceLayer) -> Result<(Record, ConvertedLayer), ConvertError> {
-        let key = Key::new(layer.descriptor.id, layer.diff_id, &self.options.build);
+        let dictionary = self.dictionary.as_ref().map(|dictionary| dictionary.id);
+        let key = Key::new((layer.descriptor.id, layer.diff_id), &self.options.build, dictionary);
         if let Some(record) = self.known(&key).await?
             && let Some(placed) = self.blob_in_place(&record).await?
         {
@@ -104,12 +106,29 @@ impl Conversion<'_> {
         let work = self.records.work().map_err(|error| failed(error.into()))?;
         let on_event = Arc::clone(&self.on_event);
         let on_read = move |bytes| on_event(ConvertEvent::Read(bytes));
-        let (builder, name) = (Builder::new(self.options.build), format!("sha256:{id}"));
+        let builder = match &self.dictionary {
+            Some(dictionary) => Builder::new(self.options.build).chunk_dictionary(dictionary.images.clone()),
+            None => Builder::new(self.options.build),
+        };
+        let name = format!("sha256:{id}");
         let (dir, diff_id) = (work.path().to_owned(), layer.diff_id);
         let work_on = move |stream: &mut dyn Read| build(stream, &builder, &name, diff_id, &dir);
         let built = through(self.registry, self.from.source(), &layer.descriptor, on_read, work_on).await?;
         self.count_read(layer.descriptor.size);
-        Ok(Built { record: built.map_err(failed)?, work })
+        let (bootstrap, notes) = built.map_err(failed)?;
+        let earlier = self.dictionary.as_ref().map(|dictionary| dictionary.blobs_of(&bootstrap)).unwrap_or_default();
+        let mut tables = BTreeMap::new();
+        for id in bootstrap.blobs().iter().map(|blob| blob.id) {
+            let known = self.dictionary.as_ref().and_then(|dictionary| dictionary.chunk_table(id));
+            let table = match known {
+                Some(table) => table,
+                None => chunk_table_file(&blobs_of(work.path()).join(id.to_string()))
+                    .map_err(|e| failed(e.into()))?
+                    .into(),
+            };
+            tables.insert(id, table);
+        }
+        Ok(Built { record: Record { bootstrap, tables, notes, earlier }, work })
     }
 }
 
@@ -124,7 +143,7 @@ fn build(
     name: &str,
     diff_id: ObjectId,
     dir: &Path,
-) -> Result<Record, LayerFailure> {
+) -> Result<(Bootstrap, LayerNotes), LayerFailure> {
     let mut tar = Hashed::new(decompress(stream).map_err(LayerFailure::Start)?);
     let bootstrap = dir.join("bootstrap");
     let (_, notes) = builder.build_layer(&mut tar, Path::new(name), &bootstrap, &blobs_of(dir))?;
@@ -132,8 +151,5 @@ fn build(
         found if found == diff_id => {}
         found => return Err(LayerFailure::DiffId { expected: diff_id, found }),
     }
-    let bootstrap = Bootstrap::open(&bootstrap)?;
-    let table = |id| Ok::<_, LayerFailure>((id, chunk_table_file(&blobs_of(dir).join(format!("{id}")))?.into()));
-    let tables = bootstrap.blobs().iter().map(|blob| table(blob.id)).collect::<Result<_, _>>()?;
-    Ok(Record { bootstrap, tables, notes })
+    Ok((Bootstrap::open(&bootstrap)?, notes))
 }
