@@ -226,7 +226,7 @@ impl Registry {
                 blocking(move || layout.put_blob_file(id, &file)).await?;
             }
             None => {
-                let body = Body::File { path: file, size: descriptor.size };
+                let body = Body::File { path: file, from: 0, size: descriptor.size };
                 self.http.upload(source, descriptor.id, body, None).await?;
             }
         }

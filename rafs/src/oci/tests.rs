@@ -13,6 +13,7 @@ mod probe;
 mod reverse;
 mod source;
 mod through_registry;
+mod uploads;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
