@@ -13,8 +13,8 @@ use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, BootstrapError, ChunkTable, ChunkTableError, PieceTable, PieceTableError,
     oci::{
-        BootstrapLayer, ImageManifest, LayerError, LayerLimits, Manifest, ManifestError, Platform, Reference,
-        RegistryError, Source, read_bootstrap_layer,
+        BlobPlace, BootstrapLayer, ImageManifest, LayerError, LayerLimits, Manifest, ManifestError, Platform,
+        Reference, Registry, RegistryError, Source, read_bootstrap_layer,
     },
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
@@ -409,8 +409,8 @@ impl Images {
 
     async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
         let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
-        let store = self.store.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&store, &bytes, source, layer)).await;
+        let (store, registry) = (self.store.clone(), self.origin.registry().clone());
+        let opened = tokio::task::spawn_blocking(move || open(&store, &registry, &bytes, source, layer)).await;
         let image = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         for blob in &image.blobs {
             let target = BlobTarget {
@@ -429,8 +429,17 @@ impl Images {
 }
 
 /// Unpacks and verifies a bootstrap layer and opens its blobs in the store. Blocks.
-fn open(store: &Store, bytes: &[u8], source: Source, layer: ObjectId) -> Result<Image, ImageError> {
-    let Unpacked { diff_id, bootstrap, tables } = unpack(bytes, layer)?;
+fn open(
+    store: &Store,
+    registry: &Registry,
+    bytes: &[u8],
+    source: Source,
+    layer: ObjectId,
+) -> Result<Image, ImageError> {
+    let Unpacked { diff_id, bootstrap, tables, backend } = unpack(bytes, layer)?;
+    if let Some(place) = backend {
+        registry.note_backend(&source, &place);
+    }
     let blobs = tables.into_iter().map(|table| {
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
         let key = scheduled(handle.key());
@@ -452,6 +461,8 @@ pub(crate) struct Unpacked {
     bootstrap: Bootstrap,
     /// The pieces of each blob, in the order of the bootstrap's blob table.
     pub(crate) tables: Vec<Arc<PieceTable>>,
+    /// Where it says that its blobs are, if not in the registry.
+    backend: Option<BlobPlace>,
 }
 
 /// Unpacks and verifies a bootstrap layer. Blocks.
@@ -462,7 +473,7 @@ pub(crate) fn unpack(bytes: &[u8], layer: ObjectId) -> Result<Unpacked, ImageErr
         .map_err(|e| ImageError::Bootstrap { layer, source: Arc::new(e) })?;
     let tables = (0..bootstrap.blobs().len() as u32).map(|index| pieces(&bootstrap, index, &unpacked, layer));
     let tables = tables.map(|table| table.map(Arc::new)).collect::<Result<_, _>>()?;
-    Ok(Unpacked { diff_id: unpacked.diff_id, bootstrap, tables })
+    Ok(Unpacked { diff_id: unpacked.diff_id, bootstrap, tables, backend: unpacked.backend })
 }
 
 /// The pieces of a blob, by the layer's copy of its chunk table where there is one: layers of older converters have none,

@@ -12,6 +12,9 @@
 
 mod archive;
 mod auth;
+mod backend;
+mod blob_file;
+mod blob_place;
 mod bootstrap_layer;
 mod check;
 mod convert;
@@ -21,6 +24,7 @@ mod error;
 mod http;
 mod layout;
 mod manifest;
+mod mirrors;
 mod nydus_image;
 mod nydus_source;
 mod push;
@@ -34,6 +38,8 @@ mod upload;
 
 pub use archive::{LayoutArchiveError, Location, OpenLocation};
 pub use auth::{Authfile, AuthfileError, Credentials};
+pub use backend::{BackendRule, CredentialsFileError};
+pub use blob_place::{BlobPlace, BlobPlaceError, Bucket};
 pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};
 pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
 pub use check::{CheckImageError, CheckedImage, ComparedTree, ImageCheckReport, check_image};

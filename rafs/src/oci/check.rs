@@ -147,6 +147,13 @@ impl ImageCheck<'_> {
         match read_bootstrap_layer(&layer[..], &LayerLimits::default()) {
             Err(error) => problems.add("bootstrap layer", chain(&error)),
             Ok(layer) => {
+                if let Some(place) = &layer.backend
+                    && !self.registry.note_backend(self.source, place)
+                    && !self.registry.has_backend(self.source)
+                {
+                    let problem = format!("its blobs are in {place}: give that with --blob-backend");
+                    problems.add("image/backend.json", problem);
+                }
                 self.fetch_blobs(&manifest, &layer, &mut problems).await?;
                 let (bootstrap, dir) = (layer.bootstrap.clone(), self.work.path().to_owned());
                 let checked = tokio::task::spawn_blocking(move || crate::check(bootstrap, Some(&dir))).await;
@@ -169,10 +176,15 @@ impl ImageCheck<'_> {
         layer: &BootstrapLayer,
         problems: &mut Problems,
     ) -> Result<(), CheckImageError> {
-        let sizes: BTreeMap<BlobId, u64> = manifest.blobs.iter().copied().collect();
+        let mut sizes: BTreeMap<BlobId, u64> = manifest.blobs.iter().copied().collect();
+        let elsewhere = sizes.is_empty() && (layer.backend.is_some() || self.registry.has_backend(self.source));
         if let Ok(bootstrap) = Bootstrap::parse(layer.bootstrap.clone()) {
             for blob in bootstrap.blobs() {
                 match sizes.get(&blob.id) {
+                    // Blobs outside of the registry are no layers.
+                    None if elsewhere => {
+                        sizes.insert(blob.id, blob.encoded_size);
+                    }
                     None => problems.add("manifest", format!("blob {} of the bootstrap is no layer", blob.id)),
                     // Of a blob that holds its layer's bootstrap, a merge may know only what comes before that: whether it is
                     // so, the check of the files tells.
@@ -189,7 +201,7 @@ impl ImageCheck<'_> {
                 }
             }
         }
-        for (id, size) in &manifest.blobs {
+        for (id, size) in &sizes {
             let path = self.work.path().join(id.to_string());
             let mut file = tokio::fs::File::create(&path).await?;
             let descriptor = Descriptor { id: ObjectId::new(*id.as_bytes()), size: *size };

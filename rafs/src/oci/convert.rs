@@ -23,7 +23,7 @@ use serde::Serialize;
 use shoal_proto::ObjectId;
 
 use super::{
-    CopiedBlobs, Descriptor, NydusSourceError, Platform, PushedLayer, Reference, ReferenceError, Registry,
+    BlobPlace, CopiedBlobs, Descriptor, NydusSourceError, Platform, PushedLayer, Reference, ReferenceError, Registry,
     RegistryError, SourceImageError,
     copy::Copier,
     document::{self, Child, Content, Document},
@@ -36,6 +36,7 @@ use dictionary::Dictionary;
 use image::Conversion;
 use records::Records;
 
+mod blobs;
 mod cache;
 mod dictionary;
 mod image;
@@ -67,6 +68,8 @@ pub struct ConvertOptions {
     pub cache: Option<Reference>,
     /// An earlier Nydus image: chunks that it has are read from its blobs, and neither stored nor sent again.
     pub chunk_dict: Option<Reference>,
+    /// Put blobs there instead of into the target; it must be one of the client's places.
+    pub blob_backend: Option<BlobPlace>,
 }
 
 impl Default for ConvertOptions {
@@ -80,6 +83,7 @@ impl Default for ConvertOptions {
             state: None,
             cache: None,
             chunk_dict: None,
+            blob_backend: None,
         }
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct NydusImage {
     /// In the order of the bootstrap's blob table.
     pub(super) blobs: Vec<Descriptor>,
     pub(super) bootstrap: WrittenLayer,
+    /// Whether the blobs lie elsewhere, so that they are no layers: registries refuse manifests that name what they have not.
+    pub(super) blobs_elsewhere: bool,
 }
 
 /// What a manifest says besides its layers.
@@ -39,6 +41,11 @@ pub(super) struct ManifestExtras {
 }
 
 impl NydusImage {
+    /// The blobs that are layers.
+    fn blob_layers(&self) -> &[Descriptor] {
+        if self.blobs_elsewhere { &[] } else { &self.blobs }
+    }
+
     pub(super) fn bootstrap_descriptor(&self) -> Descriptor {
         Descriptor { id: self.bootstrap.id, size: self.bootstrap.size }
     }
@@ -53,7 +60,7 @@ impl NydusImage {
             None => json!({ "architecture": platform.architecture, "os": platform.os, "config": {} }),
         };
         let fields = config.as_object_mut()?;
-        let blobs = self.blobs.iter().map(|blob| blob.id);
+        let blobs = self.blob_layers().iter().map(|blob| blob.id);
         let diff_ids: Vec<_> = blobs.chain([self.bootstrap.diff_id]).map(|id| format!("sha256:{id}")).collect();
         fields.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
         let history = fields.entry("history").or_insert_with(|| json!([]));
@@ -68,7 +75,7 @@ impl NydusImage {
             value["annotations"] = annotations;
             value
         };
-        let blobs = self.blobs.iter().map(|blob| layer(BLOB_LAYER, *blob, json!({ BLOB_MARK: "true" })));
+        let blobs = self.blob_layers().iter().map(|blob| layer(BLOB_LAYER, *blob, json!({ BLOB_MARK: "true" })));
         let mark = json!({ BOOTSTRAP_MARK: "true", FS_VERSION: "6" });
         let layers: Vec<_> = blobs.chain([layer(GZIP_LAYER, self.bootstrap_descriptor(), mark)]).collect();
         let config = descriptor(extras.config_media_type.unwrap_or(CONFIG), config);

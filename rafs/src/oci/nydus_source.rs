@@ -71,6 +71,9 @@ impl NydusSource {
         let layer = registry.blob(source, manifest.bootstrap.id, MAX_LAYER).await?;
         let layer = read_bootstrap_layer(&layer[..], &LayerLimits::default());
         let layer = layer.map_err(|source| NydusSourceError::Layer { id, source })?;
+        if let Some(place) = &layer.backend {
+            registry.note_backend(source, place);
+        }
         let bootstrap = Bootstrap::parse(layer.bootstrap.clone());
         let bootstrap = bootstrap.map_err(|source| NydusSourceError::Bootstrap { id, source })?;
         Ok(Self { id, manifest, layer, bootstrap })

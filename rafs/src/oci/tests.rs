@@ -2,6 +2,7 @@
 
 mod answers;
 mod auth;
+mod backend;
 mod bed;
 mod convert;
 mod copy;
@@ -9,8 +10,10 @@ mod dictionary;
 mod docker_registry;
 mod double;
 mod layout;
+mod mirrors;
 mod probe;
 mod reverse;
+mod servers;
 mod source;
 mod through_registry;
 mod uploads;

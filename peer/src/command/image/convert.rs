@@ -15,7 +15,7 @@ use super::{
     Failure,
     build::{CompressorName, DigesterName},
     human_bytes, print_json,
-    registry::RegistryArgs,
+    registry::{BackendArgs, RegistryArgs},
     runtime,
 };
 use crate::command::stop_signal;
@@ -73,6 +73,8 @@ pub(in crate::command) struct Convert {
     #[arg(long)]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
+    backend: BackendArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
@@ -105,7 +107,10 @@ impl Convert {
         self.registry.refuse_two_outputs(&self.target);
         let (from, to) = (OpenLocation::source(&self.source)?, OpenLocation::target(&self.target)?);
         let others = self.cache.iter().chain(&self.chunk_dict);
-        let registry = self.registry.client([from.reference(), to.reference()].into_iter().chain(others))?;
+        // The Nydus image has the blobs.
+        let rules = self.backend.rules(if self.reverse { from.reference() } else { to.reference() });
+        let references = [from.reference(), to.reference()].into_iter().chain(others);
+        let registry = self.registry.client_with(references, rules)?;
         let bar = ProgressBar::new(0);
         bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?);
         let watched = bar.clone();
@@ -164,6 +169,7 @@ impl Convert {
             state: self.state.clone(),
             cache: self.cache.clone(),
             chunk_dict: self.chunk_dict.clone(),
+            blob_backend: self.backend.blob_backend.clone(),
         }
     }
 }

@@ -109,7 +109,7 @@ impl Conversion<'_> {
         for blob in blobs {
             let Some(known) = dictionary.blobs.get(&BlobId::new(*blob.id.as_bytes())) else { continue };
             blob.size = known.size;
-            placed.add(self.registry.copy_blob(&dictionary.source, self.to, blob).await?, blob.size);
+            placed.add(self.bring_blob(&dictionary.source, blob).await?, blob.size);
         }
         Ok(placed)
     }

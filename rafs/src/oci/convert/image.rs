@@ -25,7 +25,7 @@ use super::{
 use crate::{
     Bootstrap, BuildOptions, MergeError, MergeOptions, merge_with,
     oci::{
-        Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
+        BlobPlace, Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
         document::{Child, descriptor, no_platform, platform},
         nydus_image::{ManifestExtras, NYDUS_CONFIG, NydusImage},
         registry::sha256,
@@ -139,7 +139,8 @@ impl<'a> Conversion<'a> {
     async fn merge(&self, id: ObjectId, stack: Vec<Record>) -> Result<Merged, ConvertError> {
         let work = self.records.work().map_err(io_error("cannot make a work folder"))?;
         let output = work.path().join("bootstrap");
-        let merged = tokio::task::spawn_blocking(move || merge(stack, &output)).await;
+        let backend = self.options.blob_backend.clone();
+        let merged = tokio::task::spawn_blocking(move || merge(stack, backend.as_ref(), &output)).await;
         let merged = merged.unwrap_or_else(|error| Err(Unmerged::Io(io::Error::other(error))));
         merged.map_err(|unmerged| unmerged.error(id))
     }
@@ -209,7 +210,7 @@ impl Unmerged {
     }
 }
 
-fn merge(stack: Vec<Record>, output: &std::path::Path) -> Result<Merged, Unmerged> {
+fn merge(stack: Vec<Record>, backend: Option<&BlobPlace>, output: &std::path::Path) -> Result<Merged, Unmerged> {
     let layers: Vec<_> = stack.iter().map(|record| record.bootstrap.clone()).collect();
     let notes = stack.iter().map(|record| record.notes.clone()).collect();
     merge_with(&layers, &MergeOptions { notes, ..MergeOptions::default() }, output).map_err(Unmerged::Merge)?;
@@ -220,9 +221,11 @@ fn merge(stack: Vec<Record>, output: &std::path::Path) -> Result<Merged, Unmerge
     let blobs = blobs.map(|blob| Descriptor { id: ObjectId::new(*blob.id.as_bytes()), size: blob.encoded_size });
     let write = || {
         let mut file = NamedTempFile::new()?;
-        let layer = write_bootstrap_layer(merged.as_bytes(), &tables, io::BufWriter::new(file.as_file_mut()))?;
+        let layer =
+            write_bootstrap_layer(merged.as_bytes(), &tables, backend, io::BufWriter::new(file.as_file_mut()))?;
         Ok::<(WrittenLayer, NamedTempFile), io::Error>((layer, file))
     };
     let (bootstrap, file) = write().map_err(Unmerged::Io)?;
-    Ok(Merged { image: NydusImage { blobs: blobs.collect(), bootstrap }, file })
+    let blobs_elsewhere = backend.is_some();
+    Ok(Merged { image: NydusImage { blobs: blobs.collect(), bootstrap, blobs_elsewhere }, file })
 }

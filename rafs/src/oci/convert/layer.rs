@@ -47,7 +47,7 @@ impl Conversion<'_> {
             None => Placed::Existed,
             Some(blob) => {
                 let file = blobs_of(work.path()).join(blob.id.to_string());
-                match self.registry.upload_blob(self.to, &blob, &file).await? {
+                match self.put_blob(&blob, &file).await? {
                     true => Placed::Existed,
                     false => Placed::Sent,
                 }
@@ -88,11 +88,11 @@ impl Conversion<'_> {
     /// Sees to it that the target has the blob of a record. `None` when it is nowhere to be had.
     async fn blob_in_place(&self, record: &Record) -> Result<Option<Placed>, RegistryError> {
         let Some(blob) = record.blob() else { return Ok(Some(Placed::Existed)) };
-        if self.registry.blob_size(self.to, blob.id).await? == Some(blob.size) {
+        if self.has_blob(&blob).await? {
             return Ok(Some(Placed::Existed));
         }
         let Some(cache) = &self.cache else { return Ok(None) };
-        match self.registry.copy_blob(cache.source(), self.to, &blob).await {
+        match self.bring_blob(cache.source(), &blob).await {
             Ok(placed) => Ok(Some(placed)),
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),

@@ -126,7 +126,7 @@ impl Record {
     pub(super) fn write(&self, mut out: impl Write) -> io::Result<()> {
         serde_json::to_writer(&mut out, &Head::from(self))?;
         out.write_all(b"\n")?;
-        write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, out).map(drop)
+        write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, None, out).map(drop)
     }
 
     /// The layer's own blob.

@@ -10,26 +10,19 @@
 //! `diff_ids` of the new layers and without what the conversion to Nydus had added to its history. The same image gives the
 //! same bytes. Blobs lie in the folder for temporary files meanwhile, and one layer at a time beside them.
 
-use std::{
-    fs::File,
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::io;
 
 use bytes::Bytes;
-use flate2::{Compression, GzBuilder};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shoal_proto::{BlobId, ObjectId};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
-use super::{ConvertEvent, same_tree::SameTree};
+use super::ConvertEvent;
 use crate::{
-    BlobDirError, BlobDirReader, BlobPaths, Bootstrap, BootstrapError, ImageFile, UnpackError, UnpackReport, blob,
-    merge,
+    BlobDirError, BootstrapError, UnpackError,
     oci::{
         Descriptor, NydusSourceError, Platform, PushedLayer, Reference, Registry, RegistryError, Source,
-        bootstrap_layer::Hashed,
         document::{self, Child, Document, descriptor},
         manifest::NYDUS_OS_FEATURE,
         nydus_image::BOOTSTRAP_COMMENT,
@@ -38,12 +31,12 @@ use crate::{
         registry::sha256,
         source_image::MAX_CONFIG,
     },
-    unpack, unpack_layer,
 };
+use layers::trees;
+
+mod layers;
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Level of zstd, its own default.
-const ZSTD_LEVEL: i32 = 3;
 
 /// How tar layers are compressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -291,98 +284,6 @@ fn blobs(image: &NydusSource) -> Vec<Descriptor> {
 fn layers_of(image: &NydusSource) -> Vec<BlobId> {
     let layers = image.manifest.layers.split_last().map(|(_, layers)| layers).unwrap_or_default();
     layers.iter().map(|layer| BlobId::new(*layer.id.as_bytes())).collect()
-}
-
-/// A tree that becomes a layer.
-struct Tree {
-    bootstrap: Bootstrap,
-    paths: BlobPaths,
-    /// Whether it is that of a Nydus layer, with what that takes away from those below.
-    is_layer: bool,
-}
-
-/// A layer in a file.
-struct Written {
-    file: NamedTempFile,
-    descriptor: Descriptor,
-    diff_id: ObjectId,
-    left_out: Vec<String>,
-}
-
-fn trees(id: ObjectId, whole: Bootstrap, layers: &[BlobId], dir: &Path) -> Result<Vec<Tree>, ReverseError> {
-    let broken = |source| ReverseError::broken(id, source);
-    let mut tree = SameTree::of(&whole).map_err(broken)?;
-    if let Some(layers) = trees_of_layers(layers, dir)?
-        && let Some(merged) = merged(&layers)?
-        && SameTree::of(&merged).map_err(broken)?.digest == tree.digest
-    {
-        return Ok(layers);
-    }
-    match tree.unfit.take() {
-        Some(path) => Err(ReverseError::image(id, format!("{path} would take something away as a part of a layer"))),
-        None => Ok(vec![Tree { bootstrap: whole, paths: BlobPaths::new(Some(dir), None), is_layer: false }]),
-    }
-}
-
-/// The trees in the blobs, if every one of them has one.
-fn trees_of_layers(layers: &[BlobId], dir: &Path) -> io::Result<Option<Vec<Tree>>> {
-    let mut trees = Vec::new();
-    for layer in layers {
-        let path = dir.join(layer.to_string());
-        let file = File::open(&path)?;
-        // Without one the file would be taken for a bootstrap, and read as a whole.
-        if blob::members(&file, file.metadata()?.len())?.is_empty() {
-            return Ok(None);
-        }
-        let Ok(image) = ImageFile::open(&path) else { return Ok(None) };
-        let Ok(bootstrap) = image.parse() else { return Ok(None) };
-        trees.push(Tree { bootstrap, paths: image.blob_paths(Some(dir)), is_layer: true });
-    }
-    Ok((!trees.is_empty()).then_some(trees))
-}
-
-fn merged(layers: &[Tree]) -> io::Result<Option<Bootstrap>> {
-    let layers: Vec<_> = layers.iter().map(|layer| layer.bootstrap.clone()).collect();
-    let dir = TempDir::new()?;
-    let output: PathBuf = dir.path().join("bootstrap");
-    // What cannot be merged is not what the image was made of.
-    Ok(merge(&layers, &output).ok().and_then(|_| Bootstrap::open(&output).ok()))
-}
-
-impl Tree {
-    fn write(&self, id: ObjectId, dir: &Path, compression: LayerCompression) -> Result<Written, ReverseError> {
-        let reader = BlobDirReader::at(&self.bootstrap, &self.paths);
-        let reader = reader.map_err(|source| ReverseError::Blobs { id, source })?;
-        let failed = |source| ReverseError::Unpack { id, source };
-        let mut file = NamedTempFile::new_in(dir)?;
-        let out = Hashed::new(BufWriter::with_capacity(1 << 20, file.as_file_mut()));
-        let (mut out, diff_id, report) = match compression {
-            LayerCompression::Gzip => {
-                // As bootstrap layers are: the clock and the system have no part in it.
-                let gzip = GzBuilder::new().mtime(0).operating_system(255).write(out, Compression::default());
-                let (gzip, diff_id, report) = self.tar(&reader, gzip).map_err(failed)?;
-                (gzip.finish()?, diff_id, report)
-            }
-            LayerCompression::Zstd => {
-                let encoder = zstd::Encoder::new(out, ZSTD_LEVEL)?;
-                let (encoder, diff_id, report) = self.tar(&reader, encoder).map_err(failed)?;
-                (encoder.finish()?, diff_id, report)
-            }
-        };
-        out.flush()?;
-        let (_, id, size) = out.finish();
-        Ok(Written { file, descriptor: Descriptor { id, size }, diff_id, left_out: report.sockets })
-    }
-
-    fn tar<W: Write>(&self, reader: &BlobDirReader, out: W) -> Result<(W, ObjectId, UnpackReport), UnpackError> {
-        let mut tar = Hashed::new(out);
-        let report = match self.is_layer {
-            true => unpack_layer(&self.bootstrap, reader, &mut tar)?,
-            false => unpack(&self.bootstrap, reader, &mut tar)?,
-        };
-        let (out, diff_id, _) = tar.finish();
-        Ok((out, diff_id, report))
-    }
 }
 
 /// The config with these layers. Its history has as many lines with content as there are layers, as the specification wants
