@@ -162,6 +162,7 @@ fn wrong_usage_and_failures_are_told_apart() {
         (&["image", "convert", "--reverse", &absent, &target], 1),
         (&["image", "check"], 2),
         (&["image", "check", "--source", &absent], 2),
+        (&["image", "check", "--bootstrap", "/absent", "--blob-backend", "file:///absent"], 2),
         (&["image", "convert", &absent, &target], 1),
         (&["image", "copy", &absent, &target], 1),
         (&["image", "check", &absent], 1),

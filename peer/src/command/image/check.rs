@@ -68,6 +68,10 @@ impl Check {
     }
 
     fn files(&self, bootstrap: &Path) -> Result<bool, Failure> {
+        if self.backend.blob_backend.is_some() {
+            let message = "--blob-backend is for an image in a registry, a layout or an archive";
+            crate::command::bad_usage(clap::error::ErrorKind::ArgumentConflict, message);
+        }
         let report = shoal_rafs::check_file(&ImageFile::open(bootstrap)?, self.blob_dir.as_deref());
         if self.registry.json {
             print_json(&report)?

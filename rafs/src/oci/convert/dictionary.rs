@@ -4,7 +4,7 @@
 //! among its layers. Where the new image goes to another repository of the same registry the blobs are mounted there; to
 //! another registry or a layout they are copied, since an image's blobs lie where its manifest does.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, hash_map::Entry};
 
 use bytes::Bytes;
 use shoal_proto::{BlobId, ObjectId};
@@ -66,9 +66,9 @@ impl Dictionary {
             let image = NydusSource::load(registry, &source, child.descriptor.id).await?;
             fits(&image, build)?;
             for blob in image.bootstrap.blobs() {
-                if !blobs.contains_key(&blob.id) {
+                if let Entry::Vacant(new) = blobs.entry(blob.id) {
                     let table = image.chunk_table(registry, &source, blob).await?;
-                    blobs.insert(blob.id, EarlierBlob { size: image.size(blob), table });
+                    new.insert(EarlierBlob { size: image.size(blob), table });
                 }
             }
             images.push(image.bootstrap);
