@@ -7,6 +7,7 @@
 mod limits;
 mod mirror;
 mod mounts;
+mod registry;
 mod running;
 mod store;
 
@@ -24,6 +25,7 @@ pub use self::{
     limits::LimitsConfig,
     mirror::MirrorConfig,
     mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
+    registry::{BackendConfig, RegistryConfig, RegistryMirrors},
     running::is_adjustable,
     store::StoreConfig,
 };
@@ -197,35 +199,6 @@ impl Default for HttpConfig {
     }
 }
 
-/// `[registry]`: how this node reads registries.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
-pub struct RegistryConfig {
-    pub plain_http: Vec<String>,
-    pub ca_files: Vec<PathBuf>,
-    pub authfile: PathBuf,
-    pub serve: Vec<String>,
-    pub concurrency: u32,
-    pub prefetch_concurrency: u32,
-    #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
-}
-
-impl Default for RegistryConfig {
-    fn default() -> Self {
-        Self {
-            plain_http: Vec::new(),
-            ca_files: Vec::new(),
-            authfile: PathBuf::new(),
-            serve: vec!["*".into()],
-            concurrency: 16,
-            prefetch_concurrency: 12,
-            timeout: Duration::from_secs(30),
-        }
-    }
-}
-
 /// `[read]`: from a read on a mount to its bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -338,11 +311,8 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     if config.zone.is_empty() || config.zone.len() > 64 || !zone_ok {
         return refuse("zone", "must be 1 to 64 letters, digits, '-', '_' or '.'");
     }
-    if config.registry.concurrency == 0 || config.registry.concurrency > 1024 {
-        return refuse("registry.concurrency", "must be 1 to 1024 requests");
-    }
-    if config.registry.prefetch_concurrency == 0 || config.registry.prefetch_concurrency > 1024 {
-        return refuse("registry.prefetch_concurrency", "must be 1 to 1024 requests");
+    if let Some((key, why)) = config.registry.fault() {
+        return refuse(key, &why);
     }
     if let Some((key, why)) = config.limits.fault() {
         return refuse(key, why);

@@ -421,6 +421,7 @@ impl Running {
             match next {
                 Ok((piece, bytes)) => {
                     if !self.take(piece, bytes, Provenance::Registry, None).await {
+                        self.fetcher.origin.registry().distrust(&blob.source);
                         self.failed(Failure::WrongBytes).await;
                     }
                 }

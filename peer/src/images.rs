@@ -471,6 +471,9 @@ impl Images {
         let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
         let unpacked = tokio::task::spawn_blocking(move || Unpacked::read(&bytes, layer)).await;
         let unpacked = unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        if let Some(place) = &unpacked.backend {
+            self.origin.registry().note_backend(&source, place);
+        }
         let metas = self.metas(&source, &unpacked).await?;
         let store = self.store.clone();
         let opened = tokio::task::spawn_blocking(move || open(&store, unpacked, &metas, source)).await;

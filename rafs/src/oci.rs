@@ -12,6 +12,9 @@
 
 mod archive;
 mod auth;
+mod backend;
+mod blob_file;
+mod blob_place;
 mod bootstrap_layer;
 mod check;
 mod convert;
@@ -22,7 +25,9 @@ mod http;
 mod layer_index;
 mod layout;
 mod manifest;
+mod mirrors;
 mod nydus_image;
+mod nydus_source;
 mod push;
 mod reference;
 mod referrers;
@@ -34,18 +39,22 @@ mod upload;
 
 pub use archive::{LayoutArchiveError, Location, OpenLocation};
 pub use auth::{Authfile, AuthfileError, Credentials};
+pub use backend::{BackendRule, CredentialsFileError};
+pub use blob_place::{BlobPlace, BlobPlaceError, Bucket};
 pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};
 pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
 pub use check::{CheckImageError, CheckedImage, ComparedTree, ImageCheckReport, check_image};
 pub use convert::{
     ConvertError, ConvertEvent, ConvertOptions, ConvertReport, ConvertedImage, ConvertedLayer, LayerFailure, convert,
 };
+pub use convert::{LayerCompression, ReverseError, ReverseReport, ReversedImage, reverse};
 pub use copy::{CopiedBlobs, CopyReport, copy};
 pub use error::RegistryError;
 pub use http::{Access, Described, Probe, is_loopback_registry};
 pub use layer_index::{LayerIndex, Ordinary, OrdinaryManifest};
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};
+pub use nydus_source::NydusSourceError;
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry, RegistryOptions};

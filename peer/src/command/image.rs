@@ -50,7 +50,7 @@ pub(super) enum Image {
     Export(export::Export),
     /// Push an image to a registry or into an OCI layout.
     Push(push::Push),
-    /// Convert an OCI or Docker image to a Nydus image.
+    /// Convert an OCI or Docker image to a Nydus image, or back.
     Convert(Box<convert::Convert>),
     /// Copy an image of any kind between registries, OCI layouts and archives.
     #[command(visible_alias = "pull")]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use shoal_proto::{BlobId, ObjectId};
 use shoal_rafs::{
     Blob, Bootstrap, ChunkTable, ChunkTableError, PieceTable,
-    oci::{LayerLimits, read_bootstrap_layer},
+    oci::{BlobPlace, LayerLimits, read_bootstrap_layer},
 };
 
 use super::ImageError;
@@ -31,6 +31,8 @@ pub(crate) struct Unpacked {
     pub(super) bootstrap: Bootstrap,
     /// Copies of chunk tables. Layers of older converters have none.
     copies: BTreeMap<BlobId, Bytes>,
+    /// Where it says that its blobs are, if not in the registry.
+    pub(super) backend: Option<BlobPlace>,
 }
 
 impl Unpacked {
@@ -46,7 +48,8 @@ impl Unpacked {
         if bytes > limit {
             return Err(ImageError::IndexTooLarge { layer, bytes, limit });
         }
-        Ok(Self { layer, diff_id: unpacked.diff_id, bootstrap, copies: unpacked.chunk_tables })
+        let (diff_id, copies, backend) = (unpacked.diff_id, unpacked.chunk_tables, unpacked.backend);
+        Ok(Self { layer, diff_id, bootstrap, copies, backend })
     }
 
     /// The meta blobs without which the pieces of gzip layers are not known, with the most bytes that each may have.

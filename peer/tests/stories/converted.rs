@@ -116,10 +116,29 @@ fn what_was_converted_is_mounted() {
     assert!(converted["sent_bytes"].as_u64() > Some(0), "{converted}");
     let checked = json(&shoal(&["image", "check", "--json", &lazy, "--source", &plain], &[]));
     assert_eq!(checked["ok"], true, "{checked}");
+    // All of it is in the dictionary: the second one has no chunk of its own below the top layer.
+    let (second, back) = (name("second"), name("back"));
+    let shared = json(&shoal(&["image", "convert", "--chunk-dict", &lazy, "--json", &plain, &second], &[]));
+    let dictionary = &shared["images"][0]["dictionary"];
+    assert!(dictionary["existing_bytes"].as_u64() > Some(1_500_000), "{shared}");
+    assert!(shared["sent_bytes"].as_u64() < Some(100_000), "{shared}");
+    shoal(&["image", "check", &second, "--source", &plain], &[]);
+    // And back to layers that any client can read.
+    let reversed = json(&shoal(&["image", "convert", "--reverse", "--json", &second, &back], &[]));
+    assert_eq!(
+        (&reversed["images"][0]["per_layer"], reversed["images"][0]["layers"].as_array().map(Vec::len)),
+        (&json!(false), Some(1))
+    );
+    shoal(&["image", "check", &second, "--source", &back], &[]);
     registry.switch_on();
 
     let folder = tempfile::tempdir().expect("a folder");
     let mut node = Daemon::start("node", folder.path(), &["role=seed".into()]);
+    let of_dictionary = folder.path().join("second");
+    fs::create_dir(&of_dictionary).expect("a folder");
+    node.mount_at(&registry.reference("second"), &of_dictionary);
+    assert_same(expected.path(), &of_dictionary);
+    node.umount(&of_dictionary);
     node.mount(&registry.reference("lazy"));
     assert_same(expected.path(), &node.mountpoint());
     let of = |name: &str| fs::metadata(node.mountpoint().join(name)).expect("its metadata");
@@ -155,8 +174,16 @@ fn wrong_usage_and_failures_are_told_apart() {
         (&["image", "convert", "alpine", &target], 2),
         (&["image", "convert", "--platform", "linux", &absent, &target], 2),
         (&["image", "convert", "--json", &absent, "oci-archive:-"], 2),
+        (&["image", "convert", "--reverse", "--merge-index", &absent, &target], 2),
+        (&["image", "convert", "--reverse", "--chunk-dict", &absent, &absent, &target], 2),
+        (&["image", "convert", "--layer-compression", "zstd", &absent, &target], 2),
+        (&["image", "convert", "--layer-compression", "bzip2", "--reverse", &absent, &target], 2),
+        (&["image", "convert", "--blob-backend", "ftp://host/x", &absent, &target], 2),
+        (&["image", "convert", "--blob-credentials", "/absent", &absent, &target], 2),
+        (&["image", "convert", "--reverse", &absent, &target], 1),
         (&["image", "check"], 2),
         (&["image", "check", "--source", &absent], 2),
+        (&["image", "check", "--bootstrap", "/absent", "--blob-backend", "file:///absent"], 2),
         (&["image", "convert", &absent, &target], 1),
         (&["image", "copy", &absent, &target], 1),
         (&["image", "check", &absent], 1),

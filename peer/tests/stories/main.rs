@@ -5,6 +5,7 @@ mod support;
 
 mod admission;
 mod batch_image;
+mod blob_backend;
 mod converted;
 mod demo;
 mod disputed_blob;

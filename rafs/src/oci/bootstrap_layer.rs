@@ -15,11 +15,13 @@ use sha2::{Digest, Sha256};
 use shoal_proto::{BlobId, ObjectId};
 use tar::{EntryType, Header};
 
+use super::BlobPlace;
+
 const BOOTSTRAP: &str = "image/image.boot";
 const TABLE_SUFFIX: &str = ".blob.meta";
-/// nydusify's description of where the blobs are; not used here.
+/// Where the blobs are, if not in the registry.
 const BACKEND: &str = "image/backend.json";
-/// Bound on `backend.json` and on extension headers, which are passed over.
+/// Bound on `backend.json`, and on extension headers, which are passed over.
 const MAX_IGNORED: u64 = 64 * 1024;
 /// Bound on what follows the end of the tar; its records are padded to 10 KiB by most writers.
 const MAX_PADDING: u64 = 1 << 20;
@@ -84,6 +86,8 @@ pub struct BootstrapLayer {
     pub bootstrap: Bytes,
     /// Chunk tables by blob, not yet looked at. Layers of older converters have none.
     pub chunk_tables: BTreeMap<BlobId, Bytes>,
+    /// Where it says that its blobs are, if not in the registry, and if that is a kind of place that is known here.
+    pub backend: Option<BlobPlace>,
     /// The sha256 of the tar: what `rootfs.diff_ids` of the image's config should have for it.
     pub diff_id: ObjectId,
 }
@@ -105,7 +109,7 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
     let slack = (MAX_ENTRIES as u64) * (1024 + MAX_IGNORED);
     let all = limits.bootstrap.saturating_add(limits.chunk_tables).saturating_add(slack);
     let mut archive = tar::Archive::new(Hashed::new(MultiGzDecoder::new(reader).take(all)));
-    let (mut bootstrap, mut chunk_tables) = (None, BTreeMap::new());
+    let (mut bootstrap, mut chunk_tables, mut backend) = (None, BTreeMap::new(), None);
     let mut tables_left = limits.chunk_tables;
     for (count, entry) in archive.entries()?.raw(true).enumerate() {
         let mut entry = entry?;
@@ -118,6 +122,12 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
                 return Err(LayerError::TooLarge { path: cut(&path), limit: MAX_IGNORED });
             }
             Kind::Ignored => {}
+            Kind::Backend => {
+                let bytes = content(&mut entry, &path, MAX_IGNORED)?;
+                if backend.replace(BlobPlace::of_backend_file(&bytes)).is_some() {
+                    return Err(LayerError::Twice { path });
+                }
+            }
             Kind::Bootstrap => {
                 let bytes = content(&mut entry, &path, limits.bootstrap)?;
                 if bootstrap.replace(bytes).is_some() {
@@ -140,12 +150,14 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
         return Err(LayerError::TooLarge { path: "padding".to_owned(), limit: MAX_PADDING });
     }
     let diff_id = ObjectId::new(tar.hasher.finalize().into());
-    Ok(BootstrapLayer { bootstrap: bootstrap.ok_or(LayerError::Missing)?, chunk_tables, diff_id })
+    let bootstrap = bootstrap.ok_or(LayerError::Missing)?;
+    Ok(BootstrapLayer { bootstrap, chunk_tables, backend: backend.flatten(), diff_id })
 }
 
 enum Kind {
     Bootstrap,
     Table(BlobId),
+    Backend,
     Ignored,
 }
 
@@ -162,7 +174,7 @@ fn classify(kind: EntryType, path: &str) -> Result<Kind, LayerError> {
                 return Ok(Kind::Bootstrap);
             }
             if name == BACKEND {
-                return Ok(Kind::Ignored);
+                return Ok(Kind::Backend);
             }
             let hex = name.strip_prefix("image/").and_then(|name| name.strip_suffix(TABLE_SUFFIX));
             match hex.and_then(|hex| hex.parse().ok()) {
@@ -192,10 +204,12 @@ fn cut(text: &str) -> String {
     text.chars().take(120).collect()
 }
 
-/// Writes a bootstrap layer: the same input gives the same bytes, whatever the clock and the user.
+/// Writes a bootstrap layer: the same input gives the same bytes, whatever the clock and the user. `backend` is where the
+/// blobs are if not in the registry.
 pub fn write_bootstrap_layer(
     bootstrap: &[u8],
     chunk_tables: &BTreeMap<BlobId, Bytes>,
+    backend: Option<&BlobPlace>,
     out: impl Write,
 ) -> io::Result<WrittenLayer> {
     // 255: unknown operating system, as Go's writer says.
@@ -205,14 +219,16 @@ pub fn write_bootstrap_layer(
     let mut files: BTreeMap<String, &[u8]> =
         chunk_tables.iter().map(|(blob, table)| (format!("image/{blob}{TABLE_SUFFIX}"), &table[..])).collect();
     files.insert(BOOTSTRAP.to_owned(), bootstrap);
+    let backend = backend.map(BlobPlace::backend_file);
+    files.extend(backend.as_deref().map(|file| (BACKEND.to_owned(), file)));
     for (path, bytes) in files {
         tar.append(&header(&path, EntryType::Regular, 0o444, bytes.len() as u64)?, bytes)?;
     }
-    let plain = tar.into_inner()?;
-    let diff_id = ObjectId::new(plain.hasher.finalize().into());
-    let mut compressed = plain.inner.finish()?;
+    let (gzip, diff_id, _) = tar.into_inner()?.finish();
+    let mut compressed = gzip.finish()?;
     compressed.flush()?;
-    Ok(WrittenLayer { id: ObjectId::new(compressed.hasher.finalize().into()), size: compressed.written, diff_id })
+    let (_, id, size) = compressed.finish();
+    Ok(WrittenLayer { id, size, diff_id })
 }
 
 /// A tar header that says nothing of the clock and the user.
@@ -230,15 +246,20 @@ pub(super) fn header(path: &str, kind: EntryType, mode: u32, size: u64) -> io::R
 }
 
 /// A reader or writer that hashes what passes; a writer also counts it.
-struct Hashed<T> {
+pub(super) struct Hashed<T> {
     inner: T,
     hasher: Sha256,
     written: u64,
 }
 
 impl<T> Hashed<T> {
-    fn new(inner: T) -> Self {
+    pub(super) fn new(inner: T) -> Self {
         Self { inner, hasher: Sha256::new(), written: 0 }
+    }
+
+    /// What is below, and the digest and number of the bytes that passed.
+    pub(super) fn finish(self) -> (T, ObjectId, u64) {
+        (self.inner, ObjectId::new(self.hasher.finalize().into()), self.written)
     }
 }
 
@@ -276,7 +297,7 @@ mod tests {
 
     fn written(bootstrap: &[u8]) -> (Vec<u8>, WrittenLayer) {
         let mut out = Vec::new();
-        let layer = write_bootstrap_layer(bootstrap, &tables(b"table"), &mut out).unwrap();
+        let layer = write_bootstrap_layer(bootstrap, &tables(b"table"), None, &mut out).unwrap();
         (out, layer)
     }
 
@@ -308,7 +329,7 @@ mod tests {
         assert_eq!(layer.diff_id, ObjectId::new(Sha256::digest(&tar).into()));
         let back = read(&first).unwrap();
         let (bootstrap, diff_id) = (Bytes::from("bootstrap"), layer.diff_id);
-        assert_eq!(back, BootstrapLayer { bootstrap, chunk_tables: tables(b"table"), diff_id });
+        assert_eq!(back, BootstrapLayer { bootstrap, chunk_tables: tables(b"table"), backend: None, diff_id });
         let mut archive = tar::Archive::new(&tar[..]);
         let modes: Vec<(String, u32)> = archive
             .entries()

@@ -25,8 +25,9 @@ use tempfile::TempDir;
 use super::{
     BootstrapLayer, Descriptor, ImageManifest, LayerLimits, Platform, Reference, Registry, RegistryError, Source,
     SourceImageError,
-    document::{self, Child, Content, Document},
+    document::{self, Child, Document},
     manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK},
+    nydus_source::{MAX_LAYER, nydus_images},
     push::digest,
     read_bootstrap_layer,
     source_image::{MAX_CONFIG, SourceImage, choose},
@@ -38,9 +39,6 @@ use source_tree::SourceTree;
 mod source_tree;
 
 pub use source_tree::ComparedTree;
-
-/// Largest bootstrap layer that is read.
-const MAX_LAYER: u64 = 1 << 30;
 
 /// What a check of an image found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -108,12 +106,7 @@ pub async fn check_image(
     let (id, size) = registry.resolve(reference).await?;
     let bytes = registry.manifest(reference.source(), id).await?;
     let root = Document::parse(&bytes).map_err(|source| RegistryError::Manifest { id, source })?;
-    let children = match &root.content {
-        Content::Image(_) => vec![Child::alone(id, size, &root.media_type)],
-        Content::Index(children) => {
-            nydus(children, platforms).map_err(|source| RegistryError::Manifest { id, source })?
-        }
-    };
+    let children = nydus_images((id, size), &root, platforms)?;
     let mut images = Vec::new();
     for child in &children {
         let check = ImageCheck { registry, source: reference.source(), child, work: TempDir::new()? };
@@ -121,18 +114,6 @@ pub async fn check_image(
     }
     let ok = images.iter().all(|image| image.ok);
     Ok(ImageCheckReport { ok, reference: reference.pinned(id).to_string(), images })
-}
-
-fn nydus(children: &[Child], platforms: &[Platform]) -> Result<Vec<Child>, super::ManifestError> {
-    let marked = children.iter().any(|child| child.is_nydus);
-    let images = || children.iter().filter(|child| child.is_image() && (child.is_nydus || !marked));
-    let accepts = |wanted: &Platform, child: &Child| child.platform.as_ref().is_some_and(|p| wanted.accepts(p));
-    if let Some(missing) = platforms.iter().find(|wanted| !images().any(|child| accepts(wanted, child))) {
-        return Err(document::no_platform(missing, children));
-    }
-    let chosen = images().filter(|child| platforms.is_empty() || platforms.iter().any(|p| accepts(p, child)));
-    let chosen: Vec<_> = chosen.cloned().collect();
-    if chosen.is_empty() { Err(super::ManifestError::NoImage) } else { Ok(chosen) }
 }
 
 /// The check of one image.
@@ -166,6 +147,13 @@ impl ImageCheck<'_> {
         match read_bootstrap_layer(&layer[..], &LayerLimits::default()) {
             Err(error) => problems.add("bootstrap layer", chain(&error)),
             Ok(layer) => {
+                if let Some(place) = &layer.backend
+                    && !self.registry.note_backend(self.source, place)
+                    && !self.registry.has_backend(self.source)
+                {
+                    let problem = format!("its blobs are in {place}: give that with --blob-backend");
+                    problems.add("image/backend.json", problem);
+                }
                 self.fetch_blobs(&manifest, &layer, &mut problems).await?;
                 let (bootstrap, dir) = (layer.bootstrap.clone(), self.work.path().to_owned());
                 let checked = tokio::task::spawn_blocking(move || crate::check(bootstrap, Some(&dir))).await;
@@ -188,16 +176,21 @@ impl ImageCheck<'_> {
         layer: &BootstrapLayer,
         problems: &mut Problems,
     ) -> Result<(), CheckImageError> {
-        let sizes: BTreeMap<BlobId, u64> = manifest.blobs.iter().copied().collect();
-        let mut wanted = manifest.blobs.clone();
+        let mut sizes: BTreeMap<BlobId, u64> = manifest.blobs.iter().copied().collect();
+        let elsewhere = sizes.is_empty() && (layer.backend.is_some() || self.registry.has_backend(self.source));
+        let mut gzip_layers = Vec::new();
         if let Ok(bootstrap) = Bootstrap::parse(layer.bootstrap.clone()) {
             for blob in bootstrap.blobs() {
                 if blob.is_gzip_layer() {
                     gzip_layer(blob, manifest, layer, problems);
-                    wanted.push((blob.id, blob.encoded_size));
+                    gzip_layers.push((blob.id, blob.encoded_size));
                     continue;
                 }
                 match sizes.get(&blob.id) {
+                    // Blobs outside of the registry are no layers.
+                    None if elsewhere => {
+                        sizes.insert(blob.id, blob.encoded_size);
+                    }
                     None => problems.add("manifest", format!("blob {} of the bootstrap is no layer", blob.id)),
                     // Of a blob that holds its layer's bootstrap, a merge may know only what comes before that: whether it is
                     // so, the check of the files tells.
@@ -214,7 +207,7 @@ impl ImageCheck<'_> {
                 }
             }
         }
-        for (id, size) in &wanted {
+        for (id, size) in sizes.iter().chain(gzip_layers.iter().map(|(id, size)| (id, size))) {
             let path = self.work.path().join(id.to_string());
             let mut file = tokio::fs::File::create(&path).await?;
             let descriptor = Descriptor { id: ObjectId::new(*id.as_bytes()), size: *size };

@@ -26,8 +26,8 @@ use serde::Serialize;
 use shoal_proto::ObjectId;
 
 use super::{
-    CopiedBlobs, Descriptor, Platform, PushedLayer, Reference, ReferenceError, Registry, RegistryError,
-    SourceImageError,
+    BlobPlace, CopiedBlobs, Descriptor, NydusSourceError, Platform, PushedLayer, Reference, ReferenceError, Registry,
+    RegistryError, SourceImageError,
     copy::Copier,
     document::{self, Child, Content, Document},
     nydus_image::NYDUS_CONFIG,
@@ -35,14 +35,21 @@ use super::{
     source_image::choose,
 };
 use crate::{BootstrapError, BuildError, BuildOptions, ChunkTableError, MergeError};
+use dictionary::Dictionary;
 use image::Conversion;
 use records::Records;
 
+mod blobs;
 mod cache;
+mod dictionary;
 mod image;
 mod layer;
 mod records;
 mod reference;
+mod reverse;
+mod same_tree;
+
+pub use reverse::{LayerCompression, ReverseError, ReverseReport, ReversedImage, reverse};
 
 /// How to convert an image.
 #[derive(Debug, Clone)]
@@ -66,6 +73,10 @@ pub struct ConvertOptions {
     pub state: Option<PathBuf>,
     /// An image of records and their blobs, which is read first and brought up to date at the end.
     pub cache: Option<Reference>,
+    /// An earlier Nydus image: chunks that it has are read from its blobs, and neither stored nor sent again.
+    pub chunk_dict: Option<Reference>,
+    /// Put blobs there instead of into the target; it must be one of the client's places.
+    pub blob_backend: Option<BlobPlace>,
 }
 
 impl Default for ConvertOptions {
@@ -79,6 +90,8 @@ impl Default for ConvertOptions {
             memory_bytes: 256 << 20,
             state: None,
             cache: None,
+            chunk_dict: None,
+            blob_backend: None,
         }
     }
 }
@@ -128,6 +141,8 @@ pub struct ConvertedImage {
     pub layers: Vec<ConvertedLayer>,
     /// The bootstrap layer.
     pub bootstrap_layer: PushedLayer,
+    /// Blobs of the dictionary that it names.
+    pub dictionary: CopiedBlobs,
     /// Bytes of the blobs that the image names and of the bootstrap layer; gzip layers that stay what they are do not count.
     pub encoded_bytes: u64,
 }
@@ -146,7 +161,8 @@ pub struct ConvertReport {
     pub copied: CopiedBlobs,
     /// Bytes of layers that were read from the source.
     pub read_bytes: u64,
-    /// Bytes of blobs and bootstrap layers that were sent to the target, each once.
+    /// Bytes of blobs and bootstrap layers that were sent to the target, each once; those of a dictionary if it could not
+    /// mount them.
     pub sent_bytes: u64,
 }
 
@@ -159,6 +175,14 @@ pub enum ConvertError {
     /// The image cannot be converted as it is.
     #[error(transparent)]
     Image(#[from] SourceImageError),
+    /// The dictionary cannot be used.
+    #[error("the dictionary {reference}")]
+    Dictionary {
+        /// Its name.
+        reference: String,
+        /// Why not.
+        source: NydusSourceError,
+    },
     /// A layer could not be converted.
     #[error("layer sha256:{id}")]
     Layer {
@@ -250,8 +274,12 @@ pub async fn convert(
         Some(reference) => Some(cache::Cache::load(registry, reference).await?),
         None => None,
     };
-    let conversion =
-        Conversion::new(registry, (from, tagged.source()), options, (records, cache), Arc::new(on_event));
+    let dictionary = match &options.chunk_dict {
+        Some(reference) => Some(Dictionary::load(registry, reference, &options.build).await?),
+        None => None,
+    };
+    let known = (records, cache, dictionary);
+    let conversion = Conversion::new(registry, (from, tagged.source()), options, known, Arc::new(on_event));
     let chosen = choose(id, &bytes, &root, &options.platforms)?;
     let mut converted = Vec::new();
     for child in &chosen {
@@ -276,7 +304,7 @@ fn sent_bytes(images: &[ConvertedImage]) -> u64 {
     let all = blobs.chain(images.iter().map(|image| image.bootstrap_layer));
     let new: std::collections::BTreeMap<_, _> =
         all.filter(|layer| !layer.existed).map(|layer| (layer.id, layer.size)).collect();
-    new.values().sum()
+    new.values().sum::<u64>() + images.iter().map(|image| image.dictionary.sent_bytes).sum::<u64>()
 }
 
 /// An image that was converted, and how an index names it.

@@ -5,23 +5,24 @@
 //! HTTP/1.1 only: many short ranged reads over several connections do not then share one flow-control window.
 
 mod probe;
+mod request;
 mod token;
 mod transport;
 
 use std::{
     hash::{BuildHasher, RandomState},
     ops::Range,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
 use shoal_proto::{BlobId, ObjectId};
 
+pub(super) use self::request::{Body, Request};
 pub use self::{
     probe::{Access, Described, Probe},
     transport::is_loopback_registry,
@@ -48,37 +49,6 @@ pub(super) struct Http {
     transport: Transport,
     grants: Grants,
 }
-
-/// One request, to be made as often as it takes.
-pub(super) struct Request<'a> {
-    pub(super) method: Method,
-    pub(super) url: Url,
-    pub(super) source: &'a Source,
-    /// Whether the token must allow writing.
-    pub(super) push: bool,
-    /// A repository of the same registry that the token must allow to read as well.
-    pub(super) also: Option<&'a str>,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Body<'a>,
-}
-
-/// What goes with a request.
-#[derive(Clone)]
-pub(super) enum Body<'a> {
-    None,
-    Bytes(Bytes),
-    File {
-        path: &'a std::path::Path,
-        size: u64,
-    },
-    /// What another place has: opened anew for each try.
-    Remote {
-        open: &'a Opener<'a>,
-        size: u64,
-    },
-}
-
-pub(super) type Opener<'a> = dyn Fn() -> BoxFuture<'a, Result<BlobStream, RegistryError>> + Sync + 'a;
 
 impl Http {
     pub(super) fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
@@ -136,8 +106,12 @@ impl Http {
     }
 
     pub(super) async fn blob_size(&self, source: &Source, id: ObjectId) -> Result<Option<u64>, RegistryError> {
-        let head = self.request(Method::HEAD, source, &format!("blobs/sha256:{id}"))?;
-        match self.send_retrying(&head).await {
+        self.size_of(&self.request(Method::HEAD, source, &format!("blobs/sha256:{id}"))?).await
+    }
+
+    /// The size of what a HEAD asks about, or `None` when it is not there.
+    pub(super) async fn size_of(&self, head: &Request<'_>) -> Result<Option<u64>, RegistryError> {
+        match self.send_retrying(head).await {
             Ok(response) => Ok(Some(header_number(&response, &header::CONTENT_LENGTH).unwrap_or(0))),
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -154,8 +128,17 @@ impl Http {
         if range.is_empty() {
             return Ok(BlobStream::empty(path));
         }
+        self.range_of(self.request(Method::GET, source, &path)?, range).await
+    }
+
+    /// A range, which is not empty, of what a request would get as a whole.
+    pub(super) async fn range_of(
+        &self,
+        request: Request<'_>,
+        range: Range<u64>,
+    ) -> Result<BlobStream, RegistryError> {
         let asked = format!("bytes={}-{}", range.start, range.end - 1);
-        let request = self.request(Method::GET, source, &path)?.header(header::RANGE, &asked);
+        let request = request.header(header::RANGE, &asked);
         match self.send_retrying(&request).await {
             Ok(response) => self.ranged(response, range),
             Err(RegistryError::Registry { what, status: 416, .. }) => {
@@ -209,6 +192,11 @@ impl Http {
         Ok(Request { method, url, source, push: false, also: None, headers: HeaderMap::new(), body: Body::None })
     }
 
+    /// The HTTP library's client for a place.
+    pub(super) fn client(&self, url: &Url) -> reqwest::Client {
+        self.transport.client(url).clone()
+    }
+
     /// Makes a request as often as it takes to get the head of a successful answer.
     pub(super) async fn send_retrying(&self, request: &Request<'_>) -> Result<Response, RegistryError> {
         let mut tries = self.tries();
@@ -260,7 +248,7 @@ impl Http {
         }
         let what = describe(response.url());
         let registry = request.source.registry().to_owned();
-        let retry_after = retry_after(response.headers());
+        let retry_after = retry_after(response.headers(), SystemTime::now());
         Err(match status {
             StatusCode::NOT_FOUND => RegistryError::NotFound { what },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
@@ -341,16 +329,6 @@ impl Tries {
     }
 }
 
-impl Request<'_> {
-    /// The same with a header; a value that cannot be one is left out.
-    pub(super) fn header(mut self, name: header::HeaderName, value: &str) -> Self {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(name, value);
-        }
-        self
-    }
-}
-
 fn verified(source: &Source, id: ObjectId, bytes: Bytes) -> Result<Bytes, RegistryError> {
     match super::registry::sha256(&bytes) {
         found if found == id => Ok(bytes),
@@ -404,10 +382,13 @@ pub(super) fn header_number(response: &Response, name: &header::HeaderName) -> O
     response.headers().get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Seconds; the form with a date is taken for no answer.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+/// Seconds or a date (RFC 9110, section 10.2.3); a date that has passed asks for no wait.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
+    }
 }
 
 /// `bytes 0-99/1000` or `bytes 0-99/*`.
@@ -429,6 +410,27 @@ mod tests {
         assert_eq!(parse_content_range("bytes 5-5/*"), Some(5..6));
         for text in ["bytes */1000", "bytes 0-99/50", "bytes 9-0/10", "0-99/100", "bytes 0-18446744073709551615/*"] {
             assert_eq!(parse_content_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_registry_asks_to_wait_is_read_in_both_forms() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (text, wait) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            // The three forms of RFC 9110, section 5.6.7.
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sunday, 06-Nov-94 08:49:38 GMT", Some(1)),
+            ("Sun Nov  6 08:49:37 1994", Some(0)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("-1", None),
+            ("soon", None),
+            ("Sun, 99 Nov 1994 08:50:37 GMT", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap());
+            assert_eq!(retry_after(&headers, now), wait.map(Duration::from_secs), "{text}");
         }
     }
 

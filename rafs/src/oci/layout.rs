@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use shoal_proto::ObjectId;
 use tempfile::NamedTempFile;
 
-use super::{BlobStream, Descriptor, Reference, RegistryError};
+use super::{BlobStream, Descriptor, Reference, RegistryError, blob_file};
 
 /// The annotation that carries the tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -127,27 +127,12 @@ impl Layout {
 
     /// The size of a blob, or `None` when it is not there.
     pub fn blob_size(&self, id: ObjectId) -> Result<Option<u64>, RegistryError> {
-        let path = self.blob_path(id);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(RegistryError::Io { what: format!("cannot look at {}", path.display()), source }),
-        }
+        blob_file::size(&self.blob_path(id))
     }
 
     /// A whole blob, verified at the end, or a range of it.
     pub async fn blob(&self, id: ObjectId, range: Option<Range<u64>>) -> Result<BlobStream, RegistryError> {
-        let path = self.blob_path(id);
-        let size = self.blob_size(id)?.ok_or_else(|| RegistryError::NotFound { what: path.display().to_string() })?;
-        match range {
-            None => Ok(BlobStream::from_file(&path, 0..size).await?.verified(id)),
-            Some(range) if range.is_empty() => Ok(BlobStream::empty(path.display().to_string())),
-            Some(range) if range.end <= size => BlobStream::from_file(&path, range).await,
-            Some(asked) => {
-                let found = format!("a file of {size} bytes");
-                Err(RegistryError::WrongRange { what: path.display().to_string(), asked, found })
-            }
-        }
+        blob_file::open(&self.blob_path(id), id, range).await
     }
 
     /// Stores bytes under their digest.
@@ -165,26 +150,7 @@ impl Layout {
     /// Stores a copy of a file, which must have this digest.
     pub fn put_blob_file(&self, id: ObjectId, file: &Path) -> Result<(), RegistryError> {
         self.create()?;
-        let path = self.blob_path(id);
-        let mut found = None;
-        let copied = File::open(file).and_then(|mut from| {
-            write_atomically(&path, |to| {
-                let copied = copy_hashed(&mut from, to)?;
-                found = Some(copied);
-                if copied == id { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
-            })
-        });
-        match (copied, found) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), Some(found)) if found != id => {
-                let what = file.display().to_string();
-                Err(RegistryError::WrongDigest { what, expected: id, found: format!("sha256:{found}") })
-            }
-            (Err(source), _) => {
-                let what = format!("cannot copy {} to {}", file.display(), path.display());
-                Err(RegistryError::Io { what, source })
-            }
-        }
+        blob_file::put(&self.blob_path(id), id, file)
     }
 
     /// A file to write a blob to whose bytes come from afar. It goes away unless it is [kept](Self::keep).

@@ -17,6 +17,8 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// The config's media type in an index that serves both kinds of client: one that containerd does not know, so that it
 /// passes the manifest over without the snapshotter that can use it.
 pub(super) const NYDUS_CONFIG: &str = "application/vnd.nydus.image.config.v1+json";
+/// What the line says that a conversion adds to the history.
+pub(super) const BOOTSTRAP_COMMENT: &str = "Nydus bootstrap layer";
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The layers of an image.
@@ -27,6 +29,8 @@ pub(super) struct NydusImage {
     /// By meta blob, the gzip layer.
     pub(super) references: BTreeMap<ObjectId, ObjectId>,
     pub(super) bootstrap: WrittenLayer,
+    /// Whether the blobs lie elsewhere, so that they are no layers: registries refuse manifests that name what they have not.
+    pub(super) blobs_elsewhere: bool,
 }
 
 /// What a manifest says besides its layers.
@@ -42,6 +46,11 @@ pub(super) struct ManifestExtras {
 }
 
 impl NydusImage {
+    /// The blobs that are layers.
+    fn blob_layers(&self) -> &[Descriptor] {
+        if self.blobs_elsewhere { &[] } else { &self.blobs }
+    }
+
     pub(super) fn bootstrap_descriptor(&self) -> Descriptor {
         Descriptor { id: self.bootstrap.id, size: self.bootstrap.size }
     }
@@ -56,11 +65,11 @@ impl NydusImage {
             None => json!({ "architecture": platform.architecture, "os": platform.os, "config": {} }),
         };
         let fields = config.as_object_mut()?;
-        let blobs = self.blobs.iter().map(|blob| blob.id);
+        let blobs = self.blob_layers().iter().map(|blob| blob.id);
         let diff_ids: Vec<_> = blobs.chain([self.bootstrap.diff_id]).map(|id| format!("sha256:{id}")).collect();
         fields.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
         let history = fields.entry("history").or_insert_with(|| json!([]));
-        let item = json!({ "created_by": created_by, "comment": "Nydus bootstrap layer" });
+        let item = json!({ "created_by": created_by, "comment": BOOTSTRAP_COMMENT });
         history.as_array_mut()?.push(item);
         Some(config.to_string().into())
     }
@@ -71,7 +80,7 @@ impl NydusImage {
             value["annotations"] = annotations;
             value
         };
-        let blobs = self.blobs.iter().map(|blob| {
+        let blobs = self.blob_layers().iter().map(|blob| {
             let mut marks = json!({ BLOB_MARK: "true" });
             if let Some(reference) = self.references.get(&blob.id) {
                 marks[REFERENCE] = json!(format!("sha256:{reference}"));

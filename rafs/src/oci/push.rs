@@ -17,13 +17,13 @@ use shoal_proto::{BlobId, ObjectId};
 use tempfile::NamedTempFile;
 
 use super::{
-    Descriptor, Reference, Registry, RegistryError, Source, WrittenLayer,
+    BlobPlace, Descriptor, Reference, Registry, RegistryError, Source, WrittenLayer,
+    backend::Backend,
     document::OCI_MANIFEST,
     nydus_image::{ManifestExtras, NydusImage},
+    nydus_source::stored_chunk_table,
     write_bootstrap_layer,
 };
-use crate::blob::chunk_table_file_of;
-use crate::layout::CI_HEADER;
 use crate::{Blob, Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
 
 /// Why an image could not be pushed.
@@ -95,6 +95,9 @@ pub struct PushOptions {
     /// The image config to start from, for its environment, command and so on; its layers are replaced. Default: an
     /// empty one for this machine's platform.
     pub config: Option<Bytes>,
+    /// Put blobs there instead of into the registry; it must be one of the client's places. They are no layers then, and the
+    /// bootstrap layer says where they are.
+    pub blob_backend: Option<BlobPlace>,
 }
 
 /// A layer that is in its place.
@@ -145,12 +148,20 @@ pub async fn push(
     let source = reference.source();
     let (path, dir) = (bootstrap.to_owned(), blob_dir.to_owned());
     let mut files = blocking(move || Files::read(&path, &dir)).await?;
-    files.find_elsewhere(registry, source, blob_dir).await?;
-    let prepared = blocking(move || files.prepare()).await?;
+    let backend = options.blob_backend.as_ref().map(|place| registry.backend_at(place)).transpose()?;
+    files.find_elsewhere(registry, source, (blob_dir, backend)).await?;
+    let elsewhere = options.blob_backend.clone();
+    let prepared = blocking(move || files.prepare(elsewhere)).await?;
     let mut blobs = Vec::new();
     for (descriptor, file) in &prepared.blobs {
         let layer = match file {
-            Some(file) => place(registry, source, descriptor, file).await?,
+            Some(file) => match backend {
+                Some(backend) => {
+                    let existed = backend.put(&registry.http, descriptor, file).await?;
+                    PushedLayer { id: descriptor.id, size: descriptor.size, existed }
+                }
+                None => place(registry, source, descriptor, file).await?,
+            },
             None => PushedLayer { id: descriptor.id, size: descriptor.size, existed: true },
         };
         progress(&layer);
@@ -233,38 +244,37 @@ impl Files {
         &mut self,
         registry: &Registry,
         source: &Source,
-        blob_dir: &Path,
+        (blob_dir, backend): (&Path, Option<&Backend>),
     ) -> Result<(), PushError> {
         for (blob, _) in self.bootstrap.blobs().iter().zip(&self.blobs).filter(|(_, file)| file.is_none()) {
-            let Some(found) = registry.blob_size(source, descriptor(blob).id).await? else {
+            let id = descriptor(blob).id;
+            let found = match backend {
+                Some(backend) => backend.size(&registry.http, id).await?,
+                None => registry.blob_size(source, id).await?,
+            };
+            let Some(found) = found else {
                 let (dir, repository) = (blob_dir.display().to_string(), source.to_string());
                 return Err(PushError::MissingBlob { id: blob.id, dir, repository });
             };
             let place = format!("{source}@sha256:{}", blob.id);
             check_size(blob, found, &place)?;
-            let table = blob.chunk_table;
-            // A table of no chunks was not compared with the size of the blob when the bootstrap was read.
-            let end = table.offset.saturating_add(table.encoded_size).saturating_add(CI_HEADER).min(found);
-            let range = table.offset.min(end)..end;
-            let len = range.end - range.start;
-            let stored = registry.blob_range(source, blob.id, range).await?.collect(len).await?;
-            let file = chunk_table_file_of(&stored, table.offset);
-            let file = file.map_err(|source| PushError::ChunkTable { place, source })?;
-            self.tables.insert(blob.id, file.into());
+            let table = stored_chunk_table(registry, source, blob, found).await?;
+            let table = table.map_err(|source| PushError::ChunkTable { place, source })?;
+            self.tables.insert(blob.id, table);
         }
         Ok(())
     }
 
-    fn prepare(self) -> Result<Prepared, PushError> {
+    fn prepare(self, backend: Option<BlobPlace>) -> Result<Prepared, PushError> {
         let write = || {
             let mut file = NamedTempFile::new()?;
             let out = io::BufWriter::new(file.as_file_mut());
-            let layer = write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, out)?;
+            let layer = write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, backend.as_ref(), out)?;
             Ok((layer, file))
         };
         let (bootstrap_layer, bootstrap_file) = write().map_err(io_error("cannot write the bootstrap layer"))?;
         let blobs = self.bootstrap.blobs().iter().map(descriptor).zip(self.blobs).collect();
-        Ok(Prepared { blobs, bootstrap_layer, bootstrap_file })
+        Ok(Prepared { blobs, bootstrap_layer, bootstrap_file, blobs_elsewhere: backend.is_some() })
     }
 }
 
@@ -281,12 +291,14 @@ struct Prepared {
     blobs: Vec<(Descriptor, Option<PathBuf>)>,
     bootstrap_layer: WrittenLayer,
     bootstrap_file: NamedTempFile,
+    blobs_elsewhere: bool,
 }
 
 impl Prepared {
     fn image(&self) -> NydusImage {
         let blobs = self.blobs.iter().map(|(blob, _)| *blob).collect();
-        NydusImage { blobs, references: BTreeMap::new(), bootstrap: self.bootstrap_layer }
+        let (bootstrap, blobs_elsewhere) = (self.bootstrap_layer, self.blobs_elsewhere);
+        NydusImage { blobs, references: BTreeMap::new(), bootstrap, blobs_elsewhere }
     }
 }
 

@@ -167,6 +167,11 @@ impl Reference {
         self.digest
     }
 
+    /// The same name in another place.
+    pub(super) fn at(&self, source: &Source) -> Self {
+        Self { source: source.clone(), ..self.clone() }
+    }
+
     /// The same image, pinned to the digest that its tag was resolved to.
     pub fn pinned(&self, digest: ObjectId) -> Self {
         Self { digest: Some(digest), ..self.clone() }

@@ -1,6 +1,7 @@
 //! The client: one type for registries over HTTP and for layout folders.
 
 use std::{
+    collections::BTreeMap,
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -9,15 +10,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, future::BoxFuture};
 use sha2::{Digest, Sha256};
 use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    Authfile, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed, Platform, Reference,
-    RegistryError, Source,
+    Authfile, BackendRule, BlobPlace, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed,
+    Platform, Reference, RegistryError, Source,
+    backend::{Backend, Backends},
     http::{Access, Body, Http, Probe},
+    mirrors::Mirrors,
 };
 
 /// Largest manifest or index, as the distribution specification recommends.
@@ -34,6 +37,10 @@ pub struct RegistryOptions {
     pub ca_files: Vec<PathBuf>,
     /// Who to be, where.
     pub auth: Authfile,
+    /// Hosts (`host` or `host:port`) that are asked for what a registry has before it is asked itself, in their order.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Where blobs of images lie that are not in their registry. The first rule for an image counts.
+    pub backends: Vec<BackendRule>,
     /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
     pub retries: u32,
     /// The longest wait before a try. A registry that asks for more gets an error instead of a wait. Default 20 s.
@@ -51,6 +58,8 @@ impl Default for RegistryOptions {
             https: Vec::new(),
             ca_files: Vec::new(),
             auth: Authfile::default(),
+            mirrors: BTreeMap::new(),
+            backends: Vec::new(),
             retries: 4,
             max_wait: Duration::from_secs(20),
             connect_timeout: Duration::from_secs(5),
@@ -80,19 +89,76 @@ pub struct Image {
 #[derive(Debug, Clone)]
 pub struct Registry {
     pub(super) http: Arc<Http>,
+    mirrors: Option<Arc<Mirrors>>,
+    backends: Arc<Backends>,
 }
 
 impl Registry {
     /// A client. Reads the system's certificates; makes no connection.
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
-        Ok(Self { http: Arc::new(Http::new(options)?) })
+        let mirrors = Mirrors::new(&options)?.map(Arc::new);
+        let http = Arc::new(Http::new(options)?);
+        let backends = Arc::new(Backends::new(&http.options, &http)?);
+        Ok(Self { http, mirrors, backends })
+    }
+
+    /// Remembers where an image says that its blobs are. It is followed only if it is a place of the options, which is what
+    /// the answer says.
+    pub fn note_backend(&self, source: &Source, place: &BlobPlace) -> bool {
+        let known = self.backends.note(source, place);
+        if !known {
+            tracing::debug!(%source, %place, "an image names a place of blobs that is not configured");
+        }
+        known
+    }
+
+    /// Tells that bytes of a blob, which are verified elsewhere, were wrong: the next ones come from the registry itself for a
+    /// while, and not from a mirror.
+    pub fn distrust(&self, source: &Source) {
+        if let Some(mirrors) = &self.mirrors {
+            mirrors.distrust(source.registry());
+        }
+    }
+
+    /// A place of the options, to write to.
+    pub(super) fn backend_at(&self, place: &BlobPlace) -> Result<&Backend, RegistryError> {
+        let unknown = || RegistryError::NotFound { what: format!("a rule for {place}") };
+        self.backends.at(place).ok_or_else(unknown)
+    }
+
+    /// Whether blobs of an image are looked for elsewhere than in its registry.
+    pub(super) fn has_backend(&self, source: &Source) -> bool {
+        self.backends.of(source).is_some()
+    }
+
+    /// Asks the mirrors of a registry, then the registry: the first answer counts.
+    async fn first<T>(
+        &self,
+        source: &Source,
+        ask: impl for<'a> Fn(&'a Http, &'a Source) -> BoxFuture<'a, Result<T, RegistryError>> + Send + Sync,
+    ) -> Result<T, RegistryError> {
+        if let Some(mirrors) = &self.mirrors {
+            for mirror in mirrors.of(source) {
+                match ask(&mirrors.http, &mirror).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => mirrors.failed(&mirror, &error),
+                }
+            }
+        }
+        ask(&self.http, source).await
     }
 
     /// Looks a reference up: digest and size of its manifest or index. Costs a HEAD.
     pub async fn resolve(&self, reference: &Reference) -> Result<(ObjectId, u64), RegistryError> {
         match layout(reference.source()) {
             Some(layout) => layout.resolve(reference),
-            None => self.http.resolve(reference).await,
+            None => {
+                self.first(reference.source(), |http, source| {
+                    let reference = reference.at(source);
+                    async move { http.resolve(&reference).await }.boxed()
+                })
+                .await
+            }
         }
     }
 
@@ -116,7 +182,7 @@ impl Registry {
     pub async fn manifest(&self, source: &Source, id: ObjectId) -> Result<Bytes, RegistryError> {
         match layout(source) {
             Some(layout) => layout.blob(id, None).await?.collect(MAX_MANIFEST).await,
-            None => self.http.manifest(source, id).await,
+            None => self.first(source, move |http, source| http.manifest(source, id).boxed()).await,
         }
     }
 
@@ -143,7 +209,7 @@ impl Registry {
     pub async fn blob(&self, source: &Source, id: ObjectId, limit: u64) -> Result<Bytes, RegistryError> {
         match layout(source) {
             Some(layout) => layout.blob(id, None).await?.collect(limit).await,
-            None => self.http.blob(source, id, limit).await,
+            None => self.first(source, move |http, source| http.blob(source, id, limit).boxed()).await,
         }
     }
 
@@ -159,7 +225,13 @@ impl Registry {
         let mut hasher = Sha256::new();
         let (mut at, mut fruitless) = (0, 0);
         while at < size {
-            let mut stream = self.blob_range(source, id, at..size).await?;
+            // What a mirror cannot bring to its end comes from the registry.
+            let mut stream = match layout(source) {
+                None if fruitless > 0 && !self.has_backend(source) => {
+                    self.http.blob_range(source, id, at..size).await?
+                }
+                _ => self.blob_range(source, id, at..size).await?,
+            };
             let before = at;
             let broke = loop {
                 match stream.next().await {
@@ -195,9 +267,22 @@ impl Registry {
         id: BlobId,
         range: Range<u64>,
     ) -> Result<BlobStream, RegistryError> {
+        let Some(backend) = self.backends.of(source) else { return self.own_range(source, id, range).await };
+        match backend.range(&self.http, ObjectId::new(*id.as_bytes()), range.clone()).await {
+            Ok(stream) => Ok(stream),
+            Err(first) => match self.own_range(source, id, range).await {
+                // Who should have it says why it does not give it; the other one was not asked to have it.
+                Err(RegistryError::NotFound { .. }) => Err(first),
+                found => found,
+            },
+        }
+    }
+
+    /// From the registry or the folder itself.
+    async fn own_range(&self, source: &Source, id: BlobId, range: Range<u64>) -> Result<BlobStream, RegistryError> {
         match layout(source) {
             Some(layout) => layout.blob(ObjectId::new(*id.as_bytes()), Some(range)).await,
-            None => self.http.blob_range(source, id, range).await,
+            None => self.first(source, move |http, source| http.blob_range(source, id, range.clone()).boxed()).await,
         }
     }
 
@@ -226,7 +311,7 @@ impl Registry {
                 blocking(move || layout.put_blob_file(id, &file)).await?;
             }
             None => {
-                let body = Body::File { path: file, size: descriptor.size };
+                let body = Body::File { path: file, from: 0, size: descriptor.size };
                 self.http.upload(source, descriptor.id, body, None).await?;
             }
         }
@@ -312,11 +397,11 @@ pub(super) fn sha256(bytes: &[u8]) -> ObjectId {
 }
 
 /// Runs what waits for a disk or a lock where it may.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     operation: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
     let joined = tokio::task::spawn_blocking(operation).await;
-    joined.unwrap_or_else(|error| Err(RegistryError::io("cannot write the layout")(io::Error::other(error))))
+    joined.unwrap_or_else(|error| Err(RegistryError::io("cannot write a blob")(io::Error::other(error))))
 }
 
 fn layout(source: &Source) -> Option<Layout> {

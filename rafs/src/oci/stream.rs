@@ -37,7 +37,7 @@ pub struct BlobStream {
 }
 
 impl BlobStream {
-    fn new(inner: BoxStream<'static, Result<Bytes, RegistryError>>, what: String, expected: u64) -> Self {
+    pub(super) fn new(inner: BoxStream<'static, Result<Bytes, RegistryError>>, what: String, expected: u64) -> Self {
         Self { inner, what, expected, found: 0, digest: None, done: false }
     }
 

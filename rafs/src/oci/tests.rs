@@ -2,15 +2,22 @@
 
 mod answers;
 mod auth;
+mod backend;
+mod bed;
 mod convert;
 mod copy;
+mod dictionary;
 mod docker_registry;
 mod double;
 mod layout;
+mod mirrors;
 mod oci_ref;
 mod probe;
+mod reverse;
+mod servers;
 mod source;
 mod through_registry;
+mod uploads;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 

@@ -1,7 +1,8 @@
 //! Writing to a registry: blobs by POST and one PUT, manifests by PUT.
 //!
-//! What another repository of the registry has is mounted from there where the registry allows it. A broken upload starts
-//! again from the beginning, with a new session; chunked uploads are not used because registries disagree about them.
+//! What another repository of the registry has is mounted from there where the registry allows it. A blob is sent with one PUT,
+//! because registries disagree about chunks. When that is cut, the registry is asked how much it has: the rest goes to the
+//! same session as one chunk. One that does not say, or has lost count, gets all of it again in a new session.
 
 use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, Url, header};
@@ -40,31 +41,90 @@ impl Http {
         body: Body<'a>,
         from: Option<&'a Source>,
     ) -> Result<Placed, RegistryError> {
-        let mut tries = self.tries();
+        let (mut tries, mut session) = (self.tries(), None);
         loop {
-            match self.upload_once(source, id, body.clone(), from).await {
+            let resumed = match &session {
+                Some(session) => self.resume(source, id, session, &body).await,
+                None => Ok(false),
+            };
+            let sent = match resumed {
+                Ok(true) => Ok(Placed::Sent),
+                Ok(false) => self.upload_once((source, id), body.clone(), from, &mut session).await,
+                Err(error) => Err(error),
+            };
+            match sent {
                 Ok(placed) => return Ok(placed),
                 Err(error) => tries.wait(error).await?,
             }
         }
     }
 
+    /// Leaves in `session` where the upload can go on if it breaks.
     async fn upload_once<'a>(
         &self,
-        source: &'a Source,
-        id: ObjectId,
+        (source, id): (&'a Source, ObjectId),
         body: Body<'a>,
         from: Option<&'a Source>,
+        session: &mut Option<Url>,
     ) -> Result<Placed, RegistryError> {
+        *session = None;
         let answer = self.begin(source, id, from).await?;
         if from.is_some() && answer.status() == StatusCode::CREATED {
             return Ok(Placed::Mounted);
         }
-        let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-        let mut url = upload_url(answer.url(), location.unwrap_or_default())?;
+        let url = session_of(&answer)?;
+        *session = body.rest(0).map(|_| url.clone());
+        self.finish(source, id, url, body).await.map(|()| Placed::Sent)
+    }
+
+    /// Ends an upload with these bytes.
+    async fn finish<'a>(
+        &self,
+        source: &'a Source,
+        id: ObjectId,
+        mut url: Url,
+        body: Body<'a>,
+    ) -> Result<(), RegistryError> {
         url.query_pairs_mut().append_pair("digest", &format!("sha256:{id}"));
-        let put = self.request(Method::PUT, source, "")?.header(header::CONTENT_TYPE, "application/octet-stream");
-        self.send(&Request { url, push: true, body, ..put }).await.map(|_| Placed::Sent)
+        let put = self.request(Method::PUT, source, "")?.header(header::CONTENT_TYPE, OCTETS);
+        self.send(&Request { url, push: true, body, ..put }).await.map(drop)
+    }
+
+    /// Sends what is missing of an upload that broke. `false` when it has to begin again: the registry does not know the
+    /// session any more, has nothing of it, or will not say.
+    async fn resume<'a>(
+        &self,
+        source: &'a Source,
+        id: ObjectId,
+        session: &Url,
+        body: &Body<'a>,
+    ) -> Result<bool, RegistryError> {
+        let status = Request { url: session.clone(), push: true, ..self.request(Method::GET, source, "")? };
+        let answer = match self.send(&status).await {
+            Ok(answer) => answer,
+            Err(error) if may_pass(&error) => return Err(error),
+            Err(_) => return Ok(false),
+        };
+        let Some(has) = stored(&answer).filter(|has| *has > 0) else { return Ok(false) };
+        let Some(rest) = body.rest(has) else { return Ok(false) };
+        let mut url = session_of(&answer).unwrap_or_else(|_| session.clone());
+        if rest.len() > 0 {
+            let range = format!("{has}-{}", has + rest.len() - 1);
+            let patch = self.request(Method::PATCH, source, "")?;
+            let patch = patch.header(header::CONTENT_TYPE, OCTETS).header(header::CONTENT_RANGE, &range);
+            tracing::debug!(blob = %id, %range, "an upload broke and goes on");
+            match self.send(&Request { url: url.clone(), push: true, body: rest, ..patch }).await {
+                Ok(answer) => url = session_of(&answer)?,
+                Err(error) if may_pass(&error) => return Err(error),
+                Err(_) => return Ok(false),
+            }
+        }
+        match self.finish(source, id, url, Body::Bytes(Bytes::new())).await {
+            Ok(()) => Ok(true),
+            Err(error) if may_pass(&error) => Err(error),
+            // It may have put together something else; the whole decides.
+            Err(_) => Ok(false),
+        }
     }
 
     /// Opens an upload session, or has the blob mounted.
@@ -107,6 +167,26 @@ impl Http {
             _ => Ok(PutManifest { id: expected, knows_referrers: answer.headers().contains_key("oci-subject") }),
         }
     }
+}
+
+const OCTETS: &str = "application/octet-stream";
+
+/// Whether a session may go on a little later. One that the registry itself is in trouble about is better left.
+fn may_pass(error: &RegistryError) -> bool {
+    error.is_transient() && !matches!(error, RegistryError::Registry { .. })
+}
+
+/// How many bytes a session has, from the answer to a GET: `Range: 0-<last>`.
+fn stored(answer: &Response) -> Option<u64> {
+    let range = answer.headers().get(header::RANGE)?.to_str().ok()?.trim();
+    let range = range.strip_prefix("bytes=").unwrap_or(range);
+    range.strip_prefix("0-")?.parse::<u64>().ok()?.checked_add(1)
+}
+
+/// Where the session of an answer continues.
+fn session_of(answer: &Response) -> Result<Url, RegistryError> {
+    let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    upload_url(answer.url(), location.unwrap_or_default())
 }
 
 /// Where an upload session continues; relative locations are allowed, and so are other hosts, without credentials.

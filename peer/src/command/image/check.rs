@@ -10,7 +10,10 @@ use shoal_rafs::{
     oci::{ImageCheckReport, Location, OpenLocation, Platform, check_image},
 };
 
-use super::{registry::RegistryArgs, runtime};
+use super::{
+    registry::{BackendArgs, RegistryArgs},
+    runtime,
+};
 use crate::command::{Failure, human_bytes, print_json};
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +36,8 @@ pub(in crate::command) struct Check {
     #[arg(long)]
     blob_dir: Option<PathBuf>,
     #[command(flatten)]
+    backend: BackendArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
@@ -50,7 +55,8 @@ impl Check {
         let image = OpenLocation::source(image)?;
         let source = self.source.as_ref().map(OpenLocation::source).transpose()?;
         let source = source.as_ref().map(OpenLocation::reference);
-        let registry = self.registry.client([image.reference()].into_iter().chain(source))?;
+        let rules = self.backend.rules(image.reference());
+        let registry = self.registry.client_with([image.reference()].into_iter().chain(source), rules)?;
         let report = check_image(&registry, image.reference(), source, &self.platform);
         let report = runtime()?.block_on(report)?;
         if self.registry.json {
@@ -62,6 +68,10 @@ impl Check {
     }
 
     fn files(&self, bootstrap: &Path) -> Result<bool, Failure> {
+        if self.backend.blob_backend.is_some() {
+            let message = "--blob-backend is for an image in a registry, a layout or an archive";
+            crate::command::bad_usage(clap::error::ErrorKind::ArgumentConflict, message);
+        }
         let report = shoal_rafs::check_file(&ImageFile::open(bootstrap)?, self.blob_dir.as_deref());
         if self.registry.json {
             print_json(&report)?

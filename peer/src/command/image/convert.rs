@@ -1,18 +1,21 @@
-//! `shoal image convert`: from an OCI or Docker image to a Nydus image.
+//! `shoal image convert`: from an OCI or Docker image to a Nydus image, or back.
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_rafs::{
     BuildOptions,
-    oci::{ConvertEvent, ConvertOptions, ConvertReport, Location, OpenLocation, Platform, Reference, convert},
+    oci::{
+        ConvertEvent, ConvertOptions, ConvertReport, CopiedBlobs, LayerCompression, Location, OpenLocation, Platform,
+        Reference, Registry, ReverseReport, convert, reverse,
+    },
 };
 
 use super::{
     Failure,
     build::{CompressorName, DigesterName},
     human_bytes, print_json,
-    registry::RegistryArgs,
+    registry::{BackendArgs, RegistryArgs},
     runtime,
 };
 use crate::command::stop_signal;
@@ -34,7 +37,7 @@ pub(in crate::command) struct Convert {
     /// Convert no gzip layer: push an index over it, from which the registry's own layer is read lazily as it is. Layers that
     /// are no gzip, or that have sparse files, are converted. Where the target is another repository, the source's image is put
     /// beside it.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["reverse", "blob_backend"])]
     oci_ref: bool,
     /// Make the Nydus manifest a referrer of the source's. With --oci-ref there is one for each layer: nodes with
     /// `snapshotter.lazy_oci` then pull the unmodified image lazily.
@@ -46,6 +49,20 @@ pub(in crate::command) struct Convert {
     /// An image of such records with their blobs, in a registry or a layout; read first, then brought up to date.
     #[arg(long, value_name = "REF")]
     cache: Option<Reference>,
+    /// An earlier Nydus image, of the same chunk size: chunks that it has are read from its blobs, which are mounted from its
+    /// repository where the registry can do that, and are not stored again.
+    #[arg(long, value_name = "REF")]
+    chunk_dict: Option<Reference>,
+    /// The other way: a Nydus image becomes an OCI image of tar layers with the same tree, one for each Nydus layer if every
+    /// blob holds the tree of its layer, otherwise one for all.
+    #[arg(long, conflicts_with_all = [
+        "merge_index", "with_referrer", "state", "cache", "chunk_dict", "memory", "compressor", "digester", "chunk_size",
+        "threads",
+    ])]
+    reverse: bool,
+    /// With --reverse: how layers are compressed.
+    #[arg(long, value_enum, default_value = "gzip", requires = "reverse")]
+    layer_compression: LayerCompressionName,
     /// Memory in MiB for the chunks of layers that are converted at the same time; names and chunk tables come on top.
     #[arg(long, value_name = "MIB", default_value_t = ConvertOptions::default().memory_bytes >> 20)]
     memory: u64,
@@ -62,14 +79,44 @@ pub(in crate::command) struct Convert {
     #[arg(long)]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
+    backend: BackendArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
+}
+
+/// How tar layers are compressed.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LayerCompressionName {
+    /// Every client can read it.
+    Gzip,
+    /// Smaller and quicker to unpack.
+    Zstd,
+}
+
+impl From<LayerCompressionName> for LayerCompression {
+    fn from(name: LayerCompressionName) -> Self {
+        match name {
+            LayerCompressionName::Gzip => Self::Gzip,
+            LayerCompressionName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// What was done, either way.
+enum Report {
+    Converted(ConvertReport),
+    Reversed(ReverseReport),
 }
 
 impl Convert {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         self.registry.refuse_two_outputs(&self.target);
         let (from, to) = (OpenLocation::source(&self.source)?, OpenLocation::target(&self.target)?);
-        let registry = self.registry.client([from.reference(), to.reference()].into_iter().chain(&self.cache))?;
+        let others = self.cache.iter().chain(&self.chunk_dict);
+        // The Nydus image has the blobs.
+        let rules = self.backend.rules(if self.reverse { from.reference() } else { to.reference() });
+        let references = [from.reference(), to.reference()].into_iter().chain(others);
+        let registry = self.registry.client_with(references, rules)?;
         let bar = ProgressBar::new(0);
         bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?);
         let watched = bar.clone();
@@ -79,22 +126,37 @@ impl Convert {
             ConvertEvent::Layer(layer) if layer.reused => watched.inc(layer.source_bytes),
             ConvertEvent::Layer(_) => {}
         };
-        let options = self.options();
         let report = runtime()?.block_on(async {
             tokio::select! {
-                converted = convert(&registry, from.reference(), to.reference(), &options, watch) => Ok(converted?),
+                report = self.work(&registry, from.reference(), to.reference(), watch) => report,
                 // What is not finished is removed as the conversion is dropped.
                 stopped = stop_signal() => Err::<_, Failure>(stopped.map_or_else(Failure::from, |()| "stopped".into())),
             }
         })?;
         bar.finish_and_clear();
         to.finish()?;
-        if self.registry.json {
-            print_json(&report)?;
-        } else if !self.target.is_standard() {
-            print_report(&report);
+        match &report {
+            Report::Converted(report) if self.registry.json => print_json(report)?,
+            Report::Reversed(report) if self.registry.json => print_json(report)?,
+            _ if self.target.is_standard() => {}
+            Report::Converted(report) => print_report(report),
+            Report::Reversed(report) => print_reversed(report),
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    async fn work(
+        &self,
+        registry: &Registry,
+        from: &Reference,
+        to: &Reference,
+        watch: impl Fn(ConvertEvent) + Send + Sync + 'static,
+    ) -> Result<Report, Failure> {
+        if self.reverse {
+            let compression = self.layer_compression.into();
+            return Ok(Report::Reversed(reverse(registry, from, to, &self.platform, compression, watch).await?));
+        }
+        Ok(Report::Converted(convert(registry, from, to, &self.options(), watch).await?))
     }
 
     fn options(&self) -> ConvertOptions {
@@ -113,6 +175,8 @@ impl Convert {
             memory_bytes: self.memory.saturating_mul(1 << 20),
             state: self.state.clone(),
             cache: self.cache.clone(),
+            chunk_dict: self.chunk_dict.clone(),
+            blob_backend: self.backend.blob_backend.clone(),
         }
     }
 }
@@ -131,6 +195,25 @@ fn print_report(report: &ConvertReport) {
             image.layers.len(),
             human_bytes(image.encoded_bytes)
         );
+        let CopiedBlobs { sent_bytes, mounted_bytes, existing_bytes } = image.dictionary;
+        let shared = sent_bytes + mounted_bytes + existing_bytes;
+        if shared > 0 {
+            println!(
+                "  with blobs of the dictionary of {}, {} of them sent",
+                human_bytes(shared),
+                human_bytes(sent_bytes)
+            );
+        }
+    }
+    println!("{} read, {} sent", human_bytes(report.read_bytes), human_bytes(report.sent_bytes));
+}
+
+fn print_reversed(report: &ReverseReport) {
+    println!("{}", report.reference);
+    for image in &report.images {
+        let what = if image.per_layer { "as they were in the Nydus image" } else { "with the whole tree" };
+        println!("{}: {} layers {what}", image.platform, image.layers.len());
+        image.left_out.iter().for_each(|path| eprintln!("note: {path} is a socket, which a tar cannot hold"));
     }
     println!("{} read, {} sent", human_bytes(report.read_bytes), human_bytes(report.sent_bytes));
 }

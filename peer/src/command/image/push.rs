@@ -5,7 +5,11 @@ use std::{path::PathBuf, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_rafs::oci::{PushOptions, Reference, push};
 
-use super::{Failure, human_bytes, print_json, registry::RegistryArgs, runtime};
+use super::{
+    Failure, human_bytes, print_json,
+    registry::{BackendArgs, RegistryArgs},
+    runtime,
+};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::command) struct Push {
@@ -18,12 +22,14 @@ pub(in crate::command) struct Push {
     /// `host[:port]/repo:tag`, or `oci:DIR:tag` for an OCI layout directory.
     reference: Reference,
     #[command(flatten)]
+    backend: BackendArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
 }
 
 impl Push {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let registry = self.registry.client([&self.reference])?;
+        let registry = self.registry.client_with([&self.reference], self.backend.rules(&self.reference))?;
         let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {bytes} {msg}")?);
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         let report = runtime()?.block_on(push(
@@ -31,7 +37,7 @@ impl Push {
             &self.bootstrap,
             &self.blob_dir,
             &self.reference,
-            PushOptions::default(),
+            PushOptions { blob_backend: self.backend.blob_backend.clone(), ..PushOptions::default() },
             |layer| {
                 bar.inc(layer.size);
                 bar.set_message(format!("sha256:{}", layer.id));

@@ -18,13 +18,14 @@ use tempfile::NamedTempFile;
 use super::{
     ConvertError, ConvertEvent, ConvertOptions, Converted, ConvertedImage, ConvertedLayer, LayerFailure,
     cache::Cache,
+    dictionary::Dictionary,
     io_error,
     records::{Key, Record, Records, stored},
 };
 use crate::{
     Bootstrap, BuildOptions, MergeError, MergeOptions, merge_with,
     oci::{
-        Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
+        BlobPlace, Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
         document::{Child, descriptor, no_platform, platform},
         layer_index::{LAYERS, OCI_REF_ARTIFACT},
         nydus_image::{ManifestExtras, NYDUS_CONFIG, NydusImage},
@@ -51,6 +52,7 @@ pub(super) struct Conversion<'a> {
     pub(super) options: &'a ConvertOptions,
     pub(super) records: Records,
     pub(super) cache: Option<Cache>,
+    pub(super) dictionary: Option<Dictionary>,
     pub(super) on_event: Arc<dyn Fn(ConvertEvent) + Send + Sync>,
     read_bytes: AtomicU64,
     /// The records of this conversion with their source layers, for the cache image. Held for an insertion only.
@@ -62,11 +64,11 @@ impl<'a> Conversion<'a> {
         registry: &'a Registry,
         (from, to): (&'a Reference, &'a Source),
         options: &'a ConvertOptions,
-        (records, cache): (Records, Option<Cache>),
+        (records, cache, dictionary): (Records, Option<Cache>, Option<Dictionary>),
         on_event: Arc<dyn Fn(ConvertEvent) + Send + Sync>,
     ) -> Self {
         let (read_bytes, used) = Default::default();
-        Self { registry, from, to, options, records, cache, on_event, read_bytes, used }
+        Self { registry, from, to, options, records, cache, dictionary, on_event, read_bytes, used }
     }
 
     pub(super) fn count_read(&self, bytes: u64) {
@@ -102,7 +104,8 @@ impl<'a> Conversion<'a> {
         let (records, layers): (Vec<_>, Vec<_>) = converted.into_iter().unzip();
         let stack: Vec<_> = order.iter().map(|position| records[*position].clone()).collect();
         let stages = self.stages(&image, child, &stack).await?;
-        let merged = self.merge(id, stack).await?;
+        let mut merged = self.merge(id, stack).await?;
+        let dictionary = self.place_dictionary(&mut merged.image.blobs).await?;
         let bootstrap_layer = self.put_bootstrap(&merged).await?;
         let bytes = self.manifest(&image, child, &merged.image, order.len()).await?;
         let manifest = sha256(&bytes);
@@ -113,6 +116,7 @@ impl<'a> Conversion<'a> {
             manifest,
             layers,
             bootstrap_layer,
+            dictionary,
             encoded_bytes: blobs + bootstrap_layer.size,
         };
         let descriptor = Descriptor { id: manifest, size: bytes.len() as u64 };
@@ -141,7 +145,8 @@ impl<'a> Conversion<'a> {
     pub(super) async fn merge(&self, id: ObjectId, stack: Vec<Record>) -> Result<Merged, ConvertError> {
         let work = self.records.work().map_err(io_error("cannot make a work folder"))?;
         let output = work.path().join("bootstrap");
-        let merged = tokio::task::spawn_blocking(move || merge(stack, &output)).await;
+        let backend = self.options.blob_backend.clone();
+        let merged = tokio::task::spawn_blocking(move || merge(stack, backend.as_ref(), &output)).await;
         let merged = merged.unwrap_or_else(|error| Err(Unmerged::Io(io::Error::other(error))));
         merged.map_err(|unmerged| unmerged.error(id))
     }
@@ -225,7 +230,7 @@ impl Unmerged {
     }
 }
 
-fn merge(stack: Vec<Record>, output: &std::path::Path) -> Result<Merged, Unmerged> {
+fn merge(stack: Vec<Record>, backend: Option<&BlobPlace>, output: &std::path::Path) -> Result<Merged, Unmerged> {
     let layers: Vec<_> = stack.iter().map(|record| record.bootstrap.clone()).collect();
     let notes = stack.iter().map(|record| record.notes.clone()).collect();
     merge_with(&layers, &MergeOptions { notes, ..MergeOptions::default() }, output).map_err(Unmerged::Merge)?;
@@ -237,9 +242,10 @@ fn merge(stack: Vec<Record>, output: &std::path::Path) -> Result<Merged, Unmerge
     let references = references.map(|blob| (stored(blob).id, ObjectId::new(*blob.id.as_bytes()))).collect();
     let write = || {
         let mut file = NamedTempFile::new()?;
-        let layer = write_bootstrap_layer(merged.as_bytes(), &tables, io::BufWriter::new(file.as_file_mut()))?;
+        let layer =
+            write_bootstrap_layer(merged.as_bytes(), &tables, backend, io::BufWriter::new(file.as_file_mut()))?;
         Ok::<(WrittenLayer, NamedTempFile), io::Error>((layer, file))
     };
     let (bootstrap, file) = write().map_err(Unmerged::Io)?;
-    Ok(Merged { image: NydusImage { blobs, references, bootstrap }, file })
+    Ok(Merged { image: NydusImage { blobs, references, bootstrap, blobs_elsewhere: backend.is_some() }, file })
 }

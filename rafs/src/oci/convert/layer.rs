@@ -2,6 +2,7 @@
 //! `reference.rs` says.
 
 use std::{
+    collections::BTreeMap,
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +17,7 @@ use super::{
     records::{Key, Record},
 };
 use crate::{
-    Bootstrap, Builder,
+    Bootstrap, Builder, LayerNotes,
     archive::decompress,
     chunk_table_file,
     oci::{
@@ -40,7 +41,8 @@ impl Conversion<'_> {
         {
             return Ok(indexed);
         }
-        let key = Key::new(layer.descriptor.id, layer.diff_id, &self.options.build);
+        let dictionary = self.dictionary.as_ref().map(|dictionary| dictionary.id);
+        let key = Key::new((layer.descriptor.id, layer.diff_id), &self.options.build, dictionary);
         if let Some(record) = self.known(&key).await?
             && let Some(placed) = self.blob_in_place(&record).await?
         {
@@ -61,7 +63,7 @@ impl Conversion<'_> {
             None => Placed::Existed,
             Some(blob) => {
                 let file = blobs_of(work.path()).join(blob.id.to_string());
-                match self.registry.upload_blob(self.to, &blob, &file).await? {
+                match self.put_blob(&blob, &file).await? {
                     true => Placed::Existed,
                     false => Placed::Sent,
                 }
@@ -103,11 +105,11 @@ impl Conversion<'_> {
     /// Sees to it that the target has the blob of a record. `None` when it is nowhere to be had.
     pub(super) async fn blob_in_place(&self, record: &Record) -> Result<Option<Placed>, RegistryError> {
         let Some(blob) = record.blob() else { return Ok(Some(Placed::Existed)) };
-        if self.registry.blob_size(self.to, blob.id).await? == Some(blob.size) {
+        if self.has_blob(&blob).await? {
             return Ok(Some(Placed::Existed));
         }
         let Some(cache) = &self.cache else { return Ok(None) };
-        match self.registry.copy_blob(cache.source(), self.to, &blob).await {
+        match self.bring_blob(cache.source(), &blob).await {
             Ok(placed) => Ok(Some(placed)),
             Err(RegistryError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -121,12 +123,29 @@ impl Conversion<'_> {
         let work = self.records.work().map_err(|error| failed(error.into()))?;
         let on_event = Arc::clone(&self.on_event);
         let on_read = move |bytes| on_event(ConvertEvent::Read(bytes));
-        let (builder, name) = (Builder::new(self.options.build), format!("sha256:{id}"));
+        let builder = match &self.dictionary {
+            Some(dictionary) => Builder::new(self.options.build).chunk_dictionary(dictionary.images.clone()),
+            None => Builder::new(self.options.build),
+        };
+        let name = format!("sha256:{id}");
         let (dir, diff_id) = (work.path().to_owned(), layer.diff_id);
         let work_on = move |stream: &mut dyn Read| build(stream, &builder, &name, diff_id, &dir);
         let built = through(self.registry, self.from.source(), &layer.descriptor, on_read, work_on).await?;
         self.count_read(layer.descriptor.size);
-        Ok(Built { record: built.map_err(failed)?, work })
+        let (bootstrap, notes) = built.map_err(failed)?;
+        let earlier = self.dictionary.as_ref().map(|dictionary| dictionary.blobs_of(&bootstrap)).unwrap_or_default();
+        let mut tables = BTreeMap::new();
+        for id in bootstrap.blobs().iter().map(|blob| blob.id) {
+            let known = self.dictionary.as_ref().and_then(|dictionary| dictionary.chunk_table(id));
+            let table = match known {
+                Some(table) => table,
+                None => chunk_table_file(&blobs_of(work.path()).join(id.to_string()))
+                    .map_err(|e| failed(e.into()))?
+                    .into(),
+            };
+            tables.insert(id, table);
+        }
+        Ok(Built { record: Record { bootstrap, tables, notes, earlier }, work })
     }
 }
 
@@ -141,7 +160,7 @@ fn build(
     name: &str,
     diff_id: ObjectId,
     dir: &Path,
-) -> Result<Record, LayerFailure> {
+) -> Result<(Bootstrap, LayerNotes), LayerFailure> {
     let mut tar = Hashed::new(decompress(stream).map_err(LayerFailure::Start)?);
     let bootstrap = dir.join("bootstrap");
     let (_, notes) = builder.build_layer(&mut tar, Path::new(name), &bootstrap, &blobs_of(dir))?;
@@ -149,8 +168,5 @@ fn build(
         found if found == diff_id => {}
         found => return Err(LayerFailure::DiffId { expected: diff_id, found }),
     }
-    let bootstrap = Bootstrap::open(&bootstrap)?;
-    let table = |id| Ok::<_, LayerFailure>((id, chunk_table_file(&blobs_of(dir).join(format!("{id}")))?.into()));
-    let tables = bootstrap.blobs().iter().map(|blob| table(blob.id)).collect::<Result<_, _>>()?;
-    Ok(Record { bootstrap, tables, notes })
+    Ok((Bootstrap::open(&bootstrap)?, notes))
 }

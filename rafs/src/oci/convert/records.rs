@@ -5,7 +5,7 @@
 //! that decides what becomes of it, so that a record is found only by who would make the same.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File, Permissions},
     io::{self, Write},
@@ -38,8 +38,12 @@ const WORK: &str = ".work-";
 pub(super) struct Key(String);
 
 impl Key {
-    /// For a source layer with this digest, whose tar has the digest `diff_id`.
-    pub(super) fn new(layer: ObjectId, diff_id: ObjectId, build: &BuildOptions) -> Self {
+    /// For a source layer with this digest, whose tar has the digest `diff_id`, and the dictionary that it is built with.
+    pub(super) fn new(
+        (layer, diff_id): (ObjectId, ObjectId),
+        build: &BuildOptions,
+        dictionary: Option<ObjectId>,
+    ) -> Self {
         // All of them, so that a new one is not forgotten; threads and limits decide how and not what is built.
         let &BuildOptions {
             compressor,
@@ -53,7 +57,8 @@ impl Key {
             limits: _,
         } = build;
         let codec = format!("{compressor} {level:?}\n{algorithm:?}\n{chunk_size} {batch_size:?}");
-        let text = format!("{VERSION}\n{layer}\n{diff_id}\n{codec}\n{inline_meta} {toc}\n");
+        let dictionary = dictionary.map(|id| format!("{id}\n")).unwrap_or_default();
+        let text = format!("{VERSION}\n{layer}\n{diff_id}\n{codec}\n{inline_meta} {toc}\n{dictionary}");
         Self(ObjectId::new(Sha256::digest(text).into()).to_string())
     }
 }
@@ -76,10 +81,12 @@ impl fmt::Display for Key {
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     pub(super) bootstrap: Bootstrap,
-    /// The chunk table of its blob, if it has one; not for an index, which is one.
+    /// The chunk tables of its blobs; not for an index, which is one.
     pub(super) tables: BTreeMap<BlobId, Bytes>,
     /// What it leaves to the layers below.
     pub(super) notes: LayerNotes,
+    /// Of its blobs, those of the dictionary. At most one is its own.
+    pub(super) earlier: BTreeSet<BlobId>,
 }
 
 /// The first line: paths in hexadecimal, since they may hold any byte.
@@ -87,12 +94,18 @@ pub(super) struct Record {
 struct Head {
     implied: Vec<String>,
     links: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<String>,
 }
 
-impl From<&LayerNotes> for Head {
-    fn from(notes: &LayerNotes) -> Self {
+impl From<&Record> for Head {
+    fn from(Record { notes, earlier, .. }: &Record) -> Self {
         let links = notes.links.iter().map(|link| (hex::encode(&link.path), hex::encode(&link.target)));
-        Self { implied: notes.implied.iter().map(hex::encode).collect(), links: links.collect() }
+        Self {
+            implied: notes.implied.iter().map(hex::encode).collect(),
+            links: links.collect(),
+            earlier: earlier.iter().map(BlobId::to_string).collect(),
+        }
     }
 }
 
@@ -115,20 +128,23 @@ impl Record {
         let notes = head.notes().ok()?;
         let layer = read_bootstrap_layer(&bytes[line + 1..], &LayerLimits::default()).ok()?;
         let bootstrap = Bootstrap::parse(layer.bootstrap).ok()?;
+        let earlier: BTreeSet<BlobId> = head.earlier.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?;
+        let own = bootstrap.blobs().iter().filter(|blob| !earlier.contains(&blob.id)).count();
         let described = bootstrap.blobs().iter().filter(|blob| blob.meta.is_none()).map(|blob| blob.id);
-        let complete = bootstrap.blobs().len() <= 1 && described.eq(layer.chunk_tables.keys().copied());
-        complete.then_some(Self { bootstrap, tables: layer.chunk_tables, notes })
+        let described: BTreeSet<BlobId> = described.collect();
+        let complete = own <= 1 && described.iter().eq(layer.chunk_tables.keys());
+        complete.then_some(Self { bootstrap, tables: layer.chunk_tables, notes, earlier })
     }
 
     pub(super) fn write(&self, mut out: impl Write) -> io::Result<()> {
-        serde_json::to_writer(&mut out, &Head::from(&self.notes))?;
+        serde_json::to_writer(&mut out, &Head::from(self))?;
         out.write_all(b"\n")?;
-        write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, out).map(drop)
+        write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, None, out).map(drop)
     }
 
-    /// The layer's blob; for an index, that is the meta blob.
+    /// The layer's own blob; for an index, that is the meta blob.
     pub(super) fn blob(&self) -> Option<Descriptor> {
-        self.bootstrap.blobs().first().map(stored)
+        self.bootstrap.blobs().iter().find(|blob| !self.earlier.contains(&blob.id)).map(stored)
     }
 
     /// Whether the layer stays what it is.
@@ -216,8 +232,6 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -235,7 +249,8 @@ mod tests {
             implied: BTreeSet::from([Vec::new(), b"a\xff\n".to_vec()]),
             links: vec![ForeignLink { path: b"b".to_vec(), target: b"c/d".to_vec() }],
         };
-        Record { bootstrap: Bootstrap::open(&bootstrap).unwrap(), tables: [(id, table.into())].into(), notes }
+        let (bootstrap, tables) = (Bootstrap::open(&bootstrap).unwrap(), [(id, table.into())].into());
+        Record { bootstrap, tables, notes, earlier: BTreeSet::new() }
     }
 
     #[test]
@@ -243,7 +258,8 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let record = record(dir.path());
         let records = Records::open(Some(&dir.path().join("state"))).unwrap();
-        let key = |layer| Key::new(ObjectId::new([layer; 32]), ObjectId::new([0; 32]), &BuildOptions::default());
+        let key =
+            |layer| Key::new((ObjectId::new([layer; 32]), ObjectId::new([0; 32])), &BuildOptions::default(), None);
         assert!(records.load(&key(1)).is_none());
         records.store(&key(1), &record).unwrap();
         let found = records.load(&key(1)).unwrap();
@@ -251,7 +267,15 @@ mod tests {
         assert_eq!(found.bootstrap.as_bytes(), record.bootstrap.as_bytes());
         assert!(records.load(&key(2)).is_none());
         let other = BuildOptions { level: Some(4), ..BuildOptions::default() };
-        assert_ne!(Key::new(ObjectId::new([1; 32]), ObjectId::new([0; 32]), &other), key(1));
+        let layer = (ObjectId::new([1; 32]), ObjectId::new([0; 32]));
+        assert_ne!(Key::new(layer, &other, None), key(1));
+        let with_dictionary = Key::new(layer, &BuildOptions::default(), Some(ObjectId::new([9; 32])));
+        assert_ne!(with_dictionary, key(1));
+        // All of it is in the dictionary's blob: it has none of its own.
+        let id = record.bootstrap.blobs()[0].id;
+        records.store(&key(4), &Record { earlier: [id].into(), ..record.clone() }).unwrap();
+        let found = records.load(&key(4)).unwrap();
+        assert_eq!((found.blob(), found.earlier), (None, [id].into()));
         // A table is missing: no record.
         records.store(&key(3), &Record { tables: BTreeMap::new(), ..record }).unwrap();
         assert!(records.load(&key(3)).is_none());

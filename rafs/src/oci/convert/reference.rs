@@ -96,7 +96,8 @@ impl Conversion<'_> {
             return Ok(stages);
         }
         for layers in 1..stack.len() {
-            let merged = self.merge(child.descriptor.id, stack[..layers].to_vec()).await?;
+            let mut merged = self.merge(child.descriptor.id, stack[..layers].to_vec()).await?;
+            self.place_dictionary(&mut merged.image.blobs).await?;
             self.put_bootstrap(&merged).await?;
             let bytes = self.manifest(source, child, &merged.image, layers).await?;
             stages.push(Stage { layers, bytes });
@@ -135,5 +136,5 @@ fn index(
     let (bootstrap, whole) = (dir.join("bootstrap"), magic.as_slice().chain(stream));
     let (_, notes, diff_id) = builder.build_reference_layer(whole, Path::new(name), &bootstrap, &blobs_of(dir))?;
     let bootstrap = Bootstrap::open(&bootstrap)?;
-    Ok((Record { bootstrap, tables: Default::default(), notes }, diff_id))
+    Ok((Record { bootstrap, tables: Default::default(), notes, earlier: Default::default() }, diff_id))
 }

@@ -82,10 +82,10 @@ impl Transport {
         match &request.body {
             Body::None => {}
             Body::Bytes(bytes) => builder = builder.body(bytes.clone()),
-            Body::File { path, size } => {
-                slow(*size);
-                let stream = BlobStream::from_file(path, 0..*size).await?;
-                builder = builder.header(header::CONTENT_LENGTH, *size).body(broke.watch(stream));
+            Body::File { path, from, size } => {
+                slow(size - from);
+                let stream = BlobStream::from_file(path, *from..*size).await?;
+                builder = builder.header(header::CONTENT_LENGTH, size - from).body(broke.watch(stream));
             }
             Body::Remote { open, size } => {
                 slow(*size);
@@ -115,7 +115,7 @@ impl Transport {
         sent.map_err(|error| RegistryError::transport(&what, error))
     }
 
-    fn client(&self, url: &Url) -> &Client {
+    pub(super) fn client(&self, url: &Url) -> &Client {
         if url.host_str().is_some_and(is_loopback) { &self.direct } else { &self.proxied }
     }
 }

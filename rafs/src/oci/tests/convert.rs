@@ -4,56 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use super::{source::*, *};
+use super::{bed::Bed, source::*, *};
 use crate::oci::{
     ConvertError, ConvertEvent, ConvertOptions, ConvertReport, LayerFailure, Layout, RegistryError, check_image,
     convert,
     document::{Content, Document},
 };
-
-/// A folder with a source image and room for targets.
-struct Bed {
-    dir: TempDir,
-    registry: Registry,
-}
-
-impl Bed {
-    fn new() -> Self {
-        Self { dir: TempDir::new().unwrap(), registry: client() }
-    }
-
-    fn reference(&self, layout: &str, tag: &str) -> Reference {
-        format!("oci:{}/{layout}:{tag}", self.dir.path().display()).parse().unwrap()
-    }
-
-    fn source(&self) -> Reference {
-        self.reference("source", "v1")
-    }
-
-    fn options(&self) -> ConvertOptions {
-        let build = BuildOptions { chunk_size: 0x1_0000, ..Default::default() };
-        ConvertOptions { build, state: Some(self.dir.path().join("state")), ..Default::default() }
-    }
-
-    async fn convert(&self, to: &Reference, options: &ConvertOptions) -> Result<ConvertReport, ConvertError> {
-        convert(&self.registry, &self.source(), to, options, |_| {}).await
-    }
-
-    /// The image must be sound, and its tree that of the source.
-    async fn is_right(&self, reference: &Reference) {
-        let report = check_image(&self.registry, reference, Some(&self.source()), &[]).await.unwrap();
-        assert!(report.ok, "{report:#?}");
-        for image in &report.images {
-            assert!(image.compared.is_some_and(|compared| compared.names > 10 && compared.files > 3), "{image:#?}");
-        }
-    }
-
-    async fn nothing_is_under(&self, reference: &Reference) {
-        let resolved = self.registry.resolve(reference).await;
-        let nothing = matches!(resolved, Err(RegistryError::NotFound { .. } | RegistryError::Layout { .. }));
-        assert!(nothing, "{resolved:?}");
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_converted_image_has_the_tree_of_its_source() {

@@ -21,6 +21,7 @@ pub(super) struct Seen {
     /// With the query.
     pub(super) path: String,
     headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Seen {
@@ -128,9 +129,10 @@ async fn serve(mut stream: TcpStream, answer: impl FnOnce(Seen) -> Reply) -> std
     let mut lines = head.lines();
     let mut first = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
     let headers = lines.filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.to_lowercase(), v.to_owned()));
-    let seen = Seen { method: first.next().unwrap(), path: first.next().unwrap(), headers: headers.collect() };
+    let (method, path, headers) = (first.next().unwrap(), first.next().unwrap(), headers.collect());
+    let mut seen = Seen { method, path, headers, body: Vec::new() };
     let length = seen.header("content-length").map_or(0, |length| length.parse().unwrap());
-    tokio::io::copy(&mut (&mut stream).take(length), &mut tokio::io::sink()).await?;
+    (&mut stream).take(length).read_to_end(&mut seen.body).await?;
     stream.write_all(&answer(seen).0).await?;
     stream.shutdown().await
 }

@@ -191,3 +191,23 @@ async fn a_push_that_is_cut_leaves_no_tag_and_is_finished_later() {
     assert!(report.images[0].layers.iter().any(|layer| layer.reused), "{report:#?}");
     assert!(check_image(&registry, &direct, Some(&from), &[]).await.unwrap().ok);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_cut_is_finished_by_itself() {
+    let Some(server) = start(|_| String::new(), "").await else { return };
+    let cutter = Cutter::start(server.host.clone()).await;
+    cutter.left.store(1_000_000, Ordering::Relaxed);
+    let left = Arc::clone(&cutter.left);
+    let mended = tokio::spawn(async move {
+        while left.load(Ordering::Relaxed) >= 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        left.store(i64::MAX, Ordering::Relaxed);
+    });
+    let bytes = Bytes::from(noise(6, 3_000_000));
+    let through = reference(&cutter.host, "app:v1");
+    let (id, existed) = client().upload_bytes(through.source(), bytes.clone()).await.unwrap();
+    mended.await.unwrap();
+    assert!(!existed);
+    assert!(client().blob(reference(&server.host, "app:v1").source(), id, 1 << 22).await.unwrap() == bytes);
+}

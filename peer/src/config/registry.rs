@@ -1,0 +1,86 @@
+//! `[registry]`: how this node reads registries.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use shoal_rafs::oci::{BackendRule, BlobPlace};
+
+/// `[registry]`: how this node reads registries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
+pub struct RegistryConfig {
+    pub plain_http: Vec<String>,
+    pub ca_files: Vec<PathBuf>,
+    pub authfile: PathBuf,
+    pub mirrors: Vec<RegistryMirrors>,
+    pub backends: Vec<BackendConfig>,
+    pub serve: Vec<String>,
+    pub concurrency: u32,
+    pub prefetch_concurrency: u32,
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+/// An entry of `registry.mirrors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
+pub struct RegistryMirrors {
+    pub registry: String,
+    pub hosts: Vec<String>,
+}
+
+/// An entry of `registry.backends`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "docs/shoal.toml is the one place that documents the keys")]
+pub struct BackendConfig {
+    pub place: String,
+    #[serde(default)]
+    pub images: Vec<String>,
+    #[serde(default)]
+    pub credentials: PathBuf,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            ca_files: Vec::new(),
+            authfile: PathBuf::new(),
+            mirrors: Vec::new(),
+            backends: Vec::new(),
+            serve: vec!["*".into()],
+            concurrency: 16,
+            prefetch_concurrency: 12,
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl RegistryConfig {
+    /// What cannot be meant: the key, and why.
+    pub(super) fn fault(&self) -> Option<(&'static str, String)> {
+        let requests =
+            |key, number| (!(1..=1024).contains(&number)).then(|| (key, "must be 1 to 1024 requests".to_owned()));
+        let wrong_place = |backend: &BackendConfig| {
+            let error = backend.place.parse::<BlobPlace>().err()?;
+            Some(("registry.backends", format!("has a place {:?}: {error}", backend.place)))
+        };
+        requests("registry.concurrency", self.concurrency)
+            .or_else(|| requests("registry.prefetch_concurrency", self.prefetch_concurrency))
+            .or_else(|| self.backends.iter().find_map(wrong_place))
+    }
+
+    /// Where blobs lie that are not in registries.
+    pub(crate) fn backend_rules(&self) -> Vec<BackendRule> {
+        let rule = |backend: &BackendConfig| {
+            // Others were refused when the configuration was read.
+            let place = backend.place.parse().ok()?;
+            let credentials = Some(backend.credentials.clone()).filter(|path| !path.as_os_str().is_empty());
+            Some(BackendRule { place, images: backend.images.clone(), credentials })
+        };
+        self.backends.iter().filter_map(rule).collect()
+    }
+}
