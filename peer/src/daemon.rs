@@ -6,13 +6,13 @@
 //! leases and records are withdrawn, the store is closed.
 
 mod containerd;
+mod error;
 mod mirror;
 mod parts;
 mod settings;
 
 use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use libp2p::Multiaddr;
 use shoal_proto::{FEATURE_HASH_LISTS, Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountKeeper, MountOptions,
-    oci::{Authfile, AuthfileError, Reference, Registry, RegistryError, RegistryOptions},
+    oci::{Authfile, AuthfileError, Reference, Registry, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{
@@ -29,15 +29,16 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub(crate) use self::parts::Parts;
+pub use self::error::StartError;
 use self::settings::Settings;
+pub(crate) use self::{error::RevokeError, parts::Parts};
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
     api,
     config::{Config, OnStop},
     contacts::Contacts,
-    control::{Control, ControlError, ControlOptions},
-    data::{DataError, DataOptions, DataPlane, Throttle},
+    control::{Control, ControlOptions},
+    data::{DataOptions, DataPlane, Throttle},
     driver::{self, Clock, Driver},
     evictions::Evictions,
     exchange::{Exchange, ExchangeParts},
@@ -45,9 +46,9 @@ use crate::{
     filler::{FillError, Filler},
     grpc::UnixServer,
     handover::{Handover, HandoverOptions},
-    identity::{Identity, IdentityError},
+    identity::Identity,
     images::Images,
-    membership::{Membership, MembershipError, Policy, RevocationError, unix_now},
+    membership::{Membership, Policy, unix_now},
     metrics::MetricsServer,
     mirror::MirrorServer,
     mounts::{Mounts, MountsError, MountsSettings, Unrecorded, blocking},
@@ -58,86 +59,9 @@ use crate::{
     preheat::{self, PreheatParts, Preheats},
     reader::Ahead,
     serve::Server,
-    snapshotter::SnapshotError,
-    store::{Store, StoreError, StoreOptions},
+    store::{Store, StoreOptions},
     traffic::Traffic,
 };
-
-/// Why the daemon did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The data directory.
-    #[error("cannot open the store")]
-    Store(#[from] StoreError),
-    /// The node's key.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The certificate of membership or the cluster's key.
-    #[error(transparent)]
-    Membership(#[from] MembershipError),
-    /// Who was revoked is not known.
-    #[error("cannot read the revocations in {path}")]
-    Revocations {
-        /// The data directory.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The registry client's options.
-    #[error("cannot set up the registry client")]
-    Registry(#[from] RegistryError),
-    /// The file with registry credentials.
-    #[error(transparent)]
-    Authfile(#[from] AuthfileError),
-    /// The control plane.
-    #[error("cannot start the control plane")]
-    Control(#[from] ControlError),
-    /// An address that is no multiaddress.
-    #[error("{key}: {text:?} is not a multiaddress such as /ip4/192.0.2.1/tcp/4801")]
-    Address {
-        /// The option.
-        key: &'static str,
-        /// Its value.
-        text: String,
-    },
-    /// The data plane.
-    #[error("cannot start the data plane")]
-    Data(#[from] DataError),
-    /// The mounts of the last run.
-    #[error("cannot read which mounts there were")]
-    Mounts(#[from] MountsError),
-    /// The snapshots of the last run.
-    #[error("cannot be containerd's snapshotter")]
-    Snapshots(#[from] Box<SnapshotError>),
-    /// The control socket, or containerd's.
-    #[error("cannot listen on {path}")]
-    Socket {
-        /// The socket.
-        path: String,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The metrics endpoint, or the mirror.
-    #[error("cannot listen on {address}")]
-    Http {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// Why a revocation was not passed on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RevokeError {
-    #[error(transparent)]
-    Revocation(#[from] RevocationError),
-    #[error(transparent)]
-    Control(#[from] ControlError),
-}
 
 /// The node without planes: it reads images from registries and layouts only. `shoal mount REF` is this.
 #[derive(Debug)]

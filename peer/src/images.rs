@@ -6,6 +6,7 @@
 //! Of an image whose layers are gzip as registries have them, the index over each layer is an object of its own, the *meta
 //! blob*, unless the bootstrap layer has a copy. Images that share a layer share it.
 
+mod error;
 mod unpacked;
 
 use std::{
@@ -17,15 +18,13 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
-    Bootstrap, BootstrapError, ChunkTableError, PieceTable, PieceTableError,
-    oci::{
-        ImageManifest, LayerError, LayerIndex, Manifest, ManifestError, Ordinary, OrdinaryManifest, Platform,
-        Reference, RegistryError, Source,
-    },
+    Bootstrap, PieceTable,
+    oci::{ImageManifest, LayerIndex, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Source},
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
 
+pub use self::error::ImageError;
 use self::unpacked::Metas;
 pub(crate) use self::unpacked::Unpacked;
 use crate::{
@@ -34,7 +33,7 @@ use crate::{
     native::NativeNames,
     origin::Origin,
     plain::{self, PlainBlobs},
-    store::{self, BlobHandle, Footprint, Store, StoreError},
+    store::{self, BlobHandle, Footprint, Store},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
 
@@ -44,108 +43,6 @@ pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 const MAX_IDLE_IMAGES: usize = 16;
 /// Meta blobs of an image that are fetched at the same time.
 const METAS_AT_ONCE: usize = 4;
-
-/// Why an image could not be loaded.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ImageError {
-    /// The reference could not be resolved at the registry.
-    #[error("cannot resolve {reference}")]
-    Resolve {
-        /// The reference.
-        reference: String,
-        /// What the registry said.
-        #[source]
-        source: Arc<RegistryError>,
-    },
-    /// What is published next to an image could not be listed.
-    #[error("cannot list what refers to sha256:{manifest}")]
-    Referrers {
-        /// The image's manifest.
-        manifest: ObjectId,
-        /// What the registry said.
-        #[source]
-        source: Arc<RegistryError>,
-    },
-    /// A manifest or a bootstrap layer could not be had from anybody.
-    #[error("cannot get object sha256:{object}")]
-    Object {
-        /// The object.
-        object: ObjectId,
-        /// Who was tried.
-        #[source]
-        source: WantFailed,
-    },
-    /// The manifest is not one of a lazy image.
-    #[error("manifest sha256:{manifest}")]
-    Manifest {
-        /// The manifest.
-        manifest: ObjectId,
-        /// What is wrong with it.
-        #[source]
-        source: Arc<ManifestError>,
-    },
-    /// An index that names another index.
-    #[error("index sha256:{manifest} names an index where an image should be")]
-    NestedIndex {
-        /// The outer index.
-        manifest: ObjectId,
-    },
-    /// The contexts to inflate gzip layers from, which stay in memory, are more than a node takes.
-    #[error(
-        "bootstrap layer sha256:{layer}: the index over its gzip layers has {bytes} bytes, at most {limit} are taken"
-    )]
-    IndexTooLarge {
-        /// The bootstrap layer.
-        layer: ObjectId,
-        /// Bytes by the bootstrap, decoded.
-        bytes: u64,
-        /// Most that are taken.
-        limit: u64,
-    },
-    /// The bootstrap layer is not a tar with a bootstrap.
-    #[error("bootstrap layer sha256:{layer}")]
-    Layer {
-        /// The layer.
-        layer: ObjectId,
-        /// What is wrong with it.
-        #[source]
-        source: Arc<LayerError>,
-    },
-    /// The bootstrap is damaged or hostile.
-    #[error("bootstrap in layer sha256:{layer}")]
-    Bootstrap {
-        /// The layer.
-        layer: ObjectId,
-        /// What is wrong with it.
-        #[source]
-        source: Arc<BootstrapError>,
-    },
-    /// The chunk table of a blob, in the layer or in a meta blob, is damaged.
-    #[error("chunk table of blob {blob} in layer sha256:{layer}")]
-    ChunkTable {
-        /// The layer.
-        layer: ObjectId,
-        /// The blob.
-        blob: BlobId,
-        /// What is wrong with it.
-        #[source]
-        source: Arc<ChunkTableError>,
-    },
-    /// Bootstrap and chunk table of a blob disagree, or one of them contradicts itself.
-    #[error("blob {blob} in layer sha256:{layer}")]
-    Pieces {
-        /// The layer.
-        layer: ObjectId,
-        /// The blob.
-        blob: BlobId,
-        /// Which rule is broken.
-        #[source]
-        source: PieceTableError,
-    },
-    /// The store refused.
-    #[error("the store cannot take the image")]
-    Store(#[source] Arc<StoreError>),
-}
 
 /// An image, loaded.
 #[derive(Debug)]
