@@ -30,13 +30,13 @@
 //! - **Not here**: credentials of pods. Registries are read with the daemon's own.
 
 mod directories;
+mod error;
 mod labels;
 mod layers;
 mod overlay;
 mod service;
 
 use std::{
-    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
@@ -44,10 +44,10 @@ use std::{
 
 use shoal_rafs::oci::Reference;
 use shoal_snapshots::{
-    Backing, Catalog, CatalogError, Filter, FilterError, Inconsistent, Kind, LabelUpdate, Labels, Lower, Snapshot,
-    SnapshotId, Usage,
+    Backing, Catalog, CatalogError, Filter, Kind, LabelUpdate, Labels, Lower, Snapshot, SnapshotId, Usage,
 };
 
+pub use self::error::SnapshotError;
 use self::{
     directories::{Directories, Owner},
     labels::LayerLabels,
@@ -60,64 +60,13 @@ pub(crate) use self::{
 };
 use crate::{
     containerd::types::Mount,
-    images::{Image, ImageError},
+    images::Image,
     mounts::{Mounts, MountsError, blocking},
     node::Node,
 };
 
 /// Exists where the kernel knows overlayfs's `index`, which must be off for lower trees that go and come back.
 const INDEX_PARAMETER: &str = "/sys/module/overlay/parameters/index";
-
-/// Why a snapshot is not made, found, changed or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The rules of snapshots.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// Records on the disk that contradict each other.
-    #[error("the snapshots on the disk are inconsistent")]
-    Inconsistent(#[from] Inconsistent),
-    /// A filter of a list.
-    #[error(transparent)]
-    Filter(#[from] FilterError),
-    /// The disk.
-    #[error("cannot {what} {path}")]
-    Io {
-        /// What was to be done.
-        what: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The layer of a lazy image cannot be had.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The image cannot be mounted.
-    #[error(transparent)]
-    Mount(#[from] MountsError),
-    /// A plain `ctr images pull`.
-    #[error(
-        "the pull does not say which image the bootstrap layer belongs to: pull through CRI with snapshot annotations, or \
-         with `shoal ctl rpull`"
-    )]
-    NoReference,
-    /// The manifest has another bootstrap layer than the one that is pulled.
-    #[error("the layer that is pulled is not the bootstrap layer of {reference}")]
-    OtherLayer {
-        /// The image.
-        reference: String,
-    },
-    /// The image's config claims to have another bootstrap layer than it has.
-    #[error("the bootstrap layer of {reference} is not what its chain id {target} names")]
-    WrongChain {
-        /// The image.
-        reference: String,
-        /// The chain id under which containerd would look for it.
-        target: String,
-    },
-}
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]

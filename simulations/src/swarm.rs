@@ -1,6 +1,7 @@
 //! The swarm: nodes around their schedulers, the messages between them, and the transfers on the links. One loop takes
 //! whatever is next, from the agenda or from the links.
 
+mod connections;
 mod faults;
 mod setup;
 
@@ -344,53 +345,6 @@ impl Swarm<'_> {
         let reads = self.topology.place(to).role == Role::Node;
         if reads && !was_complete && self.nodes[to as usize].last.is_some() {
             self.unfinished -= 1;
-        }
-    }
-
-    fn connect(&mut self, a: Index, b: Index) {
-        let known = self.standing[a as usize].neighbours.contains(&b);
-        if a != b && !known && self.cut_until(a, b).is_none() && self.connecting.insert((a.min(b), a.max(b))) {
-            let delay = self.topology.latency(a, b).mul_f64(2.0 * self.scenario.costs.connect_rtts);
-            self.after(delay, Happening::Connected(a, b));
-        }
-    }
-
-    fn connected(&mut self, a: Index, b: Index) {
-        self.connecting.remove(&(a.min(b), a.max(b)));
-        if !self.nodes[a as usize].alive || !self.nodes[b as usize].alive {
-            return;
-        }
-        for (at, other) in [(a, b), (b, a)] {
-            self.standing[at as usize].neighbours.insert(other);
-            let place = self.topology.place(other);
-            let role = match place.role {
-                Role::Node => shoal_proto::Role::Node,
-                Role::Seed => shoal_proto::Role::Seed,
-            };
-            let (peer, zone) = (place.id, self.topology.zones[usize::from(place.zone)].clone());
-            let labels = setup::labels(place);
-            self.tell(at, |node, now| node.handle(now, Event::PeerUp { peer, role, zone, labels }));
-        }
-        self.show_interest(a, b);
-        self.show_interest(b, a);
-    }
-
-    /// A node that reads hears from now on what its neighbour can serve.
-    fn show_interest(&mut self, at: Index, other: Index) {
-        if self.nodes[at as usize].started.is_some() && self.standing[other as usize].listeners.insert(at) {
-            let (peer, have) = (self.topology.place(other).id, self.nodes[other as usize].have().clone());
-            self.tell(at, |node, now| {
-                node.handle(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: true });
-            });
-        }
-    }
-
-    fn noticed(&mut self, at: Index, gone: Index) {
-        let standing = &mut self.standing[at as usize];
-        standing.listeners.remove(&gone);
-        if standing.neighbours.remove(&gone) {
-            let peer = self.topology.place(gone).id;
-            self.tell(at, |node, now| node.lost(now, peer, gone));
         }
     }
 

@@ -11,7 +11,7 @@ pub struct MountRequest {
     #[prost(enumeration = "MountMode", tag = "3")]
     pub mode: i32,
     /// If the image is complete and may be mounted natively, it is decoded first, which takes a while. Without this, AUTO mounts
-    /// natively what is decoded already; NATIVE always decodes.
+    /// natively what is decoded already; NATIVE always decodes, unless it mounts lazily (`mounts.native_lazy`).
     #[prost(bool, tag = "4")]
     pub decode: bool,
 }
@@ -124,7 +124,7 @@ pub struct MountStatus {
     pub reads: u64,
     #[prost(uint64, tag = "9")]
     pub read_bytes: u64,
-    /// Whether the kernel serves it by itself; the daemon then counts no reads.
+    /// Whether the kernel serves it by itself; the daemon then counts only what the kernel asks it for.
     #[prost(bool, tag = "10")]
     pub native: bool,
 }
