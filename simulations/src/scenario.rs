@@ -283,12 +283,12 @@ impl Scenario {
 
     /// What of this scenario only the simulator can do, if anything.
     pub fn only_simulated(&self) -> Option<&'static str> {
-        let limits = |zone: &Zone| zone.uplink_mbit.is_some() || zone.rack_uplink_mbit.is_some();
+        let racks = |zone: &Zone| zone.rack_uplink_mbit.is_some();
         let faults = |fault: &Fault| matches!(fault.kind, FaultKind::Slow | FaultKind::Poison);
         [
             (self.policy != Policy::Shoal, "policies other than \"shoal\""),
             (self.image.bootstrap.is_some(), "image.bootstrap"),
-            (self.zones.iter().any(limits), "links of zones and racks"),
+            (self.zones.iter().any(racks), "links of racks"),
             (self.workload.kind != WorkloadKind::FlashCrowd, "workloads other than \"flash-crowd\""),
             (self.faults.iter().any(faults), "faults of the kinds \"slow\" and \"poison\""),
         ]

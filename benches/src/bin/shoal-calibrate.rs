@@ -32,6 +32,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
     let scenarios = arguments.scenarios.iter().map(|path| Scenario::load(path)).collect::<Result<Vec<_>, _>>()?;
+    if let Some((scenario, what)) = scenarios.iter().find_map(|scenario| Some((scenario, scenario.only_simulated()?)))
+    {
+        return Err(format!("{}: {what}: only the simulator can do that", scenario.name).into());
+    }
     let mut calibration = Calibration::default();
     for (scenario, nodes) in scenarios.iter().flat_map(|scenario| arguments.nodes.iter().map(move |&n| (scenario, n)))
     {

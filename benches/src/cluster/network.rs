@@ -1,5 +1,5 @@
 //! Hosts in network namespaces: a router per zone, a backbone router between the zones and the registry, and `tbf` on
-//! both ends of every host's link.
+//! both ends of every host's link, and of a zone's where the scenario limits that.
 //!
 //! ```text
 //! host 10.77.z.n -- h<n> [zone z] uplink -- 10.78.z.0/30 -- down<z> [backbone] registry -- 10.77.0.1
@@ -125,7 +125,7 @@ impl Network {
         if network.hosts.len() > MAX_HOSTS || network.zones.len() > MAX_HOSTS {
             return Err(format!("{} hosts: {MAX_HOSTS} have an address", network.hosts.len()).into());
         }
-        network.make_routers()?;
+        network.make_routers(scenario)?;
         network.attach(&network.registry, scenario.registry.egress_mbit, f64::INFINITY)?;
         for (host, group) in network.hosts.iter().zip(groups) {
             network.attach(host, group.up_mbit, group.down_mbit)?;
@@ -196,10 +196,10 @@ impl Network {
         tool("ip", &["-n", &self.router(name), "-batch", "-"], batch).map(drop)
     }
 
-    fn make_routers(&self) -> Result<(), Failure> {
+    fn make_routers(&self, scenario: &Scenario) -> Result<(), Failure> {
         let backbone = self.router("backbone");
         make_router(&backbone)?;
-        for at in 1..=self.zones.len() {
+        for (at, described) in (1..).zip(&scenario.zones) {
             let zone = self.router(&format!("zone{at}"));
             make_router(&zone)?;
             let pair = format!("link add uplink netns {zone} type veth peer name down{at} netns {backbone}\n");
@@ -209,6 +209,9 @@ impl Network {
                 &format!("addr add 10.78.{at}.2/30 dev uplink\nlink set uplink up\n"),
             )?;
             self.at_router("backbone", &format!("addr add 10.78.{at}.1/30 dev down{at}\nlink set down{at} up\n"))?;
+            let mbit = described.uplink_mbit.unwrap_or(f64::INFINITY);
+            shape(&zone, "uplink", mbit)?;
+            shape(&backbone, &format!("down{at}"), mbit)?;
         }
         self.zones.iter().try_for_each(|zone| self.switch_zone(zone, true))
     }
