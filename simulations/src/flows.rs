@@ -223,6 +223,12 @@ impl<T> Flows<T> {
         self.take_out(id.slot).map(|flow| (flow.what, came))
     }
 
+    /// Whether a transfer is under way and makes progress, as of the last time that something happened.
+    pub(crate) fn is_moving(&self, id: FlowId) -> bool {
+        let flow = self.flows.get(id.slot as usize).and_then(Option::as_ref);
+        flow.is_some_and(|flow| flow.turn == id.turn && flow.bytes_per_s > 0.0)
+    }
+
     /// When the next transfer is done, as things stand.
     pub(crate) fn next(&mut self, now: Time) -> Option<Time> {
         self.settle(now);

@@ -23,6 +23,8 @@ const PREFETCH_DEADLINE: Duration = Duration::from_secs(600);
 /// What a home tells an asker to expect while it gets a piece, and how often, as in the daemon.
 const SOURCE_ETA: Duration = Duration::from_secs(1);
 pub(crate) const REMIND: Duration = Duration::from_millis(400);
+/// Nobody looks silent to the scheduler before that, by its configuration.
+const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 /// The one blob of a swarm.
 pub(crate) const BLOB: BlobKey = BlobKey { id: [0x5a; 32], variant: 0 };
 
@@ -69,6 +71,7 @@ struct Asked {
     peer: Option<PeerId>,
     /// Pieces not answered yet.
     left: usize,
+    at: Time,
 }
 
 /// A node.
@@ -200,7 +203,18 @@ impl Node {
         self.handle(now, Event::PeerDown { peer });
     }
 
-    pub(crate) fn timeout(&mut self, now: Time) {
+    /// Its requests that may look silent by now, and whom they went to; nobody is the registry.
+    pub(crate) fn waiting(&self, now: Time) -> impl Iterator<Item = (RequestId, Option<PeerId>)> {
+        let long = move |asked: &Asked| now.since(asked.at) >= LEAST_PATIENCE;
+        self.requests.iter().filter(move |(_, asked)| long(asked)).map(|(&request, asked)| (request, asked.peer))
+    }
+
+    /// Something is due. The daemon would have told its scheduler every now and then of what is `arriving`; that matters no
+    /// sooner than now.
+    pub(crate) fn timeout(&mut self, now: Time, arriving: &[RequestId]) {
+        for &request in arriving {
+            self.scheduler.handle_event(now, Event::Progress { request });
+        }
         self.scheduler.handle_timeout(now);
         self.drain(now);
     }
@@ -235,7 +249,7 @@ impl Node {
     fn drain(&mut self, now: Time) {
         loop {
             while let Some(action) = self.scheduler.poll_action(now) {
-                self.carry_out(action);
+                self.carry_out(now, action);
             }
             let open = self.open;
             self.read_on(now);
@@ -247,10 +261,10 @@ impl Node {
         self.outbox.extend(self.starting.drain(..).map(Errand::Transfer));
     }
 
-    fn carry_out(&mut self, action: Action) {
+    fn carry_out(&mut self, now: Time, action: Action) {
         match action {
             Action::Request { request, peer, pieces, priority, source, deadline, .. } => {
-                self.requests.insert(request, Asked { peer: Some(peer), left: pieces.len() });
+                self.requests.insert(request, Asked { peer: Some(peer), left: pieces.len(), at: now });
                 let message = Message::Request { request, pieces, priority, source, deadline };
                 self.outbox.push(Errand::Send(peer, message));
             }
@@ -262,7 +276,7 @@ impl Node {
                 None => {}
             },
             Action::BackToSource { request, pieces, .. } => {
-                self.requests.insert(request, Asked { peer: None, left: pieces.len() });
+                self.requests.insert(request, Asked { peer: None, left: pieces.len(), at: now });
                 self.outbox.push(Errand::Registry { request, pieces });
             }
             Action::Complete { want, outcome, .. } => self.completed(want, outcome.is_ok()),

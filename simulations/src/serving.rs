@@ -259,6 +259,11 @@ impl Serving {
         self.answers.range(all).map(|(&ticket, _)| ticket).collect()
     }
 
+    /// The transfer that an answer is sending.
+    pub(crate) fn flow(&self, ticket: Ticket) -> Option<FlowId> {
+        self.answers.get(&ticket)?.sending.as_ref()?.flow
+    }
+
     /// The transfers under way.
     pub(crate) fn flows(&self) -> impl Iterator<Item = FlowId> + '_ {
         let sending = |answer: &Answer| answer.sending.as_ref().and_then(|sending| sending.flow);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rand_chacha::ChaCha8Rng;
-use shoal_proto::Bitfield;
+use shoal_proto::{Bitfield, PeerId};
 use shoal_scheduler::{Event, RequestId, Time, announce_interval};
 
 use crate::{
@@ -169,7 +169,8 @@ impl Swarm<'_> {
             Happening::Timeout(at) => {
                 if self.nodes[at as usize].wake == Some(self.now) {
                     self.node(at).wake = None;
-                    self.tell(at, |node, now| node.timeout(now));
+                    let arriving = self.arriving(at);
+                    self.tell(at, |node, now| node.timeout(now, &arriving));
                 }
             }
             Happening::Message { from, to, message } => {
@@ -190,6 +191,19 @@ impl Swarm<'_> {
             Happening::Heal(at) => self.heal(at),
             Happening::Silence(at) => self.silence(at),
         }
+    }
+
+    /// The requests of a node that may look silent although something is coming in.
+    fn arriving(&self, at: Index) -> Vec<RequestId> {
+        let moves = |flow: Option<FlowId>| flow.is_some_and(|flow| self.flows.is_moving(flow));
+        let comes = |&(request, peer): &(RequestId, Option<PeerId>)| match peer {
+            Some(peer) => {
+                let sender = self.topology.find(peer);
+                sender.is_some_and(|from| moves(self.nodes[from as usize].serving.flow((at, request))))
+            }
+            None => moves(self.reads.get(&(at, request)).and_then(|read| read.flow)),
+        };
+        self.nodes[at as usize].waiting(self.now).filter(comes).map(|(request, _)| request).collect()
     }
 
     fn node(&mut self, at: Index) -> &mut Node {
