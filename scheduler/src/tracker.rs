@@ -87,8 +87,9 @@ const MAX_RECEIVERS: usize = 16;
 /// A piece that was given to somebody.
 #[derive(Debug, Default)]
 struct Given {
-    /// To how many peers, whether or not it is there yet.
+    /// To how many peers since `since`, whether or not it is there yet.
     copies: u32,
+    since: Time,
     receivers: VecDeque<Receiver>,
 }
 
@@ -116,7 +117,9 @@ impl Tracker {
     /// Whether to serve `peer` a run of pieces that begins with `first` and has so many encoded bytes.
     /// [`Admission::Serve`] counts them as being sent until [`ended`](Self::ended).
     pub fn admit(&mut self, now: Time, peer: PeerId, first: Item, bytes: u64, priority: Priority) -> Admission {
-        let spread = self.given.get(&first).is_some_and(|given| given.copies >= self.config.copies);
+        // Copies of long ago may be gone, as their receivers are forgotten.
+        let recent = |given: &&Given| now.since(given.since) < self.config.memory;
+        let spread = self.given.get(&first).filter(recent).is_some_and(|given| given.copies >= self.config.copies);
         let relaxed = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
         let ceiling = relaxed.saturating_mul(match priority {
             Priority::Prefetch => self.config.ceiling,
@@ -125,7 +128,11 @@ impl Tracker {
         let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, first) };
         if alternates.is_empty() && self.uploads < ceiling.max(1) {
             self.uploads = self.uploads.saturating_add(bytes);
+            let memory = self.config.memory;
             let given = self.given(first);
+            if now.since(given.since) >= memory {
+                (given.copies, given.since) = (0, now);
+            }
             given.copies = given.copies.saturating_add(1);
             return Admission::Serve;
         }
@@ -274,6 +281,25 @@ mod tests {
         };
         assert_eq!(served(|_| 7), 8, "which is more than a fifth of a quarter of a second's worth");
         assert_eq!(served(|turn| turn % 2), 2 * 8, "the rest of that is for other pieces");
+    }
+
+    #[test]
+    fn copies_of_long_ago_do_not_count() {
+        let mut tracker = tracker();
+        for round in 1..20 {
+            tracker.sent(Time::ZERO + SAMPLE * round, peer(1), item(7), 100);
+        }
+        let mut served = |now: Time| {
+            tracker.sent(now, peer(1), item(7), 100);
+            let serves = |_: &u32| tracker.admit(now, peer(2), item(7), 10, Priority::Prefetch) == Admission::Serve;
+            let served = (0..200).filter(serves).count();
+            tracker.ended(10 * served as u64);
+            served
+        };
+        let now = Time::ZERO + SAMPLE * 20;
+        assert_eq!(served(now), 8);
+        assert_eq!(served(now + SAMPLE), 5, "eight have it");
+        assert_eq!(served(now + TrackerConfig::default().memory), 8, "which may be gone by now");
     }
 
     #[test]
