@@ -6,6 +6,22 @@ use shoal_proto::{Bitfield, PeerId, Priority};
 
 use crate::peers::Slot;
 
+/// Whose pieces count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Those of peers in this node's zone.
+    Zone,
+    /// Those of all peers.
+    All,
+}
+
+/// What a peer has.
+#[derive(Debug, Clone)]
+struct Have {
+    own_zone: bool,
+    pieces: Bitfield,
+}
+
 /// One blob.
 #[derive(Debug)]
 pub(crate) struct Blob {
@@ -15,9 +31,9 @@ pub(crate) struct Blob {
     /// word of 64 pieces at a time.
     waiting: [Bitfield; 2],
     /// By slot; looked at for many peers in a row when a rare piece is searched for, hence no map.
-    haves: Vec<Option<Bitfield>>,
-    /// How many of `haves` have each piece; most pieces that are searched for have none.
-    holders: Vec<u32>,
+    haves: Vec<Option<Have>>,
+    /// How many of `haves` have each piece, by [`Reach`]; most pieces that are searched for have none.
+    holders: [Vec<u32>; 2],
     /// Homes by stripe, as of an epoch of the leases.
     pub(crate) ranking: BTreeMap<u64, Arc<[PeerId]>>,
     pub(crate) ranking_epoch: u64,
@@ -33,7 +49,7 @@ impl Blob {
             present: present.window(0, len),
             waiting: [Bitfield::new(len), Bitfield::new(len)],
             haves: Vec::new(),
-            holders: vec![0; len as usize],
+            holders: [vec![0; len as usize], vec![0; len as usize]],
             ranking: BTreeMap::new(),
             ranking_epoch: 0,
             whole: false,
@@ -68,14 +84,14 @@ impl Blob {
         self.present = self.present.window(0, len);
         self.waiting = [self.waiting[0].window(0, len), self.waiting[1].window(0, len)];
         for have in self.haves.iter_mut().flatten() {
-            *have = have.window(0, len);
+            have.pieces = have.pieces.window(0, len);
         }
-        self.holders.resize(len as usize, 0);
+        self.holders.iter_mut().for_each(|holders| holders.resize(len as usize, 0));
         self.ranking.clear();
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.holders.len() as u32
+        self.extents.len() as u32
     }
 
     /// The bytes of a piece in the blob, if somebody here names it.
@@ -104,8 +120,8 @@ impl Blob {
         self.waiting.iter_mut().for_each(|waiting| _ = waiting.remove(piece));
     }
 
-    pub(crate) fn holders(&self, piece: u32) -> u32 {
-        self.holders.get(piece as usize).copied().unwrap_or(0)
+    pub(crate) fn holders(&self, piece: u32, reach: Reach) -> u32 {
+        self.holders[reach as usize].get(piece as usize).copied().unwrap_or(0)
     }
 
     pub(crate) fn has(&self, slot: Slot, piece: u32) -> bool {
@@ -113,7 +129,7 @@ impl Blob {
     }
 
     pub(crate) fn have(&self, slot: Slot) -> Option<&Bitfield> {
-        self.haves.get(slot as usize)?.as_ref()
+        self.haves.get(slot as usize)?.as_ref().map(|have| &have.pieces)
     }
 
     /// Everybody who ever spoke of this blob.
@@ -122,24 +138,24 @@ impl Blob {
     }
 
     /// Notes what a peer announced.
-    pub(crate) fn learn(&mut self, slot: Slot, first: u32, news: &Bitfield, full: bool) {
+    pub(crate) fn learn(&mut self, slot: Slot, own_zone: bool, first: u32, news: &Bitfield, full: bool) {
         let len = self.len();
         let at = slot as usize;
         if at >= self.haves.len() {
             self.haves.resize(at + 1, None);
         }
-        let have = self.haves[at].get_or_insert_with(|| Bitfield::new(len));
+        let have = self.haves[at].get_or_insert_with(|| Have { own_zone, pieces: Bitfield::new(len) });
         if full {
             let window = first..first.saturating_add(news.len()).min(len);
-            let gone = window.filter(|&piece| have.contains(piece) && !news.contains(piece - first));
+            let gone = window.filter(|&piece| have.pieces.contains(piece) && !news.contains(piece - first));
             for piece in gone.collect::<Vec<_>>() {
-                have.remove(piece);
-                self.holders[piece as usize] -= 1;
+                have.pieces.remove(piece);
+                count(&mut self.holders, have.own_zone, piece, |holders| holders - 1);
             }
         }
         for piece in news.iter().filter_map(|piece| first.checked_add(piece)) {
-            if have.insert(piece) {
-                self.holders[piece as usize] += 1;
+            if have.pieces.insert(piece) {
+                count(&mut self.holders, have.own_zone, piece, |holders| holders + 1);
             }
         }
     }
@@ -147,16 +163,28 @@ impl Blob {
     /// The peer does not have this piece after all.
     pub(crate) fn unlearn(&mut self, slot: Slot, piece: u32) {
         let have = self.haves.get_mut(slot as usize).and_then(Option::as_mut);
-        if have.is_some_and(|have| have.remove(piece)) {
-            self.holders[piece as usize] -= 1;
+        if let Some(have) = have.filter(|have| have.pieces.contains(piece)) {
+            have.pieces.remove(piece);
+            count(&mut self.holders, have.own_zone, piece, |holders| holders - 1);
         }
     }
 
     /// The peer is gone.
     pub(crate) fn forget(&mut self, slot: Slot) {
         if let Some(have) = self.haves.get_mut(slot as usize).and_then(Option::take) {
-            have.iter().for_each(|piece| self.holders[piece as usize] -= 1);
+            have.pieces
+                .iter()
+                .for_each(|piece| count(&mut self.holders, have.own_zone, piece, |holders| holders - 1));
         }
+    }
+}
+
+/// Changes how many have a piece, in the zone of this node if `own_zone`, and of all.
+fn count(holders: &mut [Vec<u32>; 2], own_zone: bool, piece: u32, change: impl Fn(u32) -> u32) {
+    let reaches = if own_zone { &[Reach::Zone, Reach::All][..] } else { &[Reach::All] };
+    for &reach in reaches {
+        let count = &mut holders[reach as usize][piece as usize];
+        *count = change(*count);
     }
 }
 
@@ -190,7 +218,7 @@ mod tests {
                     _ => {
                         let mut news = Bitfield::new(40);
                         pieces.iter().for_each(|&piece| _ = news.insert(piece));
-                        blob.learn(slot, first, &news, full);
+                        blob.learn(slot, slot % 2 == 0, first, &news, full);
                         if full {
                             let stays = |piece: u32| piece < first || piece >= first + 40 || news.contains(piece - first);
                             model.retain(|&(peer, piece)| peer != slot || stays(piece));
@@ -200,8 +228,13 @@ mod tests {
                     }
                 }
                 for piece in 0..64 {
-                    let holders = model.iter().filter(|&&(_, held)| held == piece).count();
-                    prop_assert_eq!(blob.holders(piece) as usize, holders);
+                    let holders = |reach| {
+                        let counts = |slot: u32| reach == Reach::All || slot % 2 == 0;
+                        model.iter().filter(|&&(slot, held)| held == piece && counts(slot)).count()
+                    };
+                    for reach in [Reach::Zone, Reach::All] {
+                        prop_assert_eq!(blob.holders(piece, reach) as usize, holders(reach));
+                    }
                     prop_assert_eq!(blob.has(slot, piece), model.contains(&(slot, piece)));
                 }
             }

@@ -15,7 +15,8 @@ const PREFETCH_WINDOW: u64 = 256;
 /// Consecutive pieces that stay together when prefetches are mixed.
 const PREFETCH_GROUP: u32 = 16;
 
-/// Where a flight stands in every queue: on-demand before prefetch. On-demand is first come, first served. Prefetch
+/// Where a flight stands in every queue: on-demand before prefetch, and behind that what was found to be held by a neighbour
+/// while it waited for its home. On-demand is first come, first served. Prefetch
 /// is mixed differently on every node, so that nodes which start together fetch different pieces and then have
 /// something to give each other; groups of consecutive pieces stay together, for the sake of joined reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +37,21 @@ impl Rank {
                 Self { class: 1, turn: arrival / PREFETCH_WINDOW, shuffle }
             }
         }
+    }
+
+    /// A prefetch, and nothing is known yet of a neighbour that has it.
+    pub(crate) fn is_unheld(self) -> bool {
+        self.class == 1
+    }
+
+    /// The same prefetch once a neighbour has it.
+    pub(crate) fn held(self) -> Self {
+        Self { class: 2, ..self }
+    }
+
+    /// As it was before anything was known of neighbours.
+    pub(crate) fn fresh(self) -> Self {
+        Self { class: self.class.min(1), ..self }
     }
 
     pub(crate) fn priority(self) -> Priority {
@@ -222,6 +238,11 @@ impl Queues {
 
     pub(crate) fn first(&self, gate: Gate) -> Option<(Rank, Item)> {
         self.at(gate)?.first().copied()
+    }
+
+    /// The homes that something waits for.
+    pub(crate) fn homes(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.homes.keys().copied()
     }
 
     /// Everything that queues at one gate.

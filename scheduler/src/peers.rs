@@ -212,6 +212,12 @@ impl Peers {
         self.at(self.slot(peer)?)
     }
 
+    /// A peer with its slot.
+    pub(crate) fn find(&self, peer: PeerId) -> Option<(Slot, &Peer)> {
+        let slot = self.slot(peer)?;
+        Some((slot, self.at(slot)?))
+    }
+
     /// Those with room, in the order in which they should be asked.
     pub(crate) fn ready(&self, priority: Priority) -> impl Iterator<Item = Slot> + '_ {
         self.ready[priority as usize].iter().map(|&(.., slot)| slot)
@@ -309,6 +315,11 @@ impl Peers {
                 self.marked[class].insert(self.places[slot as usize]);
             }
         }
+    }
+
+    /// Something may wait for any of them.
+    pub(crate) fn mark_all(&mut self) {
+        (0..self.slots.len() as Slot).for_each(|slot| self.mark(slot));
     }
 
     /// Nothing of this priority waits for this peer.

@@ -16,7 +16,7 @@ use shoal_proto::{Bitfield, PeerId, Priority};
 
 use crate::{
     Action, BlobKey, Config, Event, Item, Origin, RequestId, Source, Time, WantError, WantFailure, WantId, Why,
-    blobs::Blob,
+    blobs::{Blob, Reach},
     flights::{Flight, Flights, Gate, MAX_REQUESTS, Queues, Rank},
     homes::{self, Homes},
     inflow::Inflow,
@@ -47,6 +47,8 @@ pub struct Scheduler {
     pub(crate) banned: BTreeMap<PeerId, Time>,
     pub(crate) dials: Dials,
     pub(crate) homes: Homes,
+    /// Whom this node may ask for what they have.
+    pub(crate) reach: Reach,
     pub(crate) requests: Requests,
     pub(crate) registry_closed_until: Time,
     pub(crate) timers: Timers,
@@ -97,6 +99,7 @@ impl Scheduler {
             banned: BTreeMap::new(),
             dials: Dials::default(),
             homes: Homes::new(config.max_leases),
+            reach: Reach::All,
             requests: Requests::default(),
             registry_closed_until: Time::ZERO,
             timers: Timers::default(),
@@ -365,6 +368,7 @@ impl Scheduler {
             self.queues.remove(gate, flight.rank, item);
         }
         flight.seeking = true;
+        flight.rank = flight.rank.fresh();
         self.queues.push(Gate::Fresh, flight.rank, item);
         if let Some(blob) = self.blobs.get_mut(&item.blob) {
             blob.wait(item.piece, flight.rank.priority());

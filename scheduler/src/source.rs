@@ -10,6 +10,7 @@ use shoal_proto::{PeerId, Priority};
 
 use crate::{
     Action, BlobKey, Item, RequestId, Source, Time, WantFailure, Why,
+    blobs::Reach,
     flights::{Flight, Gate, MAX_REQUESTS},
     inflow::Lane,
     peers::Slot,
@@ -45,15 +46,24 @@ impl Scheduler {
             self.queues.remove(Gate::Window, rank, item);
             self.place(now, item);
         }
-        for priority in [Priority::OnDemand, Priority::Prefetch] {
-            while self.inflow.room(Lane::Peers(priority), &self.config)
-                && let Some(slot) = self.peers.next_marked(priority)
-                && self.may_ask(now, priority)
-            {
-                self.fill(now, slot, priority);
-            }
+        self.fill_peers(now, Priority::OnDemand);
+        while self.inflow.room(Lane::Peers(Priority::Prefetch), &self.config)
+            && let Some((slot, item)) = self.next_unheld(now)
+            && self.may_ask(now, Priority::Prefetch)
+        {
+            self.ask(now, slot, item, true);
         }
+        self.fill_peers(now, Priority::Prefetch);
         self.fill_registry(now);
+    }
+
+    fn fill_peers(&mut self, now: Time, priority: Priority) {
+        while self.inflow.room(Lane::Peers(priority), &self.config)
+            && let Some(slot) = self.peers.next_marked(priority)
+            && self.may_ask(now, priority)
+        {
+            self.fill(now, slot, priority);
+        }
     }
 
     fn place(&mut self, now: Time, item: Item) {
@@ -82,11 +92,17 @@ impl Scheduler {
     /// The best neighbour that has the piece and room for it.
     fn neighbour(&self, item: Item) -> Option<Slot> {
         let (flight, blob) = (self.flights.at(item)?, self.blobs.get(&item.blob)?);
-        if blob.holders(item.piece) == 0 {
+        if blob.holders(item.piece, self.reach) == 0 {
             return None;
         }
         let mut ready = self.peers.ready(flight.priority());
-        ready.find(|&slot| blob.has(slot, item.piece) && !self.is_asking(flight, slot))
+        ready.find(|&slot| self.is_in_reach(slot) && blob.has(slot, item.piece) && !self.is_asking(flight, slot))
+    }
+
+    /// Whether a peer may be asked for what it has. Those of other zones may not as long as this one has a seed peer that brings
+    /// in for all what they lack: what is between zones is thinner, or costs more, than what is within.
+    fn is_in_reach(&self, slot: Slot) -> bool {
+        self.reach == Reach::All || self.peers.at(slot).is_some_and(|peer| peer.own_zone)
     }
 
     /// Whether one of the flight's requests is at this peer.
@@ -155,10 +171,37 @@ impl Scheduler {
     /// The registry refuses, no home is left and no neighbour has it: better now than at the deadline.
     fn fail_without_source(&mut self, now: Time, item: Item) {
         let Some(flight) = self.flights.at(item) else { return };
-        let holders = self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
+        let holders = self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece, self.reach));
         if flight.registry_refused && flight.requests.is_empty() && holders == 0 {
             self.fail_flight(now, item, WantFailure::NoSource);
         }
+    }
+
+    /// A prefetch that nobody but its home can bring, and the home, if that has room. It comes before all that somebody has: it
+    /// is the rarest there is, and where homes send what is everywhere already, a swarm soon has nothing left to exchange.
+    fn next_unheld(&mut self, now: Time) -> Option<(Slot, Item)> {
+        let homes: Vec<PeerId> = self.queues.homes().collect();
+        homes.into_iter().find_map(|home| {
+            let slot = self.peers.slot(home)?;
+            let has_room = self.peers.at(slot)?.room(now, Priority::Prefetch, &self.config) > 0;
+            let item = if has_room { self.first_unheld(home) } else { None };
+            item.map(|item| (slot, item))
+        })
+    }
+
+    /// The first prefetch in line for a home that no neighbour has; what one has goes behind the others.
+    fn first_unheld(&mut self, home: PeerId) -> Option<Item> {
+        let gate = Gate::Home(home);
+        while let Some((rank, item)) = self.queues.first(gate).filter(|(rank, _)| rank.is_unheld()) {
+            if self.blobs.get(&item.blob).is_none_or(|blob| blob.holders(item.piece, self.reach) == 0) {
+                return Some(item);
+            }
+            let behind = rank.held();
+            self.queues.remove(gate, rank, item);
+            self.queues.push(gate, behind, item);
+            self.flights.at_mut(item).into_iter().for_each(|flight| flight.rank = behind);
+        }
+        None
     }
 
     /// Gives a peer one request for what it has, or else for what it is home to.
@@ -182,12 +225,15 @@ impl Scheduler {
         }
         let starts = [(); PICKS].map(|()| self.random(u32::MAX));
         let picks = starts.into_iter().filter_map(|start| self.waiting_from(slot, priority, start));
-        let holders = |item: &Item| self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece));
+        let holders = |item: &Item| self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece, self.reach));
         picks.min_by_key(holders)
     }
 
     /// The first such piece of a blob from a place on, and then from its start; `place` is a part of 2^32.
     fn waiting_from(&self, slot: Slot, priority: Priority, place: u32) -> Option<Item> {
+        if !self.is_in_reach(slot) {
+            return None;
+        }
         self.active.iter().find_map(|&key| {
             let blob = self.blobs.get(&key)?;
             let (have, waiting) = (blob.have(slot)?, blob.waiting(priority));
@@ -297,7 +343,9 @@ impl Scheduler {
         let most = self.config.max_join.min(self.allowances.share(Lane::Registry(priority)));
         let mut range = blob.extent(item.piece)?.clone();
         let (_, stripe_end) = blob.stripe(item.piece, self.config.stripe)?;
-        let ahead = if flight.for_peer { self.config.read_ahead } else { 0 };
+        // A large piece is worth a request of its own. What nobody asked for might be read in vain, or be lost with this home.
+        let small = blob.size(item.piece) < self.config.read_ahead / 4;
+        let ahead = if flight.for_peer && small { self.config.read_ahead } else { 0 };
         let ahead_end = range.start.saturating_add(ahead).min(stripe_end);
         let (mut pieces, mut between) = (vec![item.piece], Vec::new());
         for piece in (item.piece + 1..blob.len()).take(MAX_JOINED - 1) {
@@ -312,7 +360,7 @@ impl Scheduler {
             let flight = self.flights.at(Item { piece, ..item });
             let waits =
                 flight.is_some_and(|flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority);
-            let lacking = flight.is_none() && !blob.present.contains(piece) && blob.holders(piece) == 0;
+            let lacking = flight.is_none() && !blob.present.contains(piece) && blob.holders(piece, self.reach) == 0;
             if waits || lacking && next.end <= ahead_end {
                 pieces.append(&mut between);
                 pieces.push(piece);

@@ -8,7 +8,8 @@ use std::{
 use shoal_proto::{Bitfield, PeerId};
 
 use crate::{
-    Action, BlobKey, Item, Source, Time, Why,
+    Action, BlobKey, CrossZone, Item, Source, Time, Why,
+    blobs::Reach,
     flights::Gate,
     homes::{Lease, rank},
     peers,
@@ -79,13 +80,13 @@ impl Scheduler {
     }
 
     pub(crate) fn peer_have(&mut self, peer: PeerId, key: BlobKey, first: u32, have: &Bitfield, full: bool) {
-        let Some(slot) = self.peers.slot(peer) else { return };
+        let Some((slot, own_zone)) = self.peers.find(peer).map(|(slot, peer)| (slot, peer.own_zone)) else { return };
         if self.banned.contains_key(&peer) {
             return;
         }
         let Some(blob) = self.blobs.get_mut(&key) else { return };
         let first_word = blob.have(slot).is_none();
-        blob.learn(slot, first, have, full);
+        blob.learn(slot, own_zone, first, have, full);
         let pieces = have.iter().filter_map(|piece| first.checked_add(piece));
         self.peers.announced(slot, pieces.map(|piece| Item { blob: key, piece }));
         if blob.is_waiting() {
@@ -99,10 +100,10 @@ impl Scheduler {
         if peer == self.config.me || self.banned.contains_key(&peer) {
             return;
         }
-        if let Some(slot) = self.peers.slot(peer) {
-            let denies = self.peers.at(slot).is_some_and(|peer| peer.denies(item));
+        if let Some((slot, known)) = self.peers.find(peer) {
+            let (denies, own_zone) = (known.denies(item), known.own_zone);
             if let Some(blob) = self.blobs.get_mut(&item.blob).filter(|_| !denies) {
-                blob.learn(slot, item.piece, &Bitfield::full(1), false);
+                blob.learn(slot, own_zone, item.piece, &Bitfield::full(1), false);
                 self.peers.mark(slot);
             }
         } else if self.peers.len() < self.config.enough_peers
@@ -173,6 +174,14 @@ impl Scheduler {
         }
     }
 
+    /// Whom this node may ask for what they have, as the leases are.
+    fn reach_of_zone(&self) -> Reach {
+        let mut seeds = self.homes.of_zone(&self.config.zone).map(|(seed, _)| seed).peekable();
+        let alone = seeds.peek().is_none();
+        let goes_far = self.config.cross_zone == CrossZone::Prefer && seeds.any(|seed| seed == self.config.me);
+        if alone || goes_far { Reach::All } else { Reach::Zone }
+    }
+
     /// Without seed peers the nodes are the homes, so what they say of a blob changes the order of homes.
     fn nodes_changed(&mut self, changed: bool) {
         if changed && self.homes.of_zone(&self.config.zone).next().is_none() {
@@ -180,7 +189,12 @@ impl Scheduler {
         }
     }
 
+    /// The leases have changed.
     fn replace_all(&mut self) {
+        let reach = self.reach_of_zone();
+        if std::mem::replace(&mut self.reach, reach) != reach {
+            self.peers.mark_all();
+        }
         self.queues.all().into_iter().for_each(|item| self.seek(item));
     }
 

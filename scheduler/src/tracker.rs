@@ -7,7 +7,7 @@
 //! request [`ended`](Tracker::ended).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     time::Duration,
 };
 
@@ -18,7 +18,8 @@ use crate::{Item, Time};
 /// The limits of a [`Tracker`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackerConfig {
-    /// Encoded bytes being sent up to which everyone is served at least. Default 2 MiB.
+    /// Encoded bytes being sent up to which everyone is served at least: enough for a connection to not run dry, little enough
+    /// that a piece leaves soon and its receiver can pass it on. Default 1 MiB.
     pub relaxed: u64,
     /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
     /// much because it is fast need not send half of it away. Default 250 ms.
@@ -42,7 +43,7 @@ pub struct TrackerConfig {
 impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
-            relaxed: 2 << 20,
+            relaxed: 1 << 20,
             backlog: Duration::from_millis(250),
             copies: 8,
             ceiling: 4,
@@ -99,6 +100,10 @@ pub struct Tracker {
     config: TrackerConfig,
     /// Encoded bytes admitted and not ended.
     uploads: u64,
+    /// The same for each peer that has any.
+    shares: BTreeMap<PeerId, u64>,
+    /// When a peer without any was refused last.
+    starved: Option<Time>,
     /// Bytes sent since `since`.
     sent: u64,
     since: Time,
@@ -126,8 +131,11 @@ impl Tracker {
             Priority::OnDemand => self.config.ceiling.saturating_mul(2),
         });
         let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, first) };
-        if alternates.is_empty() && self.uploads < ceiling.max(1) {
+        let fair = priority == Priority::OnDemand || self.is_fair(now, peer, bytes, ceiling);
+        if alternates.is_empty() && self.uploads < ceiling.max(1) && fair {
             self.uploads = self.uploads.saturating_add(bytes);
+            let share = self.shares.entry(peer).or_default();
+            *share = share.saturating_add(bytes);
             let memory = self.config.memory;
             let given = self.given(first);
             if now.since(given.since) >= memory {
@@ -136,7 +144,18 @@ impl Tracker {
             given.copies = given.copies.saturating_add(1);
             return Admission::Serve;
         }
+        if !self.shares.contains_key(&peer) {
+            self.starved = Some(now);
+        }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
+    }
+
+    /// Whether a peer is left its part of what is sent at most. Who has just received something is the first to see that there
+    /// is room again, so while others are refused nobody takes more than an equal part.
+    fn is_fair(&self, now: Time, peer: PeerId, bytes: u64, most: u64) -> bool {
+        let contended = self.starved.is_some_and(|at| now.since(at) < self.config.retry_after * 2);
+        let share = self.shares.get(&peer).copied().unwrap_or(0);
+        !contended || share == 0 || share.saturating_add(bytes) <= most / (self.shares.len() as u64 + 1)
     }
 
     /// Bytes being sent up to which everyone is served: what takes no longer than this at the rate of late.
@@ -195,9 +214,15 @@ impl Tracker {
         self.given.entry(item).or_default()
     }
 
-    /// A request that was admitted with so many bytes is over, however it went.
-    pub fn ended(&mut self, bytes: u64) {
+    /// A request of `peer` that was admitted with so many bytes is over, however it went.
+    pub fn ended(&mut self, peer: PeerId, bytes: u64) {
         self.uploads = self.uploads.saturating_sub(bytes);
+        if let Entry::Occupied(mut share) = self.shares.entry(peer) {
+            *share.get_mut() = share.get().saturating_sub(bytes);
+            if *share.get() == 0 {
+                share.remove();
+            }
+        }
     }
 
     /// The peer is gone and is not named any more.
@@ -253,8 +278,24 @@ mod tests {
         assert_eq!(named(admit(&mut tracker, 1)), [peer(2)], "not the asker itself");
         tracker.forget(peer(2));
         assert_eq!(admit(&mut tracker, 1), Admission::Serve);
-        tracker.ended(10);
+        tracker.ended(peer(3), 10);
         assert_eq!(tracker.uploads(), 10);
+    }
+
+    #[test]
+    fn who_was_served_last_leaves_room_for_those_who_were_refused() {
+        let mut tracker = tracker();
+        let admit = |tracker: &mut Tracker, now, n, piece| {
+            tracker.admit(now, peer(n), item(piece), 10, Priority::Prefetch) == Admission::Serve
+        };
+        assert_eq!([1, 2, 3].map(|piece| admit(&mut tracker, Time::ZERO, 1, piece)), [true; 3], "alone it gets all");
+        assert!(!admit(&mut tracker, Time::ZERO, 2, 4));
+        tracker.ended(peer(1), 10);
+        assert!(!admit(&mut tracker, Time::ZERO, 1, 5), "it has two of three parts");
+        assert!(admit(&mut tracker, Time::ZERO, 2, 5));
+        tracker.ended(peer(2), 10);
+        let later = Time::ZERO + TrackerConfig::default().retry_after * 2;
+        assert!(admit(&mut tracker, later, 1, 5), "nobody else has asked since");
     }
 
     #[test]
@@ -293,7 +334,7 @@ mod tests {
             tracker.sent(now, peer(1), item(7), 100);
             let serves = |_: &u32| tracker.admit(now, peer(2), item(7), 10, Priority::Prefetch) == Admission::Serve;
             let served = (0..200).filter(serves).count();
-            tracker.ended(10 * served as u64);
+            tracker.ended(peer(2), 10 * served as u64);
             served
         };
         let now = Time::ZERO + SAMPLE * 20;

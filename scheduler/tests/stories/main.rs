@@ -4,7 +4,7 @@ mod world;
 
 use std::time::Duration;
 
-use shoal_proto::{Bitfield, Priority};
+use shoal_proto::{Bitfield, Priority, Role};
 use shoal_scheduler::{
     Action, BanReason, BlobKey, Event, Failure, Limits, Origin, Rates, Source, Time, WantFailure, Why,
 };
@@ -96,15 +96,14 @@ fn what_lies_between_wanted_pieces_is_kept_and_a_home_reads_ahead_for_others() {
     assert_eq!(all_asked(&world.actions()), [(Source::Registry, vec![0, 1, 2])]);
     assert_eq!(all_asked(&world.want(1)), [], "it is on its way");
 
-    let mut world = World::with_pieces(512 << 10);
+    let mut world = World::with_pieces(192 << 10);
     world.seed(ME);
     assert_eq!(all_asked(&world.want(3)), [(Source::Registry, vec![3])], "not for itself");
     let duty = |world: &mut World, piece| {
         world.note_want(piece, Priority::OnDemand, Origin::ForPeer);
         world.actions()
     };
-    assert_eq!(all_asked(&duty(&mut world, 10)), [(Source::Registry, vec![10, 11])], "as much as is worth a request");
-    assert_eq!(all_asked(&duty(&mut world, 31)), [(Source::Registry, vec![31])], "the stripe ends here");
+    assert_eq!(all_asked(&duty(&mut world, 10)), [(Source::Registry, (10..15).collect())], "a megabyte");
     world.up(2);
     world.has(2, 21..22);
     let actions = duty(&mut world, 20);
@@ -112,6 +111,13 @@ fn what_lies_between_wanted_pieces_is_kept_and_a_home_reads_ahead_for_others() {
     let reason = Failure::Registry { retry_after: None, permanent: false };
     world.tell(Event::Failed { request: request(&actions), reason });
     assert_eq!(all_asked(&duty(&mut world, 11)), [], "on its way since the first");
+
+    let mut world = World::with_pieces(512 << 10);
+    world.seed(ME);
+    assert_eq!(all_asked(&duty(&mut world, 10)), [(Source::Registry, vec![10])], "a large piece is worth a request");
+    let mut world = World::with_pieces(250 << 10);
+    world.seed(ME);
+    assert_eq!(all_asked(&duty(&mut world, 63)), [(Source::Registry, vec![63])], "the stripe ends here");
 }
 
 #[test]
@@ -400,4 +406,52 @@ fn whoever_lied_is_banned_and_its_requests_go_elsewhere() {
     let actions = world.tell(Event::Lied { peer: peer(2), item: item(0) });
     assert!(actions.iter().any(|action| matches!(action, Action::Ban { peer: banned, .. } if *banned == peer(2))));
     assert_eq!(all_asked(&actions), [(Source::Peer(peer(3)), vec![0])]);
+}
+
+#[test]
+fn prefetch_asks_homes_for_what_nobody_has_before_it_takes_what_somebody_has() {
+    let mut world = World::with_pieces(1 << 20);
+    world.up(SEED);
+    world.seed(SEED);
+    world.up(2);
+    for piece in 0..16 {
+        world.note_want(piece, Priority::Prefetch, Origin::Local);
+    }
+    let first = world.actions();
+    let asked: Vec<_> = first.iter().filter_map(asked_of_home).collect();
+    assert_eq!(asked.len(), 4, "as much as the window allows");
+    // Four of those that wait for the home come to a neighbour.
+    let mut waiting = (0..16).filter(|piece| asked.iter().all(|(_, on_its_way)| on_its_way != piece));
+    let held: Vec<u32> = waiting.by_ref().take(4).collect();
+    held.iter().for_each(|&piece| _ = world.has(2, piece..piece + 1));
+    for (request, piece) in asked {
+        let next = world.tell(Event::Delivered { request, item: item(piece), bytes: 1 << 20 });
+        let next: Vec<u32> = next.iter().filter_map(asked_of_home).map(|(_, piece)| piece).collect();
+        assert!(next.len() == 1 && !held.contains(&next[0]), "{next:?} of {held:?}");
+    }
+}
+
+#[test]
+fn other_zones_are_asked_by_the_homes_and_by_nodes_without_one() {
+    let far = |world: &mut World| {
+        let labels = Default::default();
+        world.tell(Event::PeerUp { peer: peer(2), role: Role::Node, zone: "b".into(), labels });
+        world.has(2, 0..3);
+    };
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    far(&mut world);
+    assert_eq!(all_asked(&world.want(0)), [(Source::Home(peer(SEED)), vec![0])]);
+    world.note_want(1, Priority::Prefetch, Origin::Local);
+    assert_eq!(all_asked(&world.actions()), [(Source::Home(peer(SEED)), vec![1])]);
+    let actions = world.tell(Event::LeaseEnded { peer: peer(SEED) });
+    assert_eq!(all_asked(&actions), [], "both are on their way");
+    assert_eq!(all_asked(&world.want(2)), [(Source::Peer(peer(2)), vec![2])]);
+
+    let mut world = World::new();
+    far(&mut world);
+    world.seed(ME);
+    world.note_want(0, Priority::Prefetch, Origin::ForPeer);
+    assert_eq!(all_asked(&world.actions()), [(Source::Peer(peer(2)), vec![0])], "rather than the registry again");
 }

@@ -109,6 +109,14 @@ pub(crate) fn asked(action: &Action) -> Option<(Source, Vec<u32>)> {
     }
 }
 
+/// A request to a home, with its first piece.
+pub(crate) fn asked_of_home(action: &Action) -> Option<(RequestId, u32)> {
+    match action {
+        Action::Request { request, pieces, source: true, .. } => Some((*request, pieces[0])),
+        _ => None,
+    }
+}
+
 pub(crate) fn all_asked(actions: &[Action]) -> Vec<(Source, Vec<u32>)> {
     actions.iter().filter_map(asked).collect()
 }
