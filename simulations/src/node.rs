@@ -85,6 +85,12 @@ pub(crate) struct Node {
     /// Pieces that neighbours have not heard of.
     pub(crate) news: Bitfield,
     pub(crate) wake: Option<Time>,
+    /// Whether its scheduler did something since the swarm asked last.
+    pub(crate) stirred: bool,
+    /// What neighbours told it that its scheduler has not heard: it will with whatever happens next.
+    heard: Vec<(PeerId, Arc<Bitfield>)>,
+    /// Whether [`take_in`](Self::take_in) is about to be called.
+    listening: bool,
     /// When it will start.
     pub(crate) starts: Time,
     pub(crate) started: Option<Time>,
@@ -117,6 +123,9 @@ impl Node {
             news: Bitfield::new(piece_bytes.len() as u32),
             serving: Serving::new(piece_bytes),
             wake: None,
+            stirred: false,
+            heard: Vec::new(),
+            listening: false,
             starts: Time::ZERO,
             started: None,
             first: None,
@@ -245,8 +254,27 @@ impl Node {
         }
     }
 
+    /// A neighbour told what is new there. Says whether [`take_in`](Self::take_in) has to be called for it later.
+    pub(crate) fn overhear(&mut self, peer: PeerId, news: Arc<Bitfield>) -> bool {
+        self.heard.push((peer, news));
+        !std::mem::replace(&mut self.listening, true)
+    }
+
+    /// Tells the scheduler what neighbours told, if it has not heard it by now.
+    pub(crate) fn take_in(&mut self, now: Time) {
+        self.listening = false;
+        if !self.heard.is_empty() {
+            self.drain(now);
+        }
+    }
+
     /// Carries out what the scheduler wants done.
     fn drain(&mut self, now: Time) {
+        self.stirred = true;
+        for (peer, news) in self.heard.drain(..) {
+            let have = Bitfield::clone(&news);
+            self.scheduler.handle_event(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: false });
+        }
         loop {
             while let Some(action) = self.scheduler.poll_action(now) {
                 self.carry_out(now, action);
@@ -257,6 +285,11 @@ impl Node {
                 break;
             }
         }
+        self.start_sending();
+    }
+
+    /// Puts on the wire what may go there.
+    fn start_sending(&mut self) {
         self.serving.start(&mut self.starting);
         self.outbox.extend(self.starting.drain(..).map(Errand::Transfer));
     }
@@ -321,11 +354,10 @@ impl Node {
         match message {
             Message::Request { request, pieces, priority, source, deadline } => {
                 self.admit(now, (from, request), peer, pieces, priority, source.then_some(deadline));
-                self.drain(now);
             }
             Message::Cancel { request } => {
                 self.stop_serving((from, request));
-                self.drain(now);
+                self.start_sending();
             }
             Message::Answer(event) => {
                 match event {
@@ -363,12 +395,16 @@ impl Node {
         self.serving.begin(ticket, peer, pieces, priority);
         here.into_iter().for_each(|piece| self.serving.ready(ticket, piece));
         match source {
-            Some(deadline) if !missing.is_empty() => self.source(now, ticket, &missing, priority, deadline),
+            Some(deadline) if !missing.is_empty() => {
+                self.source(now, ticket, &missing, priority, deadline);
+                self.drain(now);
+            }
             _ => {
                 for piece in missing {
                     self.answer(ticket, Event::NotHave { request, item: Item { blob: BLOB, piece } });
                 }
                 self.serving.end_if_done(now, ticket, BLOB, &mut self.tracker);
+                self.start_sending();
             }
         }
     }
@@ -405,7 +441,7 @@ impl Node {
     pub(crate) fn sent(&mut self, now: Time, ticket: Ticket) {
         self.serving.sent(ticket);
         self.serving.end_if_done(now, ticket, BLOB, &mut self.tracker);
-        self.drain(now);
+        self.start_sending();
     }
 
     fn stop_serving(&mut self, ticket: Ticket) {

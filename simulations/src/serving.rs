@@ -232,7 +232,7 @@ impl Serving {
         if self.answers.get(&ticket).is_some_and(done)
             && let Some(answer) = self.answers.remove(&ticket)
         {
-            tracker.ended(self.total(&answer));
+            tracker.ended(answer.asker, self.total(&answer));
             for piece in answer.pieces {
                 tracker.sent(now, answer.asker, Item { blob, piece }, self.bytes(piece));
             }
@@ -248,7 +248,7 @@ impl Serving {
     pub(crate) fn stop(&mut self, ticket: Ticket, tracker: &mut Tracker) -> Option<FlowId> {
         let flow = self.free(ticket);
         if let Some(answer) = self.answers.remove(&ticket) {
-            tracker.ended(self.total(&answer));
+            tracker.ended(answer.asker, self.total(&answer));
         }
         flow
     }

@@ -18,7 +18,7 @@ use shoal_scheduler::{Event, RequestId, Time, announce_interval};
 use crate::{
     clock::Agenda,
     flows::{FlowId, Flows, LinkId},
-    node::{BLOB, Errand, Message, Node, REMIND},
+    node::{Errand, Message, Node, REMIND},
     report::{Outcome, Reader},
     run::Progress,
     scenario::{Role, Scenario, millis},
@@ -29,6 +29,9 @@ use crate::{
 
 /// A swarm in which nothing arrives for so long will not move again.
 const STANDSTILL: Duration = Duration::from_secs(900);
+/// What neighbours tell waits for the next event of a node, but not longer: next to the interval of announcements it is
+/// nothing, and much less work where there are many.
+const TAKE_IN: Duration = Duration::from_millis(10);
 /// How often somebody watching is told.
 const PROGRESS_EVERY: u64 = 1 << 16;
 
@@ -53,6 +56,8 @@ enum Happening {
         zone: u16,
         news: Arc<Bitfield>,
     },
+    /// What neighbours told a node has waited for long enough.
+    TakeIn(Index),
     Tick(Index),
     RegistryRead {
         to: Index,
@@ -182,6 +187,7 @@ impl Swarm<'_> {
             Happening::Connected(a, b) => self.connected(a, b),
             Happening::Noticed { at, gone } => self.noticed(at, gone),
             Happening::Have { from, zone, news } => self.have(from, zone, &news),
+            Happening::TakeIn(at) => self.tell(at, Node::take_in),
             Happening::Tick(at) => self.tick(at),
             Happening::RegistryRead { to, request } => self.read_on(to, request),
             Happening::Arrival { to, request, piece, good } => self.arrive(to, request, piece, good),
@@ -219,14 +225,16 @@ impl Swarm<'_> {
         }
         act(node, now);
         let mut errands = std::mem::take(&mut node.outbox);
-        let news = !node.news.is_empty();
-        let next = node.scheduler.poll_timeout().map(|next| next.max(now));
-        if let Some(next) = next.filter(|&next| node.wake.is_none_or(|wake| next < wake)) {
-            node.wake = Some(next);
-            self.agenda.push(next, Happening::Timeout(at));
-        }
-        if news && !self.standing[at as usize].ticking {
-            self.expect_tick(at);
+        if std::mem::take(&mut node.stirred) {
+            let news = !node.news.is_empty();
+            let next = node.scheduler.poll_timeout().map(|next| next.max(now));
+            if let Some(next) = next.filter(|&next| node.wake.is_none_or(|wake| next < wake)) {
+                node.wake = Some(next);
+                self.agenda.push(next, Happening::Timeout(at));
+            }
+            if news && !self.standing[at as usize].ticking {
+                self.expect_tick(at);
+            }
         }
         errands.drain(..).for_each(|errand| self.run_errand(at, errand));
         // The allocation is worth keeping, unless the errands had the node act again.
@@ -395,19 +403,19 @@ impl Swarm<'_> {
         }
     }
 
-    fn have(&mut self, from: Index, zone: u16, news: &Bitfield) {
+    fn have(&mut self, from: Index, zone: u16, news: &Arc<Bitfield>) {
         let peer = self.topology.place(from).id;
-        let heard = |&other: &Index| self.topology.place(other).zone == zone;
-        let listeners: Vec<Index> = self.standing[from as usize].listeners.iter().copied().filter(heard).collect();
-        for to in listeners {
+        let listeners = std::mem::take(&mut self.standing[from as usize].listeners);
+        for &to in &listeners {
+            let (node, reached) = (&self.nodes[to as usize], self.topology.place(to).zone == zone);
             // Who has everything asks nobody; a message that a cut holds back tells nothing that the next would not.
-            if !self.nodes[to as usize].is_complete() && self.cut_until(from, to).is_none() {
-                let have = news.clone();
-                self.tell(to, |node, now| {
-                    node.handle(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: false });
-                });
+            let listens = node.alive && node.last.is_none();
+            if reached && listens && self.cut_until(from, to).is_none() && self.node(to).overhear(peer, news.clone())
+            {
+                self.after(TAKE_IN, Happening::TakeIn(to));
             }
         }
+        self.standing[from as usize].listeners = listeners;
     }
 
     fn leases(&mut self) {
