@@ -67,12 +67,13 @@ impl From<SendError> for Gone {
 /// Counts the bytes of an answer as being sent until it is dropped.
 struct Upload<'a> {
     tracker: &'a Mutex<Tracker>,
+    peer: PeerId,
     bytes: u64,
 }
 
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
-        lock(self.tracker).ended(self.bytes);
+        lock(self.tracker).ended(self.peer, self.bytes);
     }
 }
 
@@ -89,7 +90,7 @@ impl Server {
             let contact = |peer| Contact { peer, addresses: self.contacts.addresses(peer) };
             return Ok(answers.busy(retry_after, alternates.into_iter().map(contact).collect()).await?);
         }
-        let _upload = Upload { tracker: &self.tracker, bytes };
+        let _upload = Upload { tracker: &self.tracker, peer, bytes };
         self.answer(request, answers).await?;
         let mut tracker = lock(&self.tracker);
         for (piece, bytes) in (first.piece..).zip(sizes) {
