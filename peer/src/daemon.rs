@@ -343,6 +343,8 @@ fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
         ca_files: config.registry.ca_files.clone(),
         auth: if authfile.as_os_str().is_empty() { Authfile::default() } else { Authfile::load(authfile)? },
         mirrors: config.registry.mirrors.iter().map(|of| (of.registry.clone(), of.hosts.clone())).collect(),
+        // One that cannot be used was refused when the configuration was read.
+        proxy: config.registry.proxy.options().ok().flatten(),
         backends: config.registry.backend_rules(),
         // The scheduler tries again, with everybody else in view; the client only spares it the hiccups.
         retries: 1,

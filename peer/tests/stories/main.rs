@@ -22,6 +22,7 @@ mod one_owner;
 mod prefetch_table;
 mod preheat;
 mod registry_down;
+mod registry_proxy;
 mod resume_after_kill;
 mod store_killed;
 mod store_limit;

@@ -13,6 +13,8 @@ mod layout;
 mod mirrors;
 mod oci_ref;
 mod probe;
+mod proxy;
+mod proxy_double;
 mod reverse;
 mod servers;
 mod source;
