@@ -224,13 +224,16 @@ pub struct SnapshotterConfig {
     pub socket: PathBuf,
     pub name: String,
     pub containerd: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub credentials_lifetime: Duration,
     pub lazy_oci: bool,
 }
 
 impl Default for SnapshotterConfig {
     fn default() -> Self {
         let containerd = "/run/containerd/containerd.sock".into();
-        Self { socket: PathBuf::new(), name: "shoal".into(), containerd, lazy_oci: false }
+        let credentials_lifetime = Duration::from_secs(24 * 3600);
+        Self { socket: PathBuf::new(), name: "shoal".into(), containerd, credentials_lifetime, lazy_oci: false }
     }
 }
 

@@ -18,6 +18,7 @@
 
 pub mod admission;
 pub mod api;
+mod authfile;
 pub mod command;
 pub mod config;
 mod contacts;
@@ -56,5 +57,6 @@ pub mod snapshotter;
 pub mod store;
 pub mod traffic;
 mod usage;
+mod watched_file;
 
 pub use shoal_rafs::chain;

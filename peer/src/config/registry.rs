@@ -1,6 +1,10 @@
 //! `[registry]`: how this node reads registries.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use shoal_rafs::oci::{BackendRule, BlobPlace, ProxyForm, ProxyOptions};
@@ -134,6 +138,11 @@ impl RegistryConfig {
             .or_else(|| requests("registry.prefetch_concurrency", self.prefetch_concurrency))
             .or_else(|| self.backends.iter().find_map(wrong_place))
             .or_else(|| Some(("registry.proxy", format!("cannot be used: {}", self.proxy.options().err()?))))
+    }
+
+    /// Where credentials are; none if there are none.
+    pub(crate) fn authfile(&self) -> Option<&Path> {
+        Some(self.authfile.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 
     /// Where blobs lie that are not in registries.

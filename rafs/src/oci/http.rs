@@ -43,6 +43,8 @@ const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vn
 const BACKOFF: Duration = Duration::from_millis(200);
 /// Most redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 5;
+/// Most times that one request is made again with something else to show.
+const MAX_RENEWALS: usize = 8;
 /// When a registry ignores `Range`, up to this many bytes before the range are read and thrown away.
 const MAX_SKIP: u64 = 1 << 20;
 /// Most bytes of an error body that are read.
@@ -225,13 +227,18 @@ impl Http {
 
     /// Makes a request once, with the token it takes, and gives the answer if it is a success.
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<Response, RegistryError> {
-        let grant = self.grants.cached(request).await;
+        let mut grant = self.grants.cached(self, request).await;
         let mut response = self.follow(request, grant.as_ref()).await?;
-        if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(challenge) = self.challenge(request, &response, grant.as_ref()).await?
-            && let Some(grant) = self.grants.renew(self, request, &challenge, grant).await?
-        {
-            response = self.follow(request, Some(&grant)).await?;
+        let mut tried = 0;
+        // A fresh one of somebody else, and then one for each of the credentials.
+        for _ in 0..MAX_RENEWALS {
+            if response.status() != StatusCode::UNAUTHORIZED {
+                break;
+            }
+            let Some(challenge) = self.challenge(request, &response, grant.as_ref()).await? else { break };
+            let Some(next) = self.grants.renew(self, request, &challenge, grant, &mut tried).await? else { break };
+            response = self.follow(request, Some(&next)).await?;
+            grant = Some(next);
         }
         self.success(request, response).await
     }
@@ -269,7 +276,7 @@ impl Http {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
                 registry,
                 repository: request.source.repository().to_owned(),
-                given: self.options.auth.find(request.source).is_some(),
+                given: self.options.auth.knows(request.source),
             },
             StatusCode::TOO_MANY_REQUESTS => RegistryError::RateLimited { registry, retry_after },
             status => {

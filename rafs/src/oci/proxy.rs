@@ -231,7 +231,7 @@ impl Proxy {
     pub(super) fn way(&self, source: &Source, in_background: bool) -> Option<&Http> {
         let http = &self.ways[usize::from(in_background)];
         let seen = self.options.form != ProxyForm::Tunnel || http.is_plain(source.registry());
-        let private = seen && !self.options.credentials && http.options.auth.find(source).is_some();
+        let private = seen && !self.options.credentials && http.options.auth.knows(source);
         if !self.options.lists(source) || private {
             return None;
         }

@@ -1,13 +1,6 @@
 //! The client: one type for registries over HTTP and for layout folders.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, ops::Range, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
@@ -16,8 +9,8 @@ use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    Authfile, BackendRule, BlobPlace, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed,
-    Platform, ProxyOptions, ProxyStats, Reference, RegistryError, Source,
+    BlobPlace, BlobStream, Descriptor, ImageManifest, Keyring, Layout, Manifest, ManifestError, Placed, Platform,
+    ProxyStats, Reference, RegistryError, RegistryOptions, Source,
     backend::{Backend, Backends},
     http::{Access, Body, Http, Probe},
     mirrors::Mirrors,
@@ -26,51 +19,6 @@ use super::{
 
 /// Largest manifest or index, as the distribution specification recommends.
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
-
-/// How a [`Registry`] behaves.
-#[derive(Debug, Clone)]
-pub struct RegistryOptions {
-    /// Registries (`host` or `host:port`) that speak plain HTTP. Those on a loopback address do so by themselves.
-    pub plain_http: Vec<String>,
-    /// Registries on a loopback address that speak TLS all the same.
-    pub https: Vec<String>,
-    /// Files of PEM certificates to trust beside those of the system.
-    pub ca_files: Vec<PathBuf>,
-    /// Who to be, where.
-    pub auth: Authfile,
-    /// Hosts (`host` or `host:port`) that are asked for what a registry has before it is asked itself, in their order.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// What is asked for all that a digest names before the registry is. Mirrors come first.
-    pub proxy: Option<ProxyOptions>,
-    /// Where blobs of images lie that are not in their registry. The first rule for an image counts.
-    pub backends: Vec<BackendRule>,
-    /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
-    pub retries: u32,
-    /// The longest wait before a try. A registry that asks for more gets an error instead of a wait. Default 20 s.
-    pub max_wait: Duration,
-    /// For a connection with its handshake. Default 5 s.
-    pub connect_timeout: Duration,
-    /// For the next byte. Default 20 s.
-    pub read_timeout: Duration,
-}
-
-impl Default for RegistryOptions {
-    fn default() -> Self {
-        Self {
-            plain_http: Vec::new(),
-            https: Vec::new(),
-            ca_files: Vec::new(),
-            auth: Authfile::default(),
-            mirrors: BTreeMap::new(),
-            proxy: None,
-            backends: Vec::new(),
-            retries: 4,
-            max_wait: Duration::from_secs(20),
-            connect_timeout: Duration::from_secs(5),
-            read_timeout: Duration::from_secs(20),
-        }
-    }
-}
 
 /// An image, found: its manifest and where it came from.
 #[derive(Debug, Clone)]
@@ -112,6 +60,11 @@ impl Registry {
     /// The same, for reads that nobody waits for: a proxy is told so.
     pub fn in_background(&self) -> Self {
         Self { in_background: true, ..self.clone() }
+    }
+
+    /// Who this client is, where: changes count for it.
+    pub fn keyring(&self) -> &Keyring {
+        &self.http.options.auth
     }
 
     /// What became of reads through the proxy, if there is one.

@@ -99,7 +99,7 @@ impl RegistryServer {
         if self.private {
             auth.insert(&self.host, Credentials { username: USER.into(), password: PASSWORD.into() });
         }
-        Registry::new(RegistryOptions { auth, ..RegistryOptions::default() }).expect("a client")
+        Registry::new(RegistryOptions { auth: auth.into(), ..RegistryOptions::default() }).expect("a client")
     }
 }
 

@@ -27,7 +27,7 @@ fn with(retries: u32, hosts: &[&RegistryDouble]) -> Registry {
         let credentials = Credentials { username: "user".to_owned(), password: "correct horse".to_owned() };
         auth.insert(&host.host(), credentials);
     }
-    Registry::new(RegistryOptions { auth, retries, ..options() }).unwrap()
+    Registry::new(RegistryOptions { auth: auth.into(), retries, ..options() }).unwrap()
 }
 
 async fn pushed(registry: &Registry, fixture: &Fixture, to: &Reference) -> Result<PushReport, PushError> {
@@ -220,7 +220,7 @@ async fn wrong_credentials_are_told_at_once_and_leave_nothing() {
                 let credentials = Credentials { username: "user".to_owned(), password: password.to_owned() };
                 auth.insert(&double.host(), credentials);
             }
-            let registry = Registry::new(RegistryOptions { auth, ..options() }).unwrap();
+            let registry = Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap();
             let before = double.seen().len();
             let error = pushed(&registry, &fixture, &to).await.unwrap_err();
             let refused = matches!(&error, PushError::Registry(RegistryError::Unauthorized { given: told, .. }) if *told == given);
@@ -379,7 +379,7 @@ async fn an_upload_at_another_host_shows_no_credentials() {
         let mut auth = Authfile::default();
         let credentials = Credentials { username: "user".to_owned(), password: "correct horse".to_owned() };
         auth.insert(registry.source().registry(), credentials);
-        let client = Registry::new(RegistryOptions { auth, ..options() }).unwrap();
+        let client = Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap();
         let sent = client.upload_bytes(&registry.source(), bytes.clone().into()).await;
         match scheme.as_str() {
             "" => assert_eq!(sent.unwrap().0, sha256(&bytes)),

@@ -93,7 +93,7 @@ async fn a_password_opens_it() {
     let with = |password: &str| {
         let mut auth = Authfile::default();
         auth.insert(&server.host, Credentials { username: "user".to_owned(), password: password.to_owned() });
-        Registry::new(RegistryOptions { auth, ..options() }).unwrap()
+        Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap()
     };
     let error = with("wrong").resolve(&reference(&server)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { given: true, .. }), "{error}");

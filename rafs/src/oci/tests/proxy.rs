@@ -38,7 +38,7 @@ fn reading(proxy: ProxyOptions) -> Registry {
 fn knowing(proxy: ProxyOptions, source: &Source) -> Registry {
     let mut auth = Authfile::default();
     auth.insert(source.registry(), Credentials { username: "user".to_owned(), password: "secret".to_owned() });
-    Registry::new(RegistryOptions { auth, proxy: Some(proxy), ..options() }).unwrap()
+    Registry::new(RegistryOptions { auth: auth.into(), proxy: Some(proxy), ..options() }).unwrap()
 }
 
 /// A registry that has these bytes as a blob and as a manifest, and gives ranges of them.
@@ -400,7 +400,7 @@ async fn a_tunnel_carries_tls_to_a_real_registry() {
     let options = |proxy| RegistryOptions {
         https: vec![server.host.clone()],
         ca_files: vec![cert.clone()],
-        auth: auth.clone(),
+        auth: auth.clone().into(),
         proxy,
         ..options()
     };
