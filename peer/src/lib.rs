@@ -35,6 +35,7 @@ mod filler;
 mod grpc;
 mod handover;
 pub mod identity;
+mod image_service;
 pub mod images;
 pub mod index;
 pub mod layout_server;

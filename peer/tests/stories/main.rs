@@ -24,6 +24,7 @@ mod prefetch_table;
 mod preheat;
 mod registry_down;
 mod registry_proxy;
+mod registry_server;
 mod resume_after_kill;
 mod store_killed;
 mod store_limit;

@@ -13,10 +13,11 @@ use shoal_proto::{Asked, HashList, ObjectKind, Request};
 use shoal_rafs::{digest, oci::Layout};
 
 use self::{
-    bed::{OrdinaryImage, PASSWORD, RegistryServer, USER, mirror_settings},
+    bed::{OrdinaryImage, mirror_settings},
     client::{Answer, get, get_with, head},
 };
 use crate::{
+    registry_server::{PASSWORD, RegistryServer, USER},
     support::{Daemon, Registry, json, metric, noise},
     wrong_bytes::{impostor, wait_for_ban},
 };
