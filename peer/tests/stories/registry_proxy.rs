@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 #[path = "../../../rafs/src/oci/tests/proxy_double.rs"]
 #[allow(dead_code, reason = "shared with the tests of the registry client, which use more of it")]
-mod proxy_double;
+pub(crate) mod proxy_double;
 
 use self::proxy_double::{Mood, ProxyDouble};
 use crate::support::{Daemon, Registry, assert_same, can_mount, metric, tree, wait};
