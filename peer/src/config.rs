@@ -25,7 +25,7 @@ pub use self::{
     limits::LimitsConfig,
     mirror::MirrorConfig,
     mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
-    registry::{BackendConfig, RegistryConfig, RegistryMirrors},
+    registry::{BackendConfig, ProxyConfig, RegistryConfig, RegistryMirrors},
     running::is_adjustable,
     store::StoreConfig,
 };
@@ -245,13 +245,16 @@ pub struct SnapshotterConfig {
     pub socket: PathBuf,
     pub name: String,
     pub containerd: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub credentials_lifetime: Duration,
     pub lazy_oci: bool,
 }
 
 impl Default for SnapshotterConfig {
     fn default() -> Self {
         let containerd = "/run/containerd/containerd.sock".into();
-        Self { socket: PathBuf::new(), name: "shoal".into(), containerd, lazy_oci: false }
+        let credentials_lifetime = Duration::from_secs(24 * 3600);
+        Self { socket: PathBuf::new(), name: "shoal".into(), containerd, credentials_lifetime, lazy_oci: false }
     }
 }
 
@@ -287,6 +290,15 @@ impl Config {
     pub(crate) fn keeper_socket(&self) -> PathBuf {
         let socket = &self.mounts.keeper_socket;
         if socket.as_os_str().is_empty() { self.data_dir.join("keeper.sock") } else { socket.clone() }
+    }
+
+    fn reads_through_itself(&self) -> bool {
+        let (Ok(Some(proxy)), Some(own)) = (self.registry.proxy.options(), self.mirror.address()) else {
+            return false;
+        };
+        let host = proxy.url.host_str().unwrap_or_default();
+        let here = host == "localhost" || host.parse() == Ok(own.ip());
+        here && proxy.url.port_or_known_default() == Some(own.port())
     }
 
     /// Where the node's certificate of membership lies; none in a cluster without a key.
@@ -335,6 +347,9 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     if let Some((key, why)) = config.registry.fault() {
         return refuse(key, &why);
     }
+    if config.reads_through_itself() {
+        return refuse("registry.proxy.url", "is the mirror of this daemon: reads would wait for themselves");
+    }
     if let Some((key, why)) = config.limits.fault() {
         return refuse(key, why);
     }
@@ -372,8 +387,8 @@ fn refuse_unknown(origin: &str, prefix: &str, table: &Table, known: &Table) -> R
                     .map(|(_, k)| format!("{prefix}{k}"));
                 return Err(ConfigError::UnknownKey { origin: origin.to_owned(), key: full, nearest });
             }
-            // The keys of labels are the operator's own.
-            (Value::Table(_), Some(Value::Table(_))) if full == "labels" => {}
+            // The keys of these are the operator's own.
+            (Value::Table(_), Some(Value::Table(_))) if full == "labels" || full == "registry.proxy.headers" => {}
             (Value::Table(inner), Some(Value::Table(known))) => {
                 refuse_unknown(origin, &format!("{full}."), inner, known)?;
             }
@@ -438,6 +453,22 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_is_no_proxy_of_its_own() {
+        let set = |url: &str| {
+            let proxy = format!("registry.proxy.url=\"{url}\"");
+            Config::load(None, &["mirror.listen=127.0.0.1:4804".into(), proxy])
+        };
+        for own in ["http://127.0.0.1:4804", "http://localhost:4804/"] {
+            assert!(set(own).unwrap_err().to_string().contains("wait for themselves"), "{own}");
+        }
+        let other = set("http://127.0.0.1:4001").unwrap();
+        assert!(other.registry.proxy.options().unwrap().is_some());
+        let headers = ["registry.proxy.headers.X-Dragonfly-Tag=a".to_owned()];
+        let headers = Config::load(None, &headers).unwrap().registry.proxy.headers;
+        assert_eq!(headers["X-Dragonfly-Tag"], "a");
+    }
+
+    #[test]
     fn wrong_types_and_ranges_name_the_flag() {
         for (text, part) in [
             ("capacity=0", "capacity must be at least 1"),
@@ -445,6 +476,9 @@ mod tests {
             ("role=king", "king"),
             ("novalue", "expected KEY=VALUE"),
             ("read.deadline=\"0s\"", "read.deadline"),
+            ("registry.proxy.url=ftp://127.0.0.1", "registry.proxy cannot be used"),
+            ("registry.proxy={url = \"http://h\", headers = { Range = \"x\" }}", "set by each request"),
+            ("registry.proxy.form=other", "other"),
         ] {
             let error = Config::load(None, &[text.into()]).unwrap_err().to_string();
             assert!(error.contains(text) && error.contains(part), "{error}");

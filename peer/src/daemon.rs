@@ -21,7 +21,7 @@ use libp2p::Multiaddr;
 use shoal_proto::{FEATURE_HASH_LISTS, Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountKeeper, MountOptions,
-    oci::{Authfile, AuthfileError, Reference, Registry, RegistryOptions},
+    oci::{Authfile, AuthfileError, Keyring, Reference, Registry, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{
@@ -34,7 +34,7 @@ use self::settings::Settings;
 pub(crate) use self::{error::RevokeError, parts::Parts};
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
-    api,
+    api, authfile,
     config::{Config, OnStop},
     contacts::Contacts,
     control::{Control, ControlOptions},
@@ -61,6 +61,7 @@ use crate::{
     serve::Server,
     store::{Store, StoreOptions},
     traffic::Traffic,
+    watched_file::WatchedFile,
 };
 
 /// The node without planes: it reads images from registries and layouts only. `shoal mount REF` is this.
@@ -178,6 +179,7 @@ impl Daemon {
         let (control, control_events) = Control::start(control_options).await?;
 
         let (node, clock) = (core.node.clone(), core.clock);
+        let keyring = node.images.registry().keyring().clone();
         let driver = core.drive(&config, identity.peer(), Some(data.clone()));
         let (listening, heard_listening) = watch::channel(Vec::new());
         let (words, heard_words) = mpsc::channel(preheat::WORDS);
@@ -247,6 +249,8 @@ impl Daemon {
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
+        let authfile = config.registry.authfile().map(|file| WatchedFile::new(file.to_owned()));
+        tasks.extend(authfile.map(|file| tokio::spawn(authfile::keep_fresh(file, keyring))));
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
         let on_stop = config.mounts.on_stop;
         Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop, filler, handover })
@@ -338,12 +342,14 @@ impl Core {
 }
 
 fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
-    let authfile = &config.registry.authfile;
+    let file = config.registry.authfile().map_or_else(|| Ok(Authfile::default()), Authfile::load)?;
     Ok(RegistryOptions {
         plain_http: config.registry.plain_http.clone(),
         ca_files: config.registry.ca_files.clone(),
-        auth: if authfile.as_os_str().is_empty() { Authfile::default() } else { Authfile::load(authfile)? },
+        auth: Keyring::new(file, config.snapshotter.credentials_lifetime),
         mirrors: config.registry.mirrors.iter().map(|of| (of.registry.clone(), of.hosts.clone())).collect(),
+        // One that cannot be used was refused when the configuration was read.
+        proxy: config.registry.proxy.options().ok().flatten(),
         backends: config.registry.backend_rules(),
         // The scheduler tries again, with everybody else in view; the client only spares it the hiccups.
         retries: 1,

@@ -18,7 +18,7 @@ use futures::StreamExt;
 use shoal_proto::{
     Asked, BlobId, FEATURE_HASH_LISTS, HashList, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request,
 };
-use shoal_rafs::oci::Source;
+use shoal_rafs::oci::{RegistryError, Source};
 use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
 use tokio::sync::mpsc;
 
@@ -273,8 +273,8 @@ impl Running {
         match &self.target {
             Target::Object(object) => {
                 let (id, kind, limit) = (object.id, object.kind, object.limit);
-                let read = self.fetcher.origin.object(&object.source, id, kind, limit);
-                match read.await {
+                let origin = self.fetcher.origin.at(self.priority);
+                match origin.object(&object.source, id, kind, limit).await {
                     Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
                     Err(error) => self.registry_failed(&object.source, &error).await,
                 }
@@ -299,7 +299,7 @@ impl Running {
     }
 
     async fn read_run(&self, blob: &BlobTarget, pieces: &[u32]) {
-        let read = self.fetcher.origin.pieces(&blob.source, &blob.table, pieces);
+        let read = self.fetcher.origin.at(self.priority).pieces(&blob.source, &blob.table, pieces);
         let mut read = std::pin::pin!(read);
         while let Some(next) = read.next().await {
             match next {
@@ -314,10 +314,22 @@ impl Running {
         }
     }
 
-    /// Reads a blob to make its hash list.
+    /// Reads a blob to make its hash list; once more where it was wrong and may have come from elsewhere than the registry.
     async fn read_whole(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
+        match self.read_whole_once(list).await {
+            Err(WholeError::Origin(OriginError::Registry(error @ RegistryError::WrongDigest { .. })))
+                if self.fetcher.origin.registry().distrust(&list.source) =>
+            {
+                tracing::warn!(blob = %list.blob, "{}: {error}: it is read again", list.source);
+                self.read_whole_once(list).await
+            }
+            read => read,
+        }
+    }
+
+    async fn read_whole_once(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
         let mut told = Instant::now();
-        let mut reading = Whole::begin(&self.fetcher, &list.source, list.blob).await?;
+        let mut reading = Whole::begin(&self.fetcher, &list.source, list.blob, self.priority).await?;
         while reading.step(self.priority).await? {
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();

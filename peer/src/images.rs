@@ -19,7 +19,7 @@ use futures::{StreamExt, TryStreamExt};
 use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, PieceTable,
-    oci::{ImageManifest, LayerIndex, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Source},
+    oci::{ImageManifest, LayerIndex, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Registry, Source},
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
@@ -195,6 +195,11 @@ impl Images {
             .await
             .map(|(id, _)| id)
             .map_err(|source| ImageError::Resolve { reference: reference.to_string(), source: Arc::new(source) })
+    }
+
+    /// The client that reads registries.
+    pub(crate) fn registry(&self) -> &Registry {
+        self.origin.registry()
     }
 
     /// The image of `manifest` (an index: its lazy manifest for this platform) in `source`.

@@ -18,6 +18,7 @@
 
 pub mod admission;
 pub mod api;
+mod authfile;
 pub mod command;
 pub mod config;
 mod contacts;
@@ -34,6 +35,7 @@ mod filler;
 mod grpc;
 mod handover;
 pub mod identity;
+mod image_service;
 pub mod images;
 pub mod index;
 pub mod layout_server;
@@ -56,5 +58,6 @@ pub mod snapshotter;
 pub mod store;
 pub mod traffic;
 mod usage;
+mod watched_file;
 
 pub use shoal_rafs::chain;

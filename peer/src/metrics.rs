@@ -133,6 +133,13 @@ fn describe() {
     describe_gauge!("shoal_store_pieces", Unit::Count, "Pieces in the store.");
     describe_gauge!("shoal_store_disk_bytes", Unit::Bytes, "What blobs and objects take up on disk.");
     describe_gauge!("shoal_store_limit_bytes", Unit::Bytes, "Most that they may take up; 0 without a limit.");
+    describe_gauge!("shoal_registry_proxy_used", "Whether the proxy of registries is asked at present: 1, else 0.");
+    describe_counter!("shoal_registry_proxy_reads_total", Unit::Count, "Reads of registries that it was asked for.");
+    describe_counter!(
+        "shoal_registry_proxy_failed_reads_total",
+        Unit::Count,
+        "Those of them that it did not answer, or broke off."
+    );
     describe_counter!("shoal_mirror_requests_total", Unit::Count, "Answers of the mirror, by status.");
     describe_counter!(
         "shoal_mirror_sent_bytes_total",

@@ -19,7 +19,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use shoal_proto::{BlobId, ObjectId, ObjectKind};
+use shoal_proto::{BlobId, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     PieceTable,
     oci::{BlobStream, Registry, RegistryError, Source},
@@ -56,12 +56,12 @@ pub enum OriginError {
 /// Reads registries. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Origin {
+    registry: Registry,
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
-    registry: Registry,
     requests: AtomicU64,
     received_bytes: AtomicU64,
 }
@@ -69,13 +69,20 @@ struct Shared {
 impl Origin {
     /// Reads through this client.
     pub fn new(registry: Registry) -> Self {
-        let (requests, received_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { registry, requests, received_bytes }) }
+        Self { registry, shared: Arc::default() }
+    }
+
+    /// The same for reads of this priority, which whatever lies before the registry is told.
+    pub fn at(&self, priority: Priority) -> Self {
+        match priority {
+            Priority::OnDemand => self.clone(),
+            Priority::Prefetch => Self { registry: self.registry.in_background(), shared: self.shared.clone() },
+        }
     }
 
     /// The client.
     pub fn registry(&self) -> &Registry {
-        &self.shared.registry
+        &self.registry
     }
 
     /// Counters so far.
@@ -121,8 +128,8 @@ impl Origin {
         blob: BlobId,
         pieces: Result<VecDeque<(u32, Range<u64>)>, OriginError>,
     ) -> impl Stream<Item = Result<(u32, Bytes), OriginError>> + Send + use<> {
-        let (shared, source) = (self.shared.clone(), source.clone());
-        let run = pieces.map(|pieces| Run { shared, source, blob, pieces, transfer: None });
+        let (registry, shared, source) = (self.registry.clone(), self.shared.clone(), source.clone());
+        let run = pieces.map(|pieces| Run { registry, shared, source, blob, pieces, transfer: None });
         futures::stream::once(async { run }).flat_map(|run| match run {
             Err(error) => futures::stream::once(async { Err(error) }).left_stream(),
             Ok(run) => futures::stream::try_unfold(run, |mut run| async move {
@@ -144,8 +151,8 @@ impl Origin {
         let shared = &self.shared;
         shared.requests.fetch_add(1, Ordering::Relaxed);
         let bytes = match kind {
-            ObjectKind::Manifest => shared.registry.manifest(source, id).await?,
-            ObjectKind::Blob => shared.registry.blob(source, id, limit).await?,
+            ObjectKind::Manifest => self.registry.manifest(source, id).await?,
+            ObjectKind::Blob => self.registry.blob(source, id, limit).await?,
             ObjectKind::HashList => {
                 return Err(RegistryError::NotFound { what: format!("the hash list of {id} in {source}") }.into());
             }
@@ -160,6 +167,7 @@ impl Origin {
 
 /// The pieces of one call that are still to come.
 struct Run {
+    registry: Registry,
     shared: Arc<Shared>,
     source: Source,
     blob: BlobId,
@@ -197,13 +205,9 @@ impl Run {
     /// Takes `&mut self`, as everything here, because a stream cannot be looked at from two threads.
     async fn begin(&mut self, at: u64) -> Result<Transfer, OriginError> {
         let end = self.pieces.iter().map(|(_, range)| range.end).max().unwrap_or(at);
-        let stream = self.open(at..end).await?;
-        Ok(Transfer { stream, at, end, buffer: BytesMut::new(), fruitless: 0 })
-    }
-
-    async fn open(&mut self, range: Range<u64>) -> Result<BlobStream, RegistryError> {
         self.shared.requests.fetch_add(1, Ordering::Relaxed);
-        self.shared.registry.blob_range(&self.source, self.blob, range).await
+        let stream = self.registry.blob_range(&self.source, self.blob, at..end).await?;
+        Ok(Transfer { stream, at, end, buffer: BytesMut::new(), fruitless: 0 })
     }
 
     /// Takes one more chunk from the network, going on with a new request where the old one broke.
@@ -230,7 +234,8 @@ impl Run {
         transfer.fruitless += 1;
         let rest = transfer.at + transfer.buffer.len() as u64..transfer.end;
         tracing::debug!(%error, blob = %self.blob, ?rest, "a transfer broke and goes on");
-        let stream = self.open(rest).await?;
+        self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        let stream = self.registry.rest_of_range(&self.source, self.blob, rest).await?;
         if let Some(transfer) = &mut self.transfer {
             transfer.stream = stream;
         }

@@ -7,6 +7,10 @@
 #[allow(dead_code, reason = "shared with the other stories, which use more of it")]
 mod support;
 
+#[path = "stories/registry_server.rs"]
+#[allow(dead_code, reason = "shared with the other stories, which use more of it")]
+mod registry_server;
+
 #[path = "containerd/bed.rs"]
 mod bed;
 #[path = "containerd/image.rs"]
@@ -24,6 +28,8 @@ mod lazy;
 mod mirror;
 #[path = "containerd/ordinary.rs"]
 mod ordinary;
+#[path = "containerd/pull_credentials.rs"]
+mod pull_credentials;
 #[path = "containerd/restart.rs"]
 mod restart;
 #[path = "containerd/unmarked.rs"]

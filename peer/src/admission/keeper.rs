@@ -1,12 +1,7 @@
 //! The task behind an [`Admission`]: reads the node's certificate again when its file changes, closes data connections
 //! of peers that may not stay, and writes revocations down.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf};
 
 use tokio::{
     sync::watch,
@@ -18,10 +13,8 @@ use crate::{
     chain,
     data::{Closing, DataPlane},
     membership::{MAX_REVOCATIONS, Membership, Policy, Refusal, unix_now},
+    watched_file::{LOOK_EVERY, WatchedFile},
 };
-
-/// How often the clock and the file are looked at. A peer stays this much longer than its certificate at most.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the keeper works with.
 pub(crate) struct KeeperParts {
@@ -36,16 +29,8 @@ pub(crate) struct KeeperParts {
 pub(crate) struct Keeper {
     parts: KeeperParts,
     changes: watch::Receiver<()>,
-    seen: Option<Version>,
+    file: Option<WatchedFile>,
     warned: Warned,
-}
-
-/// What changes when a file is replaced or written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version {
-    inode: u64,
-    changed: (i64, i64),
-    length: u64,
 }
 
 /// What the log was told about the node's own certificate.
@@ -58,8 +43,8 @@ enum Warned {
 
 impl Keeper {
     pub(crate) fn new(parts: KeeperParts) -> Self {
-        let changes = parts.admission.changes();
-        Self { parts, changes, seen: None, warned: Warned::Nothing }
+        let (changes, file) = (parts.admission.changes(), parts.file.clone().map(WatchedFile::new));
+        Self { parts, changes, file, warned: Warned::Nothing }
     }
 
     /// Runs for as long as the node.
@@ -68,6 +53,7 @@ impl Keeper {
             return;
         }
         let mut written = true;
+        // A peer stays this much longer than its certificate at most.
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -86,12 +72,11 @@ impl Keeper {
 
     /// A file that cannot be used is reported once; the certificate in use is good for a while still.
     fn read_again(&mut self) {
-        let Some(file) = self.parts.file.clone() else { return };
-        let found = version(&file).ok();
-        if found == self.seen || found.is_none() {
+        let Some(watched) = &mut self.file else { return };
+        if !watched.changed() {
             return;
         }
-        self.seen = found;
+        let file = watched.path().to_owned();
         let admission = &self.parts.admission;
         let loaded = Membership::load(admission.policy(), &file, &admission.own().peer(), unix_now());
         let renewed = loaded.and_then(|own| {
@@ -154,10 +139,4 @@ impl Keeper {
         tracing::error!("revocations are not written down: {error}");
         false
     }
-}
-
-fn version(file: &Path) -> io::Result<Version> {
-    let metadata = fs::metadata(file)?;
-    let changed = (metadata.mtime(), metadata.mtime_nsec());
-    Ok(Version { inode: metadata.ino(), changed, length: metadata.len() })
 }

@@ -1,6 +1,6 @@
 //! The daemon behind containerd: its snapshotter, and pulls through it.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use shoal_rafs::oci::Reference;
 
@@ -10,19 +10,22 @@ use crate::{
     config::SnapshotterConfig,
     containerd::{self, Client, Pulled},
     grpc::UnixServer,
+    image_service::ImageService,
     snapshotter::{self, Snapshotter},
 };
 
 impl Parts {
-    /// Serves snapshots to containerd, if a socket is configured for that. Mounts of an earlier run must have been tried.
+    /// Serves snapshots to containerd, and images to a kubelet, if a socket is configured for that. Mounts of an earlier run must have been tried.
     pub(super) async fn serve_snapshots(&self, data_dir: &Path) -> Result<Option<UnixServer>, StartError> {
         let Some(socket) = self.snapshotter.socket() else { return Ok(None) };
         let snapshotter =
             Snapshotter::open(data_dir, self.node.clone(), self.mounts.clone(), self.snapshotter.lazy_oci);
         let snapshotter = snapshotter.await;
-        let services = snapshotter::serve(snapshotter.map_err(Box::new)?);
-        let server = UnixServer::start(socket, services).await;
         let failed = |source| StartError::Socket { path: socket.display().to_string(), source };
+        let images = ImageService::new(&self.snapshotter.containerd, self.node.images.registry().keyring().clone());
+        let images = images.map_err(|error| failed(io::Error::other(error)))?;
+        let services = snapshotter::serve(snapshotter.map_err(Box::new)?).add_service(images);
+        let server = UnixServer::start(socket, services).await;
         Ok(Some(server.map_err(failed)?))
     }
 

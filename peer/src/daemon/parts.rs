@@ -137,6 +137,11 @@ impl Vitals for Parts {
     fn export(&self) {
         self.node.traffic.export();
         self.settings.export();
+        if let Some(proxy) = self.node.images.registry().proxy_stats() {
+            metrics::gauge!("shoal_registry_proxy_used").set(f64::from(u8::from(proxy.used)));
+            metrics::counter!("shoal_registry_proxy_reads_total").absolute(proxy.reads);
+            metrics::counter!("shoal_registry_proxy_failed_reads_total").absolute(proxy.failed);
+        }
         let store = self.store();
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
         metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);

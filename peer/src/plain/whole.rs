@@ -86,7 +86,12 @@ struct Right {
 }
 
 impl Whole {
-    pub(crate) async fn begin(fetcher: &Fetcher, source: &Source, blob: BlobId) -> Result<Self, WholeError> {
+    pub(crate) async fn begin(
+        fetcher: &Fetcher,
+        source: &Source,
+        blob: BlobId,
+        priority: Priority,
+    ) -> Result<Self, WholeError> {
         let id = ObjectId::new(*blob.as_bytes());
         let size = fetcher.origin.registry().blob_size(source, id).await?;
         let size = size.ok_or_else(|| RegistryError::NotFound { what: format!("{source}@sha256:{blob}") })?;
@@ -95,7 +100,7 @@ impl Whole {
         }
         let store = fetcher.store.clone();
         let spool = blocking(move || store.spool(size)).await.map_err(|source| WholeError::Store { blob, source })?;
-        let parts = fetcher.origin.whole(source, blob, size, HashList::PIECE).boxed();
+        let parts = fetcher.origin.at(priority).whole(source, blob, size, HashList::PIECE).boxed();
         Ok(Self {
             blob,
             source: source.clone(),

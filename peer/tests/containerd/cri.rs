@@ -14,15 +14,15 @@ struct PullImageRequest {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ImageSpec {
+pub(crate) struct ImageSpec {
     #[prost(string, tag = "1")]
-    image: String,
+    pub(crate) image: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct PullImageResponse {
+pub(crate) struct PullImageResponse {
     #[prost(string, tag = "1")]
-    image_ref: String,
+    pub(crate) image_ref: String,
 }
 
 /// Pulls as a kubelet does.

@@ -13,10 +13,12 @@ use shoal_proto::{Asked, HashList, ObjectKind, Request};
 use shoal_rafs::{digest, oci::Layout};
 
 use self::{
-    bed::{OrdinaryImage, PASSWORD, RegistryServer, USER, mirror_settings},
+    bed::{OrdinaryImage, mirror_settings},
     client::{Answer, get, get_with, head},
 };
 use crate::{
+    registry_proxy::proxy_double::{Mood, ProxyDouble},
+    registry_server::{PASSWORD, RegistryServer, USER},
     support::{Daemon, Registry, json, metric, noise},
     wrong_bytes::{impostor, wait_for_ban},
 };
@@ -366,4 +368,23 @@ fn configure_touches_its_own_files_only() {
     let (said, _, code) = configure(folder.path(), &["--remove", "--registry", "docker.io"]);
     assert!(code == Some(0) && said[0]["done"] == "absent", "{said}");
     assert_eq!(configure(folder.path(), &["--registry", "no/registry"]).2, Some(2));
+}
+
+/// The proxy in front of the registry gives another byte of a layer: it is read again, past the proxy, before anybody gets it.
+#[test]
+fn a_layer_that_a_proxy_gives_wrong_is_read_again() {
+    let Some(registry) = RegistryServer::start("mirror", None) else { return };
+    let image = OrdinaryImage::push(&registry, "team/app", "1");
+    let (proxy, folder) = (ProxyDouble::start(), tempfile::tempdir().expect("a temporary folder"));
+    let (node, mirror) = start("node", folder.path(), &[format!("registry.proxy.url=\"{}\"", proxy.url())]);
+    let host = &registry.host;
+    let manifest = get(mirror, &format!("/v2/team/app/manifests/sha256:{}?ns={host}", image.manifest_id), &[]);
+    assert!(manifest.body == image.manifest, "{}", node.log());
+    proxy.set(Mood::Lie);
+    let (id, bytes) = image.largest();
+    let layer = get(mirror, &format!("/v2/team/app/blobs/sha256:{id}?ns={host}"), &[]);
+    assert!(layer.status == 200 && layer.body == *bytes, "{}: {}", layer.status, node.log());
+    let asked: Vec<_> = proxy.asked().into_iter().map(|asked| asked.line.contains("/blobs/")).collect();
+    assert_eq!(asked, [false, true], "manifest and layer, once each");
+    assert_eq!(metric(&node, "shoal_registry_proxy_used"), 0.0);
 }

@@ -182,7 +182,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts and waits until it answers. `settings` are `KEY=VALUE`.
+    /// Starts and waits until it answers. `settings` are `KEY=VALUE`; `SHOAL_LOG` is the level of its log.
     pub(crate) fn start(name: &str, folder: &Path, settings: &[String]) -> Self {
         let folder = folder.join(name);
         fs::create_dir_all(folder.join("mnt")).expect("a folder");
@@ -199,7 +199,10 @@ impl Daemon {
         let ports =
             ["control.listen=[\"/ip4/127.0.0.1/tcp/0\"]", "data.listen=127.0.0.1:0", "http.listen=127.0.0.1:0"];
         for setting in ports.iter().map(ToString::to_string).chain(settings.iter().cloned()) {
-            command.arg("--set").arg(setting);
+            match setting.strip_prefix("SHOAL_LOG=") {
+                Some(level) => command.env("SHOAL_LOG", level),
+                None => command.arg("--set").arg(setting),
+            };
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         // SAFETY: only an async-signal-safe system call runs between fork and exec.
@@ -282,6 +285,10 @@ impl Daemon {
 
     pub(crate) fn mount(&self, reference: &str) {
         self.mount_at(reference, &self.mountpoint());
+    }
+
+    pub(crate) fn try_mount(&self, reference: &str) -> Output {
+        self.try_ctl(&["mount", reference, self.mountpoint().to_str().expect("UTF-8")])
     }
 
     pub(crate) fn mount_at(&self, reference: &str, mountpoint: &Path) {

@@ -12,6 +12,9 @@ use serde::Deserialize;
 use super::Source;
 
 mod helper;
+mod keyring;
+
+pub use keyring::{Keyring, Offer};
 
 /// Largest auth file that is read.
 const MAX_AUTHFILE: u64 = 1 << 20;

@@ -130,6 +130,14 @@ pub enum RegistryError {
         /// The time-out.
         after: Duration,
     },
+    /// The proxy gave nothing, and there is no other way.
+    #[error("through the proxy {proxy}")]
+    Proxy {
+        /// Its host and port.
+        proxy: String,
+        /// What went wrong there.
+        source: Box<RegistryError>,
+    },
     /// A file could not be read or written.
     #[error("{what}")]
     Io {
@@ -173,6 +181,8 @@ impl RegistryError {
                 true
             }
             Self::Registry { status, .. } => *status >= 500 || *status == 408,
+            // Bytes of a proxy may be others the next time.
+            Self::Proxy { source, .. } => !matches!(**source, Self::NotFound { .. } | Self::Unauthorized { .. }),
             _ => false,
         }
     }

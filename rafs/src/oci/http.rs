@@ -6,12 +6,14 @@
 
 mod probe;
 mod request;
+mod route;
 mod token;
 mod transport;
 
 use std::{
     hash::{BuildHasher, RandomState},
     ops::Range,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -22,10 +24,14 @@ use reqwest::{
 };
 use shoal_proto::{BlobId, ObjectId};
 
-pub(super) use self::request::{Body, Request};
 pub use self::{
     probe::{Access, Described, Probe},
     transport::is_loopback_registry,
+};
+pub(super) use self::{
+    request::{Body, Request},
+    route::Route,
+    transport::plain_client,
 };
 use self::{token::Grants, transport::Transport};
 use super::{BlobStream, Reference, RegistryError, RegistryOptions, Source, error::excerpt, registry::MAX_MANIFEST};
@@ -37,6 +43,8 @@ const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vn
 const BACKOFF: Duration = Duration::from_millis(200);
 /// Most redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 5;
+/// Most times that one request is made again with something else to show.
+const MAX_RENEWALS: usize = 8;
 /// When a registry ignores `Range`, up to this many bytes before the range are read and thrown away.
 const MAX_SKIP: u64 = 1 << 20;
 /// Most bytes of an error body that are read.
@@ -47,13 +55,20 @@ const MAX_ERROR_BODY: usize = 8 * 1024;
 pub(super) struct Http {
     pub(super) options: RegistryOptions,
     transport: Transport,
-    grants: Grants,
+    grants: Arc<Grants>,
+    /// Where it leads through a proxy.
+    route: Option<Route>,
 }
 
 impl Http {
     pub(super) fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
         let transport = Transport::new(&options)?;
-        Ok(Self { options, transport, grants: Grants::default() })
+        Ok(Self { options, transport, grants: Arc::default(), route: None })
+    }
+
+    /// Whether a registry is spoken to without TLS.
+    pub(super) fn is_plain(&self, registry: &str) -> bool {
+        self.transport.is_plain(registry)
     }
 
     pub(super) async fn resolve(&self, reference: &Reference) -> Result<(ObjectId, u64), RegistryError> {
@@ -170,7 +185,9 @@ impl Http {
             return Err(RegistryError::WrongRange { what, asked: range, found });
         }
         let cut = status == StatusCode::OK;
-        Ok(BlobStream::from_response(response, what, (skip, wanted, cut), self.options.read_timeout))
+        let stream = BlobStream::from_response(response, what, (skip, wanted, cut), self.options.read_timeout);
+        let Some(state) = self.route.as_ref().map(|route| route.state().clone()) else { return Ok(stream) };
+        Ok(stream.reporting(move |error| state.failed(error)))
     }
 
     /// `https://host/v2/<repository>/<path>`, http where that is asked for.
@@ -210,14 +227,18 @@ impl Http {
 
     /// Makes a request once, with the token it takes, and gives the answer if it is a success.
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<Response, RegistryError> {
-        let grant = self.grants.cached(request).await;
+        let mut grant = self.grants.cached(self, request).await;
         let mut response = self.follow(request, grant.as_ref()).await?;
-        // Only the registry itself may ask for credentials, not whoever it redirected to.
-        if response.status() == StatusCode::UNAUTHORIZED
-            && response.url().origin() == request.url.origin()
-            && let Some(grant) = self.grants.renew(self, request, response.headers(), grant).await?
-        {
-            response = self.follow(request, Some(&grant)).await?;
+        let mut tried = 0;
+        // A fresh one of somebody else, and then one for each of the credentials.
+        for _ in 0..MAX_RENEWALS {
+            if response.status() != StatusCode::UNAUTHORIZED {
+                break;
+            }
+            let Some(challenge) = self.challenge(request, &response, grant.as_ref()).await? else { break };
+            let Some(next) = self.grants.renew(self, request, &challenge, grant, &mut tried).await? else { break };
+            response = self.follow(request, Some(&next)).await?;
+            grant = Some(next);
         }
         self.success(request, response).await
     }
@@ -227,7 +248,8 @@ impl Http {
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let own = url.origin() == self.request(Method::GET, request.source, "")?.url.origin();
-            let response = self.transport.execute(request, &url, grant.filter(|_| own)).await?;
+            let route = self.route.as_ref().filter(|route| own || route.takes_redirect(&url));
+            let response = self.transport.execute(request, &url, grant.filter(|_| own), route).await?;
             let redirect = response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED;
             if !redirect || !matches!(request.method, Method::GET | Method::HEAD) {
                 return Ok(response);
@@ -254,7 +276,7 @@ impl Http {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
                 registry,
                 repository: request.source.repository().to_owned(),
-                given: self.options.auth.find(request.source).is_some(),
+                given: self.options.auth.knows(request.source),
             },
             StatusCode::TOO_MANY_REQUESTS => RegistryError::RateLimited { registry, retry_after },
             status => {

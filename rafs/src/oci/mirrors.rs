@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{RegistryError, RegistryOptions, Source, http::Http};
 
 /// How long a mirror that did not answer is passed over.
-const PAUSE: Duration = Duration::from_secs(30);
+pub(super) const PAUSE: Duration = Duration::from_secs(30);
 
 /// The mirrors of all registries.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Mirrors {
         }
         let lower = |host: &String| host.to_ascii_lowercase();
         let of = options.mirrors.iter().map(|(host, mirrors)| (lower(host), mirrors.iter().map(lower).collect()));
-        let once = RegistryOptions { retries: 0, mirrors: BTreeMap::new(), ..options.clone() };
+        let once = RegistryOptions { retries: 0, mirrors: BTreeMap::new(), proxy: None, ..options.clone() };
         Ok(Some(Self { http: Http::new(once)?, of: of.collect(), paused: Mutex::default() }))
     }
 
@@ -53,13 +53,14 @@ impl Mirrors {
     }
 
     /// Passes over all mirrors of a registry for a while: nobody knows which of them gave bytes that turned out to be wrong.
-    pub(super) fn distrust(&self, registry: &str) {
-        let mirrors = self.of.get(registry).into_iter().flatten();
-        let until = Instant::now() + PAUSE;
-        self.paused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(mirrors.map(|mirror| (mirror.clone(), until)));
+    /// Whether one was asked until now.
+    pub(super) fn distrust(&self, registry: &str) -> bool {
+        let mirrors: Vec<_> = self.of.get(registry).into_iter().flatten().collect();
+        let now = Instant::now();
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = mirrors.iter().any(|mirror| paused.get(*mirror).is_none_or(|until| *until <= now));
+        paused.extend(mirrors.into_iter().map(|mirror| (mirror.clone(), now + PAUSE)));
+        asked
     }
 
     /// Notes that a mirror gave nothing.

@@ -1,13 +1,6 @@
 //! The client: one type for registries over HTTP and for layout folders.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, ops::Range, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
@@ -16,57 +9,16 @@ use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    Authfile, BackendRule, BlobPlace, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed,
-    Platform, Reference, RegistryError, Source,
+    BlobPlace, BlobStream, Descriptor, ImageManifest, Keyring, Layout, Manifest, ManifestError, Placed, Platform,
+    ProxyStats, Reference, RegistryError, RegistryOptions, Source,
     backend::{Backend, Backends},
     http::{Access, Body, Http, Probe},
     mirrors::Mirrors,
+    proxy::Proxy,
 };
 
 /// Largest manifest or index, as the distribution specification recommends.
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
-
-/// How a [`Registry`] behaves.
-#[derive(Debug, Clone)]
-pub struct RegistryOptions {
-    /// Registries (`host` or `host:port`) that speak plain HTTP. Those on a loopback address do so by themselves.
-    pub plain_http: Vec<String>,
-    /// Registries on a loopback address that speak TLS all the same.
-    pub https: Vec<String>,
-    /// Files of PEM certificates to trust beside those of the system.
-    pub ca_files: Vec<PathBuf>,
-    /// Who to be, where.
-    pub auth: Authfile,
-    /// Hosts (`host` or `host:port`) that are asked for what a registry has before it is asked itself, in their order.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// Where blobs of images lie that are not in their registry. The first rule for an image counts.
-    pub backends: Vec<BackendRule>,
-    /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
-    pub retries: u32,
-    /// The longest wait before a try. A registry that asks for more gets an error instead of a wait. Default 20 s.
-    pub max_wait: Duration,
-    /// For a connection with its handshake. Default 5 s.
-    pub connect_timeout: Duration,
-    /// For the next byte. Default 20 s.
-    pub read_timeout: Duration,
-}
-
-impl Default for RegistryOptions {
-    fn default() -> Self {
-        Self {
-            plain_http: Vec::new(),
-            https: Vec::new(),
-            ca_files: Vec::new(),
-            auth: Authfile::default(),
-            mirrors: BTreeMap::new(),
-            backends: Vec::new(),
-            retries: 4,
-            max_wait: Duration::from_secs(20),
-            connect_timeout: Duration::from_secs(5),
-            read_timeout: Duration::from_secs(20),
-        }
-    }
-}
 
 /// An image, found: its manifest and where it came from.
 #[derive(Debug, Clone)]
@@ -90,7 +42,9 @@ pub struct Image {
 pub struct Registry {
     pub(super) http: Arc<Http>,
     mirrors: Option<Arc<Mirrors>>,
+    proxy: Option<Arc<Proxy>>,
     backends: Arc<Backends>,
+    in_background: bool,
 }
 
 impl Registry {
@@ -98,8 +52,24 @@ impl Registry {
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
         let mirrors = Mirrors::new(&options)?.map(Arc::new);
         let http = Arc::new(Http::new(options)?);
+        let proxy = Proxy::new(&http.options, &http)?.map(Arc::new);
         let backends = Arc::new(Backends::new(&http.options, &http)?);
-        Ok(Self { http, mirrors, backends })
+        Ok(Self { http, mirrors, proxy, backends, in_background: false })
+    }
+
+    /// The same, for reads that nobody waits for: a proxy is told so.
+    pub fn in_background(&self) -> Self {
+        Self { in_background: true, ..self.clone() }
+    }
+
+    /// Who this client is, where: changes count for it.
+    pub fn keyring(&self) -> &Keyring {
+        &self.http.options.auth
+    }
+
+    /// What became of reads through the proxy, if there is one.
+    pub fn proxy_stats(&self) -> Option<ProxyStats> {
+        self.proxy.as_ref().map(|proxy| proxy.stats())
     }
 
     /// Remembers where an image says that its blobs are. It is followed only if it is a place of the options, which is what
@@ -113,11 +83,11 @@ impl Registry {
     }
 
     /// Tells that bytes of a blob, which are verified elsewhere, were wrong: the next ones come from the registry itself for a
-    /// while, and not from a mirror.
-    pub fn distrust(&self, source: &Source) {
-        if let Some(mirrors) = &self.mirrors {
-            mirrors.distrust(source.registry());
-        }
+    /// while, and not from a mirror or the proxy. Whether they could have come from there.
+    pub fn distrust(&self, source: &Source) -> bool {
+        let mirrors = self.mirrors.as_ref().is_some_and(|mirrors| mirrors.distrust(source.registry()));
+        let proxy = self.proxy.as_ref().is_some_and(|proxy| proxy.distrust(source));
+        mirrors || proxy
     }
 
     /// A place of the options, to write to.
@@ -131,18 +101,29 @@ impl Registry {
         self.backends.of(source).is_some()
     }
 
-    /// Asks the mirrors of a registry, then the registry: the first answer counts.
+    /// Asks the mirrors of a registry, then the proxy, then the registry, as far as they are asked for that: the first answer
+    /// counts.
     async fn first<T>(
         &self,
         source: &Source,
+        what: What,
         ask: impl for<'a> Fn(&'a Http, &'a Source) -> BoxFuture<'a, Result<T, RegistryError>> + Send + Sync,
     ) -> Result<T, RegistryError> {
-        if let Some(mirrors) = &self.mirrors {
+        if let Some(mirrors) = self.mirrors.as_ref().filter(|_| what != What::Rest) {
             for mirror in mirrors.of(source) {
                 match ask(&mirrors.http, &mirror).await {
                     Ok(answer) => return Ok(answer),
                     Err(error) => mirrors.failed(&mirror, &error),
                 }
+            }
+        }
+        let asked = |proxy: &&Arc<Proxy>| what == What::Content || (what == What::Rest && !proxy.falls_back());
+        if let Some(proxy) = self.proxy.as_ref().filter(asked)
+            && let Some(way) = proxy.way(source, self.in_background)
+        {
+            match ask(way, source).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => proxy.failed(error)?,
             }
         }
         ask(&self.http, source).await
@@ -153,7 +134,7 @@ impl Registry {
         match layout(reference.source()) {
             Some(layout) => layout.resolve(reference),
             None => {
-                self.first(reference.source(), |http, source| {
+                self.first(reference.source(), What::Tag, |http, source| {
                     let reference = reference.at(source);
                     async move { http.resolve(&reference).await }.boxed()
                 })
@@ -182,7 +163,7 @@ impl Registry {
     pub async fn manifest(&self, source: &Source, id: ObjectId) -> Result<Bytes, RegistryError> {
         match layout(source) {
             Some(layout) => layout.blob(id, None).await?.collect(MAX_MANIFEST).await,
-            None => self.first(source, move |http, source| http.manifest(source, id).boxed()).await,
+            None => self.first(source, What::Content, move |http, source| http.manifest(source, id).boxed()).await,
         }
     }
 
@@ -209,7 +190,7 @@ impl Registry {
     pub async fn blob(&self, source: &Source, id: ObjectId, limit: u64) -> Result<Bytes, RegistryError> {
         match layout(source) {
             Some(layout) => layout.blob(id, None).await?.collect(limit).await,
-            None => self.first(source, move |http, source| http.blob(source, id, limit).boxed()).await,
+            None => self.first(source, What::Content, move |http, source| http.blob(source, id, limit).boxed()).await,
         }
     }
 
@@ -223,14 +204,11 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let (id, size) = (BlobId::new(*descriptor.id.as_bytes()), descriptor.size);
         let mut hasher = Sha256::new();
-        let (mut at, mut fruitless) = (0, 0);
+        let (mut at, mut fruitless, mut broken) = (0, 0, false);
         while at < size {
-            // What a mirror cannot bring to its end comes from the registry.
-            let mut stream = match layout(source) {
-                None if fruitless > 0 && !self.has_backend(source) => {
-                    self.http.blob_range(source, id, at..size).await?
-                }
-                _ => self.blob_range(source, id, at..size).await?,
+            let mut stream = match broken {
+                true => self.rest_of_range(source, id, at..size).await?,
+                false => self.blob_range(source, id, at..size).await?,
             };
             let before = at;
             let broke = loop {
@@ -245,6 +223,7 @@ impl Registry {
                 }
             };
             fruitless = if at > before { 0 } else { fruitless + 1 };
+            broken = true;
             match broke {
                 Some(error) if fruitless > 2 || !error.is_transient() => return Err(error),
                 _ => {}
@@ -255,6 +234,7 @@ impl Registry {
         if found == descriptor.id {
             return Ok(());
         }
+        self.distrust(source);
         let what = format!("{source}@sha256:{id}");
         Err(RegistryError::WrongDigest { what, expected: descriptor.id, found: format!("sha256:{found}") })
     }
@@ -267,10 +247,31 @@ impl Registry {
         id: BlobId,
         range: Range<u64>,
     ) -> Result<BlobStream, RegistryError> {
-        let Some(backend) = self.backends.of(source) else { return self.own_range(source, id, range).await };
+        self.range(source, id, range, What::Content).await
+    }
+
+    /// What is missing of a range when a stream of it broke: neither a mirror nor the proxy breaks it again, unless there is no
+    /// other way.
+    pub async fn rest_of_range(
+        &self,
+        source: &Source,
+        id: BlobId,
+        rest: Range<u64>,
+    ) -> Result<BlobStream, RegistryError> {
+        self.range(source, id, rest, What::Rest).await
+    }
+
+    async fn range(
+        &self,
+        source: &Source,
+        id: BlobId,
+        range: Range<u64>,
+        what: What,
+    ) -> Result<BlobStream, RegistryError> {
+        let Some(backend) = self.backends.of(source) else { return self.own_range(source, id, range, what).await };
         match backend.range(&self.http, ObjectId::new(*id.as_bytes()), range.clone()).await {
             Ok(stream) => Ok(stream),
-            Err(first) => match self.own_range(source, id, range).await {
+            Err(first) => match self.own_range(source, id, range, what).await {
                 // Who should have it says why it does not give it; the other one was not asked to have it.
                 Err(RegistryError::NotFound { .. }) => Err(first),
                 found => found,
@@ -279,10 +280,18 @@ impl Registry {
     }
 
     /// From the registry or the folder itself.
-    async fn own_range(&self, source: &Source, id: BlobId, range: Range<u64>) -> Result<BlobStream, RegistryError> {
+    async fn own_range(
+        &self,
+        source: &Source,
+        id: BlobId,
+        range: Range<u64>,
+        what: What,
+    ) -> Result<BlobStream, RegistryError> {
         match layout(source) {
             Some(layout) => layout.blob(ObjectId::new(*id.as_bytes()), Some(range)).await,
-            None => self.first(source, move |http, source| http.blob_range(source, id, range.clone()).boxed()).await,
+            None => {
+                self.first(source, what, move |http, source| http.blob_range(source, id, range.clone()).boxed()).await
+            }
         }
     }
 
@@ -294,6 +303,12 @@ impl Registry {
         }
     }
 
+    /// Whether a blob is there. One of another size is not: whatever the registry has, it is something else. Some do not tell.
+    async fn has(&self, source: &Source, blob: &Descriptor) -> Result<bool, RegistryError> {
+        let found = self.blob_size(source, blob.id).await?;
+        Ok(found.is_some_and(|found| found == blob.size || found == 0))
+    }
+
     /// Stores a file as a blob unless the blob is there already, which is what the answer says. The file must not
     /// change meanwhile; its digest and size must be those of `descriptor`.
     pub async fn upload_blob(
@@ -302,7 +317,7 @@ impl Registry {
         descriptor: &Descriptor,
         file: &Path,
     ) -> Result<bool, RegistryError> {
-        if self.blob_size(source, descriptor.id).await?.is_some() {
+        if self.has(source, descriptor).await? {
             return Ok(true);
         }
         match layout(source) {
@@ -327,7 +342,7 @@ impl Registry {
         descriptor: &Descriptor,
     ) -> Result<Placed, RegistryError> {
         let (id, size) = (descriptor.id, descriptor.size);
-        if self.blob_size(to, id).await?.is_some() {
+        if self.has(to, descriptor).await? {
             return Ok(Placed::Existed);
         }
         if let Some(layout) = layout(to) {
@@ -351,7 +366,7 @@ impl Registry {
     /// Stores bytes as a blob unless the blob is there already, which is what the answer says.
     pub async fn upload_bytes(&self, source: &Source, bytes: Bytes) -> Result<(ObjectId, bool), RegistryError> {
         let id = sha256(&bytes);
-        if self.blob_size(source, id).await?.is_some() {
+        if self.has(source, &Descriptor { id, size: bytes.len() as u64 }).await? {
             return Ok((id, true));
         }
         match layout(source) {
@@ -390,6 +405,17 @@ impl Registry {
             None => self.put_manifest(&Reference::new(source.clone(), None, None)?, media_type, bytes).await,
         }
     }
+}
+
+/// What somebody is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// What a tag means.
+    Tag,
+    /// What a digest names.
+    Content,
+    /// What is missing of it since the one who was asked first broke off.
+    Rest,
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> ObjectId {

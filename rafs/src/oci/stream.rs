@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures::{Stream, StreamExt, stream::BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use sha2::{Digest, Sha256};
 use shoal_proto::ObjectId;
 use tokio::{
@@ -96,6 +96,12 @@ impl BlobStream {
     pub(super) fn verified(mut self, id: ObjectId) -> Self {
         self.digest = Some((id, Sha256::new()));
         self
+    }
+
+    /// The same stream; `report` hears why it breaks, if it does.
+    pub(super) fn reporting(self, report: impl Fn(&RegistryError) + Send + 'static) -> Self {
+        let (what, expected) = (self.what.clone(), self.expected);
+        Self::new(self.inspect_err(report).boxed(), what, expected)
     }
 
     /// Number of bytes that the stream gives in all.

@@ -87,7 +87,8 @@ impl Http {
     ) -> Result<(), RegistryError> {
         url.query_pairs_mut().append_pair("digest", &format!("sha256:{id}"));
         let put = self.request(Method::PUT, source, "")?.header(header::CONTENT_TYPE, OCTETS);
-        self.send(&Request { url, push: true, body, ..put }).await.map(drop)
+        let answer = self.send(&Request { url, push: true, body, ..put }).await?;
+        stored_as(&answer, id)
     }
 
     /// Sends what is missing of an upload that broke. `false` when it has to begin again: the registry does not know the
@@ -158,14 +159,20 @@ impl Http {
         };
         let put = self.request(Method::PUT, reference.source(), &path)?.header(header::CONTENT_TYPE, media_type);
         let answer = self.send_retrying(&Request { push: true, body: Body::Bytes(bytes), ..put }).await?;
-        let said = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-        match said.filter(|said| *said != format!("sha256:{expected}")) {
-            Some(found) if found.starts_with("sha256:") => {
-                let found = found.chars().take(80).collect();
-                Err(RegistryError::WrongDigest { what: describe(answer.url()), expected, found })
-            }
-            _ => Ok(PutManifest { id: expected, knows_referrers: answer.headers().contains_key("oci-subject") }),
+        stored_as(&answer, expected)?;
+        Ok(PutManifest { id: expected, knows_referrers: answer.headers().contains_key("oci-subject") })
+    }
+}
+
+/// What the registry says that it has stored must be what it was sent, where it says so.
+fn stored_as(answer: &Response, expected: ObjectId) -> Result<(), RegistryError> {
+    let said = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+    match said.filter(|said| *said != format!("sha256:{expected}")) {
+        Some(found) if found.starts_with("sha256:") => {
+            let found = found.chars().take(80).collect();
+            Err(RegistryError::WrongDigest { what: describe(answer.url()), expected, found })
         }
+        _ => Ok(()),
     }
 }
 

@@ -44,7 +44,7 @@ impl RegistryArgs {
         Ok(Registry::new(RegistryOptions {
             plain_http: if self.plain_http { hosts } else { Vec::new() },
             ca_files: self.ca_file.clone(),
-            auth,
+            auth: auth.into(),
             backends,
             ..RegistryOptions::default()
         })?)

@@ -1,136 +1,21 @@
-//! A real registry behind a relay that counts what it sends, and an ordinary image in it.
+//! An ordinary image in a registry, and where a mirror listens.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    thread,
-};
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use shoal_rafs::oci::{Authfile, Credentials, Registry, RegistryOptions, Source};
-use tempfile::TempDir;
+use shoal_rafs::oci::Source;
 
 use super::client::get;
-use crate::support::{noise, wait};
-
-/// Whom a private registry lets in.
-pub(crate) const USER: &str = "user";
-pub(crate) const PASSWORD: &str = "secret";
-
-/// An address that nobody listens on now; a race for it is lost by one of us, and then the test says so.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address")
-}
+use crate::{
+    registry_server::{RegistryServer, free_address},
+    support::noise,
+};
 
 /// Where a mirror shall listen, and the setting that says so.
 pub(crate) fn mirror_settings() -> (SocketAddr, Vec<String>) {
     let address = free_address();
     (address, vec![format!("mirror.listen=\"{address}\"")])
-}
-
-/// Debian's `docker-registry`.
-pub(crate) struct RegistryServer {
-    child: Child,
-    /// Of the relay.
-    pub(crate) host: String,
-    private: bool,
-    sent: Arc<AtomicU64>,
-    _folder: TempDir,
-}
-
-impl Drop for RegistryServer {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl RegistryServer {
-    /// None, with a line that says why, where it is not installed. With a user and a password it lets nobody else in.
-    pub(crate) fn start(test: &str, user: Option<(&str, &str)>) -> Option<Self> {
-        if Command::new("docker-registry").arg("version").stdout(Stdio::null()).status().is_err() {
-            println!("skipped: {test} (needs docker-registry)");
-            return None;
-        }
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let address = free_address();
-        let passwords = folder.path().join("htpasswd");
-        let auth = match user {
-            None => String::new(),
-            Some(_) => {
-                // bcrypt of "secret", cost 4.
-                let line = "user:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
-                fs::write(&passwords, line).expect("a file");
-                format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", passwords.display())
-            }
-        };
-        let config = folder.path().join("config.yml");
-        let storage = folder.path().join("storage");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\n{auth}http:\n  addr: {address}\n",
-            storage.display(),
-        );
-        fs::write(&config, text).expect("a file");
-        let mut command = Command::new("docker-registry");
-        command.args(["serve".as_ref(), config.as_os_str()]).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("it starts");
-        wait("the registry listens", || TcpStream::connect(address).is_ok());
-        let sent = Arc::new(AtomicU64::new(0));
-        let host = relay(address, sent.clone()).to_string();
-        Some(Self { child, host, private: user.is_some(), sent, _folder: folder })
-    }
-
-    /// What it has sent so far, headers and all.
-    pub(crate) fn sent_bytes(&self) -> u64 {
-        self.sent.load(Relaxed)
-    }
-
-    fn client(&self) -> Registry {
-        let mut auth = Authfile::default();
-        if self.private {
-            auth.insert(&self.host, Credentials { username: USER.into(), password: PASSWORD.into() });
-        }
-        Registry::new(RegistryOptions { auth, ..RegistryOptions::default() }).expect("a client")
-    }
-}
-
-/// Passes connections on to `server`, and counts what comes back.
-fn relay(server: SocketAddr, sent: Arc<AtomicU64>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("its address");
-    thread::spawn(move || {
-        while let Ok((client, _)) = listener.accept() {
-            let Ok(upstream) = TcpStream::connect(server) else { continue };
-            let (Ok(from_client), Ok(to_upstream)) = (client.try_clone(), upstream.try_clone()) else { continue };
-            thread::spawn(move || pass(from_client, to_upstream, |_| ()));
-            let sent = sent.clone();
-            thread::spawn(move || pass(upstream, client, |bytes| _ = sent.fetch_add(bytes, Relaxed)));
-        }
-    });
-    address
-}
-
-fn pass(mut from: TcpStream, mut to: TcpStream, count: impl Fn(u64)) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(read) = from.read(&mut buffer)
-        && read > 0
-    {
-        count(read as u64);
-        if to.write_all(&buffer[..read]).is_err() {
-            break;
-        }
-    }
-    // The other side may have gone.
-    let _ = to.shutdown(Shutdown::Write);
 }
 
 /// An image of three layers: one that is smaller than a piece, and two of several, the last piece of which is a short one.

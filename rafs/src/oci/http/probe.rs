@@ -101,7 +101,7 @@ impl Http {
                 value.set_sensitive(true);
                 Some(value)
             }
-            None => self.grants.cached(request).await,
+            None => self.grants.cached(self, request).await,
         };
         let response = self.follow(request, grant.as_ref()).await?;
         let own = response.url().origin() == request.url.origin();
@@ -109,7 +109,7 @@ impl Http {
             return Ok(Ok((response, grant)));
         }
         let challenges = challenges(&response);
-        match self.grants.renew(self, request, response.headers(), grant).await {
+        match self.grants.renew(self, request, response.headers(), grant, &mut 0).await {
             Ok(Some(grant)) => {
                 let response = self.follow(request, Some(&grant)).await?;
                 let refused = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);

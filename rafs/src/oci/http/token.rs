@@ -17,7 +17,7 @@ use reqwest::{
 use serde::Deserialize;
 
 use super::{Http, Request, describe, transport::host_of};
-use crate::oci::{RegistryError, Source, auth::Challenge};
+use crate::oci::{Credentials, RegistryError, Source, auth::Challenge};
 
 /// Lifetime of a token that does not say (distribution token specification).
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ pub(super) struct Grants {
 struct Grant {
     value: HeaderValue,
     expires: Option<Instant>,
+    /// What it was got with; none if anybody would have got it.
+    by: Option<Credentials>,
 }
 
 #[derive(Deserialize)]
@@ -54,41 +56,60 @@ struct Answer {
 
 impl Grants {
     /// What to send along, if it is known already.
-    pub(super) async fn cached(&self, request: &Request<'_>) -> Option<HeaderValue> {
+    pub(super) async fn cached(&self, http: &Http, request: &Request<'_>) -> Option<HeaderValue> {
         let slot = self.slot(request);
         let grant = slot.lock().await;
-        grant.as_ref().filter(|grant| grant.is_current()).map(|grant| grant.value.clone())
+        grant.as_ref().filter(|grant| grant.is_current(http, request.source)).map(|grant| grant.value.clone())
     }
 
-    /// Answers the challenge of a 401 that `refused` got. `None` when there is nothing better to offer.
+    /// Answers the challenge of a 401 that `refused` got, with the next of the credentials; `tried` counts those that were
+    /// tried for this request. `None` when there is nothing better to offer.
     pub(super) async fn renew(
         &self,
         http: &Http,
         request: &Request<'_>,
         headers: &HeaderMap,
         refused: Option<HeaderValue>,
+        tried: &mut usize,
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let slot = self.slot(request);
         let mut grant = slot.lock().await;
-        if let Some(newer) =
-            grant.as_ref().filter(|grant| grant.is_current() && Some(&grant.value) != refused.as_ref())
+        if let Some(newer) = grant
+            .as_ref()
+            .filter(|grant| grant.is_current(http, request.source) && Some(&grant.value) != refused.as_ref())
         {
             return Ok(Some(newer.value.clone()));
         }
         *grant = None;
         let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let fresh = match Challenge::parse(values) {
-            None => None,
-            Some(Challenge::Basic) => {
-                let basic = http.options.auth.find(request.source).map(|credentials| credentials.basic());
-                basic.and_then(|basic| Grant::new(&basic, None))
+        let Some(challenge) = Challenge::parse(values) else { return Ok(None) };
+        let candidates = http.options.auth.candidates(request.source);
+        let mut refusal = None;
+        while let Some(next) = candidates.get(*tried) {
+            *tried += 1;
+            let fresh = match &challenge {
+                Challenge::Basic => {
+                    next.as_ref().and_then(|next| Grant::new(&next.basic(), None, Some(next.clone())))
+                }
+                Challenge::Bearer { realm, service } => {
+                    match fetch(http, request, realm, service.clone(), next).await {
+                        Ok(fresh) => Some(fresh),
+                        Err(error @ RegistryError::Unauthorized { .. }) => {
+                            refusal = Some(error);
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
+            // The same password again would be refused again.
+            if let Some(fresh) = fresh.filter(|fresh| Some(&fresh.value) != refused.as_ref()) {
+                let value = fresh.value.clone();
+                *grant = Some(fresh);
+                return Ok(Some(value));
             }
-            Some(Challenge::Bearer { realm, service }) => Some(fetch(http, request, &realm, service).await?),
-        };
-        let value = fresh.as_ref().map(|grant| grant.value.clone());
-        *grant = fresh;
-        // The same password again would be refused again.
-        Ok(value.filter(|value| Some(value) != refused.as_ref()))
+        }
+        refusal.map_or(Ok(None), Err)
     }
 
     fn slot(&self, request: &Request<'_>) -> Arc<tokio::sync::Mutex<Option<Grant>>> {
@@ -114,14 +135,16 @@ impl fmt::Debug for Grants {
 }
 
 impl Grant {
-    fn new(value: &str, lifetime: Option<Duration>) -> Option<Self> {
+    fn new(value: &str, lifetime: Option<Duration>, by: Option<Credentials>) -> Option<Self> {
         let mut value = HeaderValue::from_str(value).ok()?;
         value.set_sensitive(true);
-        Some(Self { value, expires: lifetime.map(|lifetime| Instant::now() + lifetime) })
+        Some(Self { value, expires: lifetime.map(|lifetime| Instant::now() + lifetime), by })
     }
 
-    fn is_current(&self) -> bool {
-        self.expires.is_none_or(|expires| Instant::now() < expires)
+    /// Whether it has not expired, and what it was got with may still be used.
+    fn is_current(&self, http: &Http, source: &Source) -> bool {
+        let held = self.by.as_ref().is_none_or(|by| http.options.auth.holds(source, by));
+        held && self.expires.is_none_or(|expires| Instant::now() < expires)
     }
 }
 
@@ -130,6 +153,7 @@ async fn fetch(
     request: &Request<'_>,
     realm: &str,
     service: Option<String>,
+    credentials: &Option<Credentials>,
 ) -> Result<Grant, RegistryError> {
     let source = request.source;
     let mut url = checked_realm(http, source, realm)?;
@@ -141,7 +165,7 @@ async fn fetch(
     if let Some(service) = service {
         url.query_pairs_mut().append_pair("service", &service);
     }
-    let basic = http.options.auth.find(source).map(|credentials| credentials.basic());
+    let basic = credentials.as_ref().map(Credentials::basic);
     let response = http.transport.token(&url, basic.as_deref()).await?;
     let what = describe(&url);
     if response.status().is_redirection() {
@@ -160,7 +184,7 @@ async fn fetch(
     let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| broken("the token answer has no token"))?;
     let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
-    Grant::new(&format!("Bearer {token}"), Some(lifetime.saturating_sub(MARGIN)))
+    Grant::new(&format!("Bearer {token}"), Some(lifetime.saturating_sub(MARGIN)), credentials.clone())
         .ok_or_else(|| broken("the token cannot be sent in a header"))
 }
 

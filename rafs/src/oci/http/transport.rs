@@ -18,7 +18,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-use super::{Body, Request, describe};
+use super::{Body, Request, Route, describe};
 use crate::oci::{BlobStream, RegistryError, RegistryOptions};
 
 /// An upload may be silent while it is written; it is given this long per MiB on top of the usual time-out.
@@ -37,15 +37,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(options: &RegistryOptions) -> Result<Self, RegistryError> {
         let tls = tls_config(options)?;
-        let client = |adjust: fn(ClientBuilder) -> ClientBuilder| {
-            let builder = Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .http1_only()
-                .redirect(redirect::Policy::none())
-                .connect_timeout(options.connect_timeout)
-                .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")));
-            adjust(builder).build().map_err(|error| RegistryError::Tls { reason: error.to_string() })
-        };
+        let client = |adjust: fn(ClientBuilder) -> ClientBuilder| build(adjust(with_tls(options, tls.clone())));
         let lower = |hosts: &[String]| hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         Ok(Self {
             proxied: client(|builder| builder)?,
@@ -62,17 +54,20 @@ impl Transport {
         listed(&self.plain_http) || (is_loopback(host_of(registry)) && !listed(&self.https))
     }
 
-    /// Sends a request to `url` and waits for the head of the answer.
+    /// Sends a request to `url`, through a proxy where there is a route, and waits for the head of the answer.
     pub(super) async fn execute(
         &self,
         request: &Request<'_>,
         url: &Url,
         grant: Option<&HeaderValue>,
+        route: Option<&Route>,
     ) -> Result<Response, RegistryError> {
         let what = describe(url);
-        let mut builder =
-            self.client(url).request(request.method.clone(), url.clone()).headers(request.headers.clone());
-        builder = builder.header(header::ACCEPT_ENCODING, "identity");
+        let begun = match route {
+            Some(route) => route.request(request.method.clone(), url),
+            None => self.client(url).request(request.method.clone(), url.clone()),
+        };
+        let mut builder = begun.headers(request.headers.clone()).header(header::ACCEPT_ENCODING, "identity");
         if let Some(grant) = grant {
             builder = builder.header(header::AUTHORIZATION, grant);
         }
@@ -118,6 +113,29 @@ impl Transport {
     pub(super) fn client(&self, url: &Url) -> &Client {
         if url.host_str().is_some_and(is_loopback) { &self.direct } else { &self.proxied }
     }
+}
+
+/// An HTTP client with these options, which minds the proxy variables of the environment.
+pub(super) fn builder(options: &RegistryOptions) -> Result<ClientBuilder, RegistryError> {
+    Ok(with_tls(options, tls_config(options)?))
+}
+
+/// The same that minds nothing.
+pub(in crate::oci) fn plain_client(options: &RegistryOptions) -> Result<Client, RegistryError> {
+    build(builder(options)?.no_proxy())
+}
+
+fn with_tls(options: &RegistryOptions, tls: ClientConfig) -> ClientBuilder {
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(options.connect_timeout)
+        .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
+}
+
+fn build(builder: ClientBuilder) -> Result<Client, RegistryError> {
+    builder.build().map_err(|error| RegistryError::Tls { reason: error.to_string() })
 }
 
 /// Why the stream behind a body broke, if it did. To the HTTP library it is only a request that could not be sent.

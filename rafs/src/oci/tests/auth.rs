@@ -2,9 +2,10 @@
 
 use super::{
     double::{Reply, Seen},
+    registry_double::{Auth, RegistryDouble},
     *,
 };
-use crate::oci::{Authfile, Credentials, RegistryError};
+use crate::oci::{Authfile, Credentials, Keyring, RegistryError};
 
 const BODY: &[u8] = b"blob";
 const PASSWORD: &str = "correct horse";
@@ -15,7 +16,7 @@ fn client_for(source: &Source) -> Registry {
     let mut auth = Authfile::default();
     let credentials = Credentials { username: "user".to_owned(), password: PASSWORD.to_owned() };
     auth.insert(source.registry(), credentials);
-    Registry::new(RegistryOptions { auth, ..options() }).unwrap()
+    Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap()
 }
 
 fn challenge(value: &str) -> Reply {
@@ -173,4 +174,58 @@ async fn broken_token_servers_are_errors_of_their_own() {
         let error = client().blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
         assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
     }
+}
+
+/// What a pull shows is for the repository of its image, and for as long as somebody stands for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_a_pull_open_its_repository_alone() {
+    let credentials = |password: &str| Credentials { username: "user".to_owned(), password: password.to_owned() };
+    for auth in [Auth::Basic(BASIC), Auth::Token { basic: BASIC, uses: 9, polite: true }] {
+        let double = RegistryDouble::start(auth, |bytes| sha256(bytes).to_string());
+        let [app, other] = ["app", "other"].map(|name| Source::new(&double.host(), name).unwrap());
+        let owner = client_for(&app);
+        for source in [&app, &other] {
+            owner.upload_bytes(source, Bytes::from_static(BODY)).await.unwrap();
+        }
+        let keyring = Keyring::new(Authfile::default(), Duration::from_secs(3600));
+        let registry = Registry::new(RegistryOptions { auth: keyring.clone(), ..options() }).unwrap();
+        let read = async |source: &Source| match registry.blob(source, sha256(BODY), 100).await {
+            Ok(bytes) => bytes == BODY,
+            Err(RegistryError::Unauthorized { .. }) => false,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(!read(&app).await);
+        // It fails in the end: then what was got with it is not used any more.
+        let failing = keyring.offer(&app, credentials(PASSWORD)).unwrap();
+        assert!(read(&app).await && !read(&other).await);
+        drop(failing);
+        assert!(!read(&app).await);
+        // Those of somebody else are no harm, before and after.
+        let wrong = keyring.offer(&app, credentials("battery staple")).unwrap();
+        assert!(!read(&app).await);
+        let right = keyring.offer(&app, credentials(PASSWORD)).unwrap();
+        assert!(read(&app).await);
+        right.keep();
+        drop(wrong);
+        assert!(read(&app).await && !read(&other).await);
+        let _wrong = keyring.offer(&app, credentials("battery staple")).unwrap();
+        assert!(read(&app).await);
+    }
+}
+
+/// What is open to anybody is not closed by a pull that shows something wrong.
+#[tokio::test]
+async fn a_wrong_pull_closes_nothing() {
+    let double = Double::start(|seen, _| match (seen.path.starts_with("/token"), seen.header("authorization")) {
+        (true, None) => Reply::new(200, &[], br#"{"token":"anybody"}"#),
+        (false, Some("Bearer anybody")) => Reply::new(200, &[], BODY),
+        (true, _) => Reply::new(401, &[], b""),
+        _ => challenge(&format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap())),
+    })
+    .await;
+    let keyring = Keyring::new(Authfile::default(), Duration::from_secs(3600));
+    let registry = Registry::new(RegistryOptions { auth: keyring.clone(), ..options() }).unwrap();
+    let wrong = Credentials { username: "user".to_owned(), password: "battery staple".to_owned() };
+    let _pull = keyring.offer(&double.source(), wrong).unwrap();
+    assert_eq!(registry.blob(&double.source(), sha256(BODY), 100).await.unwrap(), BODY);
 }

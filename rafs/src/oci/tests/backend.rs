@@ -163,7 +163,7 @@ async fn behind_nginx_with_a_password() {
     let with_password = |password: &str| {
         let mut auth = Authfile::default();
         auth.insert(&server.host, Credentials { username: "user".to_owned(), password: password.to_owned() });
-        with(&place, &["*"], RegistryOptions { auth, ..options() })
+        with(&place, &["*"], RegistryOptions { auth: auth.into(), ..options() })
     };
     image(&bed.registry, &bed.source(), &layers()).await;
     let convert_options = ConvertOptions { blob_backend: Some(place.clone()), state: None, ..bed.options() };

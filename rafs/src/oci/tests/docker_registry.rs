@@ -93,28 +93,34 @@ async fn a_password_opens_it() {
     let with = |password: &str| {
         let mut auth = Authfile::default();
         auth.insert(&server.host, Credentials { username: "user".to_owned(), password: password.to_owned() });
-        Registry::new(RegistryOptions { auth, ..options() }).unwrap()
+        Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap()
     };
     let error = with("wrong").resolve(&reference(&server)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { given: true, .. }), "{error}");
     fixture.round_trip(&with("secret"), &reference(&server)).await;
 }
 
-#[tokio::test]
-async fn a_certificate_of_its_own_must_be_named() {
-    let certificate = TempDir::new().unwrap();
-    let (key, cert) = (certificate.path().join("key.pem"), certificate.path().join("cert.pem"));
-    let (key_text, cert_text) = (key.display().to_string(), cert.display().to_string());
+/// A key and a certificate for 127.0.0.1 in a folder; `None`, and a line saying so, where they cannot be made.
+pub(super) fn certificate() -> Option<(TempDir, PathBuf, PathBuf)> {
+    let dir = TempDir::new().unwrap();
+    let (key, cert) = (dir.path().join("key.pem"), dir.path().join("cert.pem"));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=test"])
         .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-days", "2", "-keyout", &key_text, "-out", &cert_text])
+        .args(["-days", "2", "-keyout", &key.display().to_string(), "-out", &cert.display().to_string()])
         .stderr(Stdio::null())
         .status();
     if !made.is_ok_and(|status| status.success()) {
         println!("skipped: openssl makes no certificate");
-        return;
+        return None;
     }
+    Some((dir, key, cert))
+}
+
+#[tokio::test]
+async fn a_certificate_of_its_own_must_be_named() {
+    let Some((_dir, key, cert)) = certificate() else { return };
+    let (key_text, cert_text) = (key.display(), cert.display());
     let tls = format!("  tls:\n    certificate: {cert_text}\n    key: {key_text}\n");
     let Some(server) = start(|_| String::new(), &tls).await else { return };
     let trusting = |ca_files| {

@@ -17,7 +17,7 @@ async fn a_real_registry_lets_in_whoever_shows_the_password() {
     let source = Source::new(&server.host, "team/app").unwrap();
     let mut auth = Authfile::default();
     auth.insert(&server.host, Credentials { username: "user".to_owned(), password: "secret".to_owned() });
-    let owner = Registry::new(RegistryOptions { auth, ..options() }).unwrap();
+    let owner = Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap();
     let (id, _) = owner.upload_bytes(&source, Bytes::from_static(b"layer")).await.unwrap();
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:{id}","size":5}},"layers":[]}}"#

@@ -100,7 +100,7 @@ async fn a_password_is_needed_and_never_told() {
     let with = |password: &str| {
         let mut auth = Authfile::default();
         auth.insert(&server.host, Credentials { username: "user".to_owned(), password: password.to_owned() });
-        Registry::new(RegistryOptions { auth, ..options() }).unwrap()
+        Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap()
     };
     let right = with("secret");
     let (from, to) = (reference(&server.host, "app:v1"), reference(&server.host, "lazy:v1"));

@@ -1,0 +1,50 @@
+//! What a client of registries starts from.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use super::{BackendRule, Keyring, ProxyOptions};
+
+/// How a [`Registry`](super::Registry) behaves.
+#[derive(Debug, Clone)]
+pub struct RegistryOptions {
+    /// Registries (`host` or `host:port`) that speak plain HTTP. Those on a loopback address do so by themselves.
+    pub plain_http: Vec<String>,
+    /// Registries on a loopback address that speak TLS all the same.
+    pub https: Vec<String>,
+    /// Files of PEM certificates to trust beside those of the system.
+    pub ca_files: Vec<PathBuf>,
+    /// Who to be, where.
+    pub auth: Keyring,
+    /// Hosts (`host` or `host:port`) that are asked for what a registry has before it is asked itself, in their order.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// What is asked for all that a digest names before the registry is. Mirrors come first.
+    pub proxy: Option<ProxyOptions>,
+    /// Where blobs of images lie that are not in their registry. The first rule for an image counts.
+    pub backends: Vec<BackendRule>,
+    /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
+    pub retries: u32,
+    /// The longest wait before a try. A registry that asks for more gets an error instead of a wait. Default 20 s.
+    pub max_wait: Duration,
+    /// For a connection with its handshake. Default 5 s.
+    pub connect_timeout: Duration,
+    /// For the next byte. Default 20 s.
+    pub read_timeout: Duration,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            https: Vec::new(),
+            ca_files: Vec::new(),
+            auth: Keyring::default(),
+            mirrors: BTreeMap::new(),
+            proxy: None,
+            backends: Vec::new(),
+            retries: 4,
+            max_wait: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(20),
+        }
+    }
+}
