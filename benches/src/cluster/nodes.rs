@@ -19,6 +19,8 @@ use super::{
 
 /// How long the certificates last: longer than any run.
 const VALID_S: u64 = 24 * 3600;
+/// Nodes through which the others join where there are no seed peers.
+const INTRODUCERS: usize = 3;
 
 /// All daemons of a run.
 pub(super) struct Nodes {
@@ -58,12 +60,15 @@ impl Traffic {
 }
 
 impl Nodes {
-    /// Starts seed peers first and waits until every node knows those of its zone.
+    /// Starts seed peers first, through which the others join, and waits until every node knows those of its zone.
     pub(super) async fn start(run: &Run<'_>, network: &Network) -> Result<Self, Failure> {
         let key = ClusterKey::create(&run.folder.join("key"))?;
         let seeds = |host: &&Host| host.role == Role::Seed;
-        let join: Vec<_> =
-            network.hosts().iter().filter(seeds).map(|host| format!("/ip4/{}/tcp/4801", host.address)).collect();
+        let mut introducers: Vec<_> = network.hosts().iter().filter(seeds).collect();
+        if introducers.is_empty() {
+            introducers.extend(network.hosts().iter().take(INTRODUCERS));
+        }
+        let join: Vec<_> = introducers.iter().map(|host| format!("/ip4/{}/tcp/4801", host.address)).collect();
         let mut nodes = Vec::new();
         let (first, rest): (Vec<_>, Vec<_>) = network.hosts().iter().cloned().partition(|host| seeds(&host));
         for (n, host) in first.into_iter().chain(rest).enumerate() {
