@@ -144,27 +144,6 @@ pub struct ClusterConfig {
     pub public_key: String,
     pub membership: PathBuf,
     pub insecure_open: bool,
-    pub cross_zone: CrossZone,
-}
-
-/// Where the seed peers of a zone get what its nodes ask them for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CrossZone {
-    /// From their zone or the registry.
-    Never,
-    /// From another zone, if somebody there has it.
-    #[default]
-    Prefer,
-}
-
-impl From<CrossZone> for shoal_scheduler::CrossZone {
-    fn from(cross_zone: CrossZone) -> Self {
-        match cross_zone {
-            CrossZone::Never => Self::Never,
-            CrossZone::Prefer => Self::Prefer,
-        }
-    }
 }
 
 /// `[control]`: the libp2p plane.

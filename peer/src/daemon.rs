@@ -334,7 +334,6 @@ impl Core {
         };
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());
         scheduling.labels = config.labels.clone();
-        scheduling.cross_zone = config.cluster.cross_zone.into();
         scheduling.limits = config.scheduler_limits();
         let driver = Driver::new(scheduling, rand::random(), self.clock, self.commands, fetcher);
         tokio::spawn(driver.run())

@@ -6,17 +6,6 @@ use shoal_proto::PeerId;
 
 use crate::Limits;
 
-/// Where the seed peers of a zone get what its nodes ask them for. The nodes themselves ask nobody of another zone while theirs has
-/// a seed peer; without one they take what they can get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CrossZone {
-    /// From their zone or the registry.
-    Never,
-    /// From whoever has it in another zone, rather than reading the registry once more.
-    #[default]
-    Prefer,
-}
-
 /// Who this node is, and the limits it keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -24,8 +13,6 @@ pub struct Config {
     pub me: PeerId,
     /// Its zone: homes are peers of the same one.
     pub zone: String,
-    /// What passes between zones. Default [`CrossZone::Prefer`].
-    pub cross_zone: CrossZone,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Labels that make a peer near when both have the same value, nearest first. Default `host`, `rack`.
@@ -101,7 +88,6 @@ impl Config {
         Self {
             me,
             zone: zone.into(),
-            cross_zone: CrossZone::default(),
             labels: BTreeMap::new(),
             near_labels: vec!["host".into(), "rack".into()],
             peer_window: 16,

@@ -48,7 +48,7 @@ mod tracker;
 
 pub use allowance::{Allowance, Rates, Waits};
 pub use announce::announce_interval;
-pub use config::{Config, CrossZone};
+pub use config::Config;
 pub use event::{
     Action, BanReason, BlobKey, Event, Failure, Item, Origin, RequestId, Source, WantError, WantFailure, WantId, Why,
 };

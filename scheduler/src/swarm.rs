@@ -8,7 +8,7 @@ use std::{
 use shoal_proto::{Bitfield, PeerId};
 
 use crate::{
-    Action, BlobKey, CrossZone, Item, Source, Time, Why,
+    Action, BlobKey, Item, Source, Time, Why,
     blobs::Reach,
     flights::Gate,
     homes::{Lease, rank},
@@ -177,9 +177,7 @@ impl Scheduler {
     /// Whom this node may ask for what they have, as the leases are.
     fn reach_of_zone(&self) -> Reach {
         let mut seeds = self.homes.of_zone(&self.config.zone).map(|(seed, _)| seed).peekable();
-        let alone = seeds.peek().is_none();
-        let goes_far = self.config.cross_zone == CrossZone::Prefer && seeds.any(|seed| seed == self.config.me);
-        if alone || goes_far { Reach::All } else { Reach::Zone }
+        if seeds.peek().is_none() || seeds.any(|seed| seed == self.config.me) { Reach::All } else { Reach::Zone }
     }
 
     /// Without seed peers the nodes are the homes, so what they say of a blob changes the order of homes.
