@@ -59,7 +59,7 @@ pub struct BlobSummary {
     pub chunk_table_decoded_size: u64,
     /// How its chunk table is compressed.
     pub chunk_table_compressor: Compressor,
-    /// Block of 4096 bytes where it lies on a flat device; 0 where nobody has said.
+    /// Block of the image where it lies on a flat device; 0 where nobody has said.
     pub mapped_block: u32,
 }
 
@@ -120,7 +120,7 @@ pub struct ChunkSummary {
     pub blob: u32,
     /// Its index in the blob.
     pub index: u32,
-    /// Digest of its decoded bytes, with the algorithm in front.
+    /// Digest of its decoded bytes, with the algorithm in front; empty where the image has none.
     pub digest: String,
     /// Decoded bytes.
     pub decoded_size: u32,
@@ -222,7 +222,10 @@ fn chunks(image: &Bootstrap, file: &Inode<'_>) -> Vec<ChunkSummary> {
             file_offset,
             blob: id.blob,
             index: id.index,
-            digest: format!("{algorithm}:{}", hex::encode(bytes)),
+            digest: match image.has_digests() {
+                true => format!("{algorithm}:{}", hex::encode(bytes)),
+                false => String::new(),
+            },
             decoded_size: named.chunk.decoded_len,
             decoded_offset: named.chunk.decoded_offset,
             encoded_size: placed.then_some(named.encoded_len),
