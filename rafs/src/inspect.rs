@@ -20,6 +20,8 @@ pub struct ImageSummary {
     pub compressor: Compressor,
     /// Digest algorithm in the super block.
     pub digester: String,
+    /// Whether chunks have digests; without, the image is in tarfs mode.
+    pub chunk_digests: bool,
     /// Names in the tree, the root included.
     pub names: u64,
     /// Distinct inodes.
@@ -141,6 +143,7 @@ pub fn inspect(image: &Bootstrap) -> ImageSummary {
         super_blocks: image.super_blocks(),
         compressor: image.compressor(),
         digester: image.algorithm().to_string(),
+        chunk_digests: image.has_digests(),
         names: image.name_count(),
         inodes: image.inode_count(),
         blobs: (0..image.blobs().len() as u32).map(|index| blob(image, index)).collect(),

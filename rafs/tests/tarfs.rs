@@ -362,6 +362,9 @@ fn addresses_and_blocks_that_do_not_fit_are_refused() {
     assert!(error.contains("chunk 9 of a blob of 2"), "{error}");
     let error = changed(&stripped, index, &[0]).unwrap_err();
     assert!(error.contains("described twice"), "{error}");
+    // A table of nothing, anywhere in the file, is none.
+    let nothing = [77u64.to_le_bytes(), [0; 8]].concat();
+    assert!(!changed(&stripped, CHUNK_TABLE, &nothing).unwrap().has_digests());
     // Elsewhere in the tar it may be, if only the tar vouches for it.
     assert!(changed(&stripped, index + 4, &[10]).is_ok());
 }

@@ -185,6 +185,8 @@ fn from_files_it_is_read_whatever_vouches_for_it() {
         fs::remove_file(tar).expect("a tar");
         mounted(&bed, &bootstrap, &blobs);
     }
+    let (code, error) = command(&["image", "stat"], &[&bed.built.bootstrap(), &bed.file("stripped")]);
+    assert!(code == Some(1) && error.contains("no digests"), "{error}");
     let mut tar = fs::read(bed.tar()).expect("the tar");
     *tar.last_mut().expect("a byte") ^= 1;
     fs::write(blobs.join(bed.built.blob()), tar).expect("a blob");

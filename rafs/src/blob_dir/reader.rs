@@ -34,7 +34,8 @@ pub struct BlobDirReader {
 }
 
 impl BlobDirReader {
-    /// Opens every blob of an image. Says nothing yet about the bytes of chunks.
+    /// Opens every blob of an image. Says nothing yet about the bytes of chunks, but for tars whose chunks have no digests: these
+    /// are read in full, and refused unless they have the sha256 that they are named by.
     pub fn open(bootstrap: &Bootstrap, dir: &Path) -> Result<Self, BlobDirError> {
         Self::at(bootstrap, &BlobPaths::new(Some(dir), None))
     }
@@ -113,7 +114,8 @@ impl BlobFile {
             Err(source) => return Err(BlobDirError::Open { path, source }),
         };
         if described.is_tar() && !bootstrap.has_digests() {
-            return Ok(Self { file, table: tar::pieces(bootstrap, blob, &path)? });
+            let table = tar::pieces(bootstrap, blob, &file, &path)?;
+            return Ok(Self { file, table });
         }
         let chunks = described.needs_chunk_table().then(|| ChunkTable::read(table)).transpose();
         let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: table.to_owned(), source })?;

@@ -20,12 +20,11 @@ use crate::piece::PieceTable;
 /// Bytes that are read at once of what is in no chunk.
 const BUFFER: usize = 1 << 20;
 
-/// The pieces of the blob at this position in the blob table, whose file is `path`.
-pub(super) fn pieces(bootstrap: &Bootstrap, blob: u32, path: &Path) -> Result<PieceTable, BlobDirError> {
+/// The pieces of the blob at this position in the blob table, by its file at `path`.
+pub(super) fn pieces(bootstrap: &Bootstrap, blob: u32, file: &File, path: &Path) -> Result<PieceTable, BlobDirError> {
     let described = &bootstrap.blobs()[blob as usize];
-    let (found, digests) = File::open(path)
-        .and_then(|file| hash(file, bootstrap, blob))
-        .map_err(|source| BlobDirError::Tar { path: path.to_owned(), source })?;
+    let hashed = hash(file, bootstrap, blob);
+    let (found, digests) = hashed.map_err(|source| BlobDirError::Tar { path: path.to_owned(), source })?;
     if found != described.id {
         let (path, expected) = (path.to_owned(), described.id);
         return Err(BlobDirError::OtherTar { path, expected, found });
@@ -35,7 +34,7 @@ pub(super) fn pieces(bootstrap: &Bootstrap, blob: u32, path: &Path) -> Result<Pi
 }
 
 /// The sha256 of a tar, and the digests of its chunks in their order.
-fn hash(mut file: File, bootstrap: &Bootstrap, blob: u32) -> io::Result<(BlobId, Vec<Digest>)> {
+fn hash(mut file: &File, bootstrap: &Bootstrap, blob: u32) -> io::Result<(BlobId, Vec<Digest>)> {
     let (mut hasher, mut position) = (Sha256::new(), 0);
     let (mut buffer, mut digests) = (vec![0; BUFFER], Vec::new());
     // The bootstrap was verified: they lie in order and apart.

@@ -55,7 +55,7 @@ impl Chunks {
 
     /// Records without digests of what files say of their chunks, which lie in `blobs`.
     pub(super) fn of_files(header: &Header, blobs: &[Blob], found: Vec<Indexed>) -> Result<Self, BootstrapError> {
-        let mut records = Vec::with_capacity(found.len());
+        let mut records: Vec<ChunkRecord> = Vec::with_capacity(found.len());
         let mut orders: Vec<_> = blobs.iter().map(|_| Vec::new()).collect();
         let mut indexed = found;
         indexed.sort_unstable_by_key(|(at, chunk)| (chunk.id, chunk.decoded_offset, chunk.decoded_len, at.offset));
@@ -64,6 +64,16 @@ impl Chunks {
         for ((at, chunk), number) in indexed.into_iter().zip(0u32..) {
             // Whoever found it has looked for its blob.
             let position = chunk.id.blob as usize;
+            if let Some(before) = records.last().filter(|before| before.blob.get() == chunk.id.blob) {
+                let (index, blob) = (chunk.id.index, blobs[position].id);
+                at.require(index > before.index.get(), || {
+                    format!("chunk {index} of blob {blob} is described twice")
+                })?;
+                let end = before.decoded_offset.get() + u64::from(before.decoded_size.get());
+                at.require(chunk.decoded_offset >= end, || {
+                    format!("the decoded range of chunk {index} overlaps that of an earlier chunk")
+                })?;
+            }
             let record = ChunkRecord {
                 blob: chunk.id.blob.into(),
                 encoded_size: chunk.decoded_len.into(),
@@ -78,11 +88,7 @@ impl Chunks {
             orders[position].push(number);
         }
         let table = Bytes::copy_from_slice(records.as_slice().as_bytes());
-        let mut chunks = Self { table, orders, digests: false };
-        for (blob, position) in blobs.iter().zip(0..) {
-            chunks.sort(header, blob, position)?;
-        }
-        Ok(chunks)
+        Ok(Self { table, orders, digests: false })
     }
 
     /// Whether records have digests.
