@@ -1,6 +1,6 @@
 //! `cargo run --release --example seeds` writes starting points for the fuzz targets into `seeds/`, taken from freshly
 //! built images: every kind of node, full and partial directory blocks, xattrs, hard links, a compressed and a plain chunk
-//! table, one with batches, one of a gzip layer, an image without a blob.
+//! table, one with batches, one of a gzip layer, an image over a tar, an image without a blob.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batched = BuildOptions { chunk_size: 0x1000, batch_size: Some(0x1000), ..BuildOptions::default() };
     image(&source, dir.path(), &corpus, "batched", batched)?;
     gzip_layer(&source, dir.path(), &corpus)?;
+    tarfs(&source, dir.path(), &corpus)?;
     // Two entries of a table of contents: flags, name, digest, three numbers.
     let entry = |name: &[u8], place: u64| {
         let numbers: Vec<u8> = [place, 100, 4096].iter().flat_map(|number: &u64| number.to_le_bytes()).collect();
@@ -60,6 +61,26 @@ fn gzip_layer(source: &Path, work: &Path, corpus: &Path) -> Result<(), Box<dyn s
     let report = Builder::new(options).build_reference(layer.as_slice(), Path::new("layer"), &boot, &index)?;
     let meta = report.meta.ok_or("the tree has no content")?;
     pair(&fs::read(boot)?, &chunk_table_file(&index.join(meta.to_string()))?, corpus, "gzip-layer")
+}
+
+/// The tree as a tar, and bootstraps over it: with digests, and with what upstream writes in their place.
+fn tarfs(source: &Path, work: &Path, corpus: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+    Builder::new(BuildOptions::default()).build(source, &boot, &blobs)?;
+    let image = Bootstrap::open(&boot)?;
+    let mut tar = Vec::new();
+    unpack(&image, &BlobDirReader::open(&image, &blobs)?, &mut tar)?;
+    let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
+    Builder::new(options).build_tarfs(tar.as_slice(), Path::new("tar"), &boot, &blobs)?;
+    let mut bytes = fs::read(&boot)?;
+    fs::write(corpus.join("bootstrap_load/tarfs"), &bytes)?;
+    // Offset and size of the chunk table.
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default()) as usize;
+    let (start, len) = (number(1176), number(1184));
+    bytes[start..start + len].fill(0);
+    bytes[1184..1192].copy_from_slice(&80u64.to_le_bytes());
+    fs::write(corpus.join("bootstrap_load/tarfs-without-digests"), &bytes)?;
+    Ok(())
 }
 
 /// A bootstrap and the chunk table of its blob, as `piece_table` takes them.

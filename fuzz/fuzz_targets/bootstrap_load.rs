@@ -30,7 +30,8 @@ fuzz_target!(|data: &[u8]| {
             let sizes: u64 = extents(&inode, 0, u64::MAX).map(|extent| u64::from(extent.len)).sum();
             assert_eq!(sizes, if inode.kind() == Kind::File { inode.size() } else { 0 });
             for chunk in inode.chunks() {
-                assert!(image.chunk(chunk.id).is_some());
+                let known = image.chunk(chunk.id).expect("a chunk that the image names");
+                assert_eq!((known.decoded_offset, known.decoded_len), (chunk.decoded_offset, chunk.decoded_len));
             }
             if entry.kind == Kind::Directory {
                 directories.push(entry.nid);
@@ -38,4 +39,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     assert_eq!(names, image.name_count());
+    for blob in 0..image.blobs().len() as u32 {
+        // Whatever the tables say, nothing is handed out that no digest vouches for.
+        assert!(image.has_digests() || image.piece_table(blob, None).is_err());
+    }
 });

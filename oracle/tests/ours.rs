@@ -104,6 +104,29 @@ fn an_index_over_a_gzip_layer() {
     }
 }
 
+#[test]
+fn a_tar_as_it_is_and_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, blobs) = (dir.path().join("source"), dir.path().join("blobs"));
+    support::nasty_tree(&source);
+    let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
+    let built = support::archive::open_tarfs(
+        &support::archive::gnu_tar(&source, support::archive::PAX),
+        dir.path(),
+        options,
+    );
+    assert_same(&support::archive::tar_facts(&source), &peer_facts(&built.boot, &blobs));
+    let upper = support::archive::Tar::default().file("new", &support::noise(3, 10_000)).file("sizes/.wh.copy", b"");
+    let upper = support::archive::open_tarfs(&upper.finish(), &dir.path().join("upper"), options);
+    let id = upper.report.blob.unwrap().to_string();
+    fs::copy(upper.blobs.join(&id), blobs.join(&id)).unwrap();
+    let merged = dir.path().join("merged");
+    merge(&[built.image, upper.image], &merged).unwrap();
+    let image = Bootstrap::open(&merged).unwrap();
+    let ours = image::facts(&image, &BlobDirReader::open(&image, &blobs).unwrap());
+    assert_same(&ours, &peer_facts(&merged, &blobs));
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut encoder, bytes).unwrap();

@@ -265,6 +265,41 @@ fn an_index_over_a_gzip_layer() {
 }
 
 #[test]
+fn a_tar_as_it_is_and_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = dir.path().join("blobs");
+    fs::create_dir(&blobs).unwrap();
+    let boots = ["lower", "upper"].map(|name| {
+        let (tree, tar, boot) = (dir.path().join(name), blobs.join(name), dir.path().join(format!("{name}.boot")));
+        tame_tree(&tree);
+        fs::write(tree.join(format!("only-{name}")), support::noise(7, 5000)).unwrap();
+        tree_as_tar(&tree, &tar);
+        peer(&[
+            "create",
+            "--type",
+            "tar-tarfs",
+            "--whiteout-spec",
+            "none",
+            "--chunk-size",
+            "0x1000",
+            "--bootstrap",
+            text(&boot),
+            "--blob-dir",
+            text(dir.path()),
+            text(&tar),
+        ]);
+        named_by_digest(&tar);
+        assert!(!Bootstrap::open(&boot).unwrap().has_digests());
+        assert_same(&whole_seconds(support::facts(&tree)), &checked(&boot, &blobs));
+        boot
+    });
+    let merged = dir.path().join("merged");
+    peer(&["merge", "--bootstrap", text(&merged), text(&boots[0]), text(&boots[1])]);
+    let facts = checked(&merged, &blobs);
+    assert!(facts.contains_key(Path::new("only-lower")) && facts.contains_key(Path::new("only-upper")));
+}
+
+#[test]
 fn an_index_with_the_bootstrap_inside() {
     let dir = tempfile::tempdir().unwrap();
     let (layer, expected) = gzip_layer(dir.path());

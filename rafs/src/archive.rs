@@ -22,7 +22,7 @@ mod compression;
 mod records;
 mod sparse;
 
-pub(crate) use compression::decompress;
+pub(crate) use compression::{decompress, plain};
 
 /// Unit of everything in a tar.
 const BLOCK: u64 = 512;

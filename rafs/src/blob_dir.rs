@@ -20,6 +20,7 @@ use crate::piece::PieceTableError;
 use crate::source::{ChunkId, ChunkReply, ChunkSource};
 
 mod reader;
+mod tar;
 
 pub use reader::BlobDirReader;
 pub(crate) use reader::{BlobFile, PieceId};
@@ -83,6 +84,25 @@ pub enum BlobDirError {
         /// What is wrong with it.
         #[source]
         source: ChunkTableError,
+    },
+    /// It is a tar without digests of chunks, and could not be read to its end.
+    #[error("cannot read all of the tar {}, whose chunks have no digests", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a tar without digests of chunks, and not the one that the image names.
+    #[error("{} has sha256 {found}, not {expected}, and nothing else tells whether it is the tar of the image", path.display())]
+    OtherTar {
+        /// The file.
+        path: PathBuf,
+        /// The name of the blob.
+        expected: BlobId,
+        /// The sha256 of the file.
+        found: BlobId,
     },
     /// Its tables contradict themselves or each other.
     #[error("blob file {}", path.display())]

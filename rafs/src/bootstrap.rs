@@ -10,20 +10,25 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
-//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read: tarfs, encryption. Each ends in
-//! [`BootstrapError::Unsupported`].
+//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read, encryption, ends in [`BootstrapError::Unsupported`].
+//!
+//! In *tarfs* mode the blobs are tars as they are, and a block has 512 bytes. Such images have digests of chunks if Shoal
+//! made them; upstream's builder writes none. Then there are no pieces by the bootstrap alone, but [`BlobDirReader`] makes
+//! them of a tar that has the sha256 that names it.
+//!
+//! [`BlobDirReader`]: crate::BlobDirReader
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shoal_proto::{Algorithm, BlobId};
+use shoal_proto::{Algorithm, BlobId, Digest};
 
 use crate::blob::ChunkTable;
 use crate::builder::v5;
 use crate::codec::Compressor;
-use crate::layout::{ChunkRecord, features};
+use crate::layout::{self, ChunkRecord, features};
 use crate::piece::{self, Chunk, Named, PieceTable, PieceTableError};
 use crate::source::ChunkId;
 
@@ -65,7 +70,7 @@ pub struct Blob {
     pub id: BlobId,
     /// Bytes of the stored file.
     pub encoded_size: u64,
-    /// Bytes of its decoded address space, a multiple of 4096.
+    /// Bytes of its decoded address space, a multiple of 4096; of a tar, its own.
     pub decoded_size: u64,
     /// Chunks of the whole blob, also those that this image does not use.
     pub chunk_count: u32,
@@ -79,7 +84,7 @@ pub struct Blob {
     pub chunk_table: ChunkTableRange,
     /// Feature bits of the format.
     pub features: u32,
-    /// Where its decoded form lies on a flat device, in blocks of 4096; 0 where nobody has said.
+    /// Where its decoded form lies on a flat device, in blocks of the image; 0 where nobody has said.
     pub mapped_block: u32,
     /// The table of contents at its end, if it has one and the bootstrap knows.
     pub toc: Option<TocRange>,
@@ -131,6 +136,16 @@ impl Blob {
     /// Whether it belongs to an image of RAFS v5: it has chunks and nothing behind them.
     pub fn is_v5(&self) -> bool {
         self.features & features::INTERNAL != 0
+    }
+
+    /// Whether it is a tar as it is, whose files are the chunks.
+    pub fn is_tar(&self) -> bool {
+        self.features & features::TARFS != 0
+    }
+
+    /// Whether a chunk table lies at its end, or in a file beside it.
+    pub fn has_chunk_table(&self) -> bool {
+        !self.is_v5() && !self.is_tar()
     }
 
     /// Whether the bootstrap alone does not say where the chunks lie.
@@ -211,7 +226,8 @@ impl Bootstrap {
         let header = superblock::read(&bytes)?;
         let blobs = tables::blobs(&bytes, &header, origin)?;
         let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;
-        let image = Image {
+        let mut image = Image {
+            block: header.block,
             meta_offset: header.meta_offset,
             chunk_size: header.chunk_size,
             owners: header.owners(),
@@ -219,7 +235,10 @@ impl Bootstrap {
             chunks,
             bytes,
         };
-        let walked = walk::walk(&image, header.root)?;
+        let mut walked = walk::walk(&image, header.root)?;
+        if !image.chunks.have_digests() {
+            image.chunks = chunks::Chunks::of_files(&header, &image.blobs, std::mem::take(&mut walked.indexed))?;
+        }
         let prefetch = tables::prefetch(&image, &header, |nid| walked.reached(nid))?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -252,6 +271,22 @@ impl Bootstrap {
         self.inner.image.chunk_size
     }
 
+    /// Bytes of a block: 4096, or 512 in [tarfs mode](Self::is_tarfs).
+    pub fn block_size(&self) -> u64 {
+        self.inner.image.block
+    }
+
+    /// Whether the blobs are tars as they are.
+    pub fn is_tarfs(&self) -> bool {
+        self.block_size() == layout::TAR_BLOCK
+    }
+
+    /// Whether chunks have digests, by which they can be verified one by one. Only in tarfs mode they may have none; then the
+    /// digest of each is zero, and means nothing.
+    pub fn has_digests(&self) -> bool {
+        self.inner.image.chunks.have_digests()
+    }
+
     /// Digest algorithm in the super block; a blob may have another.
     pub fn algorithm(&self) -> Algorithm {
         self.inner.algorithm
@@ -268,14 +303,29 @@ impl Bootstrap {
     }
 
     /// The pieces of a blob; `blob` is a position in [`blobs`](Self::blobs). With its own chunk table, both tables are
-    /// compared; without, a blob with batches is refused.
+    /// compared; without, a blob with batches is refused, as is one whose chunks have no digests.
     ///
     /// # Panics
     ///
     /// Panics if there is no such blob.
     pub fn piece_table(&self, blob: u32, table: Option<&ChunkTable>) -> Result<PieceTable, PieceTableError> {
+        if !self.has_digests() {
+            return Err(PieceTableError::NoDigests);
+        }
         let described = &self.blobs()[blob as usize];
         piece::group(described, self.named(blob), table)
+    }
+
+    /// The pieces of a tar whose chunks have no digests: these, in the order of the chunks, were made of the tar that the
+    /// blob's name vouches for.
+    pub(crate) fn tar_pieces(
+        &self,
+        blob: u32,
+        digests: impl Iterator<Item = Digest>,
+    ) -> Result<PieceTable, PieceTableError> {
+        let known = self.named(blob).zip(digests);
+        let named = known.map(|(named, digest)| Named { chunk: Chunk { digest, ..named.chunk }, ..named });
+        piece::group(&self.blobs()[blob as usize], named, None)
     }
 
     /// A chunk as the image names it. Whether its stored bytes are compressed, it knows of plain chunks only.

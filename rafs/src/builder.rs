@@ -12,6 +12,7 @@
 //! merge      the trees of several bootstraps, one over the other
 //! optimize   the hot chunks of an image to a blob of their own
 //! reference  an index over a gzip layer that stays as it is
+//! tarfs      a bootstrap over a plain tar that stays as it is, which the kernel mounts
 //! v5         bootstraps of RAFS v5, written anew for whoever reads them
 //! ```
 //!
@@ -67,6 +68,7 @@ mod prefetch;
 mod reference;
 mod scan;
 mod tar;
+mod tarfs;
 mod tree;
 pub(crate) mod v5;
 

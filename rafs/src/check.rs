@@ -4,6 +4,9 @@
 //! reading does not depend on it is looked at here: counts and link counts, bytes with two owners or none, padding, the
 //! order of tables; and with the blob files their size and sha256, the copy of the chunk table at their end, what a
 //! table of contents lists, digest and checksum of each chunk. It reads everything and changes nothing.
+//!
+//! A chunk counts as verified when it has the digest that the bootstrap states. Where the bootstrap states none, which happens in
+//! tarfs mode alone, the chunks of a tar count that has the sha256 that it is named by.
 
 use std::path::Path;
 

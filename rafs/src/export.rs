@@ -1,5 +1,6 @@
 //! One flat disk image: the bootstrap, then each blob in its decoded form at the block that the device table maps it to.
-//! The kernel's EROFS driver mounts it with no daemon and no further device.
+//! The kernel's EROFS driver mounts it with no daemon and no further device. Of a tar it has the content of files, each where
+//! it is in the tar, and no headers.
 
 use std::fs::File;
 use std::io;
@@ -23,14 +24,16 @@ const SLOT: u64 = 128;
 pub fn export_block(bootstrap: &Bootstrap, reader: &BlobDirReader, output: &File) -> Result<u64, ExpandError> {
     output.write_all_at(bootstrap.as_bytes(), 0)?;
     let start = bootstrap.as_bytes().len() as u64;
-    let mapped = bootstrap.blobs().iter().map(|blob| u64::from(blob.mapped_block) * BLOCK).collect::<Vec<_>>();
-    let places =
-        if fits(start, bootstrap.blobs(), &mapped) { mapped } else { remap(start, bootstrap.blobs(), output)? };
+    let block = bootstrap.block_size();
+    let mapped = bootstrap.blobs().iter().map(|blob| u64::from(blob.mapped_block) * block).collect::<Vec<_>>();
+    let places = if fits(start, bootstrap.blobs(), &mapped) { mapped } else { remap(start, bootstrap, output)? };
     let mut end = start;
     for (place, (blob, index)) in places.iter().zip(bootstrap.blobs().iter().zip(0..)) {
         write_blob(reader, index, output, *place)?;
-        end = end.max(place + blob.decoded_size.next_multiple_of(BLOCK));
+        end = end.max(place + blob.decoded_size.next_multiple_of(block));
     }
+    // A disk has whole blocks of the usual size.
+    let end = end.next_multiple_of(BLOCK);
     output.set_len(end)?;
     Ok(end)
 }
@@ -43,14 +46,14 @@ fn fits(start: u64, blobs: &[Blob], places: &[u64]) -> bool {
     ranges.iter().scan(start, |end, (first, last)| Some(*first >= std::mem::replace(end, *last))).all(|fits| fits)
 }
 
-fn remap(start: u64, blobs: &[Blob], output: &File) -> io::Result<Vec<u64>> {
-    let mut end = start;
-    let places = blobs.iter().zip(0..).map(|(blob, index)| {
+fn remap(start: u64, bootstrap: &Bootstrap, output: &File) -> io::Result<Vec<u64>> {
+    let (block, mut end) = (bootstrap.block_size(), start);
+    let places = bootstrap.blobs().iter().zip(0..).map(|(blob, index)| {
         let place = end.next_multiple_of(ALIGNMENT);
-        end = place + blob.decoded_size.next_multiple_of(BLOCK);
-        let block = u32::try_from(place / BLOCK)
+        end = place + blob.decoded_size.next_multiple_of(block);
+        let mapped = u32::try_from(place / block)
             .map_err(|_| io::Error::other("the blobs have more blocks than EROFS can count"))?;
-        output.write_all_at(&block.to_le_bytes(), DEVICE_TABLE_OFFSET + SLOT * index + MAPPED)?;
+        output.write_all_at(&mapped.to_le_bytes(), DEVICE_TABLE_OFFSET + SLOT * index + MAPPED)?;
         Ok(place)
     });
     places.collect()

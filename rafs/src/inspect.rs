@@ -20,6 +20,8 @@ pub struct ImageSummary {
     pub compressor: Compressor,
     /// Digest algorithm in the super block.
     pub digester: String,
+    /// Whether chunks have digests; without, the image is in tarfs mode.
+    pub chunk_digests: bool,
     /// Names in the tree, the root included.
     pub names: u64,
     /// Distinct inodes.
@@ -59,7 +61,7 @@ pub struct BlobSummary {
     pub chunk_table_decoded_size: u64,
     /// How its chunk table is compressed.
     pub chunk_table_compressor: Compressor,
-    /// Block of 4096 bytes where it lies on a flat device; 0 where nobody has said.
+    /// Block of the image where it lies on a flat device; 0 where nobody has said.
     pub mapped_block: u32,
 }
 
@@ -120,7 +122,7 @@ pub struct ChunkSummary {
     pub blob: u32,
     /// Its index in the blob.
     pub index: u32,
-    /// Digest of its decoded bytes, with the algorithm in front.
+    /// Digest of its decoded bytes, with the algorithm in front; empty where the image has none.
     pub digest: String,
     /// Decoded bytes.
     pub decoded_size: u32,
@@ -141,6 +143,7 @@ pub fn inspect(image: &Bootstrap) -> ImageSummary {
         super_blocks: image.super_blocks(),
         compressor: image.compressor(),
         digester: image.algorithm().to_string(),
+        chunk_digests: image.has_digests(),
         names: image.name_count(),
         inodes: image.inode_count(),
         blobs: (0..image.blobs().len() as u32).map(|index| blob(image, index)).collect(),
@@ -222,7 +225,10 @@ fn chunks(image: &Bootstrap, file: &Inode<'_>) -> Vec<ChunkSummary> {
             file_offset,
             blob: id.blob,
             index: id.index,
-            digest: format!("{algorithm}:{}", hex::encode(bytes)),
+            digest: match image.has_digests() {
+                true => format!("{algorithm}:{}", hex::encode(bytes)),
+                false => String::new(),
+            },
             decoded_size: named.chunk.decoded_len,
             decoded_offset: named.chunk.decoded_offset,
             encoded_size: placed.then_some(named.encoded_len),

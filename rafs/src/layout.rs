@@ -12,6 +12,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub(crate) const BLOCK: u64 = 4096;
 /// Base-2 logarithm of [`BLOCK`].
 pub(crate) const BLOCK_BITS: u8 = 12;
+/// The block of an image whose blobs are tars, as theirs; its tables are aligned to [`BLOCK`] all the same.
+pub(crate) const TAR_BLOCK: u64 = 512;
+/// Base-2 logarithm of [`TAR_BLOCK`].
+pub(crate) const TAR_BLOCK_BITS: u8 = 9;
 
 /// Where the EROFS super block starts.
 pub(crate) const SUPER_OFFSET: u64 = 1024;

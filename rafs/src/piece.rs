@@ -97,6 +97,11 @@ pub enum PieceTableError {
     /// The bootstrap alone does not say where the chunks of this blob lie.
     #[error("its chunk table is not there, and nothing else tells how its chunks are decoded")]
     NoChunkTable,
+    /// The chunks of this blob have no digests.
+    #[error(
+        "it is a tar of which no chunk has a digest, so no part of it can be verified: such images are read from files only"
+    )]
+    NoDigests,
 }
 
 /// A chunk as the chunk table of the image describes it.
@@ -106,7 +111,7 @@ pub struct Chunk {
     pub index: u32,
     /// What the decoded bytes hash to.
     pub digest: Digest,
-    /// Where it starts in the blob's decoded address space, a multiple of 4096.
+    /// Where it starts in the blob's decoded address space, a multiple of 4096, in a tar of 512.
     pub decoded_offset: u64,
     /// Decoded bytes, at most the chunk size.
     pub decoded_len: u32,

@@ -1,7 +1,7 @@
 //! What images have in common: chunks with the same digest, of the same algorithm and length, wherever they lie.
 //!
-//! Told from bootstraps alone. A chunk in a batch has no stored bytes of its own, so it counts with none, and is counted
-//! apart.
+//! Told from bootstraps alone. Chunks without digests, which only images in tarfs mode may have, are not counted: nobody knows
+//! what they are. A chunk in a batch has no stored bytes of its own, so it counts with none, and is counted apart.
 
 use std::collections::HashMap;
 
@@ -122,7 +122,7 @@ impl SharedChunks {
 /// The images that have each chunk, in order, each once.
 fn holders(images: &[Bootstrap]) -> HashMap<ChunkKey, Vec<Holder>> {
     let mut holders: HashMap<_, Vec<Holder>> = HashMap::new();
-    for (number, image) in images.iter().enumerate() {
+    for (number, image) in images.iter().enumerate().filter(|(_, image)| image.has_digests()) {
         for (position, blob) in (0..).zip(image.blobs()) {
             for named in image.named(position) {
                 let digest = named.chunk.digest;

@@ -1,5 +1,6 @@
 //! The kernel's own EROFS driver mounts what the builder makes: bootstrap and expanded blob, no daemon.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -7,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use shoal_proto::Algorithm;
-use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, expand_blob, export_block};
+use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, expand_blob, export_block, merge};
 
 mod support;
+
+use support::archive::{PAX, Tar, gnu_tar, open_tarfs, tar_facts};
 
 struct Mounted<'a>(&'a Path);
 
@@ -49,14 +52,7 @@ fn expanded(source: &Path, work: &Path, options: BuildOptions) -> (Bootstrap, Bl
 /// Builds an image of `source`, mounts it and compares.
 fn round_trip(source: &Path, work: &Path, options: BuildOptions) {
     let (image, reader, blobs) = expanded(source, work, options);
-    let boot = work.join("boot");
-    let devices = blobs.iter().map(|path| [b"device=", path.as_os_str().as_bytes()].concat()).collect::<Vec<_>>();
-    let data = CString::new(devices.join(&b","[..])).unwrap();
-    let target = work.join("mnt");
-    mount(&boot, &target, "erofs", MountFlags::RDONLY, data.as_c_str()).expect("mount(2) of type erofs");
-    let mounted = Mounted(&target);
-    support::assert_same(&support::facts(source), &support::facts(&target));
-    drop(mounted);
+    mounted(&work.join("boot"), &blobs, &work.join("mnt"), &support::facts(source));
     flat(&image, &reader, source, work);
 }
 
@@ -70,6 +66,67 @@ fn flat(image: &Bootstrap, reader: &BlobDirReader, source: &Path, work: &Path) {
     mount(&path, &target, "erofs", MountFlags::RDONLY, None).expect("mount(2) of the flat image");
     let _mounted = Mounted(&target);
     support::assert_same(&support::facts(source), &support::facts(&target));
+}
+
+/// Mounts a bootstrap with these devices, and compares.
+fn mounted(boot: &Path, devices: &[PathBuf], target: &Path, expected: &BTreeMap<PathBuf, support::Facts>) {
+    let devices = devices.iter().map(|path| [b"device=", path.as_os_str().as_bytes()].concat()).collect::<Vec<_>>();
+    let data = CString::new(devices.join(&b","[..])).unwrap();
+    fs::create_dir_all(target).unwrap();
+    mount(boot, target, "erofs", MountFlags::RDONLY, data.as_c_str()).expect("mount(2) of type erofs");
+    let _mounted = Mounted(target);
+    support::assert_same(expected, &support::facts(target));
+}
+
+/// No expanded form is needed: the tar is the device.
+#[test]
+fn a_tar_is_mounted_as_it_is() {
+    if !available() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("source"), dir.path().join("mnt"));
+    support::nasty_tree(&source);
+    fs::write(source.join("last"), b"the end").unwrap();
+    let expected = tar_facts(&source);
+    // The second ends within a page, and within 20 blocks of a tape.
+    for (number, (factor, chunk_size)) in [("-b20", 0x1000), ("-b1", 0x10_0000)].into_iter().enumerate() {
+        let tar = gnu_tar(&source, &[PAX, &[factor]].concat());
+        let work = dir.path().join(number.to_string());
+        let built = open_tarfs(&tar, &work, BuildOptions { chunk_size, ..BuildOptions::default() });
+        let blob = built.blobs.join(built.report.blob.unwrap().to_string());
+        mounted(&built.boot, &[blob], &target, &expected);
+        let flat = work.join("flat");
+        let size = export_block(&built.image, &built.reader, &File::create_new(&flat).unwrap()).unwrap();
+        assert_eq!((size, size % 4096), (flat.metadata().unwrap().len(), 0));
+        mounted(&flat, &[], &target, &expected);
+        // The decoded form, as the daemon keeps it.
+        let expanded = work.join("device");
+        expand_blob(&built.image, &built.reader, 0, &File::create_new(&expanded).unwrap()).unwrap();
+        mounted(&built.boot, &[expanded], &target, &expected);
+    }
+}
+
+#[test]
+fn several_tars_are_mounted_as_one_tree() {
+    if !available() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
+    let lower = Tar::default().file("a", &support::noise(1, 70_000)).file("gone", b"x").finish();
+    let upper = Tar::default().file("b", &support::noise(2, 5000)).file(".wh.gone", b"").finish();
+    let layers = [lower, upper].map(|tar| open_tarfs(&tar, dir.path(), options).image);
+    let (merged, blobs) = (dir.path().join("merged"), dir.path().join("blobs"));
+    let report = merge(&layers, &merged).unwrap();
+    let image = Bootstrap::open(&merged).unwrap();
+    let reader = BlobDirReader::open(&image, &blobs).unwrap();
+    let expected = support::image::facts(&image, &reader);
+    let devices: Vec<_> = report.blobs.iter().map(|blob| blobs.join(blob)).collect();
+    mounted(&merged, &devices, &dir.path().join("mnt"), &expected);
+    let flat = dir.path().join("flat");
+    export_block(&image, &reader, &File::create_new(&flat).unwrap()).unwrap();
+    mounted(&flat, &[], &dir.path().join("mnt"), &expected);
 }
 
 #[test]

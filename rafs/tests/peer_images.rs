@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, ImageFile, check_file, merge};
+use sha2::{Digest, Sha256};
+use shoal_rafs::{Blob, BlobDirReader, Bootstrap, BuildOptions, Builder, ImageFile, check_file, merge};
 
 mod support;
 
@@ -121,6 +122,47 @@ fn an_index_over_a_gzip_layer() {
     let (image, facts) = open("zran");
     assert!(image.blobs()[0].is_gzip_layer());
     assert_same(&lower(), &facts);
+}
+
+/// A folder with the archives as blobs.
+fn tars() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["lower.tar", "upper.tar"] {
+        let tar = fs::read(data(name)).unwrap();
+        let id: String = Sha256::digest(&tar).iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write(dir.path().join(id), tar).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn a_tar_as_it_is() {
+    let blobs = tars();
+    let file = ImageFile::open(&data("tarfs").join("boot")).unwrap();
+    let (image, facts) = checked(&file, blobs.path());
+    assert!(image.is_tarfs() && !image.has_digests());
+    assert_same(&lower(), &facts);
+    // Ours is the same but for what vouches for chunks.
+    let (boot, path) = (blobs.path().join("boot"), data("lower.tar"));
+    let builder = Builder::new(BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() });
+    builder.build_tarfs(File::open(&path).unwrap(), &path, &boot, blobs.path()).unwrap();
+    let ours = Bootstrap::open(&boot).unwrap();
+    let theirs = image.blobs()[0].clone();
+    // Of the table that is not there they name a compressor.
+    assert_eq!(theirs, Blob { chunk_table: theirs.chunk_table, ..ours.blobs()[0].clone() });
+    for (path, nid) in image::walk(&image) {
+        let (theirs, ours) = (image.inode(nid).unwrap(), ours.inode(image::walk(&ours)[&path]).unwrap());
+        assert!(theirs.chunks().eq(ours.chunks()), "{}", path.display());
+    }
+}
+
+#[test]
+fn merged_tars() {
+    let blobs = tars();
+    let file = ImageFile::open(&data("tarfs").join("merged")).unwrap();
+    let (image, facts) = checked(&file, blobs.path());
+    assert_eq!((image.is_tarfs(), image.blobs().len()), (true, 2));
+    assert_same(&open("merged").1, &facts);
 }
 
 #[test]

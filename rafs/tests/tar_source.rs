@@ -4,47 +4,23 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use shoal_rafs::{ArchiveLimits, BuildOptions, Compressor, check, unpack};
 use tar::EntryType;
 
 mod support;
 
-use support::Facts;
-use support::archive::{Tar, build_tar, chain, open_tar};
+use support::archive::{PAX, Tar, build_tar, chain, gnu_tar, open_tar, tar_facts};
 use support::image::{Built, build};
 
 fn options() -> BuildOptions {
     BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() }
 }
 
-/// GNU tar over `source`, with more arguments.
-fn gnu_tar(source: &Path, arguments: &[&str]) -> Vec<u8> {
-    let output = Command::new("tar")
-        .args(arguments)
-        .args(["--numeric-owner", "--sort=name", "-cf", "-", "-C"])
-        .arg(source)
-        .arg(".")
-        .stderr(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(output.status.success());
-    output.stdout
-}
-
 fn sound(built: &Built) {
     let report = check(built.image.as_bytes().clone(), Some(&built.blobs));
     assert!(report.ok, "{:?}", report.problems);
-}
-
-/// The facts of a directory without sockets, which no tar holds.
-fn tar_facts(source: &Path) -> BTreeMap<PathBuf, Facts> {
-    let mut facts = support::facts(source);
-    facts.retain(|path, _| !fs::symlink_metadata(source.join(path)).unwrap().file_type().is_socket());
-    facts
 }
 
 #[test]
@@ -58,9 +34,8 @@ fn what_gnu_tar_writes_is_what_was_there() {
         facts.mtime.1 = 0;
         facts.xattrs.clear();
     }
-    let pax: &[&str] = &["--format=pax", "--xattrs", "--xattrs-include=*"];
     for (number, (arguments, expected)) in
-        [(pax, &exact), (&["--format=gnu"], &plain), (&["--format=gnu", "-b1"], &plain)].into_iter().enumerate()
+        [(PAX, &exact), (&["--format=gnu"], &plain), (&["--format=gnu", "-b1"], &plain)].into_iter().enumerate()
     {
         let tar = gnu_tar(&source, arguments);
         let built = open_tar(tar.as_slice(), &dir.path().join(number.to_string()), options());

@@ -29,4 +29,5 @@ mod resume_after_kill;
 mod store_killed;
 mod store_limit;
 mod store_scrub;
+mod tarfs;
 mod wrong_bytes;

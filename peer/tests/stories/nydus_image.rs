@@ -157,7 +157,9 @@ fn layers(bed: &Bed) -> [Vec<u8>; 2] {
 fn callers_find_what_they_look_for() {
     let bed = Bed::new();
     let help = String::from_utf8(bed.run(&["create", "-h"], "").stdout).expect("text");
-    for feature in ["--type", "tar-rafs", "targz-ref", "--batch-size", "--blob-inline-meta", "--chunk-dict"] {
+    for feature in
+        ["--type", "tar-rafs", "targz-ref", "tar-tarfs", "--batch-size", "--blob-inline-meta", "--chunk-dict"]
+    {
         assert!(help.contains(feature), "{feature}: {help}");
     }
     // What is listed counts as supported.
@@ -172,7 +174,23 @@ fn callers_find_what_they_look_for() {
     for (arguments, code) in [
         (&["create", "--blob", "/none", "--encrypt", "--blob-inline-meta", &source][..], 2),
         (&["create", "--blob", "/none", "--fs-version", "5", "--blob-inline-meta", &source], 2),
-        (&["create", "--blob", "/none", "--type", "tar-tarfs", &source], 2),
+        (&["create", "--bootstrap", "/none", "--blob", "/none", "--type", "tar-tarfs", &source], 2),
+        (&["create", "--bootstrap", "/none", "--blob-dir", &source, "--type", "tar-tarfs", "--encrypt", &source], 2),
+        (&["create", "--bootstrap", "/none", "--blob-dir", &source, "--blob-id", &"0".repeat(64), &source], 2),
+        (
+            &[
+                "create",
+                "--blob",
+                "/none",
+                "--type",
+                "targz-ref",
+                "--compressor",
+                "zstd",
+                "--blob-inline-meta",
+                &source,
+            ],
+            2,
+        ),
         (&["create", "--blob", "/none", &source], 2),
         (&["create", "--blob-inline-meta", &source], 2),
         (&["merge", "--bootstrap", "/none", "--blob-sizes", "1,2", &source], 2),
@@ -188,6 +206,38 @@ fn callers_find_what_they_look_for() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(!said.is_empty(), "{arguments:?}");
     }
+}
+
+/// As the snapshotter asks for it: the tar comes from standard input or a FIFO and is kept by whoever asks.
+#[test]
+fn a_bootstrap_over_a_tar() {
+    let bed = Bed::new();
+    let tars = layers(&bed);
+    bed.folder("cache");
+    let [cache, merged, report] = ["cache", "merged", "report"].map(|name| bed.text(name));
+    let mut sources = Vec::new();
+    for (number, tar) in tars.iter().enumerate() {
+        let [source, boot] = [format!("tar-{number}"), format!("boot-{number}")].map(|name| bed.text(&name));
+        let id = digest(tar);
+        fs::write(&source, tar).expect("a tar");
+        let arguments = ["create", "--log-level", "warn", "--type", "tar-tarfs", "--bootstrap", &boot];
+        // Its own name is that of the tar as well.
+        let named = if number == 0 { &[][..] } else { &["--blob-id", id.as_str()][..] };
+        bed.run(&[&arguments[..], named, &["--blob-dir", &cache, "--output-json", &report, &source]].concat(), "");
+        assert_eq!(bed.json("report")["blobs"], serde_json::json!([id]));
+        assert_eq!(bed.json("report")["compressor"], "none");
+        sources.push(boot);
+    }
+    assert_eq!(fs::read_dir(&cache).expect("a folder").count(), 0);
+    for tar in &tars {
+        fs::write(Path::new(&cache).join(digest(tar)), tar).expect("a tar");
+    }
+    bed.run(&["merge", "--bootstrap", &merged, "--output-json", &report, &sources[0], &sources[1]], "");
+    assert_eq!(bed.json("report")["blobs"].as_array().map(Vec::len), Some(2));
+    bed.run(&["check", "--bootstrap", &merged, "--blob-dir", &cache], "");
+    let output = bed.text("out.tar");
+    bed.run(&["unpack", "--bootstrap", &merged, "--blob-dir", &cache, "--output", &output], "");
+    assert!(fs::metadata(output).expect("a tar").len() > 3_000_000);
 }
 
 #[test]

@@ -10,17 +10,38 @@ const BUFFER: usize = 256 << 10;
 pub(crate) fn decompress<'a>(mut stream: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     let mut head = Vec::new();
     stream.by_ref().take(6).read_to_end(&mut head)?;
-    let kind = head.clone();
+    let kind = compressed_with(&head);
     let stream = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(stream));
-    let unsupported = |what: &str| Err(io::Error::new(io::ErrorKind::Unsupported, what.to_owned()));
-    match kind.as_slice() {
-        [0x1F, 0x8B, ..] => Ok(buffered(flate2::bufread::MultiGzDecoder::new(stream))),
-        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
-            Ok(buffered(zstd::stream::read::Decoder::with_buffer(stream)?))
+    match kind {
+        Some("gzip") => Ok(buffered(flate2::bufread::MultiGzDecoder::new(stream))),
+        Some("zstd") => Ok(buffered(zstd::stream::read::Decoder::with_buffer(stream)?)),
+        Some(other) => {
+            let message = format!("{other} is not supported: decompress it first");
+            Err(io::Error::new(io::ErrorKind::Unsupported, message))
         }
-        [b'B', b'Z', b'h', ..] => unsupported("bzip2 is not supported: decompress it first"),
-        [0xFD, b'7', b'z', b'X', b'Z', 0] => unsupported("xz is not supported: decompress it first"),
-        _ => Ok(Box::new(stream)),
+        None => Ok(Box::new(stream)),
+    }
+}
+
+/// A stream of a tar that is not compressed.
+pub(crate) fn plain<'a>(mut stream: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+    let mut head = Vec::new();
+    stream.by_ref().take(6).read_to_end(&mut head)?;
+    if let Some(kind) = compressed_with(&head) {
+        let message = format!("it is compressed with {kind}, and must be a plain tar: decompress it first");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+    }
+    Ok(Box::new(BufReader::with_capacity(BUFFER, Cursor::new(head).chain(stream))))
+}
+
+/// What a stream that begins so is compressed with, if that is known.
+fn compressed_with(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0x1F, 0x8B, ..] => Some("gzip"),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Some("zstd"),
+        [b'B', b'Z', b'h', ..] => Some("bzip2"),
+        [0xFD, b'7', b'z', b'X', b'Z', 0] => Some("xz"),
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use shoal_proto::BlobId;
 
-use super::{BlobDirError, BlobPaths, DECODED_CACHE_BYTES};
+use super::{BlobDirError, BlobPaths, DECODED_CACHE_BYTES, tar};
 use crate::blob::ChunkTable;
 use crate::bootstrap::Bootstrap;
 use crate::chunk_cache::Lru;
@@ -34,7 +34,8 @@ pub struct BlobDirReader {
 }
 
 impl BlobDirReader {
-    /// Opens every blob of an image. Says nothing yet about the bytes of chunks.
+    /// Opens every blob of an image. Says nothing yet about the bytes of chunks, but for tars whose chunks have no digests: these
+    /// are read in full, and refused unless they have the sha256 that they are named by.
     pub fn open(bootstrap: &Bootstrap, dir: &Path) -> Result<Self, BlobDirError> {
         Self::at(bootstrap, &BlobPaths::new(Some(dir), None))
     }
@@ -103,7 +104,8 @@ pub(crate) struct BlobFile {
 }
 
 impl BlobFile {
-    /// Opens the file of a blob and, where the bootstrap does not say all, reads the chunk table in the file `table`.
+    /// Opens the file of a blob and, where the bootstrap does not say all, reads the chunk table in the file `table`; of a tar
+    /// without digests of chunks, everything.
     pub(crate) fn open(bootstrap: &Bootstrap, blob: u32, path: &Path, table: &Path) -> Result<Self, BlobDirError> {
         let described = &bootstrap.blobs()[blob as usize];
         let path = path.to_owned();
@@ -111,6 +113,10 @@ impl BlobFile {
             Ok(file) => file,
             Err(source) => return Err(BlobDirError::Open { path, source }),
         };
+        if described.is_tar() && !bootstrap.has_digests() {
+            let table = tar::pieces(bootstrap, blob, &file, &path)?;
+            return Ok(Self { file, table });
+        }
         let chunks = described.needs_chunk_table().then(|| ChunkTable::read(table)).transpose();
         let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: table.to_owned(), source })?;
         let table = bootstrap.piece_table(blob, chunks.as_ref());

@@ -1,16 +1,18 @@
 //! The chunk table of the bootstrap: which chunks of which blob the image names.
 //!
-//! Records stay where they are in the file. What is added is an order: for each blob, its records by chunk index.
+//! Records stay where they are in the file. What is added is an order: for each blob, its records by chunk index. Where blobs
+//! are tars, upstream's builder states no digests, and a table that means nothing; records are then made of what files say of
+//! their chunks, without digests.
 
 use bytes::Bytes;
 use shoal_proto::Digest;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::error::At;
 use super::image::slice;
 use super::superblock::Header;
-use super::{Blob, BootstrapError};
-use crate::layout::{self, ChunkRecord, chunk_flags};
+use super::{Blob, BootstrapError, ChunkRef};
+use crate::layout::{ChunkRecord, chunk_flags};
 use crate::piece::{Chunk, Named};
 
 /// The verified table.
@@ -19,7 +21,12 @@ pub(super) struct Chunks {
     table: Bytes,
     /// Per blob: positions in the table, by chunk index. Dense when the image names every chunk of the blob.
     orders: Vec<Vec<u32>>,
+    /// Whether records have digests.
+    digests: bool,
 }
+
+/// A chunk as an index of a file describes it, and where that index lies.
+pub(super) type Indexed = (At, ChunkRef);
 
 impl Chunks {
     /// Checks every record by itself, and that the chunks of a blob have different indexes and places.
@@ -27,20 +34,71 @@ impl Chunks {
         let range = &header.chunk_table;
         let place = At::new("chunk table", range.start);
         let table = bytes.slice_ref(slice(bytes, place, range.end - range.start)?);
-        let mut chunks = Self { table, orders: blobs.iter().map(|_| Vec::new()).collect() };
+        let mut chunks = Self { table, orders: blobs.iter().map(|_| Vec::new()).collect(), digests: true };
+        if header.is_tarfs() && !blobs.is_empty() && !chunks.has_all_digests() {
+            return Ok(Self { digests: false, table: Bytes::new(), ..chunks });
+        }
         for number in 0..(chunks.table.len() / size_of::<ChunkRecord>()) as u32 {
             let at = chunks.at(header, number);
             let record = chunks.record(number).ok_or_else(|| at.invalid("it lies behind the table"))?;
             let position = record.blob.get() as usize;
             let blob = blobs.get(position);
             let blob = blob.ok_or_else(|| at.invalid(format!("blob {position} of {}", blobs.len())))?;
-            check_record(at, record, blob, header.chunk_size)?;
+            check_record(at, record, blob, header)?;
             chunks.orders[position].push(number);
         }
         for (blob, position) in blobs.iter().zip(0..) {
             chunks.sort(header, blob, position)?;
         }
         Ok(chunks)
+    }
+
+    /// Records without digests of what files say of their chunks, which lie in `blobs`.
+    pub(super) fn of_files(header: &Header, blobs: &[Blob], found: Vec<Indexed>) -> Result<Self, BootstrapError> {
+        let mut records: Vec<ChunkRecord> = Vec::with_capacity(found.len());
+        let mut orders: Vec<_> = blobs.iter().map(|_| Vec::new()).collect();
+        let mut indexed = found;
+        indexed.sort_unstable_by_key(|(at, chunk)| (chunk.id, chunk.decoded_offset, chunk.decoded_len, at.offset));
+        // Several files may have it.
+        indexed.dedup_by_key(|(_, chunk)| *chunk);
+        for ((at, chunk), number) in indexed.into_iter().zip(0u32..) {
+            // Whoever found it has looked for its blob.
+            let position = chunk.id.blob as usize;
+            if let Some(before) = records.last().filter(|before| before.blob.get() == chunk.id.blob) {
+                let (index, blob) = (chunk.id.index, blobs[position].id);
+                at.require(index > before.index.get(), || {
+                    format!("chunk {index} of blob {blob} is described twice")
+                })?;
+                let end = before.decoded_offset.get() + u64::from(before.decoded_size.get());
+                at.require(chunk.decoded_offset >= end, || {
+                    format!("the decoded range of chunk {index} overlaps that of an earlier chunk")
+                })?;
+            }
+            let record = ChunkRecord {
+                blob: chunk.id.blob.into(),
+                encoded_size: chunk.decoded_len.into(),
+                decoded_size: chunk.decoded_len.into(),
+                encoded_offset: chunk.decoded_offset.into(),
+                decoded_offset: chunk.decoded_offset.into(),
+                index: chunk.id.index.into(),
+                ..ChunkRecord::new_zeroed()
+            };
+            check_record(at, &record, &blobs[position], header)?;
+            records.push(record);
+            orders[position].push(number);
+        }
+        let table = Bytes::copy_from_slice(records.as_slice().as_bytes());
+        Ok(Self { table, orders, digests: false })
+    }
+
+    /// Whether records have digests.
+    pub(super) fn have_digests(&self) -> bool {
+        self.digests
+    }
+
+    /// Whether the table is one, and not what stands in its place.
+    fn has_all_digests(&self) -> bool {
+        !self.table.is_empty() && self.records().all(|record| record.digest != [0; 32])
     }
 
     fn sort(&mut self, header: &Header, blob: &Blob, position: usize) -> Result<(), BootstrapError> {
@@ -109,7 +167,8 @@ fn named(record: &ChunkRecord, blob: &Blob) -> Named {
     Named { chunk, encoded_offset: record.encoded_offset.get(), encoded_len: record.encoded_size.get() }
 }
 
-fn check_record(at: At, record: &ChunkRecord, blob: &Blob, chunk_size: u32) -> Result<(), BootstrapError> {
+fn check_record(at: At, record: &ChunkRecord, blob: &Blob, header: &Header) -> Result<(), BootstrapError> {
+    let chunk_size = header.chunk_size;
     let bits = record.flags.get();
     if bits & chunk_flags::ENCRYPTED != 0 {
         return Err(at.unsupported("an encrypted chunk"));
@@ -124,10 +183,14 @@ fn check_record(at: At, record: &ChunkRecord, blob: &Blob, chunk_size: u32) -> R
     at.require((1..=chunk_size).contains(&decoded_len), || {
         format!("{decoded_len} bytes, the chunk size is {chunk_size}")
     })?;
-    at.require(decoded_offset.is_multiple_of(layout::BLOCK), || format!("decoded offset {decoded_offset}"))?;
+    at.require(decoded_offset.is_multiple_of(header.block), || format!("decoded offset {decoded_offset}"))?;
     let within = |offset: u64, len: u32, end| offset.checked_add(len.into()).is_some_and(|stop| stop <= end);
     at.require(within(decoded_offset, decoded_len, blob.decoded_size), || {
         format!("{decoded_len} bytes at {decoded_offset} end behind the decoded {}", blob.decoded_size)
+    })?;
+    let in_place = (encoded_offset, encoded_len) == (decoded_offset, decoded_len);
+    at.require(!blob.is_tar() || in_place, || {
+        format!("a chunk of a tar that is stored at {encoded_offset} and decoded at {decoded_offset}")
     })?;
     // A chunk in a batch has no stored bytes of its own.
     at.require(encoded_len > 0 || blob.needs_chunk_table(), || "it has no stored bytes".into())?;

@@ -15,6 +15,8 @@ pub(super) struct Image {
     pub(super) bytes: Bytes,
     /// Offset of nid 0.
     pub(super) meta_offset: u64,
+    /// Bytes of a block.
+    pub(super) block: u64,
     pub(super) chunk_size: u32,
     /// Owner of every inode, in images that do not store owners.
     pub(super) owners: Option<(u32, u32)>,

@@ -20,6 +20,8 @@ pub struct SuperBlocks {
     pub meta_offset: u64,
     /// Names that it counts.
     pub names: u64,
+    /// Bytes of a block: 4096, or 512 where blobs are tars.
+    pub block_size: u64,
     /// Blocks of all blobs that it counts.
     pub blocks: u32,
     /// Number of blobs.
@@ -57,6 +59,8 @@ pub(crate) struct Declared {
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) root: Nid,
+    /// Bytes of a block.
+    pub(super) block: u64,
     pub(super) meta_offset: u64,
     pub(super) declared: Declared,
     pub(super) chunk_size: u32,
@@ -76,6 +80,7 @@ impl Header {
             root_nid: self.root.0,
             meta_offset: self.meta_offset,
             names: self.declared.names,
+            block_size: self.block,
             blocks: self.declared.blocks,
             blobs: size(&self.device_table) / 128,
             flags: self.flags,
@@ -87,6 +92,11 @@ impl Header {
             prefetch_table_offset: self.prefetch_table.start,
             prefetch_table_size: size(&self.prefetch_table),
         }
+    }
+
+    /// Whether the blobs of the image are tars.
+    pub(super) fn is_tarfs(&self) -> bool {
+        self.flags & flags::TARFS != 0
     }
 
     /// The parts of the file in front of the tree, and the chunk table.
@@ -112,15 +122,24 @@ impl Header {
 /// Reads and checks both super blocks and the places of all tables.
 pub(super) fn read(bytes: &[u8]) -> Result<Header, BootstrapError> {
     let size = bytes.len() as u64;
-    At::new("bootstrap", 0).require(size >= layout::BLOCK && size.is_multiple_of(layout::BLOCK), || {
-        format!("its size of {size} bytes must be a positive multiple of {}", layout::BLOCK)
-    })?;
+    let whole = |block: u64| {
+        At::new("bootstrap", 0).require(size >= layout::BLOCK && size.is_multiple_of(block), || {
+            format!("its size of {size} bytes must be a multiple of {block}, and at least {}", layout::BLOCK)
+        })
+    };
+    whole(layout::TAR_BLOCK)?;
     let at = At::new("super block", layout::SUPER_OFFSET);
     let block: &SuperBlock = view(bytes, at)?;
     check_super(at, block)?;
+    let block_size = 1 << block.block_bits;
+    whole(block_size)?;
     let ext_at = At::new("extended super block", layout::EXT_SUPER_OFFSET);
     let ext: &ExtSuperBlock = view(bytes, ext_at)?;
     let (algorithm, compressor) = check_ext(ext_at, ext)?;
+    let tarfs = ext.flags.get() & flags::TARFS != 0;
+    ext_at.require(tarfs == (block_size == layout::TAR_BLOCK), || {
+        format!("flags {:#x} in an image with blocks of {block_size} bytes", ext.flags)
+    })?;
 
     let devices = u64::from(block.extra_devices.get());
     let device_table = layout::DEVICE_TABLE_OFFSET..layout::DEVICE_TABLE_OFFSET + devices * 128;
@@ -145,7 +164,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Header, BootstrapError> {
     check_overlap(ext_at, &[&device_table, &blob_table, &prefetch_table, &chunk_table])?;
     Ok(Header {
         root: Nid(block.root_nid.get().into()),
-        meta_offset: u64::from(block.meta_block.get()) * layout::BLOCK,
+        block: block_size,
+        meta_offset: u64::from(block.meta_block.get()) * block_size,
         declared: Declared {
             names: block.inos.get(),
             blocks: block.blocks.get(),
@@ -169,10 +189,9 @@ fn check_super(at: At, block: &SuperBlock) -> Result<(), BootstrapError> {
     at.require(block.feature_compat.get() & layout::COMPAT_RAFS_V6 != 0, || {
         hex("no RAFS v6: feature_compat", block.feature_compat.get())
     })?;
-    if block.block_bits == 9 {
-        return Err(at.unsupported("tarfs mode (blocks of 512 bytes)"));
-    }
-    at.require(block.block_bits == layout::BLOCK_BITS, || hex("log2 of the block size", block.block_bits.into()))?;
+    at.require(matches!(block.block_bits, layout::BLOCK_BITS | layout::TAR_BLOCK_BITS), || {
+        hex("log2 of the block size", block.block_bits.into())
+    })?;
     at.require(block.feature_incompat.get() == layout::INCOMPAT, || {
         hex("feature_incompat", block.feature_incompat.get())
     })?;
@@ -205,9 +224,6 @@ fn check_ext(at: At, ext: &ExtSuperBlock) -> Result<(Algorithm, Compressor), Boo
         | flags::ENCRYPTION_AES
         | flags::COMPATIBLE;
     at.require(bits & !known == 0, || format!("unknown flags in {bits:#x}"))?;
-    if bits & flags::TARFS != 0 {
-        return Err(at.unsupported("tarfs mode"));
-    }
     if bits & flags::ENCRYPTION_AES != 0 {
         return Err(at.unsupported("encryption"));
     }

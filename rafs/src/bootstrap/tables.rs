@@ -26,10 +26,15 @@ pub(super) fn blobs(bytes: &[u8], header: &Header, origin: Origin) -> Result<Vec
         at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
         at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
         device_at.require(device.blob_id == entry.blob_id, || "another blob id than in the blob table".into())?;
-        let blocks = u64::from(device.blocks.get());
-        device_at.require(blocks != 0 && blocks == blob.decoded_size.div_ceil(layout::BLOCK), || {
-            format!("{blocks} blocks for {} decoded bytes", blob.decoded_size)
+        at.require(blob.is_tar() == header.is_tarfs(), || {
+            format!("feature bits {:#x} in an image with blocks of {} bytes", blob.features, header.block)
         })?;
+        let blocks = u64::from(device.blocks.get());
+        // Of a tar that ends within a block, upstream's builder counts whole ones.
+        let fits = blocks == blob.decoded_size.div_ceil(header.block)
+            || blob.is_tar() && blocks == blob.decoded_size / header.block;
+        device_at
+            .require(blocks != 0 && fits, || format!("{blocks} blocks for {} decoded bytes", blob.decoded_size))?;
         blobs.push(blob);
     }
     Ok(blobs)
@@ -66,11 +71,15 @@ fn blob_of(
         compressor: compressor(entry.ci_compressor.get())?,
     };
     let bits = entry.features.get();
-    if origin != Origin::V5 {
+    let tar = bits & features::TARFS != 0;
+    at.require(!tar || entry.compressor.get() == 0 && encoded_size == decoded_size, || {
+        format!("a tar of {encoded_size} bytes, {decoded_size} decoded, with compressor {}", entry.compressor)
+    })?;
+    if origin != Origin::V5 && !tar {
         check_chunk_table(at, &chunk_table, entry)?;
     }
     let tar_header = if bits & features::HAS_TAR_HEADER != 0 { 512 } else { 0 };
-    let own_table = bits & features::CAP_TAR_TOC != 0 && bits & features::SEPARATE == 0;
+    let own_table = bits & features::CAP_TAR_TOC != 0 && bits & features::SEPARATE == 0 && !tar;
     let data_end = if own_table && entry.chunk_count.get() > 0 {
         chunk_table.offset.checked_sub(tar_header)
     } else {
@@ -123,11 +132,7 @@ fn check_features(at: At, entry: &BlobEntry, origin: Origin) -> Result<(), Boots
     at.require(bits & features::INTERNAL == 0 || origin == Origin::V5, || {
         format!("feature bits {bits:#x} have an internal one set")
     })?;
-    let refused = [
-        (features::TARFS, "tarfs mode"),
-        (features::ENCRYPTED, "encryption"),
-        (features::EXTERNAL, "an external backend"),
-    ];
+    let refused = [(features::ENCRYPTED, "encryption"), (features::EXTERNAL, "an external backend")];
     if let Some((_, what)) = refused.into_iter().find(|(bit, _)| bits & bit != 0) {
         return Err(at.unsupported(what));
     }
@@ -141,6 +146,10 @@ fn check_features(at: At, entry: &BlobEntry, origin: Origin) -> Result<(), Boots
     at.require(!zran || bits & features::SEPARATE != 0 && bits & features::BATCH == 0, || {
         format!("feature bits {bits:#x}: a gzip layer whose chunk table is in it, or with batches")
     })?;
+    if bits & features::TARFS != 0 {
+        let only = features::TARFS | features::CAP_TAR_TOC;
+        return at.require(bits == only, || format!("feature bits {bits:#x} of a tar, which has {only:#x}"));
+    }
     at.require(bits & features::ALIGNED != 0, || "its chunks are not aligned".into())
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::chunks::Indexed;
 use super::error::At;
 use super::image::Image;
 use super::inode::{Entry, Inode, Kind};
@@ -18,6 +19,8 @@ pub(super) struct Walked {
     reached: Vec<u64>,
     pub(super) inodes: u64,
     pub(super) names: u64,
+    /// What files say of their chunks, where no chunk table tells.
+    pub(super) indexed: Vec<Indexed>,
 }
 
 impl Walked {
@@ -42,7 +45,7 @@ pub(super) fn walk(image: &Image, root: Nid) -> Result<Walked, BootstrapError> {
     let words = image.bytes.len() / 32 / 64 + 1;
     let mut walk = Walk {
         image,
-        walked: Walked { reached: vec![0; words], inodes: 0, names: 1 },
+        walked: Walked { reached: vec![0; words], inodes: 0, names: 1, indexed: Vec::new() },
         unclaimed: image.bytes.len() as u64,
         directories: VecDeque::new(),
     };
@@ -127,12 +130,16 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn chunks(&self, inode: &Inode<'_>) -> Result<(), BootstrapError> {
+    fn chunks(&mut self, inode: &Inode<'_>) -> Result<(), BootstrapError> {
         for number in 0..inode.chunk_count() {
             let at = inode.chunk_at(number);
             let chunk = inode.chunk(number).ok_or_else(|| at.invalid("it names no blob"))?;
             let blobs = self.image.blobs.len();
             at.require((chunk.id.blob as usize) < blobs, || format!("blob {} of {blobs}", chunk.id.blob))?;
+            if !self.image.chunks.have_digests() {
+                self.walked.indexed.push((at, chunk));
+                continue;
+            }
             let record = self.image.chunk(chunk.id).map(|named| named.chunk);
             let record = record.ok_or_else(|| {
                 at.invalid(format!("chunk {} of blob {} is unknown", chunk.id.index, chunk.id.blob))

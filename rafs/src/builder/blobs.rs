@@ -44,6 +44,13 @@ impl KnownBlob {
 
     /// What others know of it.
     fn correct(&mut self, brought: &LayerBlob) -> Result<(), String> {
+        // A tar was complete before its bootstrap, which knows all of it. Its name may still be another one.
+        if self.entry.features.get() & features::TARFS != 0 {
+            if let Some(id) = brought.file {
+                (self.id, self.entry.blob_id) = (id, layout::blob_id(id));
+            }
+            return Ok(());
+        }
         let separate = self.entry.features.get() & features::SEPARATE != 0;
         if let Some(id) = brought.file.filter(|_| !separate).or(brought.id) {
             (self.id, self.entry.blob_id) = (id, layout::blob_id(id));
@@ -71,8 +78,12 @@ impl KnownBlob {
 }
 
 impl Blobs {
-    /// Adds the blobs of a bootstrap; returns their numbers in the order of its blob table.
+    /// Adds the blobs of a bootstrap, of which an image of the usual kind will use chunks; returns their numbers in the order of
+    /// its blob table.
     pub(super) fn add(&mut self, bootstrap: &Bootstrap) -> Result<Vec<u32>, String> {
+        if bootstrap.is_tarfs() {
+            return Err("it is in tarfs mode, and chunks of other images cannot lie in tars".into());
+        }
         self.add_layer(bootstrap, LayerBlob::default(), &HashSet::new())
     }
 
@@ -166,9 +177,6 @@ fn blob_entries(bootstrap: &Bootstrap) -> Result<&[BlobEntry], String> {
     let (ext, _) = ExtSuperBlock::ref_from_prefix(ext).map_err(|_| unreadable())?;
     if ext.flags.get() & flags::EXPLICIT_OWNERS == 0 {
         return Err("it does not say who owns its files".into());
-    }
-    if ext.flags.get() & flags::TARFS != 0 {
-        return Err("it is in tarfs mode".into());
     }
     let table = bytes.get(ext.blob_table_offset.get() as usize..).ok_or_else(unreadable)?;
     let table = <[BlobEntry]>::ref_from_prefix_with_elems(table, bootstrap.blobs().len());

@@ -33,6 +33,15 @@ pub(super) struct Contents {
     pub(super) chunk_size: u32,
     pub(super) compressor: Compressor,
     pub(super) algorithm: Algorithm,
+    /// Whether the blobs are tars, and blocks as long as theirs.
+    pub(super) tarfs: bool,
+}
+
+impl Contents {
+    /// Base-2 logarithm of the block size.
+    fn block_bits(&self) -> u8 {
+        if self.tarfs { layout::TAR_BLOCK_BITS } else { layout::BLOCK_BITS }
+    }
 }
 
 /// The bytes of the bootstrap.
@@ -43,7 +52,8 @@ pub(super) fn write(tree: &Tree, mut contents: Contents) -> Result<Vec<u8>, Buil
     }
     contents.blobs.iter_mut().zip(0u32..).for_each(|(blob, index)| blob.index = index.into());
     contents.records.sort_unstable_by_key(|record| (record.digest, record.blob.get(), record.index.get()));
-    let places = place::place(tree);
+    let block = 1 << contents.block_bits();
+    let places = place::place(tree, block);
     let blob_table = blob_table_offset(contents.blobs.len());
     let prefetch = prefetch_table(&contents, &places)?;
     let prefetch_offset = blob_table + size_of_val(contents.blobs.as_slice()) as u64;
@@ -53,10 +63,10 @@ pub(super) fn write(tree: &Tree, mut contents: Contents) -> Result<Vec<u8>, Buil
     };
     let chunk_table = meta + places.end;
     let size = (chunk_table + size_of_val(contents.records.as_slice()) as u64).next_multiple_of(BLOCK);
-    if size / BLOCK > u64::from(u32::MAX) {
-        return too_large("bytes of metadata", size, BLOCK << 32);
+    if size / block > u64::from(u32::MAX) {
+        return too_large("bytes of metadata", size, block << 32);
     }
-    let mut image = Image { bytes: vec![0; size as usize], meta, places, tree, contents: &contents };
+    let mut image = Image { bytes: vec![0; size as usize], block, meta, places, tree, contents: &contents };
     image.put(layout::SUPER_OFFSET, image.super_block().as_bytes());
     let ext = image.ext_super_block(blob_table, chunk_table);
     let ext = ExtSuperBlock {
@@ -95,6 +105,8 @@ fn blob_table_offset(blobs: usize) -> u64 {
 
 struct Image<'a> {
     bytes: Vec<u8>,
+    /// Bytes of a block.
+    block: u64,
     /// Offset of the meta area.
     meta: u64,
     places: Places,
@@ -111,12 +123,12 @@ impl Image<'_> {
         SuperBlock {
             magic: layout::SUPER_MAGIC.into(),
             feature_compat: layout::COMPAT_RAFS_V6.into(),
-            block_bits: layout::BLOCK_BITS,
+            block_bits: self.contents.block_bits(),
             // The root is the first inode.
             root_nid: (self.places.places[0].nid() as u16).into(),
             inos: (self.tree.nodes.len() as u64).into(),
-            blocks: (self.contents.blobs.iter().map(|blob| u64::from(blocks(blob))).sum::<u64>() as u32).into(),
-            meta_block: ((self.meta / BLOCK) as u32).into(),
+            blocks: (self.contents.blobs.iter().map(|blob| u64::from(self.blocks(blob))).sum::<u64>() as u32).into(),
+            meta_block: ((self.meta / self.block) as u32).into(),
             feature_incompat: layout::INCOMPAT.into(),
             extra_devices: (self.contents.blobs.len() as u16).into(),
             device_slot: layout::DEVICE_SLOT.into(),
@@ -141,7 +153,8 @@ impl Image<'_> {
         let mut blobs = contents.blobs.iter();
         let inlined = blobs.len() > 0 && blobs.all(|blob| blob.features.get() & features::INLINED_DIGESTS != 0);
         let inlined = if inlined { flags::INLINED_DIGESTS } else { 0 };
-        let flags = compressor | digest | xattrs | inlined | flags::EXPLICIT_OWNERS | flags::ENCRYPTION_NONE;
+        let tarfs = if contents.tarfs { flags::TARFS } else { 0 };
+        let flags = compressor | digest | xattrs | inlined | tarfs | flags::EXPLICIT_OWNERS | flags::ENCRYPTION_NONE;
         ExtSuperBlock {
             flags: flags.into(),
             blob_table_offset: blob_table.into(),
@@ -157,10 +170,10 @@ impl Image<'_> {
     fn devices(&self) -> Result<Vec<DeviceSlot>, BuildError> {
         let mut end = self.bytes.len() as u64;
         let devices = self.contents.blobs.iter().map(|blob| {
-            let mapped = end.next_multiple_of(DEVICE_ALIGNMENT) / BLOCK;
-            let blocks = blocks(blob);
-            end = (mapped + u64::from(blocks)) * BLOCK;
-            let limit = BLOCK << 32;
+            let mapped = end.next_multiple_of(DEVICE_ALIGNMENT) / self.block;
+            let blocks = self.blocks(blob);
+            end = (mapped + u64::from(blocks)) * self.block;
+            let limit = self.block << 32;
             if end > limit {
                 return Err(BuildError::TooLarge { what: "bytes of metadata and chunks", found: end, limit });
             }
@@ -198,7 +211,7 @@ impl Image<'_> {
         match inode.kind {
             Kind::Directory => {
                 let names = place::names(self.tree, node, |inode| self.places.places[inode].nid());
-                self.data(&place, &directory::pack(&names));
+                self.data(&place, &directory::pack(&names, self.block));
             }
             Kind::Symlink => self.data(&place, &inode.target),
             Kind::File => self.indexes(inode, offset + place.fixed.next_multiple_of(layout::CHUNK_INDEX)),
@@ -210,8 +223,8 @@ impl Image<'_> {
     fn union(&self, inode: &Inode, place: &Place) -> u32 {
         match inode.kind {
             Kind::CharDevice | Kind::BlockDevice => inode.rdev,
-            Kind::File => layout::CHUNK_INDEXES | (self.chunk_bits(inode) - u32::from(layout::BLOCK_BITS)),
-            Kind::Directory | Kind::Symlink => (self.meta / BLOCK + place.block) as u32,
+            Kind::File => layout::CHUNK_INDEXES | (self.chunk_bits(inode) - self.block.trailing_zeros()),
+            Kind::Directory | Kind::Symlink => (self.meta / self.block + place.block) as u32,
             _ => 0,
         }
     }
@@ -221,14 +234,14 @@ impl Image<'_> {
     fn chunk_bits(&self, inode: &Inode) -> u32 {
         let bits = self.contents.chunk_size.trailing_zeros();
         let whole = inode.size.next_power_of_two().trailing_zeros();
-        let step = self.contents.chunk_size / BLOCK as u32;
+        let step = self.contents.chunk_size / self.block as u32;
         let consecutive = inode.chunks.windows(2).all(|pair| {
             pair[1].blob == pair[0].blob
                 && pair[1].index == pair[0].index + 1
                 && Some(pair[1].block) == pair[0].block.checked_add(step)
         });
         // The field has five bits.
-        let fits = whole < u32::from(layout::BLOCK_BITS) + 32;
+        let fits = whole < self.block.trailing_zeros() + 32;
         if inode.chunks.len() > 1 && consecutive && fits { whole } else { bits }
     }
 
@@ -239,7 +252,7 @@ impl Image<'_> {
         if place.layout == data_layout::INLINE {
             self.put(self.meta + place.offset + place.fixed, tail);
         }
-        self.put(self.meta + place.block * BLOCK, blocks);
+        self.put(self.meta + place.block * self.block, blocks);
     }
 
     fn indexes(&mut self, inode: &Inode, mut offset: u64) {
@@ -254,11 +267,11 @@ impl Image<'_> {
             offset += layout::CHUNK_INDEX;
         }
     }
-}
 
-/// Blocks of the decoded blob; its size limit makes them fit.
-fn blocks(blob: &BlobEntry) -> u32 {
-    blob.decoded_size.get().div_ceil(BLOCK) as u32
+    /// Blocks of the decoded blob; its size limit makes them fit.
+    fn blocks(&self, blob: &BlobEntry) -> u32 {
+        blob.decoded_size.get().div_ceil(self.block) as u32
+    }
 }
 
 /// Header and attributes; nothing without attributes.

@@ -47,6 +47,7 @@ impl Image {
             chunk_size: self.options.chunk_size,
             compressor: self.options.compressor,
             algorithm: self.options.algorithm,
+            tarfs: false,
         };
         let inlined = self.options.inline_meta.then(|| bootstrap::write(&self.tree, contents(blob.inlined_entry())));
         let inlined = inlined.transpose()?;

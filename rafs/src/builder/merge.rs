@@ -125,7 +125,7 @@ pub fn merge(layers: &[Bootstrap], output: &Path) -> Result<MergeReport, MergeEr
 /// Merges layers, the lowest first, and writes the bootstrap to `output`, complete or not at all. Blobs are not read.
 ///
 /// # Errors
-/// Layers that differ in chunk size, that lack owners, or that disagree about a blob; an image beyond the limits of the
+/// Layers that differ in chunk size or in whether their blobs are tars, that lack owners, or that disagree about a blob; an image beyond the limits of the
 /// format, such as 254 blobs; a hard link to what no lower layer has.
 pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -> Result<MergeReport, MergeError> {
     let (Some(lowest), Some(topmost)) = (layers.first(), layers.last()) else { return Err(MergeError::Empty) };
@@ -137,6 +137,12 @@ pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -
         if layer.chunk_size() != lowest.chunk_size() {
             let (found, expected) = (layer.chunk_size(), lowest.chunk_size());
             return Err(mismatch(format!("its chunk size is {found:#x}, that of the lowest {expected:#x}")));
+        }
+        if layer.is_tarfs() != lowest.is_tarfs() {
+            let (found, expected) = (layer.block_size(), lowest.block_size());
+            let problem =
+                format!("its blocks have {found} bytes, those of the lowest {expected}: tars go with tars only");
+            return Err(mismatch(problem));
         }
         let brought = options.blobs.get(position).copied().unwrap_or_default();
         let numbers = blobs.add_layer(layer, brought, &options.earlier_blobs).map_err(mismatch)?;
@@ -151,7 +157,9 @@ pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -
         Some(list) => Prefetched::find(&tree, list),
         None => Prefetched::find(&tree, &prefetch_of(layers)?),
     };
-    let shared = share(&mut tree, &blobs)?;
+    // What has no digest cannot be compared, and an image has all digests or none.
+    let digests = layers.iter().all(Bootstrap::has_digests);
+    let shared = if digests { share(&mut tree, &blobs)? } else { Shared::default() };
     let order = tree.number_blobs();
     let records = records(&tree, &order, &blobs)?;
     let dropped = blobs.numbers().filter(|blob| !order.contains(blob));
@@ -174,11 +182,12 @@ pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -
     };
     let contents = Contents {
         blobs: order.iter().map(|blob| blobs.entry(*blob)).collect(),
-        records,
+        records: if digests { records } else { Vec::new() },
         prefetch: prefetched.inodes(&tree),
         chunk_size: lowest.chunk_size(),
         compressor: topmost.compressor(),
         algorithm: topmost.algorithm(),
+        tarfs: lowest.is_tarfs(),
     };
     let bytes = bootstrap::write(&tree, contents)?;
     replace(output, &bytes)?;

@@ -27,6 +27,8 @@ pub enum BlobTarget<'a> {
     /// To this path. What is there and is no regular file, a FIFO for instance, is written from front to back while the blob
     /// is made; its reader sees an end also where the build fails. Opening a FIFO waits for its reader.
     File(&'a Path),
+    /// Nowhere: whoever wants the image has its blob already, as it may be with a [tar](super::Builder::build_tarfs).
+    Nowhere,
 }
 
 impl<'a> Output<'a> {
@@ -51,6 +53,8 @@ enum Sink {
     Temporary(tempfile::NamedTempFile),
     /// Whoever reads it has read it.
     Stream(File),
+    /// It is hashed and counted.
+    Nothing,
 }
 
 impl Write for Sink {
@@ -58,6 +62,7 @@ impl Write for Sink {
         match self {
             Self::Temporary(file) => file.write(bytes),
             Self::Stream(file) => file.write(bytes),
+            Self::Nothing => Ok(bytes.len()),
         }
     }
 
@@ -65,6 +70,7 @@ impl Write for Sink {
         match self {
             Self::Temporary(file) => file.flush(),
             Self::Stream(file) => file.flush(),
+            Self::Nothing => Ok(()),
         }
     }
 }
@@ -81,6 +87,7 @@ impl BlobFile {
                 (path, Sink::Stream(file.map_err(BuildError::io("open", path))?), Some(path))
             }
             BlobTarget::File(path) => (path, Sink::Temporary(temporary(parent(path))?), Some(path)),
+            BlobTarget::Nowhere => (Path::new(""), Sink::Nothing, None),
         };
         let sink = BufWriter::with_capacity(1 << 20, sink);
         Ok(Self { place: place.to_owned(), sink, path: path.map(Path::to_owned), hasher: Sha256::new(), len: 0 })
@@ -108,14 +115,20 @@ impl BlobFile {
         Ok(())
     }
 
-    /// Gives the file its name.
+    /// Gives the file its name: the sha256 of its bytes.
     pub(super) fn finish(self) -> Result<BlobId, BuildError> {
-        let id = BlobId::new(self.hasher.finalize().into());
+        let id = BlobId::new(self.sha256());
+        self.finish_as(id)
+    }
+
+    /// Gives the file this name.
+    pub(super) fn finish_as(self, id: BlobId) -> Result<BlobId, BuildError> {
         let path = self.path.unwrap_or_else(|| self.place.join(id.to_string()));
         match self.sink.into_inner().map_err(|error| BuildError::io("write", &path)(error.into_error()))? {
             Sink::Temporary(file) => persist(file, &path)?,
             // Its end is what its reader waits for.
             Sink::Stream(file) => drop(file),
+            Sink::Nothing => {}
         }
         Ok(id)
     }

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use super::tree::{ChunkPlace, Draft, EntryIndex, Inode, InodeIndex};
 use crate::bootstrap::{self as read, Bootstrap, BootstrapError, Kind, Nid};
-use crate::layout::BLOCK;
 
 /// Puts the tree of one bootstrap into a draft.
 pub(super) struct Overlay<'a> {
@@ -116,7 +115,7 @@ impl<'a> Overlay<'a> {
         let chunks = inode.chunks().map(|chunk| ChunkPlace {
             blob: self.numbers[chunk.id.blob as usize],
             index: chunk.id.index,
-            block: (chunk.decoded_offset / BLOCK) as u32,
+            block: (chunk.decoded_offset / self.layer.block_size()) as u32,
         });
         let index = self.draft.add_inode(Inode {
             kind: inode.kind(),

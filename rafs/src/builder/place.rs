@@ -39,38 +39,40 @@ impl Place {
 pub(super) struct Places {
     /// By inode.
     pub(super) places: Vec<Place>,
-    /// End of all inodes and data, a multiple of the block size.
+    /// End of all inodes and data, a multiple of [`BLOCK`].
     pub(super) end: u64,
 }
 
-/// Places every inode. The root comes first, one block into the area, so that its nid is never 0.
-pub(super) fn place(tree: &Tree) -> Places {
-    let mut area = Area { end: BLOCK, gaps: BTreeSet::new() };
+/// Places every inode in blocks of so many bytes. The root comes first, 4096 bytes into the area, so that its nid is never 0.
+pub(super) fn place(tree: &Tree, block_size: u64) -> Places {
+    let mut area = Area { end: BLOCK, block: block_size, gaps: BTreeSet::new() };
     let mut places: Vec<Place> = Vec::with_capacity(tree.inodes.len());
     for (_, node, inode) in tree.first_names() {
         places.push(area.place(tree, node, inode));
     }
-    let mut block = area.end.div_ceil(BLOCK);
+    let mut block = area.end.div_ceil(block_size);
     for (place, inode) in places.iter_mut().zip(&tree.inodes) {
         place.block = block;
         if matches!(inode.kind, Kind::Directory | Kind::Symlink) {
-            block += (place.size - place.tail).div_ceil(BLOCK);
+            block += (place.size - place.tail).div_ceil(block_size);
         }
     }
-    Places { places, end: block * BLOCK }
+    Places { places, end: (block * block_size).next_multiple_of(BLOCK) }
 }
 
 struct Area {
     end: u64,
+    /// Bytes of a block.
+    block: u64,
     /// Unused space before `end`: length and offset.
     gaps: BTreeSet<(u64, u64)>,
 }
 
 impl Area {
     fn place(&mut self, tree: &Tree, node: &Node, inode: &Inode) -> Place {
-        let fixed = EXTENDED_INODE + xattr_len(inode);
+        let (fixed, block) = (EXTENDED_INODE + xattr_len(inode), self.block);
         let size = match inode.kind {
-            Kind::Directory => directory::packed_size(&names(tree, node, |_| 0)),
+            Kind::Directory => directory::packed_size(&names(tree, node, |_| 0), block),
             _ => inode.size,
         };
         let mut place = Place { size, fixed, layout: data_layout::PLAIN, ..Place::default() };
@@ -80,9 +82,11 @@ impl Area {
                 let indexes = inode.chunks.len() as u64 * CHUNK_INDEX;
                 fixed.next_multiple_of(CHUNK_INDEX) + indexes
             }
-            Kind::Directory | Kind::Symlink if !size.is_multiple_of(BLOCK) && fixed + size % BLOCK <= BLOCK => {
+            // A target is in one place: readers take it as it lies.
+            Kind::Symlink if size > block => fixed,
+            Kind::Directory | Kind::Symlink if !size.is_multiple_of(block) && fixed + size % block <= block => {
                 place.layout = data_layout::INLINE;
-                place.tail = size % BLOCK;
+                place.tail = size % block;
                 fixed + place.tail
             }
             _ => fixed,
@@ -101,8 +105,8 @@ impl Area {
             }
             None => {
                 let start = self.end.next_multiple_of(SLOT);
-                if whole && start % BLOCK + len > BLOCK {
-                    let next = start.next_multiple_of(BLOCK);
+                if whole && start % self.block + len > self.block {
+                    let next = start.next_multiple_of(self.block);
                     self.keep_gap(start, next);
                     self.end = next + len;
                     return next;

@@ -308,7 +308,7 @@ impl<'a> Index<'a> {
         let (options, records) = (self.options, std::mem::take(&mut self.records));
         let contents = |entry: Option<BlobEntry>| {
             let (blobs, records, prefetch) = (entry.into_iter().collect(), records.clone(), prefetch.clone());
-            Contents { blobs, records, prefetch, chunk_size, compressor, algorithm }
+            Contents { blobs, records, prefetch, chunk_size, compressor, algorithm, tarfs: false }
         };
         let meta = self.meta(file, (layer, layer_size), &contexts, &records)?;
         let inlined = options.inline_meta.then(|| bootstrap::write(tree, contents(meta.inlined_entry())));

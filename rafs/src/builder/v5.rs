@@ -273,7 +273,8 @@ impl<'a> Translation<'a> {
             place.block = blocks[place.blob as usize].get(&place.index).copied().unwrap_or(0);
         }
         let Source { chunk_size, compressor, algorithm, .. } = self.source;
-        let contents = Contents { blobs: entries, records, prefetch: Vec::new(), chunk_size, compressor, algorithm };
+        let (blobs, prefetch) = (entries, Vec::new());
+        let contents = Contents { blobs, records, prefetch, chunk_size, compressor, algorithm, tarfs: false };
         bootstrap::write(&self.draft.finish(), contents).map_err(|error| at.invalid(error.to_string()))
     }
 

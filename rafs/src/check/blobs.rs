@@ -40,8 +40,8 @@ pub(super) fn check(image: &Bootstrap, paths: &BlobPaths, threads: usize, report
         });
         match paths.path(blob.id) {
             Some(path) => work.file(path, paths.chunk_table(blob), image, index, report),
-            // Where batches lie, only the file tells.
-            None if blob.needs_chunk_table() => {}
+            // Where batches lie, and what the chunks of a tar are, only the file tells.
+            None if blob.needs_chunk_table() || !image.has_digests() => {}
             None => {
                 if let Err(error) = image.piece_table(index, None) {
                     report.problem(format!("blob {}", blob.id), chain(&error));
@@ -104,7 +104,7 @@ impl<'a> Work<'a> {
         let Some(table) = table else {
             return report.problem(format!("chunk table of blob {}", blob.id), "nobody has said where it is");
         };
-        if !blob.is_v5() {
+        if blob.has_chunk_table() {
             meta_blob(&table, blob, report);
             chunk_table(&table, image, index, &self.checksums, report);
             contents::check(&table, image, index, report);
@@ -115,7 +115,7 @@ impl<'a> Work<'a> {
                 report.problem(format!("blob {}", blob.id), chain(&source));
                 None
             }
-            // That its chunk table cannot be read has been said.
+            // That its chunk table cannot be read has been said. That a tar is not the one that it is named by is found again.
             Err(_) => None,
         };
         let file = self.files.len() as u32;
@@ -165,7 +165,7 @@ impl<'a> Work<'a> {
 
     fn hash(&self, task: usize, file: &Opened<'_>, found: &mut Found) {
         let place = format!("blob {}", file.blob.id);
-        let stated = contents::data_digest(&file.path);
+        let stated = contents::data_digest(&file.path).filter(|_| !file.blob.is_tar());
         let hashed = match hash(&file.path, stated.map_or(0, |(end, _)| end)) {
             Ok(hashed) => hashed,
             Err(error) => {

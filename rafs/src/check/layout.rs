@@ -2,7 +2,6 @@
 
 use super::CheckReport;
 use crate::bootstrap::{Bootstrap, BootstrapError, Nid};
-use crate::layout::BLOCK;
 
 /// Looks at every byte.
 pub(super) fn check(image: &Bootstrap, report: &mut CheckReport) -> Result<(), BootstrapError> {
@@ -73,7 +72,8 @@ fn record_order(image: &Bootstrap, report: &mut CheckReport) {
 
 /// On a flat device bootstrap and blobs must not overlap.
 fn device_map(image: &Bootstrap, report: &mut CheckReport) {
-    let mut end = image.as_bytes().len() as u64 / BLOCK;
+    let block = image.block_size();
+    let mut end = image.as_bytes().len() as u64 / block;
     let mut mapped: Vec<_> = image.blobs().iter().filter(|blob| blob.mapped_block != 0).collect();
     mapped.sort_by_key(|blob| blob.mapped_block);
     for blob in mapped {
@@ -82,6 +82,6 @@ fn device_map(image: &Bootstrap, report: &mut CheckReport) {
             let problem = format!("mapped at block {start}, where something else reaches to {end}");
             report.problem(format!("device slot of blob {}", blob.id), problem);
         }
-        end = end.max(start + blob.decoded_size.div_ceil(BLOCK));
+        end = end.max(start + blob.decoded_size.div_ceil(block));
     }
 }

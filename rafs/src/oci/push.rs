@@ -219,7 +219,12 @@ impl Files {
         let bootstrap = Bootstrap::parse(bytes).map_err(|source| PushError::Bootstrap { path: name, source })?;
         let (mut blobs, mut tables) = (Vec::new(), BTreeMap::new());
         for blob in bootstrap.blobs() {
-            let kind = [(blob.meta.is_some(), "a gzip layer"), (blob.is_v5(), "of RAFS v5")];
+            let no_digests = "a tar of which no chunk has a digest";
+            let kind = [
+                (blob.meta.is_some(), "a gzip layer"),
+                (blob.is_v5(), "of RAFS v5"),
+                (!bootstrap.has_digests(), no_digests),
+            ];
             if let Some((_, kind)) = kind.into_iter().find(|(is_it, _)| *is_it) {
                 return Err(PushError::Kind { id: blob.id, kind });
             }
@@ -228,8 +233,11 @@ impl Files {
             match fs::metadata(&file) {
                 Ok(metadata) => {
                     check_size(blob, metadata.len(), &place)?;
-                    let table = chunk_table_file(&file).map_err(|source| PushError::ChunkTable { place, source })?;
-                    tables.insert(blob.id, table.into());
+                    if blob.has_chunk_table() {
+                        let table = chunk_table_file(&file);
+                        let table = table.map_err(|source| PushError::ChunkTable { place, source })?;
+                        tables.insert(blob.id, table.into());
+                    }
                     blobs.push(Some(file));
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => blobs.push(None),
@@ -258,6 +266,9 @@ impl Files {
             };
             let place = format!("{source}@sha256:{}", blob.id);
             check_size(blob, found, &place)?;
+            if !blob.has_chunk_table() {
+                continue;
+            }
             let table = stored_chunk_table(registry, source, blob, found).await?;
             let table = table.map_err(|source| PushError::ChunkTable { place, source })?;
             self.tables.insert(blob.id, table);

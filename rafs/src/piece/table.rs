@@ -146,7 +146,12 @@ impl PieceTable {
     /// Bytes on disk that the decoded form takes up at most, without its holes.
     pub fn decoded_form_bytes(&self) -> u64 {
         let chunks = self.pieces.iter().flat_map(|piece| piece.chunks());
-        chunks.map(|chunk| u64::from(chunk.decoded_len).next_multiple_of(BLOCK)).sum()
+        // In a tar a chunk need not start at a block.
+        let taken = |chunk: &Chunk| {
+            let end = chunk.decoded_offset + u64::from(chunk.decoded_len);
+            end.next_multiple_of(BLOCK) - chunk.decoded_offset / BLOCK * BLOCK
+        };
+        chunks.map(taken).sum()
     }
 
     /// Decodes a piece and checks length and digest of each of its named chunks: the one place where bytes become

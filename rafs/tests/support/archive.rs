@@ -1,12 +1,52 @@
 //! Small archives made entry by entry.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use shoal_rafs::{BlobDirReader, Bootstrap, BuildError, BuildOptions, BuildReport, Builder};
 use tar::{EntryType, Header};
 
+use super::Facts;
 use super::image::Built;
+
+/// What GNU tar needs to be told so that nothing is lost.
+pub const PAX: &[&str] = &["--format=pax", "--xattrs", "--xattrs-include=*"];
+
+/// GNU tar over `source`, with more arguments.
+pub fn gnu_tar(source: &Path, arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new("tar")
+        .args(arguments)
+        .args(["--numeric-owner", "--sort=name", "-cf", "-", "-C"])
+        .arg(source)
+        .arg(".")
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// The facts of a directory without sockets, which no tar holds.
+pub fn tar_facts(source: &Path) -> BTreeMap<PathBuf, Facts> {
+    let mut facts = super::facts(source);
+    facts.retain(|path, _| !fs::symlink_metadata(source.join(path)).unwrap().file_type().is_socket());
+    facts
+}
+
+/// Builds a bootstrap over a plain tar in `work` and opens it.
+pub fn open_tarfs(tar: &[u8], work: &Path, options: BuildOptions) -> Built {
+    let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+    fs::create_dir_all(&blobs).unwrap();
+    let report = Builder::new(options).build_tarfs(tar, Path::new("archive"), &boot, &blobs);
+    let report = report.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let image = Bootstrap::open(&boot).unwrap();
+    let reader = BlobDirReader::open(&image, &blobs).unwrap();
+    Built { report, image, reader, boot, blobs }
+}
 
 /// A tar under construction. Names are not looked at.
 #[derive(Default)]
@@ -93,7 +133,7 @@ pub fn build_tar(stream: impl Read, work: &Path, options: BuildOptions) -> Resul
 
 /// Builds an image of an archive and opens it.
 pub fn open_tar(stream: impl Read, work: &Path, options: BuildOptions) -> Built {
-    std::fs::create_dir_all(work).unwrap();
+    fs::create_dir_all(work).unwrap();
     let (boot, blobs) = (work.join("boot"), work.join("blobs"));
     let report = build_tar(stream, work, options).unwrap_or_else(|error| panic!("{}", chain(&error)));
     let image = Bootstrap::open(&boot).unwrap();

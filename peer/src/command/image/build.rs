@@ -55,6 +55,26 @@ enum SourceType {
     /// A tar in gzip that stays as it is: only an index over it is made. Whoever reads the image needs the layer as well,
     /// in the directory of blobs under its sha256. Its chunks have digests by sha256; nothing is compressed.
     TargzRef,
+    /// A plain tar that stays as it is, and is stored as the blob. Nothing is compressed, digests are by sha256. The kernel
+    /// mounts bootstrap and tar without a daemon.
+    TarTarfs,
+}
+
+impl SourceType {
+    /// What it is called on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Tar => "tar",
+            Self::TargzRef => "targz-ref",
+            Self::TarTarfs => "tar-tarfs",
+        }
+    }
+
+    /// Whether what is there already stays as it is, so that no chunk is stored.
+    fn stays(self) -> bool {
+        matches!(self, Self::TargzRef | Self::TarTarfs)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -69,18 +89,19 @@ pub(in crate::command) struct Build {
     /// Bootstrap file to write.
     #[arg(long)]
     bootstrap: PathBuf,
-    /// Directory to write the blob to, named by its sha256.
+    /// Directory to write the blob to, named by its sha256; with tar-tarfs that is the tar.
     #[arg(long)]
     blob_dir: PathBuf,
-    /// How chunks are compressed; a chunk that does not shrink is stored as it is.
-    #[arg(long, value_enum, default_value = "zstd")]
-    compressor: CompressorName,
+    /// How chunks are compressed; a chunk that does not shrink is stored as it is. zstd if missing, none where the source stays
+    /// as it is.
+    #[arg(long, value_enum)]
+    compressor: Option<CompressorName>,
     /// Level of zstd, -7 (fast) to 22 (small); 3 if missing.
     #[arg(long, value_parser = clap::value_parser!(i32).range(-7..=22), allow_negative_numbers = true)]
     compression_level: Option<i32>,
-    /// What names a chunk.
-    #[arg(long, value_enum, default_value = "blake3")]
-    digester: DigesterName,
+    /// What names a chunk: blake3 if missing, sha256 where the source stays as it is.
+    #[arg(long, value_enum)]
+    digester: Option<DigesterName>,
     /// Bytes of a chunk: a power of two from 4096 to 16777216.
     #[arg(long, default_value = "1048576", value_name = "BYTES", value_parser = power_of_two)]
     chunk_size: u32,
@@ -117,24 +138,22 @@ pub(in crate::command) struct Build {
 
 impl Build {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        if self.compression_level.is_some() && !matches!(self.compressor, CompressorName::Zstd) {
+        if self.compression_level.is_some() && !matches!(self.compressor(), CompressorName::Zstd) {
             bad_usage(ErrorKind::ArgumentConflict, "--compression-level is for --compressor zstd");
         }
         if self.batch_size.is_some_and(|batch_size| batch_size > self.chunk_size) {
             bad_usage(ErrorKind::ValueValidation, "--batch-size must not exceed --chunk-size");
         }
         let source_type = self.source_type();
-        let stores_chunks = self.batch_size.is_some() || !self.chunk_dict.is_empty();
-        if source_type == SourceType::TargzRef && stores_chunks {
-            bad_usage(
-                ErrorKind::ArgumentConflict,
-                "--batch-size and --chunk-dict are for chunks that are stored, which --source-type targz-ref does not",
-            );
+        if let Some(option) = source_type.stays().then(|| self.conflicting(source_type)).flatten() {
+            let message = format!("{option} cannot be given with --source-type {}", source_type.name());
+            bad_usage(ErrorKind::ArgumentConflict, &message);
         }
         let kind = match source_type {
             SourceType::Directory => SourceKind::Directory,
             SourceType::Tar => SourceKind::Tar,
             SourceType::TargzRef => SourceKind::GzipLayer,
+            SourceType::TarTarfs => SourceKind::PlainTar { id: None },
         };
         let report = self.job(kind)?.run(Output::files(&self.bootstrap, &self.blob_dir))?;
         if self.json {
@@ -144,6 +163,26 @@ impl Build {
             print_report(&report);
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn compressor(&self) -> CompressorName {
+        self.compressor.unwrap_or(CompressorName::Zstd)
+    }
+
+    /// An option that asks for what is not done with a source that stays as it is.
+    fn conflicting(&self, source_type: SourceType) -> Option<&'static str> {
+        let compresses = !matches!(self.compressor, None | Some(CompressorName::None));
+        let tar = source_type == SourceType::TarTarfs;
+        let options = [
+            (compresses, "a --compressor other than none"),
+            (self.compression_level.is_some(), "--compression-level"),
+            (matches!(self.digester, Some(DigesterName::Blake3)), "--digester blake3"),
+            (self.batch_size.is_some(), "--batch-size"),
+            (!self.chunk_dict.is_empty(), "--chunk-dict"),
+            (tar && self.blob_inline_meta, "--blob-inline-meta"),
+            (tar && self.blob_toc, "--blob-toc"),
+        ];
+        options.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
     }
 
     fn source_type(&self) -> SourceType {
@@ -169,8 +208,8 @@ impl Build {
             source: self.source.clone(),
             kind,
             options: BuildOptions {
-                compressor: self.compressor.into(),
-                algorithm: self.digester.into(),
+                compressor: self.compressor().into(),
+                algorithm: self.digester.unwrap_or(DigesterName::Blake3).into(),
                 chunk_size: self.chunk_size,
                 level: self.compression_level,
                 batch_size: self.batch_size,

@@ -44,7 +44,11 @@ pub(in crate::command) fn print_image(image: &ImageSummary) {
     println!("names, inodes   {}, {}", image.names, image.inodes);
     println!("chunk size      {}", human_bytes(blocks.chunk_size.into()));
     println!("compressor      {}", image.compressor);
-    println!("digester        {}", image.digester);
+    println!(
+        "digester        {}",
+        if image.chunk_digests { &image.digester } else { "none: chunks have no digests" }
+    );
+    println!("block size      {}", blocks.block_size);
     println!("flags           {:#x}", blocks.flags);
     println!("root            inode {}", blocks.root_nid);
     println!("meta area       from byte {}", blocks.meta_offset);
@@ -63,7 +67,9 @@ pub(in crate::command) fn print_image(image: &ImageSummary) {
             "  {} chunks, {} of them named, {} and {}",
             blob.chunks, blob.named_chunks, blob.compressor, blob.digester
         );
-        println!("  chunk table at {}, {} bytes", blob.chunk_table_offset, blob.chunk_table_encoded_size);
+        if blob.chunk_table_encoded_size > 0 {
+            println!("  chunk table at {}, {} bytes", blob.chunk_table_offset, blob.chunk_table_encoded_size);
+        }
     }
 }
 

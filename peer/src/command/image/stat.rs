@@ -27,7 +27,14 @@ struct Report {
 
 impl Stat {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let images = self.images.iter().map(|path| Ok(open(path)?.1)).collect::<Result<Vec<_>, Failure>>()?;
+        let images = self.images.iter().map(|path| {
+            let (_, image) = open(path)?;
+            match image.has_digests() {
+                true => Ok(image),
+                false => Err(format!("{}: its chunks have no digests to compare", path.display()).into()),
+            }
+        });
+        let images = images.collect::<Result<Vec<_>, Failure>>()?;
         let files = self.images.iter().map(|path| path.display().to_string()).collect();
         let report = Report { files, sharing: sharing(&images) };
         if self.json {

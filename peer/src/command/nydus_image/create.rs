@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum, error::ErrorKind};
+use shoal_proto::BlobId;
 use shoal_rafs::{BlobTarget, Bootstrap, BuildOptions, BuildReport, Compressor, MergeOptions, Output, PrefetchList};
 
 use super::{PrefetchPolicy, dictionary, output, place_bootstrap, refuse};
@@ -28,6 +29,9 @@ enum SourceType {
     /// A tar in gzip that stays as it is: only an index over it is made.
     #[value(name = "targz-ref")]
     TarGzRef,
+    /// A plain tar that stays as it is, and is not copied: only a bootstrap over it is made, which the kernel mounts.
+    #[value(name = "tar-tarfs")]
+    TarTarfs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,6 +77,9 @@ pub(super) struct Create {
     /// Blob file to write. A FIFO is written from front to back while the image is built.
     #[arg(long, short = 'b', required_unless_present = "blob_dir")]
     blob: Option<PathBuf>,
+    /// What the blob of tar-tarfs is called; its sha256 if missing.
+    #[arg(long)]
+    blob_id: Option<BlobId>,
     /// Directory to write the blob to, under its sha256.
     #[arg(long, short = 'D')]
     blob_dir: Option<PathBuf>,
@@ -88,12 +95,12 @@ pub(super) struct Create {
     /// Compress small chunks together, in batches below so many bytes: a power of two from 0x1000 to the chunk size, or 0.
     #[arg(long, default_value = "0", value_parser = batch_size)]
     batch_size: u32,
-    /// How chunks are compressed.
-    #[arg(long, value_enum, default_value = "zstd")]
-    compressor: CompressorName,
-    /// What names a chunk.
-    #[arg(long, value_enum, default_value = "blake3")]
-    digester: DigesterName,
+    /// How chunks are compressed: zstd if missing, none where the source stays as it is.
+    #[arg(long, value_enum)]
+    compressor: Option<CompressorName>,
+    /// What names a chunk: blake3 if missing, sha256 where the source stays as it is.
+    #[arg(long, value_enum)]
+    digester: Option<DigesterName>,
     /// Version of the format. Images of version 5 are read, and not written.
     #[arg(long, short = 'v', default_value = "6", value_parser = ["5", "6"])]
     fs_version: String,
@@ -152,13 +159,35 @@ impl Create {
         if self.batch_size > self.chunk_size {
             refuse(ErrorKind::ValueValidation, "--batch-size must not exceed --chunk-size");
         }
-        if self.source_type == SourceType::TarGzRef && (self.batch_size > 0 || self.chunk_dict.is_some()) {
-            let message = "--batch-size and --chunk-dict are for chunks that are stored, which targz-ref does not";
-            refuse(ErrorKind::ArgumentConflict, message);
+        if let Some(option) = self.conflicting() {
+            let message = format!("{option} cannot be given where the source stays as it is");
+            refuse(ErrorKind::ArgumentConflict, &message);
+        }
+        if self.blob_id.is_some() && self.source_type != SourceType::TarTarfs {
+            refuse(ErrorKind::ArgumentConflict, "--blob-id is for tar-tarfs: other blobs are named by their sha256");
         }
         if self.parent_bootstrap.is_some() && self.whiteout_spec == WhiteoutSpec::None {
             refuse(ErrorKind::ArgumentConflict, "a layer over a parent takes away what its whiteouts say");
         }
+    }
+
+    /// An option that asks for what is not done with a source that stays as it is.
+    fn conflicting(&self) -> Option<&'static str> {
+        let tar = self.source_type == SourceType::TarTarfs;
+        if !tar && self.source_type != SourceType::TarGzRef {
+            return None;
+        }
+        let compresses = !matches!(self.compressor, None | Some(CompressorName::None));
+        let options = [
+            (compresses, "a --compressor other than none"),
+            (matches!(self.digester, Some(DigesterName::Blake3)), "--digester blake3"),
+            (self.batch_size > 0, "--batch-size"),
+            (self.chunk_dict.is_some(), "--chunk-dict"),
+            (tar && self.blob_inline_meta, "--blob-inline-meta"),
+            (tar && self.features.is_some(), "--features blob-toc"),
+            (tar && self.blob.is_some(), "--blob"),
+        ];
+        options.into_iter().find(|(given, _)| *given).map(|(_, option)| option)
     }
 
     /// Builds the source; gives the names of the image's blobs, that of its own blob last.
@@ -174,10 +203,11 @@ impl Create {
                 SourceType::Directory => SourceKind::Directory,
                 SourceType::Tar | SourceType::TarGz => SourceKind::Tar,
                 SourceType::TarGzRef => SourceKind::GzipLayer,
+                SourceType::TarTarfs => SourceKind::PlainTar { id: self.blob_id },
             },
             options: BuildOptions {
-                compressor: self.compressor.into(),
-                algorithm: self.digester.into(),
+                compressor: self.compressor.unwrap_or(CompressorName::Zstd).into(),
+                algorithm: self.digester.unwrap_or(DigesterName::Blake3).into(),
                 chunk_size: self.chunk_size,
                 batch_size: Some(self.batch_size).filter(|size| *size > 0),
                 inline_meta: self.blob_inline_meta,
@@ -189,6 +219,7 @@ impl Create {
             watch: talkative,
         };
         let blob = match (&self.blob, &self.blob_dir) {
+            _ if self.source_type == SourceType::TarTarfs => BlobTarget::Nowhere,
             (Some(file), _) => BlobTarget::File(file),
             (None, Some(dir)) => BlobTarget::Dir(dir),
             (None, None) => return Err("neither --blob nor --blob-dir is given".into()),
@@ -225,7 +256,10 @@ impl Create {
     fn compressor(&self) -> Compressor {
         match self.source_type {
             SourceType::TarGzRef => Compressor::Gzip,
-            SourceType::Directory | SourceType::Tar | SourceType::TarGz => self.compressor.into(),
+            SourceType::TarTarfs => Compressor::None,
+            SourceType::Directory | SourceType::Tar | SourceType::TarGz => {
+                self.compressor.unwrap_or(CompressorName::Zstd).into()
+            }
         }
     }
 }

@@ -94,8 +94,8 @@ fn fits(image: &NydusSource, build: &BuildOptions) -> Result<(), NydusSourceErro
         return unfit(format!("its chunks have {found} bytes, those of the new image {}", build.chunk_size));
     }
     // Such a blob is two files, of which a layer has no place for the second.
-    if let Some(blob) = image.bootstrap.blobs().iter().find(|blob| blob.is_gzip_layer() || blob.is_v5()) {
-        return unfit(format!("its blob {} is a gzip layer or of RAFS v5", blob.id));
+    if let Some(blob) = image.bootstrap.blobs().iter().find(|blob| blob.is_gzip_layer() || !blob.has_chunk_table()) {
+        return unfit(format!("its blob {} is a gzip layer, a tar or of RAFS v5", blob.id));
     }
     Ok(())
 }

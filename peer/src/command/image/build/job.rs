@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use shoal_proto::BlobId;
 use shoal_rafs::{BuildOptions, BuildReport, Builder, Output, PrefetchList};
 
 use super::watcher::Watcher;
@@ -20,6 +21,11 @@ pub(in crate::command) enum SourceKind {
     Tar,
     /// A tar in gzip that stays as it is.
     GzipLayer,
+    /// A plain tar that stays as it is.
+    PlainTar {
+        /// What its blob is called, if not by its sha256.
+        id: Option<BlobId>,
+    },
 }
 
 /// What to build, from what, to where.
@@ -61,6 +67,7 @@ impl Job {
         };
         Ok(match self.kind {
             SourceKind::GzipLayer => builder.build_reference_to(stream, name, output),
+            SourceKind::PlainTar { id } => builder.build_tarfs_to(stream, name, output, id),
             SourceKind::Tar | SourceKind::Directory => builder.build_tar_to(stream, name, output),
         }?)
     }
