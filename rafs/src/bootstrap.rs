@@ -10,8 +10,9 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
-//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read: tarfs, encryption. Each ends in
-//! [`BootstrapError::Unsupported`].
+//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read: tarfs. It ends in [`BootstrapError::Unsupported`].
+//!
+//! Of encrypted blobs it has the keys: whoever holds such a bootstrap can read the image.
 
 use std::ops::Range;
 use std::path::Path;
@@ -22,6 +23,7 @@ use shoal_proto::{Algorithm, BlobId};
 
 use crate::blob::ChunkTable;
 use crate::builder::v5;
+use crate::cipher::Cipher;
 use crate::codec::Compressor;
 use crate::layout::{ChunkRecord, features};
 use crate::piece::{self, Chunk, Named, PieceTable, PieceTableError};
@@ -85,6 +87,8 @@ pub struct Blob {
     pub toc: Option<TocRange>,
     /// The file with the chunk table of a gzip layer, if it is not the one that holds the bootstrap.
     pub meta: Option<MetaBlob>,
+    /// What its chunks and its chunk table are encrypted with, if they are.
+    pub cipher: Option<Cipher>,
 }
 
 /// A file beside a blob that holds what is otherwise at its end.
@@ -165,13 +169,18 @@ enum Origin {
     V5,
 }
 
-/// A verified bootstrap. Immutable, cheap to clone.
-#[derive(Debug, Clone)]
+/// A verified bootstrap. Immutable, cheap to clone. `Debug` does not show its bytes: there may be keys among them.
+#[derive(Clone)]
 pub struct Bootstrap {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Bootstrap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bootstrap").field("super_blocks", &self.super_blocks()).finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     image: Image,
     root: Nid,
@@ -276,6 +285,11 @@ impl Bootstrap {
     pub fn piece_table(&self, blob: u32, table: Option<&ChunkTable>) -> Result<PieceTable, PieceTableError> {
         let described = &self.blobs()[blob as usize];
         piece::group(described, self.named(blob), table)
+    }
+
+    /// Whether any of its blobs is encrypted, so that its bytes hold keys.
+    pub fn is_encrypted(&self) -> bool {
+        self.blobs().iter().any(|blob| blob.cipher.is_some())
     }
 
     /// A chunk as the image names it. Whether its stored bytes are compressed, it knows of plain chunks only.

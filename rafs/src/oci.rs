@@ -32,6 +32,7 @@ mod push;
 mod reference;
 mod referrers;
 mod registry;
+mod seal;
 mod source_image;
 mod stream;
 mod tube;
@@ -42,7 +43,7 @@ pub use auth::{Authfile, AuthfileError, Credentials};
 pub use backend::{BackendRule, CredentialsFileError};
 pub use blob_place::{BlobPlace, BlobPlaceError, Bucket};
 pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};
-pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
+pub use bootstrap_layer::{open_bootstrap_layer, read_bootstrap_layer, write_bootstrap_layer};
 pub use check::{CheckImageError, CheckedImage, ComparedTree, ImageCheckReport, check_image};
 pub use convert::{
     ConvertError, ConvertEvent, ConvertOptions, ConvertReport, ConvertedImage, ConvertedLayer, LayerFailure, convert,
@@ -58,6 +59,7 @@ pub use nydus_source::NydusSourceError;
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry, RegistryOptions};
+pub use seal::{DecryptionKeys, KeyError, LayerSeal, Recipients, SealError};
 pub use source_image::SourceImageError;
 pub use stream::BlobStream;
 pub use upload::Placed;

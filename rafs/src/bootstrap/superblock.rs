@@ -208,9 +208,6 @@ fn check_ext(at: At, ext: &ExtSuperBlock) -> Result<(Algorithm, Compressor), Boo
     if bits & flags::TARFS != 0 {
         return Err(at.unsupported("tarfs mode"));
     }
-    if bits & flags::ENCRYPTION_AES != 0 {
-        return Err(at.unsupported("encryption"));
-    }
     let (algorithm, compressor) = algorithms(at, bits)?;
     let chunk_size = ext.chunk_size.get();
     at.require(chunk_size.is_power_of_two() && layout::CHUNK_SIZES.contains(&chunk_size), || {

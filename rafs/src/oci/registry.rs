@@ -16,11 +16,12 @@ use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    Authfile, BackendRule, BlobPlace, BlobStream, Descriptor, ImageManifest, Layout, Manifest, ManifestError, Placed,
-    Platform, Reference, RegistryError, Source,
+    Authfile, BackendRule, BlobPlace, BlobStream, DecryptionKeys, Descriptor, ImageManifest, LayerSeal, Layout,
+    Manifest, ManifestError, Placed, Platform, Reference, RegistryError, SealError, Source,
     backend::{Backend, Backends},
     http::{Access, Body, Http, Probe},
     mirrors::Mirrors,
+    open_bootstrap_layer,
 };
 
 /// Largest manifest or index, as the distribution specification recommends.
@@ -39,6 +40,8 @@ pub struct RegistryOptions {
     pub auth: Authfile,
     /// Hosts (`host` or `host:port`) that are asked for what a registry has before it is asked itself, in their order.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// What opens encrypted bootstrap layers.
+    pub decryption_keys: Arc<DecryptionKeys>,
     /// Where blobs of images lie that are not in their registry. The first rule for an image counts.
     pub backends: Vec<BackendRule>,
     /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
@@ -59,6 +62,7 @@ impl Default for RegistryOptions {
             ca_files: Vec::new(),
             auth: Authfile::default(),
             mirrors: BTreeMap::new(),
+            decryption_keys: Arc::default(),
             backends: Vec::new(),
             retries: 4,
             max_wait: Duration::from_secs(20),
@@ -100,6 +104,14 @@ impl Registry {
         let http = Arc::new(Http::new(options)?);
         let backends = Arc::new(Backends::new(&http.options, &http)?);
         Ok(Self { http, mirrors, backends })
+    }
+
+    /// Decrypts a bootstrap layer with the keys of the options, as [`open_bootstrap_layer`] does. Blocks.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn open_layer(&self, layer: ObjectId, bytes: Bytes, seal: Option<&LayerSeal>) -> Result<Bytes, SealError> {
+        open_bootstrap_layer(layer, bytes, seal, &self.http.options.decryption_keys)
     }
 
     /// Remembers where an image says that its blobs are. It is followed only if it is a place of the options, which is what

@@ -9,6 +9,7 @@ mod copy;
 mod dictionary;
 mod docker_registry;
 mod double;
+mod encrypted;
 mod layout;
 mod mirrors;
 mod oci_ref;
