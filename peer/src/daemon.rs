@@ -21,7 +21,7 @@ use libp2p::Multiaddr;
 use shoal_proto::{FEATURE_HASH_LISTS, Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountKeeper, MountOptions,
-    oci::{Authfile, AuthfileError, Reference, Registry, RegistryOptions},
+    oci::{Authfile, DecryptionKeys, Reference, Registry, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{
@@ -336,12 +336,15 @@ impl Core {
     }
 }
 
-fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
+fn registry_options(config: &Config) -> Result<RegistryOptions, StartError> {
     let authfile = &config.registry.authfile;
     Ok(RegistryOptions {
         plain_http: config.registry.plain_http.clone(),
         ca_files: config.registry.ca_files.clone(),
         auth: if authfile.as_os_str().is_empty() { Authfile::default() } else { Authfile::load(authfile)? },
+        decryption_keys: Arc::new(DecryptionKeys::read(
+            config.registry.decryption_keys.iter().map(|path| path.as_path()),
+        )?),
         mirrors: config.registry.mirrors.iter().map(|of| (of.registry.clone(), of.hosts.clone())).collect(),
         backends: config.registry.backend_rules(),
         // The scheduler tries again, with everybody else in view; the client only spares it the hiccups.

@@ -9,6 +9,7 @@ mod blob_backend;
 mod converted;
 mod demo;
 mod disputed_blob;
+mod encrypted_images;
 mod full_disk;
 mod gzip_layers;
 mod kept_mounts;
