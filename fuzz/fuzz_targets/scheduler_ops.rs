@@ -154,7 +154,10 @@ impl Shell {
             Op::LeaseEnded(n) => Event::LeaseEnded { peer: peer(n) },
             Op::Answer { request, answer } => {
                 let Some(&request) = nth(&self.live, request) else { return };
-                if !matches!(answer, Answer::Progress | Answer::Pending(_) | Answer::NotHave(_) | Answer::Delivered { .. }) {
+                if !matches!(
+                    answer,
+                    Answer::Progress | Answer::Pending(_) | Answer::NotHave(_) | Answer::Delivered { .. }
+                ) {
                     self.live.remove(&request);
                 }
                 self.answer(request, answer)
