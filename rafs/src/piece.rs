@@ -329,16 +329,16 @@ impl Piece {
         if self.context().is_some() {
             return Ok(());
         }
-        let raw = self.is_raw();
-        // What is less than a block grows when it is encrypted.
-        let stored_raw = match self.cipher {
-            Some(_) => cipher::sealed_len(self.decoded_len()),
-            None => self.decoded_len(),
+        let (raw, decoded_len) = (self.is_raw(), self.decoded_len());
+        // What is less than a block grows when it is encrypted, also what was compressed to that.
+        let (stored_raw, most) = match self.cipher {
+            Some(_) => (cipher::sealed_len(decoded_len), decoded_len.max(cipher::sealed_len(0))),
+            None => (decoded_len, decoded_len),
         };
         if raw && self.encoded_len != stored_raw {
             return Err("it is stored raw, but encoded and decoded sizes differ");
         }
-        if self.encoded_len > stored_raw {
+        if self.encoded_len > most {
             return Err("it is larger encoded than decoded");
         }
         if !raw && self.compressor == Compressor::None {

@@ -260,7 +260,7 @@ fn no_key_leaves_the_bootstrap() {
     assert!(summary.contains(r#""encrypted":true"#), "{summary}");
     let shown = format!("{summary} {:?} {:?}", built.image, built.image.piece_table(0, None).unwrap());
     for secret in [&key[..16], &key[16..32], &key[32..]] {
-        let numbers = format!("{:?}", secret).trim_matches(['[', ']']).to_owned();
+        let numbers = format!("{secret:?}").trim_matches(['[', ']']).to_owned();
         assert!(!shown.contains(&hex(secret)) && !shown.contains(&numbers));
     }
     // The kernel's disk image has the plain files anyway, but the key would open the blob in the registry.
