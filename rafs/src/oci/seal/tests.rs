@@ -4,6 +4,10 @@ use aws_lc_rs::{
     agreement::PrivateKey,
     encoding::{AsDer, EcPrivateKeyRfc5915Der, Pkcs8V1Der, PublicKeyX509Der},
     rsa::{KeySize, PrivateDecryptingKey},
+    signature::{
+        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair,
+        KeyPair,
+    },
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -34,7 +38,17 @@ impl KeyFiles {
         Self::write(dir, name, public.as_ref(), ("PRIVATE KEY", pkcs8.as_ref()))
     }
 
+    /// In PKCS#8, as ocicrypt wants it.
     pub(in crate::oci) fn curve(dir: &TempDir, name: &str, curve: usize) -> Self {
+        let kinds =
+            [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
+        let key = EcdsaKeyPair::generate(kinds[curve]).unwrap();
+        let public: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
+        Self::write(dir, name, public.as_ref(), ("PRIVATE KEY", key.to_pkcs8v1().unwrap().as_ref()))
+    }
+
+    /// In the older form, as `openssl ecparam -genkey` writes it.
+    fn older_curve(dir: &TempDir, name: &str, curve: usize) -> Self {
         let key = PrivateKey::generate(CURVES[curve].algorithm).unwrap();
         let sec1: EcPrivateKeyRfc5915Der<'_> = key.as_der().unwrap();
         let public: PublicKeyX509Der<'_> = key.compute_public_key().unwrap().as_der().unwrap();
@@ -174,9 +188,11 @@ fn keys_in_the_older_form_are_read() {
         format!("-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----\n", wrapped(&pkcs8[start..])),
     )
     .unwrap();
-    let (seal, id, mut bytes) = sealed(&recipients(&[&key]));
-    seal.open(id, &mut bytes, &openers(&[&key])).unwrap();
-    assert!(bytes == layer());
+    for key in [key, KeyFiles::older_curve(&dir, "older", 1)] {
+        let (seal, id, mut bytes) = sealed(&recipients(&[&key]));
+        seal.open(id, &mut bytes, &openers(&[&key])).unwrap();
+        assert!(bytes == layer());
+    }
 }
 
 /// The forms for one recipient and for two, changed one field after the other.
