@@ -1,12 +1,15 @@
 //! `cargo run --release --example seeds` writes starting points for the fuzz targets into `seeds/`, taken from freshly
 //! built images: every kind of node, full and partial directory blocks, xattrs, hard links, a compressed and a plain chunk
-//! table, one with batches, one of a gzip layer, an image over a tar, an image without a blob.
+//! table, one with batches, one of a gzip layer, an image over a tar, an encrypted image, an image without a blob.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, chunk_table_file, unpack};
+use shoal_rafs::{
+    BlobDirReader, Bootstrap, BuildOptions, Builder, CipherKey, Compressor, Encryption, chunk_table_file,
+    chunk_table_file_with, unpack,
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
@@ -29,6 +32,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let batched = BuildOptions { chunk_size: 0x1000, batch_size: Some(0x1000), ..BuildOptions::default() };
     image(&source, dir.path(), &corpus, "batched", batched)?;
+    let mut key = [7; 32];
+    key[0] = 0;
+    let encryption = Encryption::Key(CipherKey::new(key, [9; 16])?);
+    image(&source, dir.path(), &corpus, "encrypted", BuildOptions { encryption, ..batched })?;
     gzip_layer(&source, dir.path(), &corpus)?;
     tarfs(&source, dir.path(), &corpus)?;
     // Two entries of a table of contents: flags, name, digest, three numbers.
@@ -109,7 +116,8 @@ fn image(
     fs::copy(&boot, corpus.join("bootstrap_load").join(name))?;
     fs::create_dir_all(corpus.join("blob_meta"))?;
     if let Some(blob) = report.blob {
-        let meta = chunk_table_file(&blobs.join(blob.to_string()))?;
+        let cipher = image.blobs().first().and_then(|blob| blob.cipher.as_ref());
+        let meta = chunk_table_file_with(&blobs.join(blob.to_string()), cipher)?;
         fs::write(corpus.join("blob_meta").join(name), &meta)?;
         pair(&fs::read(boot)?, &meta, corpus, name)?;
     }

@@ -77,6 +77,7 @@ async fn ask(plane: &DataPlane, peer: PeerId, first: u32) -> usize {
         blob: BlobId::new([2; 32]),
         first,
         fingerprints: vec![Fingerprint::new([3; 32]); RUN],
+        manifest: None,
     };
     let image = ImageSource { registry: "registry.test".into(), repository: "app".into() };
     let deadline = Duration::from_secs(60);

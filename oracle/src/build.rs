@@ -62,6 +62,9 @@ pub struct Create {
     /// `blob-toc` or nothing.
     #[arg(long, default_value = "")]
     features: String,
+    /// Encrypt the blob.
+    #[arg(long)]
+    encrypt: bool,
     /// What to make of whiteouts: `none` keeps them as files, as converters do for layers.
     #[arg(long, default_value = "oci")]
     whiteout_spec: String,
@@ -109,7 +112,7 @@ impl Create {
             None,
             self.blob_inline_meta,
             Features::try_from(self.features.as_str())?,
-            false,
+            self.encrypt,
             Attributes::default(),
         );
         context.set_fs_version(version);
@@ -122,6 +125,9 @@ impl Create {
         }
         if matches!(conversion, ConversionType::TargzToRef | ConversionType::TarToRef) {
             context.blob_features.insert(BlobFeatures::CHUNK_INFO_V2 | BlobFeatures::SEPARATE);
+        }
+        if self.encrypt {
+            context.blob_features.insert(BlobFeatures::CHUNK_INFO_V2 | BlobFeatures::ENCRYPTED);
         }
         let mut builder: Box<dyn Builder> = match conversion {
             ConversionType::DirectoryToRafs => Box::new(DirectoryBuilder::new()),

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use shoal_proto::Algorithm;
-use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, merge};
+use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, Encryption, merge};
 
 mod common;
 
@@ -28,6 +28,32 @@ fn every_compressor_digest_and_chunk_size() {
     .enumerate()
     {
         let options = BuildOptions { compressor, algorithm, chunk_size, ..BuildOptions::default() };
+        let built = image::build(&source, &dir.path().join(number.to_string()), options);
+        assert_same(&expected, &peer_facts(&built.boot, &built.blobs));
+    }
+}
+
+#[test]
+fn encrypted_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    for len in 1..40 {
+        fs::write(source.join(format!("short-{len}")), support::noise(len, len as usize)).unwrap();
+    }
+    let expected = support::facts(&source);
+    for (number, (compressor, batch_size, toc)) in [
+        (Compressor::None, None, false),
+        (Compressor::Zstd, None, true),
+        (Compressor::Lz4, Some(0x1000), false),
+        (Compressor::Zstd, Some(0x1000), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let encryption = Encryption::FreshKey;
+        let options =
+            BuildOptions { compressor, chunk_size: 0x1000, batch_size, toc, encryption, ..BuildOptions::default() };
         let built = image::build(&source, &dir.path().join(number.to_string()), options);
         assert_same(&expected, &peer_facts(&built.boot, &built.blobs));
     }

@@ -124,6 +124,62 @@ fn batches() {
 }
 
 #[test]
+fn encrypted_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    for len in 1..40 {
+        fs::write(source.join(format!("short-{len}")), support::noise(len, len as usize)).unwrap();
+    }
+    let expected = without_root_time(support::facts(&source));
+    for (number, (compressor, batch_size)) in
+        [("none", "0x0"), ("zstd", "0x0"), ("lz4_block", "0x0"), ("zstd", "0x1000")].into_iter().enumerate()
+    {
+        let work = dir.path().join(number.to_string());
+        let (boot, blobs) = (work.join("boot"), work.join("blobs"));
+        fs::create_dir_all(&blobs).unwrap();
+        peer(&[
+            "create",
+            "--encrypt",
+            "--compressor",
+            compressor,
+            "--chunk-size",
+            "0x1000",
+            "--batch-size",
+            batch_size,
+            "--bootstrap",
+            text(&boot),
+            "--blob-dir",
+            text(&blobs),
+            text(&source),
+        ]);
+        assert!(Bootstrap::open(&boot).unwrap().is_encrypted());
+        assert_same(&expected, &checked(&boot, &blobs));
+    }
+}
+
+/// With the bootstrap inside, the blob alone is enough to read it.
+#[test]
+fn an_encrypted_blob_with_its_key_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    let blobs = dir.path().join("blobs");
+    fs::create_dir(&blobs).unwrap();
+    peer(&[
+        "create",
+        "--encrypt",
+        "--blob-inline-meta",
+        "--chunk-size",
+        "0x1000",
+        "--blob-dir",
+        text(&blobs),
+        text(&source),
+    ]);
+    let blob = new_file(&blobs, &[]);
+    assert!(ImageFile::open(&blob).unwrap().parse().unwrap().is_encrypted());
+    assert_same(&without_root_time(support::facts(&source)), &checked(&blob, &blobs));
+}
+
+#[test]
 fn layers_as_converters_make_them_and_merged() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = dir.path().join("blobs");

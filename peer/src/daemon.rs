@@ -21,7 +21,7 @@ use libp2p::Multiaddr;
 use shoal_proto::{FEATURE_HASH_LISTS, Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountKeeper, MountOptions,
-    oci::{Authfile, AuthfileError, Keyring, Reference, Registry, RegistryOptions},
+    oci::{Authfile, DecryptionKeys, Keyring, Reference, Registry, RegistryOptions},
 };
 use shoal_scheduler::{Tracker, TrackerConfig};
 use tokio::{
@@ -340,12 +340,15 @@ impl Core {
     }
 }
 
-fn registry_options(config: &Config) -> Result<RegistryOptions, AuthfileError> {
+fn registry_options(config: &Config) -> Result<RegistryOptions, StartError> {
     let file = config.registry.authfile().map_or_else(|| Ok(Authfile::default()), Authfile::load)?;
     Ok(RegistryOptions {
         plain_http: config.registry.plain_http.clone(),
         ca_files: config.registry.ca_files.clone(),
         auth: Keyring::new(file, config.snapshotter.credentials_lifetime),
+        decryption_keys: Arc::new(DecryptionKeys::read(
+            config.registry.decryption_keys.iter().map(|path| path.as_path()),
+        )?),
         mirrors: config.registry.mirrors.iter().map(|of| (of.registry.clone(), of.hosts.clone())).collect(),
         // One that cannot be used was refused when the configuration was read.
         proxy: config.registry.proxy.options().ok().flatten(),

@@ -223,6 +223,7 @@ impl Running {
                     blob: named.table.blob(),
                     first: number,
                     fingerprints: vec![piece.fingerprint()],
+                    manifest: named.manifest,
                 };
                 questions.push((asked, on_the_wire(&named.source), vec![length]));
             }

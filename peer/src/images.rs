@@ -19,7 +19,10 @@ use futures::{StreamExt, TryStreamExt};
 use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
     Bootstrap, PieceTable,
-    oci::{ImageManifest, LayerIndex, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Registry, Source},
+    oci::{
+        ImageManifest, LayerIndex, LayerSeal, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Registry,
+        SealError, Source,
+    },
 };
 use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
@@ -39,6 +42,8 @@ use crate::{
 
 /// Most bytes of a manifest or an index, as registries limit them.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+/// How a bootstrap layer begins that is not encrypted.
+const GZIP: [u8; 2] = [0x1F, 0x8B];
 /// Most images in memory beside those in use.
 const MAX_IDLE_IMAGES: usize = 16;
 /// Meta blobs of an image that are fetched at the same time.
@@ -140,6 +145,12 @@ impl ImageBlob {
     }
 }
 
+/// What the manifest of an image says of its encrypted bootstrap layer.
+struct Sealed {
+    manifest: ObjectId,
+    seal: LayerSeal,
+}
+
 type Slot = Arc<OnceCell<Arc<Image>>>;
 
 /// Loads images and keeps them. Cheap to clone.
@@ -208,7 +219,8 @@ impl Images {
     /// Any [`ImageError`] but `Resolve`.
     pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<NamedImage, ImageError> {
         let found = self.manifest(source, manifest).await?;
-        let image = self.by_layer(source, found.manifest.bootstrap.id).await?;
+        let sealed = found.manifest.seal.map(|seal| Sealed { manifest: found.id, seal });
+        let image = self.layer(source, found.manifest.bootstrap.id, sealed).await?;
         let mut objects = vec![manifest, found.id, image.layer];
         objects.dedup();
         objects.extend(&image.metas);
@@ -268,17 +280,28 @@ impl Images {
         listed.map_err(|source| ImageError::Referrers { manifest, source: Arc::new(source) })
     }
 
-    /// The image whose bootstrap layer is `layer`.
+    /// The image whose bootstrap layer is `layer`. One whose layer is encrypted must have been loaded by its manifest, which alone
+    /// has the layer's key.
     ///
     /// # Errors
     /// Any [`ImageError`] but `Resolve` and `Manifest`.
     pub async fn by_layer(&self, source: &Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
+        self.layer(source, layer, None).await
+    }
+
+    /// The same, with what its manifest says of its encryption.
+    async fn layer(
+        &self,
+        source: &Source,
+        layer: ObjectId,
+        sealed: Option<Sealed>,
+    ) -> Result<Arc<Image>, ImageError> {
         let slot = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             forget_idle(&mut loaded);
             loaded.entry(layer).or_default().clone()
         };
-        let image = slot.get_or_try_init(|| self.load(source.clone(), layer)).await?;
+        let image = slot.get_or_try_init(|| self.load(source.clone(), layer, sealed)).await?;
         Ok(image.clone())
     }
 
@@ -369,9 +392,20 @@ impl Images {
         Item { blob, piece: 0 }
     }
 
-    async fn load(&self, source: Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
+    async fn load(&self, source: Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Arc<Image>, ImageError> {
+        let manifest = sealed.as_ref().map(|sealed| sealed.manifest);
         let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
-        let unpacked = tokio::task::spawn_blocking(move || Unpacked::read(&bytes, layer)).await;
+        let registry = self.origin.registry().clone();
+        let unpack = move || {
+            // The store keeps the layer as it came: the keys of the image are in memory alone.
+            let opened = match &sealed {
+                None if !bytes.starts_with(&GZIP) => Err(SealError::NoManifest { layer }),
+                sealed => registry.open_layer(layer, bytes, sealed.as_ref().map(|sealed| &sealed.seal)),
+            };
+            let opened = opened.map_err(|e| ImageError::Layer { layer, source: Arc::new(e.into()) })?;
+            Unpacked::read(&opened, layer)
+        };
+        let unpacked = tokio::task::spawn_blocking(unpack).await;
         let unpacked = unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         if let Some(place) = &unpacked.backend {
             self.origin.registry().note_backend(&source, place);
@@ -384,6 +418,7 @@ impl Images {
             let target = BlobTarget {
                 source: image.source.clone(),
                 bootstrap: layer,
+                manifest,
                 table: blob.table.clone(),
                 handle: blob.handle.clone(),
                 origins: blob.origins.clone(),

@@ -67,6 +67,9 @@ pub enum MountsError {
     /// Its files could not be made.
     #[error("the image cannot be mounted natively")]
     Native(#[source] NativeError),
+    /// Decoded files would have in the clear what is encrypted everywhere else.
+    #[error("the image is encrypted, and native mounts keep decoded files: mount it over FUSE")]
+    Encrypted,
     /// Its files cannot be filled as they are read.
     #[error("the image cannot be mounted natively before it is complete")]
     Fill(#[from] FillError),
@@ -325,6 +328,15 @@ impl Mounts {
         effort: Effort,
     ) -> Result<Option<Native>, MountsError> {
         let lazy = self.settings.native_lazy;
+        if named.image.bootstrap.is_encrypted() {
+            if mode == MountMode::Native {
+                return Err(MountsError::Encrypted);
+            }
+            if effort == Effort::Complete {
+                prefetch::complete(&self.node, named).await?;
+            }
+            return Ok(None);
+        }
         // Of an image that is not complete there is nothing to be found, and its names need not be computed.
         if mode == MountMode::Fuse || (effort == Effort::None && !lazy && !named.image.is_complete()) {
             return Ok(None);
@@ -448,7 +460,9 @@ impl Mounts {
             Session::Lazy(mount) if !after.is_zero() => {
                 tasks.push(tokio::spawn(filler::complete(named.image.clone(), mount.fills().clone(), after)));
             }
-            Session::Fuse(_) if mode == MountMode::Auto && !after.is_zero() => {
+            Session::Fuse(_)
+                if mode == MountMode::Auto && !after.is_zero() && !named.image.bootstrap.is_encrypted() =>
+            {
                 tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), after)));
             }
             _ => {}

@@ -242,6 +242,7 @@ impl PlainBlobs {
         let target = BlobTarget {
             source: source.clone(),
             bootstrap: as_bootstrap(blob),
+            manifest: None,
             table: table.clone(),
             handle: handle.clone(),
             origins: origins.clone(),

@@ -80,7 +80,8 @@ impl Scrub<'_> {
         Ok(self.listener.progress(self.now))
     }
 
-    /// The blobs of a bootstrap layer as far as the store can tell their pieces; none for any other object.
+    /// The blobs of a bootstrap layer as far as the store can tell their pieces; none for any other object, and none for an
+    /// encrypted layer: what that says nobody can tell who has but the object.
     fn tables(&self, bytes: &[u8], id: ObjectId) -> Result<Vec<Arc<PieceTable>>, StoreError> {
         let Ok(layer) = Unpacked::read(bytes, id) else { return Ok(Vec::new()) };
         let meta = |(id, _)| Ok(self.store.inspect_object(id)?.map(|bytes| (id, bytes)));

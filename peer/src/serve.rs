@@ -107,7 +107,7 @@ impl Server {
                 (Item { blob: BlobKey::from(*id), piece: 0 }, Vec::new())
             }
             Asked::Object { id, .. } => (Item { blob: BlobKey::from(*id), piece: 0 }, vec![UNKNOWN_SIZE]),
-            Asked::Pieces { bootstrap, blob: id, first, fingerprints } => {
+            Asked::Pieces { bootstrap, blob: id, first, fingerprints, .. } => {
                 let blob = self.images.described(*bootstrap, *id);
                 let size = |piece| blob.as_ref().map_or(UNKNOWN_SIZE, |blob| blob.encoded_len(piece) as u64);
                 let sizes = (*first..).take(fingerprints.len()).map(size).collect();
@@ -121,13 +121,18 @@ impl Server {
             Ok(image) => image,
             Err(error) => return Ok(answers.cannot_source(crate::chain(&error)).await?),
         };
-        let wish = Wish { image, priority: request.priority, source: request.source, deadline: request.deadline };
+        let manifest = match &request.what {
+            Asked::Pieces { manifest, .. } => *manifest,
+            Asked::Object { .. } => None,
+        };
+        let (priority, source, deadline) = (request.priority, request.source, request.deadline);
+        let wish = Wish { image, manifest, priority, source, deadline };
         let answered = match request.what {
             Asked::Object { id, kind: ObjectKind::HashList } => {
                 self.hash_list(&wish, BlobId::new(*id.as_bytes()), &mut answers).await
             }
             Asked::Object { id, kind } => self.object(&wish, id, kind, &mut answers).await,
-            Asked::Pieces { bootstrap, blob, first, fingerprints } => {
+            Asked::Pieces { bootstrap, blob, first, fingerprints, .. } => {
                 self.pieces(&wish, bootstrap, blob, first, &fingerprints, &mut answers).await
             }
         };
@@ -236,7 +241,11 @@ impl Server {
             Some(self.learn(wish, blob, answers).await?.blob.clone())
         } else {
             answers.pending(REGISTRY_ETA).await?;
-            let image = self.images.by_layer(&wish.image, layer).await;
+            let image = match wish.manifest {
+                // Of an encrypted layer it has the key. It may lead to another layer; what is asked for is then not there.
+                Some(manifest) => self.images.by_manifest(&wish.image, manifest).await.map(|named| named.image),
+                None => self.images.by_layer(&wish.image, layer).await,
+            };
             image.map_err(|error| Stop::CannotSource(crate::chain(&error)))?.blob(blob).cloned()
         };
         let mut wanted = FuturesUnordered::new();
@@ -320,6 +329,8 @@ async fn send(answers: &mut AnswerSender, piece: u32, bytes: Bytes) -> Result<()
 /// What a request says beside what it asks for.
 struct Wish {
     image: Source,
+    /// The image's manifest, where its bootstrap layer is encrypted.
+    manifest: Option<ObjectId>,
     priority: Priority,
     source: bool,
     deadline: Duration,

@@ -377,6 +377,10 @@ impl TryFrom<request::What> for Asked {
                     blob: pieces.blob[..].try_into()?,
                     first: pieces.first,
                     fingerprints: pieces.fingerprints.iter().map(|f| f[..].try_into()).collect::<Result<_, _>>()?,
+                    manifest: match &pieces.manifest[..] {
+                        [] => None,
+                        manifest => Some(manifest.try_into()?),
+                    },
                 })
             }
             request::What::Object(object) => {
@@ -395,11 +399,12 @@ impl TryFrom<request::What> for Asked {
 impl From<&Asked> for request::What {
     fn from(what: &Asked) -> Self {
         match what {
-            Asked::Pieces { bootstrap, blob, first, fingerprints } => Self::Pieces(wire::Pieces {
+            Asked::Pieces { bootstrap, blob, first, fingerprints, manifest } => Self::Pieces(wire::Pieces {
                 bootstrap: bootstrap.as_bytes().to_vec(),
                 blob: blob.as_bytes().to_vec(),
                 first: *first,
                 fingerprints: fingerprints.iter().map(|f| f.as_bytes().to_vec()).collect(),
+                manifest: manifest.map_or_else(Vec::new, |manifest| manifest.as_bytes().to_vec()),
             }),
             Asked::Object { id, kind } => {
                 let kind = match kind {

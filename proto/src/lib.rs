@@ -29,6 +29,8 @@
 //! - A blob that no image describes (an ordinary layer) is cut into pieces by its [`HashList`], an object that is asked for by
 //!   the blob's digest and answered only by who has verified the whole blob. Where pieces of such a blob are spoken of, the blob
 //!   stands for its own bootstrap layer. Whoever knows this has [`FEATURE_HASH_LISTS`] in its hello.
+//! - Where the bootstrap layer of an image is encrypted, a request for its pieces also names the manifest, which has the layer's
+//!   key for those that may open it. Who does not know that field is no home for such an image.
 //! - `source: true` asks the receiver *as the home*: it reads the registry once for everyone. Only a home answers
 //!   `NotMyHome` or `CannotSource`; without `source` a peer answers from what it has. `Pending` is said by a home that is at it,
 //!   and by whoever holds an answer up to keep a limit.

@@ -225,6 +225,9 @@ pub enum Asked {
         first: u32,
         /// What each piece from `first` on must be: 1 to [`MAX_RUN`], all below `u32::MAX`.
         fingerprints: Vec<Fingerprint>,
+        /// The manifest of an image whose bootstrap layer is encrypted: it has the layer's key, for a home that may open it.
+        /// Homes that do not know this field cannot read the registry for the asker.
+        manifest: Option<ObjectId>,
     },
     /// An object, answered as piece 0.
     Object {

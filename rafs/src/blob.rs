@@ -12,7 +12,10 @@
 //! nothing of batches: small chunks that were compressed as one. So the table here is what pieces are numbered by.
 //!
 //! For a gzip layer, which is a blob as it is, the table is a file of its own, and the contexts of [`zran`](crate::zran)
-//! follow the entries: 40 bytes each, then the windows. Encryption is refused.
+//! follow the entries: 40 bytes each, then the windows.
+//!
+//! In an encrypted blob table and header are encrypted, each by itself, after the table was compressed. Copies of the table
+//! beside a bootstrap are not: that has the key anyway.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +25,7 @@ use bytes::Bytes;
 use zerocopy::FromBytes;
 
 use crate::bootstrap::ChunkTableRange;
+use crate::cipher::Cipher;
 use crate::codec::{self, Compressor};
 use crate::layout::{self, CI_HEADER, CiHeader, features};
 use crate::zran::{CONTEXT, InflateContext, WINDOW};
@@ -111,14 +115,19 @@ struct Header {
 impl ChunkTable {
     /// Finds and reads the table of a stored blob.
     pub fn read(blob_file: &Path) -> Result<Self, ChunkTableError> {
-        let (_, header, bytes) = read_decoded(blob_file)?;
+        Self::read_with(blob_file, None)
+    }
+
+    /// The same of a blob that may be encrypted.
+    pub fn read_with(blob_file: &Path, cipher: Option<&Cipher>) -> Result<Self, ChunkTableError> {
+        let (_, header, bytes) = read_decoded(blob_file, cipher)?;
         Self::new(header, bytes.into())
     }
 
     /// Finds and reads the table in the bytes of the meta blob of a gzip layer; one that decodes to more than `limit` bytes is
     /// refused before it is decoded.
     pub fn read_meta(meta: &[u8], limit: u64) -> Result<Self, ChunkTableError> {
-        let (_, header, bytes) = decoded_of(&meta, meta.len() as u64, limit, Path::new("a meta blob"))?;
+        let (_, header, bytes) = decoded_of(&meta, meta.len() as u64, limit, (Path::new("a meta blob"), None))?;
         Self::new(header, bytes.into())
     }
 
@@ -206,6 +215,9 @@ impl ChunkTable {
         if ChunkInfo::is_zran(bytes) != self.is_zran() {
             return Err("it is of a gzip layer and the others are not, or the other way round");
         }
+        if ChunkInfo::is_encrypted(bytes) != (self.header.features & features::ENCRYPTED != 0) {
+            return Err("it is encrypted and its blob is not, or the other way round");
+        }
         ChunkInfo::from_v2(bytes)
     }
 }
@@ -213,21 +225,30 @@ impl ChunkTable {
 /// The chunk table of a stored blob as registries carry it next to the bootstrap (`image/<digest>.blob.meta`): the
 /// decoded table, zeroes up to a multiple of 4096, the header as it is in the blob.
 pub fn chunk_table_file(blob_file: &Path) -> Result<Vec<u8>, ChunkTableError> {
-    let (header, _, table) = read_decoded(blob_file)?;
+    chunk_table_file_with(blob_file, None)
+}
+
+/// The same of a blob that may be encrypted. The copy is not.
+pub fn chunk_table_file_with(blob_file: &Path, cipher: Option<&Cipher>) -> Result<Vec<u8>, ChunkTableError> {
+    let (header, _, table) = read_decoded(blob_file, cipher)?;
     Ok(table_file(&header, table))
 }
 
 /// The same from table and header alone, as they lie in the blob from `offset` on.
 #[cfg(feature = "oci")]
-pub(crate) fn chunk_table_file_of(stored: &[u8], offset: u64) -> Result<Vec<u8>, ChunkTableError> {
+pub(crate) fn chunk_table_file_of(
+    stored: &[u8],
+    offset: u64,
+    cipher: Option<&Cipher>,
+) -> Result<Vec<u8>, ChunkTableError> {
     let short = || invalid("chunk table", format!("{} bytes at {offset}", stored.len()));
     let (table, header) = stored.split_at(stored.len().checked_sub(CI_HEADER as usize).ok_or_else(short)?);
-    let (stored_header, header) = read_header(header)?;
+    let (stored_header, header) = read_header(&open_header(header, cipher)?)?;
     header.check_end(offset + table.len() as u64)?;
     if header.range.offset != offset {
         return Err(short());
     }
-    Ok(table_file(&stored_header, header.decode(table)?))
+    Ok(table_file(&stored_header, header.decode(table, cipher)?))
 }
 
 fn table_file(header: &CiHeader, mut table: Vec<u8>) -> Vec<u8> {
@@ -247,18 +268,24 @@ impl Header {
         Err(invalid("chunk table", problem))
     }
 
-    fn decode(&self, stored: &[u8]) -> Result<Vec<u8>, ChunkTableError> {
-        let decoded = codec::decode(self.range.compressor, stored, self.range.decoded_size as usize);
+    fn decode(&self, stored: &[u8], cipher: Option<&Cipher>) -> Result<Vec<u8>, ChunkTableError> {
+        let decoded = codec::open(cipher, self.range.compressor, stored, self.range.decoded_size as usize);
         decoded.map_err(|error| invalid("chunk table", error.to_string()))
     }
 }
 
-/// Header, also as it lies there, and decoded table of a stored blob.
-fn read_decoded(path: &Path) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableError> {
+/// A header as readers see it.
+fn open_header(stored: &[u8], cipher: Option<&Cipher>) -> Result<Vec<u8>, ChunkTableError> {
+    let opened = codec::open(cipher, Compressor::None, stored, stored.len());
+    opened.map_err(|error| invalid("chunk table header", error.to_string()))
+}
+
+/// Header, also as readers see it, and decoded table of a stored blob.
+fn read_decoded(path: &Path, cipher: Option<&Cipher>) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableError> {
     let failed = |source| ChunkTableError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
-    decoded_of(&file, size, u64::MAX, path)
+    decoded_of(&file, size, u64::MAX, (path, cipher))
 }
 
 /// The same of `size` bytes, of which errors speak as `path`. The table has at most `limit` bytes.
@@ -266,7 +293,7 @@ fn decoded_of(
     file: &impl ReadAt,
     size: u64,
     limit: u64,
-    path: &Path,
+    (path, cipher): (&Path, Option<&Cipher>),
 ) -> Result<(CiHeader, Header, Vec<u8>), ChunkTableError> {
     let failed = |source| ChunkTableError::Io { path: path.to_owned(), source };
     // Its end is that of the file, or that of a member when files follow it.
@@ -276,7 +303,7 @@ fn decoded_of(
         end.checked_sub(CI_HEADER).ok_or_else(|| invalid("blob", format!("{size} bytes have no chunk table")))?;
     let mut header = vec![0; CI_HEADER as usize];
     file.read_exact_at(&mut header, start).map_err(failed)?;
-    let (stored_header, header) = read_header(&header)?;
+    let (stored_header, header) = read_header(&open_header(&header, cipher)?)?;
     let ChunkTableRange { offset, encoded_size, decoded_size, .. } = header.range;
     header.check_end(start)?;
     if decoded_size > limit {
@@ -287,7 +314,7 @@ fn decoded_of(
     }
     let mut stored = vec![0; encoded_size as usize];
     file.read_exact_at(&mut stored, offset).map_err(failed)?;
-    Ok((stored_header, header, header.decode(&stored)?))
+    Ok((stored_header, header, header.decode(&stored, cipher)?))
 }
 
 /// Bytes of an entry.
@@ -316,9 +343,11 @@ fn read_header(bytes: &[u8]) -> Result<(CiHeader, Header), ChunkTableError> {
         return Err(invalid(what, "no magic at both ends"));
     }
     let bits = stored.features.get();
-    let refused = [(features::ENCRYPTED, "encryption"), (features::TARFS, "tarfs mode")];
-    if let Some((_, what)) = refused.into_iter().find(|(bit, _)| bits & bit != 0) {
-        return Err(ChunkTableError::Unsupported { what });
+    if bits & features::TARFS != 0 {
+        return Err(ChunkTableError::Unsupported { what: "tarfs mode" });
+    }
+    if bits & features::ENCRYPTED != 0 && bits & features::CHUNK_INFO_V2 == 0 {
+        return Err(invalid(what, format!("feature bits {bits:#x}: encryption, and entries that cannot say so")));
     }
     let entries = stored.entries.get();
     if entries > layout::MAX_CHUNKS + 1 {

@@ -10,11 +10,13 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
-//! RAFS v5 is translated first, see `builder/v5.rs`. What is not read, encryption, ends in [`BootstrapError::Unsupported`].
+//! RAFS v5 is translated first, see `builder/v5.rs`.
 //!
 //! In *tarfs* mode the blobs are tars as they are, and a block has 512 bytes. Such images have digests of chunks if Shoal
 //! made them; upstream's builder writes none. Then there are no pieces by the bootstrap alone, but [`BlobDirReader`] makes
 //! them of a tar that has the sha256 that names it.
+//!
+//! Of encrypted blobs it has the keys: whoever holds such a bootstrap can read the image.
 //!
 //! [`BlobDirReader`]: crate::BlobDirReader
 
@@ -27,6 +29,7 @@ use shoal_proto::{Algorithm, BlobId, Digest};
 
 use crate::blob::ChunkTable;
 use crate::builder::v5;
+use crate::cipher::Cipher;
 use crate::codec::Compressor;
 use crate::layout::{self, ChunkRecord, features};
 use crate::piece::{self, Chunk, Named, PieceTable, PieceTableError};
@@ -90,6 +93,8 @@ pub struct Blob {
     pub toc: Option<TocRange>,
     /// The file with the chunk table of a gzip layer, if it is not the one that holds the bootstrap.
     pub meta: Option<MetaBlob>,
+    /// What its chunks and its chunk table are encrypted with, if they are.
+    pub cipher: Option<Cipher>,
 }
 
 /// A file beside a blob that holds what is otherwise at its end.
@@ -180,13 +185,18 @@ enum Origin {
     V5,
 }
 
-/// A verified bootstrap. Immutable, cheap to clone.
-#[derive(Debug, Clone)]
+/// A verified bootstrap. Immutable, cheap to clone. `Debug` does not show its bytes: there may be keys among them.
+#[derive(Clone)]
 pub struct Bootstrap {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Bootstrap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bootstrap").field("super_blocks", &self.super_blocks()).finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     image: Image,
     root: Nid,
@@ -326,6 +336,11 @@ impl Bootstrap {
         let known = self.named(blob).zip(digests);
         let named = known.map(|(named, digest)| Named { chunk: Chunk { digest, ..named.chunk }, ..named });
         piece::group(&self.blobs()[blob as usize], named, None)
+    }
+
+    /// Whether any of its blobs is encrypted, so that its bytes hold keys.
+    pub fn is_encrypted(&self) -> bool {
+        self.blobs().iter().any(|blob| blob.cipher.is_some())
     }
 
     /// A chunk as the image names it. Whether its stored bytes are compressed, it knows of plain chunks only.

@@ -16,7 +16,8 @@
 //! v5         bootstraps of RAFS v5, written anew for whoever reads them
 //! ```
 //!
-//! The same source gives the same bytes, for any number of threads. Memory depends on the number of names and chunks (a
+//! The same source gives the same bytes, for any number of threads; not so when the blob is encrypted, as each has a key of its
+//! own. Memory depends on the number of names and chunks (a
 //! few hundred bytes for each name, about 150 for each distinct chunk and for each of a dictionary), and on `2 t + 2`
 //! chunks and `t + 2` batches, decoded and encoded, for `t` threads; not on the size of files. Files and directories that
 //! change while they are read end the build: half of one version and half of another is not an image of anything. Nothing
@@ -37,6 +38,7 @@ use shoal_proto::{Algorithm, BlobId};
 
 use crate::archive::{Archive, ArchiveError, decompress};
 use crate::bootstrap::Bootstrap;
+use crate::cipher::{Cipher, CipherKey, MAX_UNIT};
 use crate::codec::{self, Compressor};
 use crate::layout;
 use crate::prefetch::PrefetchList;
@@ -97,6 +99,8 @@ pub struct BuildOptions {
     pub inline_meta: bool,
     /// End the blob with the digests of its chunks and a table of contents, with tar headers. Default: no.
     pub toc: bool,
+    /// Whether the blob is encrypted. Default: no.
+    pub encryption: Encryption,
     /// Threads that hash and compress, at most 256. Default: one for each core. The image does not depend on it.
     pub threads: Option<NonZeroUsize>,
     /// What an archive may hold.
@@ -113,6 +117,7 @@ impl Default for BuildOptions {
             batch_size: None,
             inline_meta: false,
             toc: false,
+            encryption: Encryption::None,
             threads: None,
             limits: ArchiveLimits::default(),
         }
@@ -131,6 +136,15 @@ impl BuildOptions {
         if self.compressor == Compressor::Gzip {
             return Err(BuildError::Compressor { found: self.compressor });
         }
+        if self.encryption != Encryption::None {
+            if self.inline_meta {
+                return Err(BuildError::KeyInBlob);
+            }
+            // The length of a chunk that does not shrink has to fit the second form of the chunk table.
+            if self.chunk_size as usize >= MAX_UNIT {
+                return Err(BuildError::EncryptedChunkSize { found: self.chunk_size });
+            }
+        }
         match self.level {
             Some(level) if self.compressor != Compressor::Zstd || !codec::ZSTD_LEVELS.contains(&level) => {
                 Err(BuildError::Level { compressor: self.compressor, found: level })
@@ -142,6 +156,31 @@ impl BuildOptions {
     fn workers(&self) -> usize {
         let threads = self.threads.or_else(|| std::thread::available_parallelism().ok());
         threads.map_or(1, usize::from).min(pipeline::MAX_WORKERS)
+    }
+}
+
+/// Whether and with what key a blob is encrypted. The key is written into the bootstrap, so what is encrypted is safe from
+/// those who do not have that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Encryption {
+    /// It is not.
+    #[default]
+    None,
+    /// With a key of its own from the system's random numbers: the same source gives another blob every time.
+    FreshKey,
+    /// With this key, so that tests can compare bytes. A key must never be used for two blobs.
+    #[doc(hidden)]
+    Key(CipherKey),
+}
+
+impl Encryption {
+    fn cipher(self) -> Result<Option<Cipher>, BuildError> {
+        let key = match self {
+            Self::None => return Ok(None),
+            Self::FreshKey => CipherKey::fresh().map_err(|source| BuildError::RandomKey { source })?,
+            Self::Key(key) => key,
+        };
+        Ok(Some(Cipher::new(key)))
     }
 }
 

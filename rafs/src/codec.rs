@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, Digest};
 
+use crate::cipher::{Cipher, CipherError};
+
 /// Level at which zstd compresses unless told, that of the Nydus builder.
 const ZSTD_LEVEL: i32 = 3;
 /// Levels of zstd: the negative ones are faster than 1 and compress less.
@@ -98,6 +100,9 @@ pub enum DecodeError {
         /// Bytes found; for data that is too long, some number above `expected`.
         found: usize,
     },
+    /// They cannot be decrypted.
+    #[error(transparent)]
+    Cipher(#[from] CipherError),
 }
 
 thread_local! {
@@ -131,6 +136,26 @@ pub(crate) fn decode(compressor: Compressor, encoded: &[u8], expected: usize) ->
         return Err(DecodeError::Length { compressor, expected, found });
     }
     Ok(decoded)
+}
+
+/// Decrypts, where there is a cipher, and decodes to exactly `expected` bytes.
+pub(crate) fn open(
+    cipher: Option<&Cipher>,
+    compressor: Compressor,
+    stored: &[u8],
+    expected: usize,
+) -> Result<Vec<u8>, DecodeError> {
+    match (cipher, compressor) {
+        (None, compressor) => decode(compressor, stored, expected),
+        (Some(cipher), Compressor::None) => {
+            let unit = cipher.open(stored, expected)?;
+            match unit.len() {
+                found if found == expected => Ok(unit),
+                found => Err(DecodeError::Length { compressor, expected, found }),
+            }
+        }
+        (Some(cipher), compressor) => decode(compressor, &cipher.open_compressed(stored)?, expected),
+    }
 }
 
 /// Decodes into the capacity of `decoded`; a frame that needs more is an error.

@@ -1,15 +1,17 @@
 //! One flat disk image: the bootstrap, then each blob in its decoded form at the block that the device table maps it to.
 //! The kernel's EROFS driver mounts it with no daemon and no further device. Of a tar it has the content of files, each where
-//! it is in the tar, and no headers.
+//! it is in the tar, and no headers; of an encrypted image the plain files, and no key.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use zerocopy::FromBytes;
+
 use crate::blob_dir::BlobDirReader;
 use crate::bootstrap::{Blob, Bootstrap};
 use crate::expand::{ExpandError, write_blob};
-use crate::layout::{BLOCK, DEVICE_TABLE_OFFSET};
+use crate::layout::{BLOCK, BlobEntry, DEVICE_TABLE_OFFSET};
 
 /// Blobs that nobody has mapped are put at multiples of this, as builders do.
 const ALIGNMENT: u64 = 0x8_0000;
@@ -22,7 +24,7 @@ const SLOT: u64 = 128;
 ///
 /// Where the device table maps blobs over each other or not at all, it is written anew.
 pub fn export_block(bootstrap: &Bootstrap, reader: &BlobDirReader, output: &File) -> Result<u64, ExpandError> {
-    output.write_all_at(bootstrap.as_bytes(), 0)?;
+    output.write_all_at(&without_keys(bootstrap)?, 0)?;
     let start = bootstrap.as_bytes().len() as u64;
     let block = bootstrap.block_size();
     let mapped = bootstrap.blobs().iter().map(|blob| u64::from(blob.mapped_block) * block).collect::<Vec<_>>();
@@ -36,6 +38,20 @@ pub fn export_block(bootstrap: &Bootstrap, reader: &BlobDirReader, output: &File
     let end = end.next_multiple_of(BLOCK);
     output.set_len(end)?;
     Ok(end)
+}
+
+/// The bootstrap, saying nothing of encryption: the kernel does not look at it, and a key would open what lies in registries.
+fn without_keys(bootstrap: &Bootstrap) -> io::Result<Vec<u8>> {
+    let mut bytes = bootstrap.as_bytes().to_vec();
+    if bootstrap.is_encrypted() {
+        let start = bootstrap.super_blocks().blob_table_offset as usize;
+        let unreadable = || io::Error::other("the bootstrap has no blob table");
+        let table = bytes.get_mut(start..).ok_or_else(unreadable)?;
+        let (entries, _) =
+            <[BlobEntry]>::mut_from_prefix_with_elems(table, bootstrap.blobs().len()).map_err(|_| unreadable())?;
+        entries.iter_mut().filter(|entry| entry.cipher.get() != 0).for_each(|entry| *entry = entry.plain());
+    }
+    Ok(bytes)
 }
 
 /// Whether every blob has room where it is mapped.

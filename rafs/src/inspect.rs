@@ -51,6 +51,8 @@ pub struct BlobSummary {
     pub compressor: Compressor,
     /// How its chunks are digested.
     pub digester: String,
+    /// Whether it is encrypted. With what key is not shown.
+    pub encrypted: bool,
     /// Feature bits of the format.
     pub features: u32,
     /// Offset of its chunk table.
@@ -200,6 +202,7 @@ fn blob(image: &Bootstrap, index: u32) -> BlobSummary {
         decoded_size: blob.decoded_size,
         data_end: blob.data_end,
         chunks: blob.chunk_count,
+        encrypted: blob.cipher.is_some(),
         named_chunks: image.chunks(index).count() as u64,
         compressor: blob.compressor,
         digester: blob.algorithm.to_string(),

@@ -8,6 +8,8 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::cipher::{CipherKey, WeakKey};
+
 /// The EROFS block, also the unit of block addresses and of the alignment of chunks in decoded blob space.
 pub(crate) const BLOCK: u64 = 4096;
 /// Base-2 logarithm of [`BLOCK`].
@@ -67,6 +69,9 @@ pub(crate) fn digester(algorithm: shoal_proto::Algorithm) -> u32 {
         shoal_proto::Algorithm::Sha256 => 1,
     }
 }
+
+/// The number of the one cipher that blobs have.
+pub(crate) const AES_128_XTS: u32 = 1;
 
 /// Bits of [`ExtSuperBlock::flags`].
 pub(crate) mod flags {
@@ -258,16 +263,45 @@ pub(crate) struct BlobEntry {
     pub(crate) ci_decoded_size: U64,
     /// 136..168: sha256 of the table of contents.
     pub(crate) toc_digest: [u8; 32],
-    /// 168..200: sha256 of a separate meta blob.
+    /// 168..200: sha256 of a separate meta blob; the key of an encrypted blob.
     pub(crate) meta_digest: [u8; 32],
-    /// 200..208: size of a separate meta blob.
+    /// 200..208: size of a separate meta blob; the first half of a tweak.
     pub(crate) meta_size: U64,
-    /// 208..216: second half of an initialisation vector.
+    /// 208..216: the second half of a tweak.
     pub(crate) iv: U64,
-    /// 216..220: cipher, 0 for none.
+    /// 216..220: cipher, 0 for none or [`AES_128_XTS`].
     pub(crate) cipher: U32,
     /// 220..256: 0.
     pub(crate) reserved: [u8; 36],
+}
+
+impl BlobEntry {
+    /// Key and tweak of an encrypted blob, which lie where those of a gzip layer have their meta blob.
+    pub(crate) fn cipher_key(&self) -> Result<CipherKey, WeakKey> {
+        let mut iv = [0; 16];
+        iv[..8].copy_from_slice(&self.meta_size.get().to_le_bytes());
+        iv[8..].copy_from_slice(&self.iv.get().to_le_bytes());
+        CipherKey::new(self.meta_digest, iv)
+    }
+
+    /// The same entry without what is said of encryption.
+    pub(crate) fn plain(self) -> Self {
+        let features = (self.features.get() & !features::ENCRYPTED).into();
+        Self { features, meta_digest: [0; 32], meta_size: 0.into(), iv: 0.into(), cipher: 0.into(), ..self }
+    }
+
+    /// The same entry for a blob that is encrypted with this key.
+    pub(crate) fn encrypted(self, key: &CipherKey) -> Self {
+        let (key, iv) = key.parts();
+        let iv = u128::from_le_bytes(*iv);
+        Self {
+            meta_digest: *key,
+            meta_size: (iv as u64).into(),
+            iv: ((iv >> 64) as u64).into(),
+            cipher: AES_128_XTS.into(),
+            ..self
+        }
+    }
 }
 
 /// Compact inode, 32 bytes. Read, never written.

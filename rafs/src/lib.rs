@@ -27,6 +27,7 @@ mod bootstrap;
 mod builder;
 mod check;
 mod chunk_cache;
+mod cipher;
 mod codec;
 mod error_chain;
 mod expand;
@@ -50,18 +51,23 @@ mod unpack;
 mod zran;
 
 pub use archive::ArchiveError;
-pub use blob::{Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file};
+pub use blob::{
+    Batch, ChunkInfo, ChunkTable, ChunkTableError, InBatch, Member, Toc, TocEntry, chunk_table_file,
+    chunk_table_file_with,
+};
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
 pub use bootstrap::{
     Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, MetaBlob, Nid, OwnBlob,
     SuperBlocks, TocRange,
 };
 pub use builder::{
-    ArchiveLimits, BlobTarget, BuildError, BuildOptions, BuildReport, Builder, ForeignLink, LayerBlob, LayerNotes,
-    MAX_NOTES, MergeError, MergeOptions, MergeReport, OptimizeReport, Output, Progress, merge, merge_with,
+    ArchiveLimits, BlobTarget, BuildError, BuildOptions, BuildReport, Builder, Encryption, ForeignLink, LayerBlob,
+    LayerNotes, MAX_NOTES, MergeError, MergeOptions, MergeReport, OptimizeReport, Output, Progress, merge,
+    merge_with,
 };
 pub use check::{CheckReport, CheckedBlob, KindCounts, Problem, check, check_file};
 pub use chunk_cache::{ChunkCache, Lead};
+pub use cipher::{Cipher, CipherError, CipherKey, WeakKey};
 pub use codec::{Compressor, DecodeError, UnknownCompressor, digest};
 pub use error_chain::chain;
 pub use expand::{ExpandError, check_expanded, expand_blob, expand_pieces};

@@ -34,6 +34,7 @@ mod push;
 mod reference;
 mod referrers;
 mod registry;
+mod seal;
 mod source_image;
 mod stream;
 mod tube;
@@ -44,7 +45,7 @@ pub use auth::{Authfile, AuthfileError, Credentials, Keyring, Offer};
 pub use backend::{BackendRule, CredentialsFileError};
 pub use blob_place::{BlobPlace, BlobPlaceError, Bucket};
 pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};
-pub use bootstrap_layer::{read_bootstrap_layer, write_bootstrap_layer};
+pub use bootstrap_layer::{open_bootstrap_layer, read_bootstrap_layer, write_bootstrap_layer};
 pub use check::{CheckImageError, CheckedImage, ComparedTree, ImageCheckReport, check_image};
 pub use convert::{
     ConvertError, ConvertEvent, ConvertOptions, ConvertReport, ConvertedImage, ConvertedLayer, LayerFailure, convert,
@@ -62,6 +63,7 @@ pub use proxy::{ProxyForm, ProxyOptions, ProxyStats};
 pub use push::{PushError, PushOptions, PushReport, PushedLayer, push};
 pub use reference::{Reference, ReferenceError, Source};
 pub use registry::{Image, Registry};
+pub use seal::{DecryptionKeys, KeyError, LayerSeal, Recipients, SealError};
 pub use source_image::SourceImageError;
 pub use stream::BlobStream;
 pub use upload::Placed;

@@ -10,6 +10,9 @@
 //!
 //! [`PieceTable::decode`] is the only way from encoded bytes to file content in this project. It returns bytes exactly
 //! when every named chunk of the piece has the length and the digest that the bootstrap states. It does no IO.
+//!
+//! Of an encrypted blob a piece is what lies in the blob: it is stored and passed on encrypted. Digests are those of plain
+//! chunks, so whoever verifies decrypts, with the key that is in the bootstrap as the digests are.
 
 use std::ops::Range;
 
@@ -17,6 +20,7 @@ use bytes::Bytes;
 use shoal_proto::{Algorithm, BlobId, Digest, Fingerprint};
 
 use crate::blob::Batch;
+use crate::cipher::{self, Cipher};
 use crate::codec::{self, Compressor, DecodeError};
 use crate::layout::CHUNK_SIZES;
 use crate::zran::InflateContext;
@@ -128,6 +132,8 @@ pub struct Piece {
     /// Where it starts in a file that keeps pieces.
     kept_offset: u64,
     compressor: Compressor,
+    /// What it is encrypted with; never in a gzip layer.
+    cipher: Option<Cipher>,
     content: Content,
 }
 
@@ -155,7 +161,16 @@ impl Piece {
     /// A piece that is one plain chunk, in a blob without batches: its number is the chunk's index.
     pub fn plain(chunk: Chunk, encoded_offset: u64, encoded_len: u32, compressor: Compressor) -> Self {
         let (number, kept_offset, content) = (chunk.index, encoded_offset, Content::One(chunk));
-        Self { number, encoded_offset, encoded_len, kept_offset, compressor, content }
+        Self { number, encoded_offset, encoded_len, kept_offset, compressor, cipher: None, content }
+    }
+
+    /// The same piece in an encrypted blob.
+    pub fn encrypted(mut self, cipher: Option<&Cipher>) -> Self {
+        if let Content::Batch(members) = &mut self.content {
+            let batch = Batch { encoded_len: self.encoded_len, decoded_len: members.decoded_len };
+            members.compressed = batch.is_compressed_in(cipher);
+        }
+        Self { cipher: cipher.cloned(), ..self }
     }
 
     /// A piece of chunks that were compressed as one. `members` are those that the image names, by index, each with its
@@ -171,7 +186,7 @@ impl Piece {
         let (decoded_len, compressed) = (batch.decoded_len, batch.is_compressed());
         let content = Content::Batch(Box::new(Members { decoded_len, compressed, chunks, offsets, context: None }));
         let (encoded_len, kept_offset) = (batch.encoded_len, encoded_offset);
-        Self { number, encoded_offset, encoded_len, kept_offset, compressor, content }
+        Self { number, encoded_offset, encoded_len, kept_offset, compressor, cipher: None, content }
     }
 
     /// A piece of a gzip layer: what is inflated from `context` on, kept from `kept_offset` on. `members` as for
@@ -182,7 +197,8 @@ impl Piece {
         let members =
             Members { decoded_len: context.decoded_len, compressed: true, chunks, offsets, context: Some(context) };
         let content = Content::Batch(Box::new(members));
-        Self { number, encoded_offset, encoded_len, kept_offset, compressor: Compressor::Gzip, content }
+        let (compressor, cipher) = (Compressor::Gzip, None);
+        Self { number, encoded_offset, encoded_len, kept_offset, compressor, cipher, content }
     }
 
     /// Where it lies in the stored blob.
@@ -229,7 +245,9 @@ impl Piece {
     /// BLAKE3 of: the label `shoal piece 1`, compressor (1 byte), encoded offset (8) and length (4), number of chunks
     /// (4), then for each chunk index (4), algorithm (1), digest (32), decoded offset (8) and length (4), compressed (1);
     /// integers little-endian. For a batch then the label `batch`, its decoded length (4), and the offset of each chunk
-    /// in it (4); for one of a gzip layer then the label `zran`, the bits (1) and byte (1) to start with, and the window.
+    /// in it (4); for one of a gzip layer then the label `zran`, the bits (1) and byte (1) to start with, and the window; for one
+    /// of an encrypted blob then the label `aes-128-xts`, key (32) and tweak (16). Fingerprints are shown to other nodes: 256
+    /// random bits cannot be found by their hash.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"shoal piece 1");
@@ -256,6 +274,10 @@ impl Piece {
                 hasher.update(b"zran").update(&[context.bits, context.byte]).update(&context.window);
             }
         }
+        if let Some(cipher) = &self.cipher {
+            let (key, iv) = cipher.key().parts();
+            hasher.update(b"aes-128-xts").update(key).update(iv);
+        }
         Fingerprint::new(*hasher.finalize().as_bytes())
     }
 
@@ -264,12 +286,16 @@ impl Piece {
         if let Some(context) = self.context() {
             return context.inflate(encoded);
         }
-        let compressed = match &self.content {
-            Content::One(chunk) => chunk.compressed,
-            Content::Batch(members) => members.compressed,
-        };
-        let decoder = if compressed { self.compressor } else { Compressor::None };
-        codec::decode(decoder, encoded, self.decoded_len() as usize).map(Bytes::from)
+        let decoder = if self.is_raw() { Compressor::None } else { self.compressor };
+        codec::open(self.cipher.as_ref(), decoder, encoded, self.decoded_len() as usize).map(Bytes::from)
+    }
+
+    /// Whether its bytes are not compressed.
+    fn is_raw(&self) -> bool {
+        match &self.content {
+            Content::One(chunk) => !chunk.compressed,
+            Content::Batch(members) => !members.compressed,
+        }
     }
 
     /// How its stored bytes are inflated, in a gzip layer.
@@ -308,14 +334,16 @@ impl Piece {
         if self.context().is_some() {
             return Ok(());
         }
-        let raw = match &self.content {
-            Content::One(chunk) => !chunk.compressed,
-            Content::Batch(members) => !members.compressed,
+        let (raw, decoded_len) = (self.is_raw(), self.decoded_len());
+        // What is less than a block grows when it is encrypted, also what was compressed to that.
+        let (stored_raw, most) = match self.cipher {
+            Some(_) => (cipher::sealed_len(decoded_len), decoded_len.max(cipher::sealed_len(0))),
+            None => (decoded_len, decoded_len),
         };
-        if raw && self.encoded_len != self.decoded_len() {
+        if raw && self.encoded_len != stored_raw {
             return Err("it is stored raw, but encoded and decoded sizes differ");
         }
-        if self.encoded_len > self.decoded_len() {
+        if self.encoded_len > most {
             return Err("it is larger encoded than decoded");
         }
         if !raw && self.compressor == Compressor::None {

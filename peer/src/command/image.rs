@@ -24,7 +24,9 @@ mod registry;
 mod stat;
 mod unpack;
 
-pub(super) use build::{DigesterName, Job, SourceKind, power_of_two, print_report as print_build_report};
+pub(super) use build::{
+    DigesterName, Job, MAX_ENCRYPTED_CHUNK, SourceKind, encryption, power_of_two, print_report as print_build_report,
+};
 pub(super) use check::print_check;
 pub(super) use inspect::print_image;
 pub(super) use unpack::write_tar;

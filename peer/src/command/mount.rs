@@ -25,6 +25,9 @@ pub(super) struct Mount {
     /// Keep what is fetched in this directory, for the next time. Without it, it goes with the mount.
     #[arg(long, value_name = "DIR", conflicts_with = "bootstrap")]
     data_dir: Option<PathBuf>,
+    /// A PEM file with a private key that opens the bootstrap layer of an encrypted image; may be given several times.
+    #[arg(long, value_name = "FILE", conflicts_with = "bootstrap")]
+    decryption_key: Vec<PathBuf>,
     /// Write which chunks of which files were read, in the order of their first access, when the mount ends.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -54,6 +57,7 @@ impl Mount {
     fn mount_reference(self, reference: &str, mountpoint: &std::path::Path) -> Result<ExitCode, Failure> {
         let reference: Reference = reference.parse()?;
         let mut config = Config::load(None, &self.overrides)?;
+        config.registry.decryption_keys.extend(self.decryption_key);
         let scratch = tempfile::tempdir()?;
         config.data_dir = self.data_dir.unwrap_or_else(|| scratch.path().to_owned());
         runtime()?.block_on(async {

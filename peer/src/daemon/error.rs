@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use shoal_rafs::oci::{AuthfileError, RegistryError};
+use shoal_rafs::oci::{AuthfileError, KeyError, RegistryError};
 
 use crate::{
     control::ControlError,
@@ -41,6 +41,9 @@ pub enum StartError {
     /// The file with registry credentials.
     #[error(transparent)]
     Authfile(#[from] AuthfileError),
+    /// A private key for encrypted images cannot be used.
+    #[error("registry.decryption_keys")]
+    DecryptionKey(#[from] KeyError),
     /// The control plane.
     #[error("cannot start the control plane")]
     Control(#[from] ControlError),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_rafs::oci::{Keyring, Registry, RegistryOptions};
+use shoal_rafs::oci::{Registry, RegistryOptions};
 
 use super::{StartError, registry_options};
 use crate::{
@@ -21,7 +21,8 @@ pub(super) async fn start(
     let Some(address) = config.mirror.address() else { return Ok(None) };
     // What a client may read is asked for with what the client shows, never with what this node could. A client that waits
     // has another host to go to.
-    let options = RegistryOptions { auth: Keyring::default(), retries: 0, proxy: None, ..registry_options(config)? };
+    let (auth, decryption_keys) = Default::default();
+    let options = RegistryOptions { auth, decryption_keys, retries: 0, proxy: None, ..registry_options(config)? };
     let registry = Registry::new(options)?;
     let options = MirrorOptions {
         listen: address,

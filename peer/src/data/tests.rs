@@ -182,6 +182,7 @@ fn request(first: u32, count: usize, priority: Priority) -> Request {
         blob: BlobId::new([2; 32]),
         first,
         fingerprints: vec![Fingerprint::new([3; 32]); count],
+        manifest: None,
     };
     asking(what, priority)
 }

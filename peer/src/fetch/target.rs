@@ -30,6 +30,8 @@ pub(crate) struct BlobTarget {
     pub source: Source,
     /// The bootstrap layer that names the pieces.
     pub bootstrap: ObjectId,
+    /// The manifest, where that layer is encrypted.
+    pub manifest: Option<ObjectId>,
     /// The pieces.
     pub table: Arc<PieceTable>,
     /// Where they are kept.
@@ -100,6 +102,7 @@ impl Target {
             *mine = Arc::new(BlobTarget {
                 source: mine.source.clone(),
                 bootstrap: mine.bootstrap,
+                manifest: mine.manifest,
                 table: mine.table.clone(),
                 handle: mine.handle.clone(),
                 origins: mine.origins.clone(),

@@ -67,7 +67,7 @@ pub enum ImageError {
         /// Most that are taken.
         limit: u64,
     },
-    /// The bootstrap layer is not a tar with a bootstrap.
+    /// The bootstrap layer is not a tar with a bootstrap, or is encrypted and cannot be opened.
     #[error("bootstrap layer sha256:{layer}")]
     Layer {
         /// The layer.

@@ -36,7 +36,7 @@ pub(crate) struct Unpacked {
 }
 
 impl Unpacked {
-    /// Unpacks a bootstrap layer. Blocks.
+    /// Unpacks a bootstrap layer, which is not encrypted any more. Blocks.
     pub(crate) fn read(bytes: &[u8], layer: ObjectId) -> Result<Self, ImageError> {
         let unpacked = read_bootstrap_layer(bytes, &LayerLimits::default())
             .map_err(|e| ImageError::Layer { layer, source: Arc::new(e) })?;

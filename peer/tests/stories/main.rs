@@ -10,6 +10,7 @@ mod converted;
 mod credentials;
 mod demo;
 mod disputed_blob;
+mod encrypted_images;
 mod full_disk;
 mod gzip_layers;
 mod kept_mounts;

@@ -56,8 +56,15 @@ fn hello() -> impl Strategy<Value = Message> {
 }
 
 fn request() -> impl Strategy<Value = Message> {
-    let pieces = (object_id(), blob_id(), 0..u32::MAX - MAX_RUN as u32, vec(fingerprint(), 1..=MAX_RUN))
-        .prop_map(|(bootstrap, blob, first, fingerprints)| Asked::Pieces { bootstrap, blob, first, fingerprints });
+    let first = 0..u32::MAX - MAX_RUN as u32;
+    let pieces = (object_id(), blob_id(), first, vec(fingerprint(), 1..=MAX_RUN), proptest::option::of(object_id()))
+        .prop_map(|(bootstrap, blob, first, fingerprints, manifest)| Asked::Pieces {
+            bootstrap,
+            blob,
+            first,
+            fingerprints,
+            manifest,
+        });
     let kind = prop_oneof![Just(ObjectKind::Manifest), Just(ObjectKind::Blob)];
     let object = (object_id(), kind).prop_map(|(id, kind)| Asked::Object { id, kind });
     let priority = prop_oneof![Just(Priority::Prefetch), Just(Priority::OnDemand)];
@@ -167,6 +174,7 @@ fn what_the_other_side_would_refuse_is_not_sent() {
                 blob: BlobId::new([2; 32]),
                 first,
                 fingerprints: vec![Fingerprint::new([3; 32]); count],
+                manifest: Some(ObjectId::new([4; 32])),
             },
             priority: Priority::OnDemand,
             source: false,

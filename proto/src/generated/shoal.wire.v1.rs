@@ -124,6 +124,9 @@ pub struct Pieces {
     pub first: u32,
     #[prost(bytes = "vec", repeated, tag = "4")]
     pub fingerprints: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The manifest, where the bootstrap layer is encrypted.
+    #[prost(bytes = "vec", tag = "5")]
+    pub manifest: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Object {

@@ -1,5 +1,6 @@
 //! One entry of a chunk table, in both of its forms, and the context of a batch.
 
+use crate::cipher::{self, Cipher};
 use crate::layout::features;
 
 /// Where a chunk lies in its blob.
@@ -45,6 +46,14 @@ impl Batch {
         self.encoded_len != self.decoded_len
     }
 
+    /// The same in an encrypted blob, where less than a block grows.
+    pub(crate) fn is_compressed_in(self, cipher: Option<&Cipher>) -> bool {
+        match cipher {
+            Some(_) => self.encoded_len != cipher::sealed_len(self.decoded_len),
+            None => self.is_compressed(),
+        }
+    }
+
     /// From its context of 40 bytes: stored size, decoded size, reserved.
     pub(super) fn from_context(bytes: &[u8]) -> Self {
         let [sizes] = words(bytes);
@@ -65,6 +74,7 @@ mod v2_flags {
     pub(super) const COMPRESSED: u64 = 1;
     pub(super) const ZRAN: u64 = 2;
     pub(super) const BATCH: u64 = 4;
+    pub(super) const ENCRYPTED: u64 = 8;
     pub(super) const HAS_CRC: u64 = 0x10;
 }
 
@@ -117,11 +127,11 @@ impl ChunkInfo {
     /// From 24 bytes: word 0 decoded offset / 4096 (0..32), size - 1 (32..56), flags (56..64); word 1 encoded offset
     /// (0..40), size (40..64); word 2 the checksum, or offset in the batch or context (0..32) and its number (32..64).
     pub(super) fn from_v2(bytes: &[u8]) -> Result<Self, &'static str> {
-        use v2_flags::{BATCH, COMPRESSED, HAS_CRC, ZRAN};
+        use v2_flags::{BATCH, COMPRESSED, ENCRYPTED, HAS_CRC, ZRAN};
         let [decoded, encoded, data] = words(bytes);
         let flags = decoded >> 56;
-        if flags & !(COMPRESSED | ZRAN | BATCH | HAS_CRC) != 0 {
-            return Err("it is encrypted");
+        if flags & !(COMPRESSED | ZRAN | BATCH | ENCRYPTED | HAS_CRC) != 0 {
+            return Err("it has unknown flags");
         }
         let (batched, zran) = (flags & BATCH != 0, flags & ZRAN != 0);
         if (batched || zran) && flags & HAS_CRC != 0 || batched && zran {
@@ -147,14 +157,20 @@ impl ChunkInfo {
         bytes.get(7).is_some_and(|flags| u64::from(*flags) & v2_flags::ZRAN != 0)
     }
 
+    /// Whether an entry of the second form is one of an encrypted blob.
+    pub(super) fn is_encrypted(bytes: &[u8]) -> bool {
+        bytes.get(7).is_some_and(|flags| u64::from(*flags) & v2_flags::ENCRYPTED != 0)
+    }
+
     /// The 24 bytes of [`from_v2`](Self::from_v2), in a table with these feature bits: they say whether what it is a part of is
-    /// a batch or a context. A chunk has a checksum or one of those, not both.
+    /// a batch or a context, and whether it is encrypted. A chunk has a checksum or one of those, not both.
     pub(super) fn to_v2(self, bits: u32) -> [u8; 24] {
         debug_assert!(self.crc32.is_none() || self.batch.is_none());
         let grouped = if bits & features::ZRAN != 0 { v2_flags::ZRAN } else { v2_flags::BATCH };
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
         let flags = flag(self.compressed, v2_flags::COMPRESSED)
             | flag(self.batch.is_some(), grouped)
+            | flag(bits & features::ENCRYPTED != 0, v2_flags::ENCRYPTED)
             | flag(self.crc32.is_some(), v2_flags::HAS_CRC);
         let batch = self.batch.map(|batch| u64::from(batch.index) << 32 | u64::from(batch.offset));
         let words = [
@@ -274,7 +290,7 @@ mod tests {
         let chunk = ChunkInfo::from_v2(&entry(5, 0, 2 << 32 | 100)).unwrap();
         assert_eq!(chunk.batch, Some(InBatch { index: 2, offset: 100 }));
         assert_eq!((chunk.encoded_offset, chunk.encoded_len, chunk.decoded_len), (7, 0, 100));
-        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(6, 0, 0), entry(8, 1, 0)] {
+        for wrong in [entry(5, 1, 0), entry(0x15, 0, 0), entry(1, 0, 0), entry(6, 0, 0), entry(0x20, 1, 0)] {
             assert!(ChunkInfo::from_v2(&wrong).is_err());
         }
         let context = [&100u32.to_le_bytes()[..], &300u32.to_le_bytes(), &[0; 32]].concat();

@@ -48,7 +48,8 @@ fn a_table_of_the_second_form_needs_no_batches() {
         let v2 = bits & features::CHUNK_INFO_V2 != 0;
         let chunks: Vec<_> = (0..90).map(chunk).collect();
         let table =
-            EncodedTable::new(chunks.iter().copied(), &Contexts::default(), bits, 27_000, Compressor::Lz4).unwrap();
+            EncodedTable::new(chunks.iter().copied(), &Contexts::default(), bits, 27_000, (Compressor::Lz4, None))
+                .unwrap();
         assert_eq!(table.decoded.len(), 90 * if v2 { 24 } else { 16 });
         let path = tempfile::NamedTempFile::new().unwrap();
         fs::write(path.path(), [&[0; 27_000], table.stored(), &table.header_block()].concat()).unwrap();

@@ -117,7 +117,10 @@ impl BlobFile {
             let table = tar::pieces(bootstrap, blob, &file, &path)?;
             return Ok(Self { file, table });
         }
-        let chunks = described.needs_chunk_table().then(|| ChunkTable::read(table)).transpose();
+        let chunks = described
+            .needs_chunk_table()
+            .then(|| ChunkTable::read_with(table, described.cipher.as_ref()))
+            .transpose();
         let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: table.to_owned(), source })?;
         let table = bootstrap.piece_table(blob, chunks.as_ref());
         let table = table.map_err(|source| BlobDirError::Pieces { path, source })?;

@@ -170,11 +170,12 @@ fn named(record: &ChunkRecord, blob: &Blob) -> Named {
 fn check_record(at: At, record: &ChunkRecord, blob: &Blob, header: &Header) -> Result<(), BootstrapError> {
     let chunk_size = header.chunk_size;
     let bits = record.flags.get();
-    if bits & chunk_flags::ENCRYPTED != 0 {
-        return Err(at.unsupported("an encrypted chunk"));
-    }
-    let known =
-        chunk_flags::COMPRESSED | chunk_flags::HAS_CRC | if blob.has_batches() { chunk_flags::BATCH } else { 0 };
+    let expected = if blob.cipher.is_some() { chunk_flags::ENCRYPTED } else { 0 };
+    at.require(bits & chunk_flags::ENCRYPTED == expected, || {
+        format!("flags {bits:#x}: it is encrypted and its blob is not, or the other way round")
+    })?;
+    let batches = if blob.has_batches() { chunk_flags::BATCH } else { 0 };
+    let known = chunk_flags::COMPRESSED | chunk_flags::HAS_CRC | batches | expected;
     at.require(bits & !known == 0, || format!("flags {bits:#x}"))?;
     let index = record.index.get();
     at.require(index < blob.chunk_count, || format!("chunk {index} of a blob of {} chunks", blob.chunk_count))?;

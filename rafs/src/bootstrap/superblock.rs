@@ -224,9 +224,6 @@ fn check_ext(at: At, ext: &ExtSuperBlock) -> Result<(Algorithm, Compressor), Boo
         | flags::ENCRYPTION_AES
         | flags::COMPATIBLE;
     at.require(bits & !known == 0, || format!("unknown flags in {bits:#x}"))?;
-    if bits & flags::ENCRYPTION_AES != 0 {
-        return Err(at.unsupported("encryption"));
-    }
     let (algorithm, compressor) = algorithms(at, bits)?;
     let chunk_size = ext.chunk_size.get();
     at.require(chunk_size.is_power_of_two() && layout::CHUNK_SIZES.contains(&chunk_size), || {

@@ -9,6 +9,7 @@ use super::image::{Image, view};
 use super::superblock::Header;
 use super::{Blob, BootstrapError, ChunkTableRange, MetaBlob, Nid, Origin, OwnBlob, TocRange};
 use crate::blob;
+use crate::cipher::Cipher;
 use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
 
@@ -99,6 +100,7 @@ fn blob_of(
         toc,
         meta: (bits & features::SEPARATE != 0 && entry.meta_digest != [0; 32])
             .then(|| MetaBlob { id: BlobId::new(entry.meta_digest), size: entry.meta_size.get() }),
+        cipher: cipher(at, entry)?,
     })
 }
 
@@ -126,26 +128,34 @@ fn blob_id(at: At, text: &[u8; 64]) -> Result<BlobId, BootstrapError> {
     parsed.ok_or_else(|| at.invalid(format!("blob id {:?}", String::from_utf8_lossy(text))))
 }
 
+/// What a blob is encrypted with. Its feature bits and its cipher must say the same of it.
+fn cipher(at: At, entry: &BlobEntry) -> Result<Option<Cipher>, BootstrapError> {
+    let (bits, cipher) = (entry.features.get(), entry.cipher.get());
+    let encrypted = bits & features::ENCRYPTED != 0;
+    at.require(cipher == if encrypted { layout::AES_128_XTS } else { 0 }, || {
+        format!("cipher {cipher} with feature bits {bits:#x}")
+    })?;
+    let key = encrypted.then(|| entry.cipher_key()).transpose();
+    Ok(key.map_err(|weak| at.invalid(weak.to_string()))?.map(Cipher::new))
+}
+
 fn check_features(at: At, entry: &BlobEntry, origin: Origin) -> Result<(), BootstrapError> {
     let bits = entry.features.get();
     at.require(bits & 0xFFFF & !features::KNOWN_INCOMPAT == 0, || format!("unknown feature bits in {bits:#x}"))?;
     at.require(bits & features::INTERNAL == 0 || origin == Origin::V5, || {
         format!("feature bits {bits:#x} have an internal one set")
     })?;
-    let refused = [(features::ENCRYPTED, "encryption"), (features::EXTERNAL, "an external backend")];
-    if let Some((_, what)) = refused.into_iter().find(|(bit, _)| bits & bit != 0) {
-        return Err(at.unsupported(what));
-    }
-    if entry.cipher.get() != 0 {
-        return Err(at.unsupported("encryption"));
+    if bits & features::EXTERNAL != 0 {
+        return Err(at.unsupported("an external backend"));
     }
     let zran = bits & features::ZRAN != 0;
     if bits & features::SEPARATE != 0 && !zran {
         return Err(at.unsupported("chunks of an uncompressed layer"));
     }
-    at.require(!zran || bits & features::SEPARATE != 0 && bits & features::BATCH == 0, || {
-        format!("feature bits {bits:#x}: a gzip layer whose chunk table is in it, or with batches")
-    })?;
+    at.require(
+        !zran || bits & features::SEPARATE != 0 && bits & (features::BATCH | features::ENCRYPTED) == 0,
+        || format!("feature bits {bits:#x}: a gzip layer whose chunk table is in it, or with batches, or encrypted"),
+    )?;
     if bits & features::TARFS != 0 {
         let only = features::TARFS | features::CAP_TAR_TOC;
         return at.require(bits == only, || format!("feature bits {bits:#x} of a tar, which has {only:#x}"));
@@ -155,9 +165,9 @@ fn check_features(at: At, entry: &BlobEntry, origin: Origin) -> Result<(), Boots
 
 fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Result<(), BootstrapError> {
     let (chunks, bits) = (entry.chunk_count.get(), entry.features.get());
-    let grouped = bits & (features::BATCH | features::ZRAN) != 0;
-    at.require(!grouped || bits & features::CHUNK_INFO_V2 != 0, || {
-        format!("feature bits {bits:#x}: batches without the chunk table that can hold them")
+    let marked = bits & (features::BATCH | features::ZRAN | features::ENCRYPTED) != 0;
+    at.require(!marked || bits & features::CHUNK_INFO_V2 != 0, || {
+        format!("feature bits {bits:#x}: batches or encryption without the chunk table that can say so")
     })?;
     at.require(blob::size_fits(table.decoded_size, chunks, bits), || {
         format!("a chunk table of {} bytes for {chunks} chunks, feature bits {bits:#x}", table.decoded_size)

@@ -13,6 +13,8 @@ use super::pipeline::Prepared;
 pub(super) struct Batches {
     /// A batch stays below this many bytes.
     size: usize,
+    /// A batch has at least this many bytes, zeroes behind its chunks if need be.
+    least: usize,
     spare: Vec<Prepared>,
     open: Option<OpenBatch>,
     closed: u32,
@@ -37,10 +39,10 @@ pub(super) struct ClosedBatch {
 }
 
 impl Batches {
-    /// Batches below `size` bytes, of which `buffers` exist at a time.
-    pub(super) fn new(size: usize, buffers: usize) -> Self {
+    /// Batches of at least `least` and below `size` bytes, of which `buffers` exist at a time.
+    pub(super) fn new(size: usize, least: usize, buffers: usize) -> Self {
         let spare = (0..buffers).map(|_| Prepared::default()).collect();
-        Self { size, spare, open: None, closed: 0, done: BTreeMap::new() }
+        Self { size, least, spare, open: None, closed: 0, done: BTreeMap::new() }
     }
 
     /// Whether the next chunk can be taken, whatever it is: it opens at most one batch.
@@ -66,7 +68,8 @@ impl Batches {
 
     /// Takes the open batch, if there is one.
     pub(super) fn close(&mut self) -> Option<ClosedBatch> {
-        let OpenBatch { first, batch } = self.open.take()?;
+        let OpenBatch { first, mut batch } = self.open.take()?;
+        batch.decoded.resize(batch.decoded.len().max(self.least), 0);
         self.closed += 1;
         Some(ClosedBatch { number: self.closed - 1, first, batch })
     }

@@ -11,6 +11,7 @@ use super::pipeline::Prepared;
 use super::tree::ChunkPlace;
 use super::{BuildError, BuildOptions};
 use crate::blob::{Batch, ChunkInfo, InBatch};
+use crate::cipher::Cipher;
 use crate::layout::{self, BLOCK, ChunkRecord, chunk_flags};
 
 /// What a chunk is known by: digest and decoded length. One algorithm is meant.
@@ -61,6 +62,7 @@ struct StoredBatch {
 pub(super) struct BlobWriter {
     pub(super) options: BuildOptions,
     pub(super) file: BlobFile,
+    pub(super) cipher: Option<Cipher>,
     decoded_size: u64,
     known: Known,
     /// By index.
@@ -71,8 +73,9 @@ pub(super) struct BlobWriter {
 impl BlobWriter {
     /// A writer of a new blob, for what is not in `known`.
     pub(super) fn new(target: BlobTarget<'_>, options: BuildOptions, known: Known) -> Result<Self, BuildError> {
+        let cipher = options.encryption.cipher()?;
         let file = BlobFile::new(target)?;
-        Ok(Self { options, file, decoded_size: 0, known, records: Vec::new(), batches: Vec::new() })
+        Ok(Self { options, file, cipher, decoded_size: 0, known, records: Vec::new(), batches: Vec::new() })
     }
 
     pub(super) fn known(&self) -> Known {
@@ -96,10 +99,11 @@ impl BlobWriter {
         }
         let index = self.records.len() as u32;
         self.check_limits(index)?;
+        let encrypted = if self.cipher.is_some() { chunk_flags::ENCRYPTED } else { 0 };
         self.records.push(ChunkRecord {
             digest: chunk.digest,
             blob: 0.into(),
-            flags: chunk_flags::HAS_CRC.into(),
+            flags: (chunk_flags::HAS_CRC | encrypted).into(),
             // What a chunk in a batch keeps, as other builders have it.
             encoded_size: 0.into(),
             encoded_offset: 0.into(),
@@ -172,7 +176,8 @@ impl BlobWriter {
             if let Some((number, stored)) = batches.next_if(|(_, stored)| stored.first == record.index.get()) {
                 open = Some((number, *stored, 0));
             }
-            let batched = open.as_mut().filter(|(_, stored, offset)| *offset < stored.batch.decoded_len);
+            // Chunks of batches have no stored bytes of their own.
+            let batched = open.as_mut().filter(|_| record.encoded_size.get() == 0);
             match batched {
                 None => plain(record),
                 Some((number, stored, offset)) => {

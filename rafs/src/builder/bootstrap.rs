@@ -6,7 +6,7 @@
 //! ```
 
 use shoal_proto::Algorithm;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::place::{self, Place, Places};
 use super::tree::{self, Inode, InodeIndex, Node, Tree};
@@ -85,6 +85,13 @@ pub(super) fn write(tree: &Tree, mut contents: Contents) -> Result<Vec<u8>, Buil
     Ok(image.bytes)
 }
 
+/// Whether these bytes of a bootstrap have the key of an encrypted blob in them.
+pub(super) fn has_keys(bytes: &[u8]) -> bool {
+    let ext = bytes.get(layout::EXT_SUPER_OFFSET as usize..);
+    let ext = ext.and_then(|bytes| ExtSuperBlock::ref_from_prefix(bytes).ok());
+    ext.is_some_and(|(ext, _)| ext.flags.get() & flags::ENCRYPTION_AES != 0)
+}
+
 /// The bytes of the prefetch table. Without blobs there is nothing to fetch.
 fn prefetch_table(contents: &Contents, places: &Places) -> Result<Vec<u8>, BuildError> {
     let listed = if contents.blobs.is_empty() { &[][..] } else { &contents.prefetch };
@@ -154,7 +161,9 @@ impl Image<'_> {
         let inlined = blobs.len() > 0 && blobs.all(|blob| blob.features.get() & features::INLINED_DIGESTS != 0);
         let inlined = if inlined { flags::INLINED_DIGESTS } else { 0 };
         let tarfs = if contents.tarfs { flags::TARFS } else { 0 };
-        let flags = compressor | digest | xattrs | inlined | tarfs | flags::EXPLICIT_OWNERS | flags::ENCRYPTION_NONE;
+        let encrypted = contents.blobs.iter().any(|blob| blob.cipher.get() != 0);
+        let encryption = if encrypted { flags::ENCRYPTION_AES } else { flags::ENCRYPTION_NONE };
+        let flags = compressor | digest | xattrs | inlined | tarfs | flags::EXPLICIT_OWNERS | encryption;
         ExtSuperBlock {
             flags: flags.into(),
             blob_table_offset: blob_table.into(),

@@ -27,6 +27,25 @@ pub enum BuildError {
         /// Bytes of a chunk.
         chunk_size: u32,
     },
+    /// An encrypted blob that would have its key inside.
+    #[error("a bootstrap inside an encrypted blob would have the key in it: encrypt without inline metadata")]
+    KeyInBlob,
+    /// The chunk table of an encrypted blob cannot hold such chunks.
+    #[error("chunks of {found:#x} bytes cannot be encrypted: the chunk size must be at most 0x800000")]
+    EncryptedChunkSize {
+        /// What was asked for.
+        found: u32,
+    },
+    /// A gzip layer that stays as it is.
+    #[error("a layer that stays as it is cannot be encrypted")]
+    EncryptedLayer,
+    /// There are no random numbers for a key.
+    #[error("cannot make a key")]
+    RandomKey {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// An earlier image cannot be used.
     #[error("earlier image {position}: {problem}")]
     Dictionary {

@@ -21,7 +21,7 @@ use super::output::BlobTarget;
 use super::overlay::Overlay;
 use super::prefetch;
 use super::tree::{ChunkPlace, Draft, Inode, Tree};
-use super::{BuildError, BuildOptions, BuildReport, Builder, Notes, pipeline};
+use super::{BuildError, BuildOptions, BuildReport, Builder, Encryption, Notes, pipeline};
 use crate::blob_dir::BlobDirReader;
 use crate::bootstrap::Bootstrap;
 use crate::source::ChunkId;
@@ -59,7 +59,10 @@ impl Builder {
         bootstrap: &Path,
         blob_dir: &Path,
     ) -> Result<OptimizeReport, BuildError> {
-        let options = BuildOptions { chunk_size: image.chunk_size(), algorithm: image.algorithm(), ..self.options };
+        // A copy of what is encrypted is encrypted as well.
+        let encryption = if image.is_encrypted() { Encryption::FreshKey } else { self.options.encryption };
+        let (chunk_size, algorithm) = (image.chunk_size(), image.algorithm());
+        let options = BuildOptions { chunk_size, algorithm, encryption, ..self.options };
         options.check()?;
         let (dictionary, _) = Dictionary::new(std::slice::from_ref(image), &options)?;
         let mut tree = tree(image)?;

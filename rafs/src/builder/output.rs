@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 
-use super::BuildError;
+use super::{BuildError, bootstrap};
 
 /// Where an image goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,13 +80,13 @@ impl BlobFile {
         let (place, sink, path) = match target {
             BlobTarget::Dir(dir) => {
                 std::fs::create_dir_all(dir).map_err(BuildError::io("make", dir))?;
-                (dir, Sink::Temporary(temporary(dir)?), None)
+                (dir, Sink::Temporary(temporary(dir, 0o644)?), None)
             }
             BlobTarget::File(path) if is_stream(path) => {
                 let file = File::options().write(true).open(path);
                 (path, Sink::Stream(file.map_err(BuildError::io("open", path))?), Some(path))
             }
-            BlobTarget::File(path) => (path, Sink::Temporary(temporary(parent(path))?), Some(path)),
+            BlobTarget::File(path) => (path, Sink::Temporary(temporary(parent(path), 0o644)?), Some(path)),
             BlobTarget::Nowhere => (Path::new(""), Sink::Nothing, None),
         };
         let sink = BufWriter::with_capacity(1 << 20, sink);
@@ -144,10 +144,10 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// A new file in `dir` that is deleted unless it is given its name.
-fn temporary(dir: &Path) -> Result<tempfile::NamedTempFile, BuildError> {
+fn temporary(dir: &Path, mode: u32) -> Result<tempfile::NamedTempFile, BuildError> {
     let file = tempfile::Builder::new()
         .prefix(".shoal-")
-        .permissions(std::fs::Permissions::from_mode(0o644))
+        .permissions(std::fs::Permissions::from_mode(mode))
         .tempfile_in(dir);
     file.map_err(BuildError::io("make a file in", dir))
 }
@@ -159,9 +159,9 @@ fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), BuildError>
     Ok(())
 }
 
-/// Writes a small file.
+/// Writes a bootstrap, for its owner alone if it has the key of a blob.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
-    let mut file = temporary(parent(path))?;
+    let mut file = temporary(parent(path), if bootstrap::has_keys(bytes) { 0o600 } else { 0o644 })?;
     file.write_all(bytes).map_err(BuildError::io("write", path))?;
     persist(file, path)
 }

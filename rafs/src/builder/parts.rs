@@ -50,13 +50,16 @@ impl OpenBlob {
         let batches = writer.batches();
         let (data_size, decoded_size) = (writer.encoded_size(), writer.decoded_size());
         let options = writer.options;
-        let bits =
-            options.features() | if batches.is_empty() { 0 } else { features::CHUNK_INFO_V2 | features::BATCH };
+        let batched = if batches.is_empty() { 0 } else { features::CHUNK_INFO_V2 | features::BATCH };
+        let encrypted = if writer.cipher.is_some() { features::CHUNK_INFO_V2 | features::ENCRYPTED } else { 0 };
+        let bits = options.features() | batched | encrypted;
         let offset = data_size + if options.has_tar_headers() { blob::TAR_HEADER } else { 0 };
-        let compressor = options.table_compressor();
-        let table = EncodedTable::new(writer.chunks(), &Contexts::of_batches(&batches), bits, offset, compressor);
-        let table = table.map_err(BuildError::io("compress the chunk table of a blob in", writer.file.place()))?;
+        let (contexts, codec) =
+            (Contexts::of_batches(&batches), (options.table_compressor(), writer.cipher.as_ref()));
+        let table = EncodedTable::new(writer.chunks(), &contexts, bits, offset, codec);
+        let table = table.map_err(BuildError::io("encode the chunk table of a blob in", writer.file.place()))?;
         let entry = entry(&options, &table, writer.records.len(), decoded_size);
+        let entry = writer.cipher.as_ref().map_or(entry, |cipher| entry.encrypted(cipher.key()));
         let BlobWriter { file, records, .. } = writer;
         let mut blob = Self { file, options, toc: Vec::new(), entry: Some(entry), records };
         blob.data_header(data_size, decoded_size)?;
@@ -134,8 +137,7 @@ impl OpenBlob {
 
     fn table(&mut self, table: &EncodedTable) -> Result<(), BuildError> {
         self.part(blob::TABLE_NAME, table.compressor, &table.decoded, table.stored())?;
-        let header = table.header_block();
-        self.part(blob::TABLE_HEADER_NAME, Compressor::None, &header, &header)?;
+        self.part(blob::TABLE_HEADER_NAME, Compressor::None, &table.header_block(), &table.stored_header())?;
         self.header(blob::TABLE_NAME, table.stored().len() as u64 + CI_HEADER)?;
         if self.options.toc { self.digests() } else { Ok(()) }
     }

@@ -28,6 +28,7 @@ use super::collector::{Collector, Stored};
 use super::scan::Version;
 use super::tree::InodeIndex;
 use super::{BuildError, BuildOptions};
+use crate::cipher::{self, Cipher};
 use crate::codec::{self, Encoder};
 
 /// Most worker threads.
@@ -44,13 +45,15 @@ pub(super) struct Prepared {
     /// Whether `encoded` is the compressed form. Not so where that would be larger, and for chunks that the blob has or that
     /// go into a batch.
     pub(super) compressed: bool,
+    /// Whether `encoded` is what is written although it may not be compressed: it is encrypted.
+    pub(super) encrypted: bool,
     pub(super) encoded: Vec<u8>,
 }
 
 impl Prepared {
     /// What is written to the blob.
     pub(super) fn stored(&self) -> &[u8] {
-        if self.compressed { &self.encoded } else { &self.decoded }
+        if self.compressed || self.encrypted { &self.encoded } else { &self.decoded }
     }
 
     /// What the chunk is known by.
@@ -209,13 +212,15 @@ pub(super) fn run<T>(
         free.send(Prepared::default()).map_err(|_| BuildError::Worker)?;
     }
     let queue = Mutex::new(queue);
-    let known = writer.known();
+    let (known, cipher) = (writer.known(), writer.cipher.clone());
     thread::scope(|scope| {
         for _ in 0..workers {
             let done = done.clone();
-            scope.spawn(|| work(&queue, options, &known, done));
+            scope.spawn(|| work(&queue, options, (&known, cipher.as_ref()), done));
         }
-        let batches = Batches::new(options.batch_size.unwrap_or(0) as usize, batch_buffers);
+        // What is less than a block grows when it is encrypted, and its length would tell readers that it is compressed.
+        let least = if cipher.is_some() { cipher::BLOCK } else { 0 };
+        let batches = Batches::new(options.batch_size.unwrap_or(0) as usize, least, batch_buffers);
         let collector = Collector::new(options, writer, progress, jobs.clone(), free, batches);
         let collector = scope.spawn(move || collector.run(finished));
         let fed = {
@@ -235,8 +240,14 @@ pub(super) fn run<T>(
     })
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, options: BuildOptions, known: &Known, done: SyncSender<Done>) {
-    let mut worker = Worker { options, known, encoder: Encoder::with_level(options.compressor, options.level) };
+fn work(
+    queue: &Mutex<Receiver<Job>>,
+    options: BuildOptions,
+    (known, cipher): (&Known, Option<&Cipher>),
+    done: SyncSender<Done>,
+) {
+    let encoder = Encoder::with_level(options.compressor, options.level);
+    let mut worker = Worker { options, known, cipher, encoder };
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         // What never arrived would leave the collector waiting.
@@ -247,7 +258,7 @@ fn work(queue: &Mutex<Receiver<Job>>, options: BuildOptions, known: &Known, done
                 Done::Chunk(DoneChunk { number, inode, alone, chunk })
             }
             Ok(Job::Batch { number, batch }) => {
-                let batch = catch_unwind(AssertUnwindSafe(|| worker.compress(batch)));
+                let batch = catch_unwind(AssertUnwindSafe(|| worker.encode(batch)));
                 Done::Batch { number, batch: batch.unwrap_or(Err(BuildError::Worker)) }
             }
             Err(_) => return,
@@ -262,6 +273,7 @@ fn work(queue: &Mutex<Receiver<Job>>, options: BuildOptions, known: &Known, done
 struct Worker<'a> {
     options: BuildOptions,
     known: &'a Known,
+    cipher: Option<&'a Cipher>,
     encoder: io::Result<Encoder>,
 }
 
@@ -277,16 +289,24 @@ impl Worker<'_> {
         }
         chunk.digest = codec::digest(self.options.algorithm, &chunk.decoded).bytes;
         chunk.crc32 = crc32c::crc32c(&chunk.decoded);
-        chunk.compressed = false;
+        (chunk.compressed, chunk.encrypted) = (false, false);
         // Only a saving: whether the chunk is a duplicate is decided, in order, where chunks are appended.
-        if alone && !self.known.contains(&chunk.key()) { self.compress(chunk) } else { Ok(chunk) }
+        if alone && !self.known.contains(&chunk.key()) { self.encode(chunk) } else { Ok(chunk) }
     }
 
-    /// Compresses what is there, if that makes it smaller.
-    fn compress(&mut self, mut unit: Prepared) -> Result<Prepared, BuildError> {
+    /// Compresses what is there, if that makes it smaller, and encrypts it where that is asked for.
+    fn encode(&mut self, mut unit: Prepared) -> Result<Prepared, BuildError> {
         let failed = |error: &io::Error| BuildError::Encode { message: error.to_string() };
         let encoder = self.encoder.as_mut().map_err(|error| failed(error))?;
         unit.compressed = encoder.encode_into(&unit.decoded, &mut unit.encoded).map_err(|error| failed(&error))?;
+        unit.encrypted = self.cipher.is_some();
+        if let Some(cipher) = self.cipher {
+            unit.compressed &= cipher::is_unmistakable(&unit.encoded);
+            if !unit.compressed {
+                unit.encoded.clone_from(&unit.decoded);
+            }
+            cipher.seal(&mut unit.encoded);
+        }
         Ok(unit)
     }
 }

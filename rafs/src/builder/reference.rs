@@ -24,7 +24,7 @@ use super::bootstrap::{self, Contents};
 use super::output::{BlobFile, Output};
 use super::parts::{self, OpenBlob};
 use super::tree::{ChunkPlace, InodeIndex, Tree};
-use super::{BuildError, BuildOptions, BuildReport, Builder, LayerNotes, Notes, Progress, tar};
+use super::{BuildError, BuildOptions, BuildReport, Builder, Encryption, LayerNotes, Notes, Progress, tar};
 use crate::archive::{Archive, Member};
 use crate::blob::{ChunkInfo, Contexts, EncodedTable, InBatch, ZRAN_FEATURES};
 use crate::codec::{self, Compressor};
@@ -84,6 +84,9 @@ impl Builder {
         layer: Option<(&mut LayerNotes, &mut Sha256)>,
     ) -> Result<BuildReport, BuildError> {
         self.options.check()?;
+        if self.options.encryption != Encryption::None {
+            return Err(BuildError::EncryptedLayer);
+        }
         let file = BlobFile::new(output.blob)?;
         let mut notes = Notes::default();
         let mut indexer = Indexer::new(stream);
@@ -337,7 +340,7 @@ impl<'a> Index<'a> {
         }
         let bits = ZRAN_FEATURES | self.options.features();
         let contexts = Contexts::of_gzip_layer(contexts);
-        let table = EncodedTable::new(self.chunks.iter().copied(), &contexts, bits, 0, Compressor::Zstd);
+        let table = EncodedTable::new(self.chunks.iter().copied(), &contexts, bits, 0, (Compressor::Zstd, None));
         let table = table.map_err(BuildError::io("compress the chunk table of a blob in", file.place()))?;
         let entry = BlobEntry {
             blob_id: layout::blob_id(layer),

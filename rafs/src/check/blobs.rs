@@ -273,7 +273,7 @@ fn chunk_table(
         return;
     }
     let place = format!("chunk table of blob {}", blob.id);
-    let table = match ChunkTable::read(path) {
+    let table = match ChunkTable::read_with(path, blob.cipher.as_ref()) {
         Ok(table) => table,
         Err(error) => return report.problem(place, chain(&error)),
     };

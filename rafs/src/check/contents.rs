@@ -118,7 +118,10 @@ impl Contents<'_> {
             return Err(format!("{} bytes once decoded", entry.decoded_size));
         }
         let stored = self.read(&entry.range).map_err(|error| error.to_string())?;
-        let decoded = codec::decode(entry.compressor, &stored, entry.decoded_size as usize);
+        // Digests and bootstrap lie there as they are.
+        let encrypted = [blob::TABLE_NAME, blob::TABLE_HEADER_NAME].contains(&entry.name.as_str());
+        let cipher = self.blob.cipher.as_ref().filter(|_| encrypted);
+        let decoded = codec::open(cipher, entry.compressor, &stored, entry.decoded_size as usize);
         let decoded = decoded.map_err(|error| error.to_string())?;
         match Sha256::digest(decoded)[..] == entry.sha256[..] {
             true => Ok(()),

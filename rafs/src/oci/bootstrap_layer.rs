@@ -14,8 +14,9 @@ use flate2::{Compression, GzBuilder, read::MultiGzDecoder};
 use sha2::{Digest, Sha256};
 use shoal_proto::{BlobId, ObjectId};
 use tar::{EntryType, Header};
+use tempfile::NamedTempFile;
 
-use super::BlobPlace;
+use super::{BlobPlace, DecryptionKeys, LayerSeal, Recipients, SealError};
 
 const BOOTSTRAP: &str = "image/image.boot";
 const TABLE_SUFFIX: &str = ".blob.meta";
@@ -62,6 +63,9 @@ pub enum LayerError {
     /// No bootstrap in it.
     #[error("the bootstrap layer has no image/image.boot")]
     Missing,
+    /// It is encrypted, and cannot be read.
+    #[error(transparent)]
+    Seal(#[from] SealError),
 }
 
 /// How much a bootstrap layer may hold once decompressed.
@@ -101,6 +105,26 @@ pub struct WrittenLayer {
     pub size: u64,
     /// The sha256 of the tar: its place in `rootfs.diff_ids` of the config.
     pub diff_id: ObjectId,
+}
+
+/// Decrypts a bootstrap layer, in its own memory, if the manifest says that it is encrypted: by `seal`.
+///
+/// # Errors
+/// [`SealError`].
+pub fn open_bootstrap_layer(
+    layer: ObjectId,
+    bytes: Bytes,
+    seal: Option<&LayerSeal>,
+    keys: &DecryptionKeys,
+) -> Result<Bytes, SealError> {
+    match seal {
+        Some(seal) => {
+            let mut bytes = Vec::from(bytes);
+            seal.open(layer, &mut bytes, keys)?;
+            Ok(bytes.into())
+        }
+        None => Ok(bytes),
+    }
 }
 
 /// Reads a bootstrap layer.
@@ -229,6 +253,39 @@ pub fn write_bootstrap_layer(
     compressed.flush()?;
     let (_, id, size) = compressed.finish();
     Ok(WrittenLayer { id, size, diff_id })
+}
+
+/// A bootstrap layer in a file, as it is sent.
+#[derive(Debug)]
+pub(super) struct LayerFile {
+    /// Of an encrypted layer, digest and size are those of what is sent.
+    pub(super) layer: WrittenLayer,
+    /// How it is encrypted, if it is.
+    pub(super) seal: Option<LayerSeal>,
+    pub(super) file: NamedTempFile,
+}
+
+impl LayerFile {
+    /// Writes a layer, encrypted for `recipients` if there are any; then all of it is in memory meanwhile.
+    pub(super) fn write(
+        bootstrap: &[u8],
+        chunk_tables: &BTreeMap<BlobId, Bytes>,
+        backend: Option<&BlobPlace>,
+        recipients: Option<&Recipients>,
+    ) -> io::Result<Self> {
+        let mut file = NamedTempFile::new()?;
+        let Some(recipients) = recipients else {
+            let out = io::BufWriter::new(file.as_file_mut());
+            let layer = write_bootstrap_layer(bootstrap, chunk_tables, backend, out)?;
+            return Ok(Self { layer, seal: None, file });
+        };
+        let mut bytes = Vec::new();
+        let layer = write_bootstrap_layer(bootstrap, chunk_tables, backend, &mut bytes)?;
+        let seal = LayerSeal::seal(&mut bytes, recipients).map_err(io::Error::other)?;
+        file.write_all(&bytes)?;
+        let id = ObjectId::new(Sha256::digest(&bytes).into());
+        Ok(Self { layer: WrittenLayer { id, ..layer }, seal: Some(seal), file })
+    }
 }
 
 /// A tar header that says nothing of the clock and the user.

@@ -23,8 +23,8 @@ use shoal_proto::{BlobId, ObjectId};
 use tempfile::TempDir;
 
 use super::{
-    BootstrapLayer, Descriptor, ImageManifest, LayerLimits, Platform, Reference, Registry, RegistryError, Source,
-    SourceImageError,
+    BootstrapLayer, Descriptor, ImageManifest, LayerError, LayerLimits, Platform, Reference, Registry, RegistryError,
+    Source, SourceImageError,
     document::{self, Child, Document},
     manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK},
     nydus_source::{MAX_LAYER, nydus_images},
@@ -33,7 +33,9 @@ use super::{
     source_image::{MAX_CONFIG, SourceImage, choose},
     tube::{Hashed, through},
 };
-use crate::{ArchiveError, Blob, BlobDirReader, Bootstrap, CheckReport, Problem, chain, chunk_table_file};
+use crate::{
+    ArchiveError, Blob, BlobDirReader, Bootstrap, CheckReport, Cipher, Problem, chain, chunk_table_file_with,
+};
 use source_tree::SourceTree;
 
 mod source_tree;
@@ -136,7 +138,6 @@ impl ImageCheck<'_> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let platform = document::platform(self.child.raw.get("platform").unwrap_or(&config));
         let layer = self.registry.blob(self.source, manifest.bootstrap.id, MAX_LAYER).await?;
-        diff_ids(&config, &manifest, &layer, &mut problems);
         if layer.len() as u64 != manifest.bootstrap.size {
             problems.add(
                 "bootstrap layer",
@@ -144,7 +145,12 @@ impl ImageCheck<'_> {
             );
         }
         let (mut image, mut compared) = (CheckReport::default(), None);
-        match read_bootstrap_layer(&layer[..], &LayerLimits::default()) {
+        let layer = self.registry.open_layer(manifest.bootstrap.id, layer, manifest.seal.as_ref());
+        let layer = layer.map_err(LayerError::from).and_then(|layer| {
+            diff_ids(&config, &manifest, &layer, &mut problems);
+            read_bootstrap_layer(&layer[..], &LayerLimits::default())
+        });
+        match layer {
             Err(error) => problems.add("bootstrap layer", chain(&error)),
             Ok(layer) => {
                 if let Some(place) = &layer.backend
@@ -178,9 +184,10 @@ impl ImageCheck<'_> {
     ) -> Result<(), CheckImageError> {
         let mut sizes: BTreeMap<BlobId, u64> = manifest.blobs.iter().copied().collect();
         let elsewhere = sizes.is_empty() && (layer.backend.is_some() || self.registry.has_backend(self.source));
-        let mut gzip_layers = Vec::new();
+        let (mut gzip_layers, mut ciphers) = (Vec::new(), BTreeMap::new());
         if let Ok(bootstrap) = Bootstrap::parse(layer.bootstrap.clone()) {
             for blob in bootstrap.blobs() {
+                ciphers.extend(blob.cipher.clone().map(|cipher| (blob.id, cipher)));
                 if blob.is_gzip_layer() {
                     gzip_layer(blob, manifest, layer, problems);
                     gzip_layers.push((blob.id, blob.encoded_size));
@@ -212,7 +219,7 @@ impl ImageCheck<'_> {
             let mut file = tokio::fs::File::create(&path).await?;
             let descriptor = Descriptor { id: ObjectId::new(*id.as_bytes()), size: *size };
             match self.registry.blob_to(self.source, &descriptor, &mut file).await {
-                Ok(()) => table(*id, &path, layer, problems),
+                Ok(()) => table(*id, (&path, ciphers.get(id)), layer, problems),
                 Err(error @ (RegistryError::WrongDigest { .. } | RegistryError::NotFound { .. })) => {
                     problems.add(format!("blob {id}"), chain(&error));
                 }
@@ -351,9 +358,9 @@ fn gzip_layer(blob: &Blob, manifest: &ImageManifest, layer: &BootstrapLayer, pro
 }
 
 /// The chunk table in the bootstrap layer must be that in the blob.
-fn table(id: BlobId, path: &Path, layer: &BootstrapLayer, problems: &mut Problems) {
+fn table(id: BlobId, (path, cipher): (&Path, Option<&Cipher>), layer: &BootstrapLayer, problems: &mut Problems) {
     let Some(copy) = layer.chunk_tables.get(&id) else { return };
-    match chunk_table_file(path) {
+    match chunk_table_file_with(path, cipher) {
         Ok(own) if own == copy[..] => {}
         Ok(_) => problems.add("bootstrap layer", format!("the chunk table of blob {id} is not the one in the blob")),
         Err(error) => problems.add(format!("blob {id}"), chain(&error)),

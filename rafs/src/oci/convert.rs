@@ -26,15 +26,15 @@ use serde::Serialize;
 use shoal_proto::ObjectId;
 
 use super::{
-    BlobPlace, CopiedBlobs, Descriptor, NydusSourceError, Platform, PushedLayer, Reference, ReferenceError, Registry,
-    RegistryError, SourceImageError,
+    BlobPlace, CopiedBlobs, Descriptor, NydusSourceError, Platform, PushedLayer, Recipients, Reference,
+    ReferenceError, Registry, RegistryError, SourceImageError,
     copy::Copier,
     document::{self, Child, Content, Document},
     nydus_image::NYDUS_CONFIG,
     push::digest,
     source_image::choose,
 };
-use crate::{BootstrapError, BuildError, BuildOptions, ChunkTableError, MergeError};
+use crate::{BootstrapError, BuildError, BuildOptions, ChunkTableError, Encryption, MergeError};
 use dictionary::Dictionary;
 use image::Conversion;
 use records::Records;
@@ -75,6 +75,8 @@ pub struct ConvertOptions {
     pub cache: Option<Reference>,
     /// An earlier Nydus image: chunks that it has are read from its blobs, and neither stored nor sent again.
     pub chunk_dict: Option<Reference>,
+    /// Encrypt bootstrap layers for them; what is built with encryption, or with the dictionary of an encrypted image, needs it.
+    pub recipients: Option<Recipients>,
     /// Put blobs there instead of into the target; it must be one of the client's places.
     pub blob_backend: Option<BlobPlace>,
 }
@@ -91,10 +93,33 @@ impl Default for ConvertOptions {
             state: None,
             cache: None,
             chunk_dict: None,
+            recipients: None,
             blob_backend: None,
         }
     }
 }
+
+impl ConvertOptions {
+    /// What cannot go together with encryption, which is to keep the image from whoever can read the target.
+    fn check_encryption(&self) -> Result<(), ConvertError> {
+        if self.build.encryption == Encryption::None {
+            return Ok(());
+        }
+        let refused = [
+            (self.recipients.is_none(), NO_RECIPIENTS),
+            (self.cache.is_some(), "a cache image would have the keys of encrypted blobs in the clear"),
+            (self.merge_index, "an index of both kinds would have the layers in the clear"),
+            (self.oci_ref, "layers that stay as they are cannot be encrypted"),
+        ];
+        match refused.into_iter().find(|(refused, _)| *refused) {
+            Some((_, problem)) => Err(ConvertError::Encryption { problem }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why an image with encrypted blobs is not put anywhere.
+const NO_RECIPIENTS: &str = "the bootstrap has the keys of encrypted blobs: say whom to encrypt it for";
 
 /// What happens while an image is converted.
 #[derive(Debug, Clone, Copy)]
@@ -199,6 +224,12 @@ pub enum ConvertError {
         /// Why not.
         source: MergeError,
     },
+    /// What was asked for would put keys or content into the target in the clear.
+    #[error("{problem}")]
+    Encryption {
+        /// How.
+        problem: &'static str,
+    },
     /// A file of the work folder could not be read or written.
     #[error("{what}")]
     Io {
@@ -265,6 +296,7 @@ pub async fn convert(
     options: &ConvertOptions,
     on_event: impl Fn(ConvertEvent) + Send + Sync + 'static,
 ) -> Result<ConvertReport, ConvertError> {
+    options.check_encryption()?;
     let tagged = to.tagged()?;
     let (id, _) = registry.resolve(from).await?;
     let bytes = registry.manifest(from.source(), id).await?;

@@ -9,6 +9,8 @@ use oci_spec::image as spec;
 use serde::Deserialize;
 use shoal_proto::{BlobId, ObjectId};
 
+use super::seal::{ENCRYPTED, LayerSeal};
+
 /// Media type of a data blob layer.
 pub(super) const BLOB_LAYER: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 /// Says "true" on a data blob layer. containerd makes a label of the snapshot of it.
@@ -17,6 +19,9 @@ pub const BLOB_MARK: &str = "containerd.io/snapshot/nydus-blob";
 pub const BOOTSTRAP_MARK: &str = "containerd.io/snapshot/nydus-bootstrap";
 /// Says "6" on the bootstrap layer.
 pub(super) const FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
+
+/// Says "true" on a blob layer that is encrypted.
+pub(super) const ENCRYPTED_BLOB: &str = "containerd.io/snapshot/nydus-encrypted-blob";
 
 /// On a blob layer that is the index over a gzip layer: the digest of that layer, which the registry has as it is.
 pub(super) const REFERENCE: &str = "containerd.io/snapshot/nydus-ref";
@@ -135,6 +140,8 @@ pub struct ImageManifest {
     pub config: Descriptor,
     /// The layer with the bootstrap and the chunk tables.
     pub bootstrap: Descriptor,
+    /// How that layer is encrypted, if it is.
+    pub seal: Option<LayerSeal>,
     /// All layers in their order, the bootstrap layer last; a blob may be listed more than once.
     pub layers: Vec<Descriptor>,
     /// The data blobs, in layer order, each once. The blob table of a merged bootstrap may have another order.
@@ -182,6 +189,7 @@ impl ImageManifest {
             media_type: manifest.media_type().as_ref().unwrap_or(&spec::MediaType::ImageManifest).to_string(),
             config: manifest.config().try_into()?,
             bootstrap: bootstrap.try_into()?,
+            seal: seal(bootstrap),
             layers: layers.iter().map(Descriptor::try_from).collect::<Result<_, _>>()?,
             blobs,
             references,
@@ -190,9 +198,16 @@ impl ImageManifest {
     }
 }
 
+/// How a layer is encrypted, if its media type says that it is.
+fn seal(layer: &spec::Descriptor) -> Option<LayerSeal> {
+    let encrypted = layer.media_type().as_ref().ends_with(ENCRYPTED);
+    encrypted.then(|| LayerSeal::new(layer.annotations().iter().flatten()))
+}
+
 fn is_bootstrap_layer(layer: &spec::Descriptor) -> bool {
-    let gzip = matches!(layer.media_type(), spec::MediaType::ImageLayerGzip)
-        || layer.media_type().as_ref() == DOCKER_GZIP_LAYER;
+    let media_type = layer.media_type().as_ref();
+    let plain = media_type.strip_suffix(ENCRYPTED).unwrap_or(media_type);
+    let gzip = plain == spec::MediaType::ImageLayerGzip.as_ref() || plain == DOCKER_GZIP_LAYER;
     gzip && annotation(layer, BOOTSTRAP_MARK) == Some("true")
 }
 

@@ -1,16 +1,17 @@
 //! The two documents of a Nydus image, config and manifest, as nydusify and the snapshotter's converter write them
 //! (format note, section 12).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use shoal_proto::ObjectId;
 
 use super::{
-    Descriptor, Platform, WrittenLayer,
+    Descriptor, LayerSeal, Platform, WrittenLayer,
     document::{OCI_MANIFEST, descriptor},
-    manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK, FS_VERSION, REFERENCE},
+    manifest::{BLOB_LAYER, BLOB_MARK, BOOTSTRAP_MARK, ENCRYPTED_BLOB, FS_VERSION, REFERENCE},
+    seal::ENCRYPTED,
 };
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -29,6 +30,10 @@ pub(super) struct NydusImage {
     /// By meta blob, the gzip layer.
     pub(super) references: BTreeMap<ObjectId, ObjectId>,
     pub(super) bootstrap: WrittenLayer,
+    /// How the bootstrap layer is encrypted, if it is.
+    pub(super) seal: Option<LayerSeal>,
+    /// Which of the blobs are encrypted.
+    pub(super) encrypted: BTreeSet<ObjectId>,
     /// Whether the blobs lie elsewhere, so that they are no layers: registries refuse manifests that name what they have not.
     pub(super) blobs_elsewhere: bool,
 }
@@ -85,10 +90,19 @@ impl NydusImage {
             if let Some(reference) = self.references.get(&blob.id) {
                 marks[REFERENCE] = json!(format!("sha256:{reference}"));
             }
+            if self.encrypted.contains(&blob.id) {
+                marks[ENCRYPTED_BLOB] = json!("true");
+            }
             layer(BLOB_LAYER, *blob, marks)
         });
-        let mark = json!({ BOOTSTRAP_MARK: "true", FS_VERSION: "6" });
-        let layers: Vec<_> = blobs.chain([layer(GZIP_LAYER, self.bootstrap_descriptor(), mark)]).collect();
+        let mut mark = BTreeMap::from([(BOOTSTRAP_MARK, "true"), (FS_VERSION, "6")]);
+        let mut media_type = GZIP_LAYER.to_owned();
+        if let Some(seal) = &self.seal {
+            media_type.push_str(ENCRYPTED);
+            mark.extend(seal.annotations().iter().map(|(name, value)| (&name[..], &value[..])));
+        }
+        let bootstrap = layer(&media_type, self.bootstrap_descriptor(), json!(mark));
+        let layers: Vec<_> = blobs.chain([bootstrap]).collect();
         let config = descriptor(extras.config_media_type.unwrap_or(CONFIG), config);
         let mut manifest =
             json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });

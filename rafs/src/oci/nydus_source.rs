@@ -69,7 +69,10 @@ impl NydusSource {
         let bytes = registry.manifest(source, id).await?;
         let manifest = ImageManifest::parse(&bytes).map_err(|source| RegistryError::Manifest { id, source })?;
         let layer = registry.blob(source, manifest.bootstrap.id, MAX_LAYER).await?;
-        let layer = read_bootstrap_layer(&layer[..], &LayerLimits::default());
+        let layer = registry.open_layer(manifest.bootstrap.id, layer, manifest.seal.as_ref());
+        let layer = layer
+            .map_err(LayerError::from)
+            .and_then(|layer| read_bootstrap_layer(&layer[..], &LayerLimits::default()));
         let layer = layer.map_err(|source| NydusSourceError::Layer { id, source })?;
         if let Some(place) = &layer.backend {
             registry.note_backend(source, place);
@@ -113,7 +116,7 @@ pub(super) async fn stored_chunk_table(
     let range = table.offset.min(end)..end;
     let len = range.end - range.start;
     let stored = registry.blob_range(source, blob.id, range).await?.collect(len).await?;
-    Ok(chunk_table_file_of(&stored, table.offset).map(Bytes::from))
+    Ok(chunk_table_file_of(&stored, table.offset, blob.cipher.as_ref()).map(Bytes::from))
 }
 
 /// The Nydus images behind what a reference was resolved to: of an index those that are marked as Nydus, or all if none is;

@@ -1,8 +1,8 @@
 //! What a client of registries starts from.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use super::{BackendRule, Keyring, ProxyOptions};
+use super::{BackendRule, DecryptionKeys, Keyring, ProxyOptions};
 
 /// How a [`Registry`](super::Registry) behaves.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct RegistryOptions {
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// What is asked for all that a digest names before the registry is. Mirrors come first.
     pub proxy: Option<ProxyOptions>,
+    /// What opens encrypted bootstrap layers.
+    pub decryption_keys: Arc<DecryptionKeys>,
     /// Where blobs of images lie that are not in their registry. The first rule for an image counts.
     pub backends: Vec<BackendRule>,
     /// Tries after the first, for what may pass: broken connections, 429, 5xx. Default 4.
@@ -40,6 +42,7 @@ impl Default for RegistryOptions {
             auth: Keyring::default(),
             mirrors: BTreeMap::new(),
             proxy: None,
+            decryption_keys: Arc::default(),
             backends: Vec::new(),
             retries: 4,
             max_wait: Duration::from_secs(20),

@@ -6,7 +6,7 @@
 //! read, from the registry. The manifest goes last, so a broken push leaves no image with holes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -14,17 +14,16 @@ use std::{
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 use shoal_proto::{BlobId, ObjectId};
-use tempfile::NamedTempFile;
 
 use super::{
-    BlobPlace, Descriptor, Reference, Registry, RegistryError, Source, WrittenLayer,
+    BlobPlace, Descriptor, Recipients, Reference, Registry, RegistryError, Source,
     backend::Backend,
+    bootstrap_layer::LayerFile,
     document::OCI_MANIFEST,
     nydus_image::{ManifestExtras, NydusImage},
     nydus_source::stored_chunk_table,
-    write_bootstrap_layer,
 };
-use crate::{Blob, Bootstrap, BootstrapError, ChunkTableError, chunk_table_file};
+use crate::{Blob, Bootstrap, BootstrapError, ChunkTableError, chunk_table_file_with};
 
 /// Why an image could not be pushed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +83,9 @@ pub enum PushError {
         /// What it is.
         kind: &'static str,
     },
+    /// The keys of its blobs would be in the clear.
+    #[error("blobs of the image are encrypted, and its bootstrap has their keys: say whom to encrypt that for")]
+    Keys,
     /// The image config to start from is no JSON object.
     #[error("the image config is not a JSON object")]
     Config,
@@ -95,6 +97,8 @@ pub struct PushOptions {
     /// The image config to start from, for its environment, command and so on; its layers are replaced. Default: an
     /// empty one for this machine's platform.
     pub config: Option<Bytes>,
+    /// Encrypt the bootstrap layer for them; an image whose blobs are encrypted needs it. Default: for nobody, in the clear.
+    pub recipients: Option<Recipients>,
     /// Put blobs there instead of into the registry; it must be one of the client's places. They are no layers then, and the
     /// bootstrap layer says where they are.
     pub blob_backend: Option<BlobPlace>,
@@ -148,10 +152,13 @@ pub async fn push(
     let source = reference.source();
     let (path, dir) = (bootstrap.to_owned(), blob_dir.to_owned());
     let mut files = blocking(move || Files::read(&path, &dir)).await?;
+    if files.bootstrap.is_encrypted() && options.recipients.is_none() {
+        return Err(PushError::Keys);
+    }
     let backend = options.blob_backend.as_ref().map(|place| registry.backend_at(place)).transpose()?;
     files.find_elsewhere(registry, source, (blob_dir, backend)).await?;
-    let elsewhere = options.blob_backend.clone();
-    let prepared = blocking(move || files.prepare(elsewhere)).await?;
+    let (elsewhere, recipients) = (options.blob_backend.clone(), options.recipients.clone());
+    let prepared = blocking(move || files.prepare(elsewhere, recipients.as_ref())).await?;
     let mut blobs = Vec::new();
     for (descriptor, file) in &prepared.blobs {
         let layer = match file {
@@ -167,7 +174,7 @@ pub async fn push(
         progress(&layer);
         blobs.push(layer);
     }
-    let file = prepared.bootstrap_file.path();
+    let file = prepared.bootstrap_layer.file.path();
     let image = prepared.image();
     let bootstrap_layer = place(registry, source, &image.bootstrap_descriptor(), file).await?;
     progress(&bootstrap_layer);
@@ -234,7 +241,7 @@ impl Files {
                 Ok(metadata) => {
                     check_size(blob, metadata.len(), &place)?;
                     if blob.has_chunk_table() {
-                        let table = chunk_table_file(&file);
+                        let table = chunk_table_file_with(&file, blob.cipher.as_ref());
                         let table = table.map_err(|source| PushError::ChunkTable { place, source })?;
                         tables.insert(blob.id, table.into());
                     }
@@ -276,16 +283,14 @@ impl Files {
         Ok(())
     }
 
-    fn prepare(self, backend: Option<BlobPlace>) -> Result<Prepared, PushError> {
-        let write = || {
-            let mut file = NamedTempFile::new()?;
-            let out = io::BufWriter::new(file.as_file_mut());
-            let layer = write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, backend.as_ref(), out)?;
-            Ok((layer, file))
-        };
-        let (bootstrap_layer, bootstrap_file) = write().map_err(io_error("cannot write the bootstrap layer"))?;
+    fn prepare(self, backend: Option<BlobPlace>, recipients: Option<&Recipients>) -> Result<Prepared, PushError> {
+        let bytes = self.bootstrap.as_bytes();
+        let bootstrap_layer = LayerFile::write(bytes, &self.tables, backend.as_ref(), recipients)
+            .map_err(io_error("cannot write the bootstrap layer"))?;
+        let encrypted = self.bootstrap.blobs().iter().filter(|blob| blob.cipher.is_some());
+        let encrypted = encrypted.map(|blob| descriptor(blob).id).collect();
         let blobs = self.bootstrap.blobs().iter().map(descriptor).zip(self.blobs).collect();
-        Ok(Prepared { blobs, bootstrap_layer, bootstrap_file, blobs_elsewhere: backend.is_some() })
+        Ok(Prepared { blobs, bootstrap_layer, encrypted, blobs_elsewhere: backend.is_some() })
     }
 }
 
@@ -300,16 +305,22 @@ fn check_size(blob: &Blob, found: u64, place: &str) -> Result<(), PushError> {
 struct Prepared {
     /// With their files; none for what is in its place already.
     blobs: Vec<(Descriptor, Option<PathBuf>)>,
-    bootstrap_layer: WrittenLayer,
-    bootstrap_file: NamedTempFile,
+    bootstrap_layer: LayerFile,
+    encrypted: BTreeSet<ObjectId>,
     blobs_elsewhere: bool,
 }
 
 impl Prepared {
     fn image(&self) -> NydusImage {
         let blobs = self.blobs.iter().map(|(blob, _)| *blob).collect();
-        let (bootstrap, blobs_elsewhere) = (self.bootstrap_layer, self.blobs_elsewhere);
-        NydusImage { blobs, references: BTreeMap::new(), bootstrap, blobs_elsewhere }
+        NydusImage {
+            blobs,
+            references: BTreeMap::new(),
+            bootstrap: self.bootstrap_layer.layer,
+            seal: self.bootstrap_layer.seal.clone(),
+            encrypted: self.encrypted.clone(),
+            blobs_elsewhere: self.blobs_elsewhere,
+        }
     }
 }
 

@@ -9,11 +9,12 @@ use shoal_proto::{BlobId, ObjectId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    BlobPlace, BlobStream, Descriptor, ImageManifest, Keyring, Layout, Manifest, ManifestError, Placed, Platform,
-    ProxyStats, Reference, RegistryError, RegistryOptions, Source,
+    BlobPlace, BlobStream, Descriptor, ImageManifest, Keyring, LayerSeal, Layout, Manifest, ManifestError, Placed,
+    Platform, ProxyStats, Reference, RegistryError, RegistryOptions, SealError, Source,
     backend::{Backend, Backends},
     http::{Access, Body, Http, Probe},
     mirrors::Mirrors,
+    open_bootstrap_layer,
     proxy::Proxy,
 };
 
@@ -70,6 +71,14 @@ impl Registry {
     /// What became of reads through the proxy, if there is one.
     pub fn proxy_stats(&self) -> Option<ProxyStats> {
         self.proxy.as_ref().map(|proxy| proxy.stats())
+    }
+
+    /// Decrypts a bootstrap layer with the keys of the options, as [`open_bootstrap_layer`] does. Blocks.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn open_layer(&self, layer: ObjectId, bytes: Bytes, seal: Option<&LayerSeal>) -> Result<Bytes, SealError> {
+        open_bootstrap_layer(layer, bytes, seal, &self.http.options.decryption_keys)
     }
 
     /// Remembers where an image says that its blobs are. It is followed only if it is a place of the options, which is what

@@ -10,6 +10,7 @@ mod cuts;
 mod dictionary;
 mod docker_registry;
 mod double;
+mod encrypted;
 mod layout;
 mod mirrors;
 mod oci_ref;

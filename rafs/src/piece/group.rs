@@ -33,8 +33,7 @@ pub(crate) fn group(
         if blob.needs_chunk_table() {
             return Err(PieceTableError::NoChunkTable);
         }
-        let plain =
-            |named: Named| Piece::plain(named.chunk, named.encoded_offset, named.encoded_len, blob.compressor);
+        let plain = |named: Named| plain(named, blob);
         return PieceTable::new(blob.id, blob.encoded_size, blob.chunk_count, named.map(plain).collect());
     };
     if table.len() != blob.chunk_count {
@@ -48,6 +47,11 @@ pub(crate) fn group(
     }
     grouping.close();
     PieceTable::new(blob.id, blob.encoded_size, grouping.number, grouping.pieces)
+}
+
+/// A chunk that is a piece of its own.
+fn plain(Named { chunk, encoded_offset, encoded_len }: Named, blob: &Blob) -> Piece {
+    Piece::plain(chunk, encoded_offset, encoded_len, blob.compressor).encrypted(blob.cipher.as_ref())
 }
 
 /// Whether the two tables say the same of a chunk.
@@ -99,9 +103,8 @@ impl Grouping<'_> {
         named.as_ref().map_or(Ok(()), |named| agreement(named, entry))?;
         let Some(place) = entry.batch else {
             self.close();
-            if let Some(Named { chunk, encoded_offset, encoded_len }) = named {
-                let piece = Piece::plain(chunk, encoded_offset, encoded_len, self.blob.compressor);
-                self.pieces.push(Piece { number: self.number, ..piece });
+            if let Some(named) = named {
+                self.pieces.push(Piece { number: self.number, ..plain(named, self.blob) });
             }
             self.number += 1;
             return Ok(());
@@ -115,7 +118,7 @@ impl Grouping<'_> {
             Source::Batch(_) if open.encoded_offset != entry.encoded_offset => {
                 return Err("its batch lies at another offset for another of its chunks");
             }
-            Source::Batch(batch) => batch.is_compressed(),
+            Source::Batch(batch) => batch.is_compressed_in(self.blob.cipher.as_ref()),
             Source::Context(..) => true,
         };
         if let Some(Named { chunk, .. }) = named {
@@ -154,7 +157,9 @@ impl Grouping<'_> {
         if !open.members.is_empty() {
             self.pieces.push(match open.source {
                 Source::Batch(batch) => {
-                    Piece::batch(self.number, open.encoded_offset, batch, self.blob.compressor, open.members)
+                    let compressor = self.blob.compressor;
+                    let piece = Piece::batch(self.number, open.encoded_offset, batch, compressor, open.members);
+                    piece.encrypted(self.blob.cipher.as_ref())
                 }
                 Source::Context(context, kept) => Piece::inflated(self.number, context, kept, open.members),
             });

@@ -41,6 +41,35 @@ fn only_bytes_with_the_right_digest_come_out() {
     }
 }
 
+/// Other builders encrypt what was compressed to less than a block, which grows by that.
+#[test]
+fn short_units_of_encrypted_blobs_are_decoded() {
+    let mut key = [3; 32];
+    key[0] = 4;
+    let cipher = Cipher::new(crate::cipher::CipherKey::new(key, [5; 16]).unwrap());
+    for (plain, compressor) in [
+        (vec![7; 17], Compressor::Lz4),
+        (vec![7; 16], Compressor::Lz4),
+        (vec![7; 18], Compressor::Lz4),
+        (vec![7; 5], Compressor::None),
+        (vec![7; 18], Compressor::None),
+    ] {
+        let encoded = Encoder::new(compressor).unwrap().encode(&plain).unwrap();
+        let compressed = encoded.is_some();
+        assert_eq!(compressed, compressor == Compressor::Lz4);
+        let mut stored = encoded.unwrap_or_else(|| plain.clone());
+        cipher.seal(&mut stored);
+        assert_eq!(stored.len(), 18);
+        let of = |len, cipher| Piece::plain(chunk(2, &plain, compressed), 7, len, compressor).encrypted(cipher);
+        let right = table(vec![of(18, Some(&cipher))]).unwrap();
+        assert_eq!(right.decode(2, &stored).unwrap().chunk(2).unwrap(), plain, "{compressor} {}", plain.len());
+        stored[3] ^= 1;
+        assert!(right.decode(2, &stored).is_err());
+        assert!(table(vec![of(19, Some(&cipher))]).is_err());
+        assert!(plain.len() == 18 || table(vec![of(18, None)]).is_err());
+    }
+}
+
 #[test]
 fn a_sparse_table_numbers_the_whole_blob() {
     let piece = |index| Piece::plain(chunk(index, b"xyz", false), u64::from(index) * 3, 3, Compressor::Zstd);

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
 use clap::{ValueEnum, error::ErrorKind};
 use shoal_proto::Algorithm;
-use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Compressor, Output};
+use shoal_rafs::{ArchiveLimits, BuildOptions, BuildReport, Compressor, Encryption, Output};
 
 use super::{Failure, human_bytes, prefetch::PrefetchFrom, print_json};
 use crate::command::bad_usage;
@@ -115,6 +115,10 @@ pub(in crate::command) struct Build {
     /// End the blob with the digests of its chunks and a table of contents, as layers in registries have it.
     #[arg(long)]
     blob_toc: bool,
+    /// Encrypt the blob, with a key of its own that is written into the bootstrap, so that the same source gives another image
+    /// every time. Who has the bootstrap can read the image: push it with --encryption-key.
+    #[arg(long, conflicts_with = "blob_inline_meta")]
+    encrypt: bool,
     /// Bootstrap of an earlier image, or a blob with the bootstrap inside: chunks that it has are read from its blobs and
     /// not stored again. May be given several times; it must have the same chunk size.
     #[arg(long, value_name = "FILE")]
@@ -148,6 +152,15 @@ impl Build {
         if let Some(option) = source_type.stays().then(|| self.conflicting(source_type)).flatten() {
             let message = format!("{option} cannot be given with --source-type {}", source_type.name());
             bad_usage(ErrorKind::ArgumentConflict, &message);
+        }
+        if source_type == SourceType::TargzRef && self.encrypt {
+            bad_usage(
+                ErrorKind::ArgumentConflict,
+                "--encrypt: with --source-type targz-ref the layer stays as it is",
+            );
+        }
+        if self.encrypt && self.chunk_size > MAX_ENCRYPTED_CHUNK {
+            bad_usage(ErrorKind::ValueValidation, "--chunk-size must not exceed 8388608 with --encrypt");
         }
         let kind = match source_type {
             SourceType::Directory => SourceKind::Directory,
@@ -215,6 +228,7 @@ impl Build {
                 batch_size: self.batch_size,
                 inline_meta: self.blob_inline_meta,
                 toc: self.blob_toc,
+                encryption: encryption(self.encrypt),
                 threads: self.threads,
                 limits: ArchiveLimits { names: self.max_names, bytes: self.max_bytes },
             },
@@ -223,6 +237,14 @@ impl Build {
             watch: true,
         })
     }
+}
+
+/// Largest chunks of an encrypted blob, whose chunk table has room for no longer ones.
+pub(in crate::command) const MAX_ENCRYPTED_CHUNK: u32 = 8 << 20;
+
+/// What `--encrypt` means.
+pub(in crate::command) fn encryption(encrypt: bool) -> Encryption {
+    if encrypt { Encryption::FreshKey } else { Encryption::None }
 }
 
 /// Bytes of a chunk or a batch, decimal, or hexadecimal as others write them.

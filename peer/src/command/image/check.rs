@@ -11,7 +11,7 @@ use shoal_rafs::{
 };
 
 use super::{
-    registry::{BackendArgs, RegistryArgs},
+    registry::{BackendArgs, DecryptionArgs, RegistryArgs},
     runtime,
 };
 use crate::command::{Failure, human_bytes, print_json};
@@ -36,6 +36,8 @@ pub(in crate::command) struct Check {
     #[arg(long)]
     blob_dir: Option<PathBuf>,
     #[command(flatten)]
+    decryption: DecryptionArgs,
+    #[command(flatten)]
     backend: BackendArgs,
     #[command(flatten)]
     registry: RegistryArgs,
@@ -56,7 +58,8 @@ impl Check {
         let source = self.source.as_ref().map(OpenLocation::source).transpose()?;
         let source = source.as_ref().map(OpenLocation::reference);
         let rules = self.backend.rules(image.reference());
-        let registry = self.registry.client_with([image.reference()].into_iter().chain(source), rules)?;
+        let references = [image.reference()].into_iter().chain(source);
+        let registry = self.registry.client_with(references, rules, self.decryption.keys()?)?;
         let report = check_image(&registry, image.reference(), source, &self.platform);
         let report = runtime()?.block_on(report)?;
         if self.registry.json {

@@ -2,23 +2,24 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
+use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_rafs::{
     BuildOptions,
     oci::{
         ConvertEvent, ConvertOptions, ConvertReport, CopiedBlobs, LayerCompression, Location, OpenLocation, Platform,
-        Reference, Registry, ReverseReport, convert, reverse,
+        Recipients, Reference, Registry, ReverseReport, convert, reverse,
     },
 };
 
 use super::{
     Failure,
-    build::{CompressorName, DigesterName},
+    build::{CompressorName, DigesterName, MAX_ENCRYPTED_CHUNK, encryption},
     human_bytes, print_json,
-    registry::{BackendArgs, RegistryArgs},
+    registry::{BackendArgs, DecryptionArgs, EncryptionArgs, RegistryArgs},
     runtime,
 };
-use crate::command::stop_signal;
+use crate::command::{bad_usage, stop_signal};
 
 /// Layers are converted as they come, several at a time; only an archive is stored first. What was finished before a cut
 /// is not done again with the same --state or --cache. The tag is written last.
@@ -57,7 +58,7 @@ pub(in crate::command) struct Convert {
     /// blob holds the tree of its layer, otherwise one for all.
     #[arg(long, conflicts_with_all = [
         "merge_index", "with_referrer", "state", "cache", "chunk_dict", "memory", "compressor", "digester", "chunk_size",
-        "threads",
+        "threads", "encryption_key",
     ])]
     reverse: bool,
     /// With --reverse: how layers are compressed.
@@ -78,6 +79,13 @@ pub(in crate::command) struct Convert {
     /// Threads that hash and compress each layer, one for each core if missing.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// Encrypt all blobs, each with a key of its own, so that no two conversions of an image give the same.
+    #[arg(long, requires = "encryption_key", conflicts_with_all = ["reverse", "oci_ref", "merge_index", "cache"])]
+    encrypt: bool,
+    #[command(flatten)]
+    encryption: EncryptionArgs,
+    #[command(flatten)]
+    decryption: DecryptionArgs,
     #[command(flatten)]
     backend: BackendArgs,
     #[command(flatten)]
@@ -111,12 +119,16 @@ enum Report {
 impl Convert {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         self.registry.refuse_two_outputs(&self.target);
+        if self.encrypt && self.chunk_size > MAX_ENCRYPTED_CHUNK {
+            bad_usage(ErrorKind::ValueValidation, "--chunk-size must not exceed 8388608 with --encrypt");
+        }
         let (from, to) = (OpenLocation::source(&self.source)?, OpenLocation::target(&self.target)?);
         let others = self.cache.iter().chain(&self.chunk_dict);
         // The Nydus image has the blobs.
         let rules = self.backend.rules(if self.reverse { from.reference() } else { to.reference() });
         let references = [from.reference(), to.reference()].into_iter().chain(others);
-        let registry = self.registry.client_with(references, rules)?;
+        let registry = self.registry.client_with(references, rules, self.decryption.keys()?)?;
+        let recipients = self.encryption.recipients()?;
         let bar = ProgressBar::new(0);
         bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?);
         let watched = bar.clone();
@@ -128,7 +140,7 @@ impl Convert {
         };
         let report = runtime()?.block_on(async {
             tokio::select! {
-                report = self.work(&registry, from.reference(), to.reference(), watch) => report,
+                report = self.work(&registry, (from.reference(), to.reference()), recipients, watch) => report,
                 // What is not finished is removed as the conversion is dropped.
                 stopped = stop_signal() => Err::<_, Failure>(stopped.map_or_else(Failure::from, |()| "stopped".into())),
             }
@@ -148,24 +160,25 @@ impl Convert {
     async fn work(
         &self,
         registry: &Registry,
-        from: &Reference,
-        to: &Reference,
+        (from, to): (&Reference, &Reference),
+        recipients: Option<Recipients>,
         watch: impl Fn(ConvertEvent) + Send + Sync + 'static,
     ) -> Result<Report, Failure> {
         if self.reverse {
             let compression = self.layer_compression.into();
             return Ok(Report::Reversed(reverse(registry, from, to, &self.platform, compression, watch).await?));
         }
-        Ok(Report::Converted(convert(registry, from, to, &self.options(), watch).await?))
+        Ok(Report::Converted(convert(registry, from, to, &self.options(recipients), watch).await?))
     }
 
-    fn options(&self) -> ConvertOptions {
+    fn options(&self, recipients: Option<Recipients>) -> ConvertOptions {
         ConvertOptions {
             build: BuildOptions {
                 compressor: self.compressor.into(),
                 algorithm: self.digester.into(),
                 chunk_size: self.chunk_size,
                 threads: self.threads,
+                encryption: encryption(self.encrypt),
                 ..BuildOptions::default()
             },
             platforms: self.platform.clone(),
@@ -176,6 +189,7 @@ impl Convert {
             state: self.state.clone(),
             cache: self.cache.clone(),
             chunk_dict: self.chunk_dict.clone(),
+            recipients,
             blob_backend: self.backend.blob_backend.clone(),
         }
     }

@@ -67,6 +67,9 @@ pub(in crate::command) fn print_image(image: &ImageSummary) {
             "  {} chunks, {} of them named, {} and {}",
             blob.chunks, blob.named_chunks, blob.compressor, blob.digester
         );
+        if blob.encrypted {
+            println!("  encrypted with AES-128-XTS");
+        }
         if blob.chunk_table_encoded_size > 0 {
             println!("  chunk table at {}, {} bytes", blob.chunk_table_offset, blob.chunk_table_encoded_size);
         }

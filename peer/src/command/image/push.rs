@@ -3,11 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use shoal_rafs::oci::{PushOptions, Reference, push};
+use shoal_rafs::oci::{DecryptionKeys, PushOptions, Reference, push};
 
 use super::{
     Failure, human_bytes, print_json,
-    registry::{BackendArgs, RegistryArgs},
+    registry::{BackendArgs, EncryptionArgs, RegistryArgs},
     runtime,
 };
 
@@ -22,6 +22,8 @@ pub(in crate::command) struct Push {
     /// `host[:port]/repo:tag`, or `oci:DIR:tag` for an OCI layout directory.
     reference: Reference,
     #[command(flatten)]
+    encryption: EncryptionArgs,
+    #[command(flatten)]
     backend: BackendArgs,
     #[command(flatten)]
     registry: RegistryArgs,
@@ -29,7 +31,9 @@ pub(in crate::command) struct Push {
 
 impl Push {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let registry = self.registry.client_with([&self.reference], self.backend.rules(&self.reference))?;
+        let (rules, keys) = (self.backend.rules(&self.reference), DecryptionKeys::default());
+        let registry = self.registry.client_with([&self.reference], rules, keys)?;
+        let recipients = self.encryption.recipients()?;
         let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {bytes} {msg}")?);
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         let report = runtime()?.block_on(push(
@@ -37,7 +41,7 @@ impl Push {
             &self.bootstrap,
             &self.blob_dir,
             &self.reference,
-            PushOptions { blob_backend: self.backend.blob_backend.clone(), ..PushOptions::default() },
+            PushOptions { recipients, blob_backend: self.backend.blob_backend.clone(), ..PushOptions::default() },
             |layer| {
                 bar.inc(layer.size);
                 bar.set_message(format!("sha256:{}", layer.id));

@@ -1,8 +1,10 @@
 //! What all verbs that speak to registries are told.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use shoal_rafs::oci::{Authfile, BackendRule, BlobPlace, Location, Reference, Registry, RegistryOptions};
+use shoal_rafs::oci::{
+    Authfile, BackendRule, BlobPlace, DecryptionKeys, Location, Recipients, Reference, Registry, RegistryOptions,
+};
 
 use crate::command::Failure;
 
@@ -28,14 +30,15 @@ impl RegistryArgs {
         &self,
         references: impl IntoIterator<Item = &'a Reference>,
     ) -> Result<Registry, Failure> {
-        self.client_with(references, Vec::new())
+        self.client_with(references, Vec::new(), DecryptionKeys::default())
     }
 
-    /// The same, where blobs of images lie elsewhere.
+    /// The same, where blobs of images lie elsewhere, and encrypted ones are read with these keys.
     pub(super) fn client_with<'a>(
         &self,
         references: impl IntoIterator<Item = &'a Reference>,
         backends: Vec<BackendRule>,
+        decryption_keys: DecryptionKeys,
     ) -> Result<Registry, Failure> {
         let sources = references.into_iter().map(Reference::source).filter(|source| !source.is_layout());
         let hosts: Vec<_> = sources.map(|source| source.registry().to_owned()).collect();
@@ -45,6 +48,7 @@ impl RegistryArgs {
             plain_http: if self.plain_http { hosts } else { Vec::new() },
             ca_files: self.ca_file.clone(),
             auth: auth.into(),
+            decryption_keys: Arc::new(decryption_keys),
             backends,
             ..RegistryOptions::default()
         })?)
@@ -56,6 +60,36 @@ impl RegistryArgs {
             let message = "--json cannot be used while the archive goes to standard output";
             crate::command::bad_usage(clap::error::ErrorKind::ArgumentConflict, message);
         }
+    }
+}
+
+/// What encrypted images are read with.
+#[derive(Debug, clap::Args)]
+pub(super) struct DecryptionArgs {
+    /// A PEM file with a private key, not encrypted itself, that opens the bootstrap layer of an encrypted image; may be given
+    /// several times.
+    #[arg(long, value_name = "FILE")]
+    decryption_key: Vec<PathBuf>,
+}
+
+impl DecryptionArgs {
+    pub(super) fn keys(&self) -> Result<DecryptionKeys, Failure> {
+        Ok(DecryptionKeys::read(self.decryption_key.iter().map(PathBuf::as_path))?)
+    }
+}
+
+/// Who shall be able to read what is written.
+#[derive(Debug, clap::Args)]
+pub(super) struct EncryptionArgs {
+    /// Encrypt the bootstrap layer for whoever has the private key to this public key in a PEM file, for RSA or the curves
+    /// P-256, P-384 and P-521; may be given several times. The keys of encrypted blobs are in that layer.
+    #[arg(long, value_name = "jwe:FILE")]
+    encryption_key: Vec<String>,
+}
+
+impl EncryptionArgs {
+    pub(super) fn recipients(&self) -> Result<Option<Recipients>, Failure> {
+        Ok(Recipients::read(self.encryption_key.iter().map(String::as_str))?)
     }
 }
 

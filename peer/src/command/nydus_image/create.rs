@@ -12,7 +12,7 @@ use shoal_rafs::{BlobTarget, Bootstrap, BuildOptions, BuildReport, Compressor, M
 use super::{PrefetchPolicy, dictionary, output, place_bootstrap, refuse};
 use crate::command::{
     Failure,
-    image::{DigesterName, Job, SourceKind, open, power_of_two, print_build_report},
+    image::{DigesterName, Job, MAX_ENCRYPTED_CHUNK, SourceKind, encryption, open, power_of_two, print_build_report},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -125,7 +125,8 @@ pub(super) struct Create {
     /// The same source always gives the same image.
     #[arg(long)]
     repeatable: bool,
-    /// Not listed: callers take what the help lists for what works.
+    /// Encrypt the blob. Its key is in the bootstrap, which cannot be put into the blob then. Not listed: converters take what
+    /// the help lists for what works, and always want the bootstrap inside.
     #[arg(long, short = 'E', hide = true)]
     encrypt: bool,
 }
@@ -150,8 +151,15 @@ impl Create {
     }
 
     fn check_usage(&self) {
-        if self.encrypt {
-            refuse(ErrorKind::UnknownArgument, "--encrypt: images are not encrypted here");
+        if self.encrypt && self.blob_inline_meta {
+            let message = "--encrypt with --blob-inline-meta would put the key into the blob that it opens";
+            refuse(ErrorKind::ArgumentConflict, message);
+        }
+        if self.encrypt && self.source_type == SourceType::TarGzRef {
+            refuse(ErrorKind::ArgumentConflict, "--encrypt: a layer of targz-ref stays as it is");
+        }
+        if self.encrypt && self.chunk_size > MAX_ENCRYPTED_CHUNK {
+            refuse(ErrorKind::ValueValidation, "--chunk-size must not exceed 0x800000 with --encrypt");
         }
         if self.fs_version != "6" {
             refuse(ErrorKind::InvalidValue, "--fs-version: images of version 5 are read, and not written");
@@ -212,6 +220,7 @@ impl Create {
                 batch_size: Some(self.batch_size).filter(|size| *size > 0),
                 inline_meta: self.blob_inline_meta,
                 toc: self.features.is_some(),
+                encryption: encryption(self.encrypt),
                 ..BuildOptions::default()
             },
             chunk_dict: self.chunk_dict.iter().cloned().collect(),

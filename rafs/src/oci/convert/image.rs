@@ -17,6 +17,7 @@ use tempfile::NamedTempFile;
 
 use super::{
     ConvertError, ConvertEvent, ConvertOptions, Converted, ConvertedImage, ConvertedLayer, LayerFailure,
+    NO_RECIPIENTS,
     cache::Cache,
     dictionary::Dictionary,
     io_error,
@@ -25,13 +26,13 @@ use super::{
 use crate::{
     Bootstrap, BuildOptions, MergeError, MergeOptions, merge_with,
     oci::{
-        BlobPlace, Descriptor, PushedLayer, Reference, Registry, RegistryError, Source, WrittenLayer,
+        BlobPlace, Descriptor, PushedLayer, Recipients, Reference, Registry, RegistryError, Source,
+        bootstrap_layer::LayerFile,
         document::{Child, descriptor, no_platform, platform},
         layer_index::{LAYERS, OCI_REF_ARTIFACT},
         nydus_image::{ManifestExtras, NYDUS_CONFIG, NydusImage},
         registry::sha256,
         source_image::{SourceImage, SourceImageError, SourceLayer},
-        write_bootstrap_layer,
     },
 };
 
@@ -145,8 +146,9 @@ impl<'a> Conversion<'a> {
     pub(super) async fn merge(&self, id: ObjectId, stack: Vec<Record>) -> Result<Merged, ConvertError> {
         let work = self.records.work().map_err(io_error("cannot make a work folder"))?;
         let output = work.path().join("bootstrap");
-        let backend = self.options.blob_backend.clone();
-        let merged = tokio::task::spawn_blocking(move || merge(stack, backend.as_ref(), &output)).await;
+        let (backend, recipients) = (self.options.blob_backend.clone(), self.options.recipients.clone());
+        let to = move |stack| merge(stack, (backend.as_ref(), recipients.as_ref()), &output);
+        let merged = tokio::task::spawn_blocking(move || to(stack)).await;
         let merged = merged.unwrap_or_else(|error| Err(Unmerged::Io(io::Error::other(error))));
         merged.map_err(|unmerged| unmerged.error(id))
     }
@@ -215,6 +217,7 @@ pub(super) struct Merged {
 }
 
 enum Unmerged {
+    Keys,
     Merge(MergeError),
     Layer(LayerFailure),
     Io(io::Error),
@@ -223,6 +226,7 @@ enum Unmerged {
 impl Unmerged {
     fn error(self, id: ObjectId) -> ConvertError {
         match self {
+            Self::Keys => ConvertError::Encryption { problem: NO_RECIPIENTS },
             Self::Merge(source) => ConvertError::Merge { id, source },
             Self::Layer(source) => ConvertError::Layer { id, source },
             Self::Io(source) => io_error("cannot write the bootstrap layer")(source),
@@ -230,22 +234,27 @@ impl Unmerged {
     }
 }
 
-fn merge(stack: Vec<Record>, backend: Option<&BlobPlace>, output: &std::path::Path) -> Result<Merged, Unmerged> {
+fn merge(
+    stack: Vec<Record>,
+    (backend, recipients): (Option<&BlobPlace>, Option<&Recipients>),
+    output: &std::path::Path,
+) -> Result<Merged, Unmerged> {
     let layers: Vec<_> = stack.iter().map(|record| record.bootstrap.clone()).collect();
     let notes = stack.iter().map(|record| record.notes.clone()).collect();
     merge_with(&layers, &MergeOptions { notes, ..MergeOptions::default() }, output).map_err(Unmerged::Merge)?;
     let merged = Bootstrap::open(output).map_err(|error| Unmerged::Layer(error.into()))?;
     let mut tables: BTreeMap<BlobId, Bytes> = stack.into_iter().flat_map(|record| record.tables).collect();
     tables.retain(|id, _| merged.blobs().iter().any(|blob| blob.id == *id));
+    // A dictionary may have brought some.
+    if merged.is_encrypted() && recipients.is_none() {
+        return Err(Unmerged::Keys);
+    }
+    let encrypted = merged.blobs().iter().filter(|blob| blob.cipher.is_some()).map(|blob| stored(blob).id).collect();
     let blobs = merged.blobs().iter().map(stored).collect();
     let references = merged.blobs().iter().filter(|blob| blob.meta.is_some());
     let references = references.map(|blob| (stored(blob).id, ObjectId::new(*blob.id.as_bytes()))).collect();
-    let write = || {
-        let mut file = NamedTempFile::new()?;
-        let layer =
-            write_bootstrap_layer(merged.as_bytes(), &tables, backend, io::BufWriter::new(file.as_file_mut()))?;
-        Ok::<(WrittenLayer, NamedTempFile), io::Error>((layer, file))
-    };
-    let (bootstrap, file) = write().map_err(Unmerged::Io)?;
-    Ok(Merged { image: NydusImage { blobs, references, bootstrap, blobs_elsewhere: backend.is_some() }, file })
+    let written = LayerFile::write(merged.as_bytes(), &tables, backend, recipients).map_err(Unmerged::Io)?;
+    let LayerFile { layer: bootstrap, seal, file } = written;
+    let blobs_elsewhere = backend.is_some();
+    Ok(Merged { image: NydusImage { blobs, references, bootstrap, seal, encrypted, blobs_elsewhere }, file })
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Bootstrap, Builder, LayerNotes,
     archive::decompress,
-    chunk_table_file,
+    chunk_table_file_with,
     oci::{
         Descriptor, Placed, PushedLayer, RegistryError,
         source_image::SourceLayer,
@@ -135,15 +135,14 @@ impl Conversion<'_> {
         let (bootstrap, notes) = built.map_err(failed)?;
         let earlier = self.dictionary.as_ref().map(|dictionary| dictionary.blobs_of(&bootstrap)).unwrap_or_default();
         let mut tables = BTreeMap::new();
-        for id in bootstrap.blobs().iter().map(|blob| blob.id) {
-            let known = self.dictionary.as_ref().and_then(|dictionary| dictionary.chunk_table(id));
+        for blob in bootstrap.blobs() {
+            let known = self.dictionary.as_ref().and_then(|dictionary| dictionary.chunk_table(blob.id));
+            let file = || blobs_of(work.path()).join(blob.id.to_string());
             let table = match known {
                 Some(table) => table,
-                None => chunk_table_file(&blobs_of(work.path()).join(id.to_string()))
-                    .map_err(|e| failed(e.into()))?
-                    .into(),
+                None => chunk_table_file_with(&file(), blob.cipher.as_ref()).map_err(|e| failed(e.into()))?.into(),
             };
-            tables.insert(id, table);
+            tables.insert(blob.id, table);
         }
         Ok(Built { record: Record { bootstrap, tables, notes, earlier }, work })
     }

@@ -20,7 +20,7 @@ use shoal_proto::{BlobId, ObjectId};
 use tempfile::TempDir;
 
 use crate::{
-    Blob, Bootstrap, BuildOptions, ForeignLink, LayerNotes,
+    Blob, Bootstrap, BuildOptions, Encryption, ForeignLink, LayerNotes,
     oci::{Descriptor, LayerLimits, read_bootstrap_layer, write_bootstrap_layer},
 };
 
@@ -53,12 +53,14 @@ impl Key {
             batch_size,
             inline_meta,
             toc,
+            encryption,
             threads: _,
             limits: _,
         } = build;
         let codec = format!("{compressor} {level:?}\n{algorithm:?}\n{chunk_size} {batch_size:?}");
         let dictionary = dictionary.map(|id| format!("{id}\n")).unwrap_or_default();
-        let text = format!("{VERSION}\n{layer}\n{diff_id}\n{codec}\n{inline_meta} {toc}\n{dictionary}");
+        let encrypted = if encryption == Encryption::None { "" } else { "encrypted\n" };
+        let text = format!("{VERSION}\n{layer}\n{diff_id}\n{codec}\n{inline_meta} {toc}\n{dictionary}{encrypted}");
         Self(ObjectId::new(Sha256::digest(text).into()).to_string())
     }
 }
@@ -207,9 +209,11 @@ impl Records {
 
     /// Keeps a record, whole or not at all.
     pub(super) fn store(&self, key: &Key, record: &Record) -> io::Result<()> {
+        // That of an encrypted layer has its key.
+        let mode = if record.bootstrap.is_encrypted() { 0o600 } else { 0o644 };
         let builder = || {
             let mut builder = tempfile::Builder::new();
-            builder.prefix(WORK).permissions(Permissions::from_mode(0o644)).tempfile_in(&self.dir)
+            builder.prefix(WORK).permissions(Permissions::from_mode(mode)).tempfile_in(&self.dir)
         };
         let mut file = builder()?;
         record.write(io::BufWriter::new(file.as_file_mut()))?;

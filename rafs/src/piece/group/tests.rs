@@ -104,6 +104,7 @@ fn model(units: &[Unit]) -> Model {
         mapped_block: 0,
         toc: None,
         meta: None,
+        cipher: None,
     };
     Model { meta, named, places, blob }
 }
