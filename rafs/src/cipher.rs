@@ -125,7 +125,7 @@ impl Cipher {
             unit.resize(BLOCK, fill);
             unit.extend_from_slice(&PADDING_END);
         }
-        self.0.xts.encrypt_sector(unit, self.0.key.iv.into());
+        self.0.xts.encrypt_sector(unit, self.0.key.iv);
     }
 
     /// Decrypts a unit that is `len` bytes long. No key makes this fail.
@@ -152,7 +152,7 @@ impl Cipher {
             found if found > MAX_UNIT => Err(CipherError::Long { found }),
             _ => {
                 let mut unit = sealed.to_vec();
-                self.0.xts.decrypt_sector(&mut unit, self.0.key.iv.into());
+                self.0.xts.decrypt_sector(&mut unit, self.0.key.iv);
                 Ok(unit)
             }
         }

@@ -14,7 +14,7 @@
 //!
 //! A layer is sealed and opened in memory, and never lies decrypted in a file.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use aws_lc_rs::{
     cipher::{AES_256, DecryptingKey, DecryptionContext, EncryptingKey, EncryptionContext, UnboundCipherKey},
@@ -96,10 +96,10 @@ pub enum SealError {
     },
 }
 
-/// What a manifest says of an encrypted layer. Nothing in it is a secret.
+/// What a manifest says of an encrypted layer. Nothing in it is a secret. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LayerSeal {
-    annotations: BTreeMap<String, String>,
+    annotations: Arc<BTreeMap<String, String>>,
 }
 
 impl fmt::Debug for LayerSeal {
@@ -133,7 +133,7 @@ impl LayerSeal {
     /// From the annotations of an encrypted layer.
     pub(super) fn new<'a>(annotations: impl Iterator<Item = (&'a String, &'a String)>) -> Self {
         let known = annotations.filter(|(name, _)| name.starts_with(KEYS) || *name == PUBLIC_OPTIONS);
-        Self { annotations: known.map(|(name, value)| (name.clone(), value.clone())).collect() }
+        Self { annotations: Arc::new(known.map(|(name, value)| (name.clone(), value.clone())).collect()) }
     }
 
     /// The annotations of the layer.
@@ -164,7 +164,8 @@ impl LayerSeal {
         let public =
             serde_json::to_vec(&public).map_err(|_| SealError::Seal { problem: "its options are no JSON" })?;
         let annotations = [(JWE_KEYS, STANDARD.encode(wrapped)), (PUBLIC_OPTIONS, STANDARD.encode(public))];
-        Ok(Self { annotations: annotations.map(|(name, value)| (name.to_owned(), value)).into() })
+        let annotations = annotations.map(|(name, value)| (name.to_owned(), value)).into();
+        Ok(Self { annotations: Arc::new(annotations) })
     }
 
     /// Decrypts the layer with this digest where it is, and checks that it is what was encrypted.

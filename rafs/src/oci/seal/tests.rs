@@ -131,8 +131,8 @@ fn changed_layers_and_annotations_are_found() {
     let with = |name: &str, value: Option<String>| {
         let mut changed = seal.clone();
         match value {
-            Some(value) => _ = changed.annotations.insert(name.to_owned(), value),
-            None => _ = changed.annotations.remove(name),
+            Some(value) => _ = Arc::make_mut(&mut changed.annotations).insert(name.to_owned(), value),
+            None => _ = Arc::make_mut(&mut changed.annotations).remove(name),
         }
         changed.open(id, &mut bytes.clone(), &keys).unwrap_err()
     };
@@ -147,8 +147,8 @@ fn changed_layers_and_annotations_are_found() {
     }
     // Wrapped in a way that is not known here.
     let mut pgp = seal.clone();
-    let keys_of = pgp.annotations.remove(JWE_KEYS).unwrap();
-    pgp.annotations.insert(format!("{KEYS}pgp"), keys_of);
+    let keys_of = Arc::make_mut(&mut pgp.annotations).remove(JWE_KEYS).unwrap();
+    Arc::make_mut(&mut pgp.annotations).insert(format!("{KEYS}pgp"), keys_of);
     let error = pgp.open(id, &mut bytes.clone(), &keys).unwrap_err();
     assert!(error.to_string().contains("wrapped by pgp"), "{error}");
 }
