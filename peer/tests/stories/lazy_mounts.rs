@@ -116,6 +116,8 @@ impl Bed {
         // It may be on its way just now.
         if let Some(keeper) = listener(&self.daemon.keeper_socket()) {
             let _ = kill_process(keeper, Signal::KILL);
+            // Until then it would still take a daemon's connection.
+            wait("the keeper is gone", || listener(&self.daemon.keeper_socket()) != Some(keeper));
         }
     }
 }

@@ -153,12 +153,6 @@ impl Build {
             let message = format!("{option} cannot be given with --source-type {}", source_type.name());
             bad_usage(ErrorKind::ArgumentConflict, &message);
         }
-        if source_type == SourceType::TargzRef && self.encrypt {
-            bad_usage(
-                ErrorKind::ArgumentConflict,
-                "--encrypt: with --source-type targz-ref the layer stays as it is",
-            );
-        }
         if self.encrypt && self.chunk_size > MAX_ENCRYPTED_CHUNK {
             bad_usage(ErrorKind::ValueValidation, "--chunk-size must not exceed 8388608 with --encrypt");
         }
@@ -192,6 +186,7 @@ impl Build {
             (matches!(self.digester, Some(DigesterName::Blake3)), "--digester blake3"),
             (self.batch_size.is_some(), "--batch-size"),
             (!self.chunk_dict.is_empty(), "--chunk-dict"),
+            (self.encrypt, "--encrypt"),
             (tar && self.blob_inline_meta, "--blob-inline-meta"),
             (tar && self.blob_toc, "--blob-toc"),
         ];

@@ -155,8 +155,8 @@ impl Create {
             let message = "--encrypt with --blob-inline-meta would put the key into the blob that it opens";
             refuse(ErrorKind::ArgumentConflict, message);
         }
-        if self.encrypt && self.source_type == SourceType::TarGzRef {
-            refuse(ErrorKind::ArgumentConflict, "--encrypt: a layer of targz-ref stays as it is");
+        if self.encrypt && matches!(self.source_type, SourceType::TarGzRef | SourceType::TarTarfs) {
+            refuse(ErrorKind::ArgumentConflict, "--encrypt: what targz-ref and tar-tarfs are made of stays as it is");
         }
         if self.encrypt && self.chunk_size > MAX_ENCRYPTED_CHUNK {
             refuse(ErrorKind::ValueValidation, "--chunk-size must not exceed 0x800000 with --encrypt");
