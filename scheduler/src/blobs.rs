@@ -218,7 +218,7 @@ mod tests {
                     _ => {
                         let mut news = Bitfield::new(40);
                         pieces.iter().for_each(|&piece| _ = news.insert(piece));
-                        blob.learn(slot, slot % 2 == 0, first, &news, full);
+                        blob.learn(slot, slot.is_multiple_of(2), first, &news, full);
                         if full {
                             let stays = |piece: u32| piece < first || piece >= first + 40 || news.contains(piece - first);
                             model.retain(|&(peer, piece)| peer != slot || stays(piece));
@@ -229,7 +229,7 @@ mod tests {
                 }
                 for piece in 0..64 {
                     let holders = |reach| {
-                        let counts = |slot: u32| reach == Reach::All || slot % 2 == 0;
+                        let counts = |slot: u32| reach == Reach::All || slot.is_multiple_of(2);
                         model.iter().filter(|&&(slot, held)| held == piece && counts(slot)).count()
                     };
                     for reach in [Reach::Zone, Reach::All] {
