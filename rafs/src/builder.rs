@@ -58,6 +58,7 @@ mod dictionary;
 mod directory;
 mod error;
 mod image;
+mod in_place;
 mod layer_notes;
 mod merge;
 mod optimize;

@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, BlobId, ObjectId};
 
 use super::bootstrap::{self, Contents};
+use super::in_place;
 use super::output::{BlobFile, Output};
 use super::parts::{self, OpenBlob};
 use super::tree::{ChunkPlace, InodeIndex, Tree};
@@ -174,35 +175,24 @@ impl<'a> Index<'a> {
             let what = format!("{place} is a sparse file, which cannot be read from the layer as it is");
             return Err(BuildError::Unsupported { path: self.name.to_owned(), what });
         }
-        let mut places = Vec::new();
-        let mut content = archive.content(member);
-        let step = self.options.chunk_size;
-        for offset in (0..member.size).step_by(step as usize) {
-            self.chunk.resize((member.size - offset).min(step.into()) as usize, 0);
-            let before = self.position.get();
-            let read = content.read_exact(&mut self.chunk);
-            read.map_err(|error| BuildError::Archive {
-                archive: self.name.to_owned(),
-                source: Archive::<&[u8]>::read_error(&place, error),
-            })?;
-            places.push(self.add(before, offset)?);
-        }
-        if self.places.len() <= inode {
-            self.places.resize_with(inode + 1, Vec::new);
-        }
-        self.places[inode] = places;
+        let (position, source) = (Rc::clone(&self.position), (self.name, self.options.chunk_size));
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let add = |chunk: &[u8], before, offset| self.add(chunk, before, offset);
+        let places = in_place::read_chunks(archive, member, source, &position, &mut chunk, add);
+        self.chunk = chunk;
+        in_place::note(&mut self.places, inode, places?);
         Ok(())
     }
 
     /// The place of the chunk that was just read; new ones are added. `before` is where it starts.
-    fn add(&mut self, before: Position, file_offset: u64) -> Result<ChunkPlace, BuildError> {
+    fn add(&mut self, chunk: &[u8], before: Position, file_offset: u64) -> Result<ChunkPlace, BuildError> {
         let after = self.position.get();
-        self.decoded_bytes += self.chunk.len() as u64;
+        self.decoded_bytes += chunk.len() as u64;
         if let Some(progress) = &self.builder.progress {
             let (decoded_bytes, encoded_bytes) = (self.decoded_bytes, after.encoded);
             progress(Progress { decoded_bytes, total_bytes: None, encoded_bytes });
         }
-        let digest = codec::digest(self.options.algorithm, &self.chunk).bytes;
+        let digest = codec::digest(self.options.algorithm, chunk).bytes;
         if let Some(place) = self.known.get(&digest) {
             return Ok(*place);
         }
@@ -212,12 +202,12 @@ impl<'a> Index<'a> {
             encoded_offset: before.encoded,
             encoded_len: (after.encoded - before.encoded).min(MAX_HINT) as u32,
             decoded_offset: self.decoded_size,
-            decoded_len: self.chunk.len() as u32,
+            decoded_len: chunk.len() as u32,
             compressed: true,
             crc32: None,
             batch: Some(InBatch { index: checkpoint as u32, offset: 0 }),
         };
-        self.records.push(self.record(&info, digest, index, file_offset));
+        self.records.push(self.record(&info, (digest, chunk), index, file_offset));
         self.chunks.push(info);
         self.offsets.push(before.decoded);
         match self.reaches.last_mut() {
@@ -225,12 +215,18 @@ impl<'a> Index<'a> {
             _ => self.reaches.push((checkpoint, after)),
         }
         let place = ChunkPlace { blob: 0, index, block: (self.decoded_size / BLOCK) as u32 };
-        self.decoded_size += (self.chunk.len() as u64).next_multiple_of(BLOCK);
+        self.decoded_size += (chunk.len() as u64).next_multiple_of(BLOCK);
         self.known.insert(digest, place);
         Ok(place)
     }
 
-    fn record(&self, info: &ChunkInfo, digest: [u8; 32], index: u32, file_offset: u64) -> ChunkRecord {
+    fn record(
+        &self,
+        info: &ChunkInfo,
+        (digest, chunk): ([u8; 32], &[u8]),
+        index: u32,
+        file_offset: u64,
+    ) -> ChunkRecord {
         ChunkRecord {
             digest,
             blob: 0.into(),
@@ -241,7 +237,7 @@ impl<'a> Index<'a> {
             decoded_offset: info.decoded_offset.into(),
             file_offset: file_offset.into(),
             index: index.into(),
-            crc32: crc32c::crc32c(&self.chunk).into(),
+            crc32: crc32c::crc32c(chunk).into(),
         }
     }
 

@@ -21,6 +21,7 @@ use shoal_proto::{Algorithm, BlobId};
 use zerocopy::FromZeros;
 
 use super::bootstrap::{self, Contents};
+use super::in_place;
 use super::output::{BlobFile, Output};
 use super::tree::{ChunkPlace, InodeIndex};
 use super::{BuildError, BuildOptions, BuildReport, Builder, Notes, Progress, replace, tar};
@@ -179,37 +180,26 @@ impl<'a> Index<'a> {
         if !self.position.get().is_multiple_of(TAR_BLOCK) {
             return unsupported("does not start at a block of the tar");
         }
-        let mut places = Vec::new();
-        let mut content = archive.content(member);
-        let step = self.options.chunk_size;
-        for offset in (0..member.size).step_by(step as usize) {
-            self.chunk.resize((member.size - offset).min(step.into()) as usize, 0);
-            let start = self.position.get();
-            let read = content.read_exact(&mut self.chunk);
-            read.map_err(|error| BuildError::Archive {
-                archive: self.name.to_owned(),
-                source: Archive::<&[u8]>::read_error(&place, error),
-            })?;
-            places.push(self.add(start, offset)?);
-        }
-        if self.places.len() <= inode {
-            self.places.resize_with(inode + 1, Vec::new);
-        }
-        self.places[inode] = places;
+        let (position, source) = (Rc::clone(&self.position), (self.name, self.options.chunk_size));
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let add = |chunk: &[u8], before, offset| self.add(chunk, before, offset);
+        let places = in_place::read_chunks(archive, member, source, &position, &mut chunk, add);
+        self.chunk = chunk;
+        in_place::note(&mut self.places, inode, places?);
         Ok(())
     }
 
     /// The place of the chunk that was just read, which starts at `start` of the tar.
-    fn add(&mut self, start: u64, file_offset: u64) -> Result<ChunkPlace, BuildError> {
-        self.decoded_bytes += self.chunk.len() as u64;
+    fn add(&mut self, chunk: &[u8], start: u64, file_offset: u64) -> Result<ChunkPlace, BuildError> {
+        self.decoded_bytes += chunk.len() as u64;
         if let Some(progress) = &self.builder.progress {
             let (decoded_bytes, encoded_bytes) = (self.decoded_bytes, self.position.get());
             progress(Progress { decoded_bytes, total_bytes: None, encoded_bytes });
         }
         let index = self.next_index()?;
-        let len = self.chunk.len() as u32;
+        let len = chunk.len() as u32;
         self.records.push(ChunkRecord {
-            digest: codec::digest(self.options.algorithm, &self.chunk).bytes,
+            digest: codec::digest(self.options.algorithm, chunk).bytes,
             flags: chunk_flags::HAS_CRC.into(),
             encoded_size: len.into(),
             decoded_size: len.into(),
@@ -217,7 +207,7 @@ impl<'a> Index<'a> {
             decoded_offset: start.into(),
             file_offset: file_offset.into(),
             index: index.into(),
-            crc32: crc32c::crc32c(&self.chunk).into(),
+            crc32: crc32c::crc32c(chunk).into(),
             ..ChunkRecord::new_zeroed()
         });
         Ok(ChunkPlace { blob: 0, index, block: (start / TAR_BLOCK) as u32 })
