@@ -198,6 +198,25 @@ impl Bitfield {
         None
     }
 
+    /// The 64 pieces from `from` on, the first in the lowest bit; what lies past the length is absent.
+    pub fn bits_from(&self, from: u32) -> u64 {
+        let word = |at: u32| self.words.get(at as usize).copied().unwrap_or(0);
+        let (at, shift) = (from / WORD, from % WORD);
+        match shift {
+            0 => word(at),
+            _ => word(at) >> shift | word(at + 1) << (WORD - shift),
+        }
+    }
+
+    /// Replaces the 64 pieces from `64 * at` on, the first in the lowest bit. What lies past the length is left out.
+    pub fn set_word(&mut self, at: u32, bits: u64) {
+        let left = self.len.saturating_sub(at.saturating_mul(WORD));
+        let Some(word) = self.words.get_mut(at as usize) else { return };
+        let bits = if left < WORD { bits & !(u64::MAX << left) } else { bits };
+        self.count = self.count - word.count_ones() + bits.count_ones();
+        *word = bits;
+    }
+
     /// The first piece at or after `from` that is not in the set.
     pub fn next_unset(&self, from: u32) -> Option<u32> {
         self.next(from, false)

@@ -3,10 +3,16 @@
 use std::time::Duration;
 
 use shoal_proto::{PeerId, Priority};
+use smallvec::SmallVec;
 
 use crate::{
-    Action, BanReason, Failure, Item, RequestId, Source, Time, Why, flights::MAX_REQUESTS, requests::Request,
-    scheduler::Scheduler, timer::Timer,
+    Action, BanReason, Failure, Item, RequestId, Source, Time, Why,
+    blobs::Piece,
+    flights::{Flight, MAX_REQUESTS},
+    peers::{Peer, Slot},
+    requests::{Asked, Request},
+    scheduler::Scheduler,
+    timer::Timer,
 };
 
 /// Shortest time that a busy peer is left alone.
@@ -20,32 +26,37 @@ const MAX_NAMED: usize = 32;
 
 impl Scheduler {
     pub(crate) fn delivered(&mut self, now: Time, id: RequestId, item: Item, bytes: u64) {
-        let size = self.blobs.get(&item.blob).map_or(0, |blob| blob.size(item.piece));
-        let asked = self.requests.at(id).filter(|request| request.blob == item.blob);
+        let Some(piece) = self.blobs.piece(item) else { return };
+        let size = self.blobs.size(piece);
+        let asked = self.requests.at(id).filter(|request| request.blob == piece.blob);
         if let Some((peer, lane)) = asked.map(|request| (request.peer(), request.lane())) {
-            let owed = self.requests.take(id, item.piece);
+            let owed = self.requests.take(id, piece.piece);
             self.inflow.delivered(now, bytes);
             self.inflow.unload(lane, if owed { size } else { 0 });
             // An object may be of unknown size until it is here.
             self.allowances.charge(now, lane, bytes.saturating_sub(size));
-            if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
+            if let Some(slot) = peer {
                 self.peers.modify(now, &self.config, slot, |peer| {
                     peer.unload(u32::from(owed), if owed { size } else { 0 });
                     peer.delivered(now, bytes);
                 });
                 self.peers.mark(slot);
             }
-            if let Some(flight) = self.flights.at_mut(item) {
-                flight.requests.retain(|&request| request != id);
+            if let Some(flight) = self.flights.at_mut(piece) {
+                flight.requests.retain(|request| *request != id);
             }
-            if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
-                self.requests.close(id);
-                self.timers.cancel(Timer::Request(id));
-            } else {
-                self.expect_progress(now, id);
-            }
+            self.close_if_done(now, id);
         }
-        self.arrived(now, item);
+        self.arrived(now, piece);
+    }
+
+    /// Closes a request that owes nothing any more; any other owes a sign of life again.
+    fn close_if_done(&mut self, now: Time, id: RequestId) {
+        if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
+            self.requests.close(id);
+        } else {
+            self.expect_progress(now, id);
+        }
     }
 
     pub(crate) fn progress(&mut self, now: Time, id: RequestId) {
@@ -61,7 +72,7 @@ impl Scheduler {
             request.stalls = 0;
             request.peer()
         });
-        if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
+        if let Some(slot) = peer {
             let suspect = self.peers.at(slot).is_some_and(|peer| peer.is_suspect());
             self.peers.modify(now, &self.config, slot, |peer| peer.sign(now));
             if suspect {
@@ -77,49 +88,49 @@ impl Scheduler {
             Some(peer) => self.patience(peer, request),
             None => self.config.registry_progress,
         };
-        self.timers.set(Timer::Request(id), request.pending_until.max(now) + patience + self.inflow.drain() * 2);
+        self.expect_until(id, request.pending_until.max(now) + patience + self.inflow.drain() * 2);
+    }
+
+    fn expect_until(&mut self, id: RequestId, due: Time) {
+        if let Some(request) = self.requests.at_mut(id)
+            && std::mem::replace(&mut request.due, due) > due
+        {
+            self.progress_deadlines.set(due, id);
+        }
     }
 
     pub(crate) fn not_have(&mut self, now: Time, id: RequestId, item: Item) {
-        let Some(request) = self.requests.at(id).filter(|request| request.blob == item.blob) else { return };
-        let (source, peer, lane) = (request.source, request.peer(), request.lane());
+        let Some(piece) = self.blobs.piece(item) else { return };
+        let Some(request) = self.requests.at(id).filter(|request| request.blob == piece.blob) else { return };
+        let (asked, peer, lane) = (request.asked, request.peer(), request.lane());
         self.sign(now, id);
-        if !self.requests.take(id, item.piece) {
+        if !self.requests.take(id, piece.piece) {
             return;
         }
-        let size = self.bytes(item.blob, &[item.piece]);
+        let size = self.blobs.size(piece);
         self.inflow.unload(lane, size);
         self.give_back_refused(now, lane, Why::NotHave, size);
-        if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
-            if let Some(blob) = self.blobs.get_mut(&item.blob) {
-                blob.unlearn(slot, item.piece);
-            }
+        if let Some(slot) = peer {
+            self.blobs.at_mut(piece.blob).into_iter().for_each(|blob| blob.unlearn(slot, piece.piece));
             self.peers.modify(now, &self.config, slot, |peer| {
                 peer.deny(item);
                 peer.unload(1, size);
             });
             self.peers.mark(slot);
         }
-        if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
-            self.requests.close(id);
-            self.timers.cancel(Timer::Request(id));
-        } else {
-            self.expect_progress(now, id);
-        }
-        self.look_further(now, id, item, source, Why::NotHave);
+        self.close_if_done(now, id);
+        self.look_further(now, id, piece, asked, Why::NotHave);
     }
 
     pub(crate) fn pending(&mut self, now: Time, id: RequestId, eta: Duration) {
         let until = now + eta.min(self.config.max_eta);
         let Some(request) = self.requests.at_mut(id) else { return };
         request.pending_until = until;
-        let request = request.clone();
-        if matches!(request.source, Source::Home(_)) {
+        if request.is_at_home() {
             // What was about to be asked for elsewhere, because the home was silent, is left to it after all.
-            for &piece in &request.pieces {
-                let item = Item { blob: request.blob, piece };
-                if self.flights.at(item).is_some_and(|flight| flight.seeking && !flight.for_peer) {
-                    self.settle(item);
+            for piece in request.clone().owed() {
+                if self.flights.at(piece).is_some_and(|flight| flight.seeking && !flight.for_peer) {
+                    self.settle(piece);
                 }
             }
         }
@@ -128,50 +139,51 @@ impl Scheduler {
     }
 
     pub(crate) fn busy(&mut self, now: Time, id: RequestId, retry_after: Duration, alternates: &[PeerId]) {
-        let Some(request) = self.requests.at(id).cloned() else { return };
-        let Some(peer) = request.peer() else { return };
+        let Some(request) = self.requests.at(id) else { return };
+        let Some((slot, peer)) = request.peer().and_then(|slot| Some((slot, self.peers.at(slot)?.id))) else {
+            return;
+        };
+        let items: SmallVec<[_; 4]> = request.owed().filter_map(|piece| self.blobs.item(piece)).collect();
         self.sign(now, id);
         for &alternate in alternates.iter().take(MAX_NAMED).filter(|&&alternate| alternate != peer) {
-            for &piece in &request.pieces {
-                self.rumour(now, alternate, Item { blob: request.blob, piece });
-            }
+            items.iter().for_each(|&item| self.rumour(now, alternate, item));
         }
-        if let Some(slot) = self.peers.slot(peer) {
-            self.peers.modify(now, &self.config, slot, |peer| peer.refused());
-        }
+        self.peers.modify(now, &self.config, slot, Peer::refused);
         self.close_peer(now, peer, now + retry_after.clamp(MIN_BUSY, self.config.max_eta.max(MIN_BUSY)));
         self.give_up(now, id, Why::Busy);
     }
 
     pub(crate) fn not_my_home(&mut self, now: Time, id: RequestId, members: &[PeerId]) {
-        let Some(request) = self.requests.at(id).cloned() else { return };
-        self.sign(now, id);
-        for &piece in &request.pieces {
-            if let Some(flight) = self.flights.at_mut(Item { blob: request.blob, piece }) {
+        let Some(request) = self.requests.at(id) else { return };
+        for piece in request.owed() {
+            if let Some(flight) = self.flights.at_mut(piece) {
                 let others = members.iter().take(MAX_NAMED).filter(|&&member| member != self.config.me);
-                flight.suggested = others.copied().collect();
+                flight.trouble_mut().suggested = others.copied().collect();
             }
         }
+        self.sign(now, id);
         self.give_up(now, id, Why::NotMyHome);
     }
 
     pub(crate) fn cannot_source(&mut self, now: Time, id: RequestId) {
-        let Some(request) = self.requests.at(id).cloned() else { return };
-        self.sign(now, id);
-        if let Some(slot) = request.peer().and_then(|peer| self.peers.slot(peer)) {
+        let Some(request) = self.requests.at(id) else { return };
+        let key = request.owed().next().and_then(|piece| self.blobs.item(piece)).map(|item| item.blob);
+        if let Some((slot, key)) = request.peer().zip(key) {
             let until = now + self.config.cannot_source;
-            self.peers.modify(now, &self.config, slot, |peer| peer.cannot_source(request.blob, until));
+            self.sign(now, id);
+            self.peers.modify(now, &self.config, slot, |peer| peer.cannot_source(key, until));
         }
         self.give_up(now, id, Why::CannotSource);
     }
 
     pub(crate) fn failed(&mut self, now: Time, id: RequestId, reason: &Failure) {
-        let Some(request) = self.requests.at(id).cloned() else { return };
-        match (reason, request.peer()) {
+        let Some(request) = self.requests.at(id) else { return };
+        let peer = request.peer().and_then(|slot| self.peers.at(slot)).map(|peer| peer.id);
+        match (reason, peer) {
             (Failure::Store, _) => self.give_up(now, id, Why::Store),
             (Failure::WrongBytes, Some(peer)) => {
-                let item = Item { blob: request.blob, piece: request.pieces.first().copied().unwrap_or(0) };
-                self.ban(now, peer, item);
+                let item = request.owed().next().and_then(|piece| self.blobs.item(piece));
+                item.into_iter().for_each(|item| self.ban(now, peer, item));
             }
             (_, Some(peer)) => {
                 self.fail_peer(now, peer);
@@ -191,7 +203,7 @@ impl Scheduler {
 
     pub(crate) fn finished(&mut self, now: Time, id: RequestId) {
         let Some(request) = self.requests.at(id) else { return };
-        if let Some(peer) = request.peer() {
+        if let Some(peer) = request.peer().and_then(|slot| self.peers.at(slot)).map(|peer| peer.id) {
             self.fail_peer(now, peer);
         }
         self.give_up(now, id, Why::EndedEarly);
@@ -205,13 +217,13 @@ impl Scheduler {
         }
         self.banned.insert(peer, until);
         self.actions.push_back(Action::Ban { peer, until, reason: BanReason::WrongBytes(item) });
-        if let Some(slot) = self.peers.slot(peer) {
-            self.blobs.values_mut().for_each(|blob| blob.forget(slot));
-        }
         self.close_peer(now, peer, until);
-        for request in self.requests.of_peer(peer) {
-            self.actions.push_back(Action::Cancel { request });
-            self.give_up(now, request, Why::WrongBytes);
+        if let Some(slot) = self.peers.slot(peer) {
+            self.blobs.iter_mut().for_each(|blob| blob.forget(slot));
+            for request in self.requests.of_peer(slot) {
+                self.actions.push_back(Action::Cancel { request });
+                self.give_up(now, request, Why::WrongBytes);
+            }
         }
         self.requeue_home(peer);
     }
@@ -222,11 +234,12 @@ impl Scheduler {
         let Some(request) = self.requests.at_mut(id) else { return };
         request.stalls += 1;
         let request = request.clone();
-        let Some(peer) = request.peer() else {
+        let known = request.peer().and_then(|slot| Some((slot, self.peers.at(slot)?.id)));
+        let Some((slot, peer)) = known else {
             self.actions.push_back(Action::Cancel { request: id });
             return self.give_up(now, id, Why::Stalled);
         };
-        if self.is_only_slow(now, peer, &request) {
+        if self.is_only_slow(now, slot, &request) {
             return self.expect_progress(now, id);
         }
         if request.stalls > 1 || request.priority == Priority::Prefetch {
@@ -234,51 +247,48 @@ impl Scheduler {
             self.fail_peer(now, peer);
             return self.give_up(now, id, Why::Stalled);
         }
-        let patience = self.patience(peer, &request);
-        self.timers.set(Timer::Request(id), now + patience * 2);
-        if let Some(slot) = self.peers.slot(peer) {
-            self.peers.modify(now, &self.config, slot, crate::peers::Peer::suspect);
-        }
-        for &piece in &request.pieces {
-            self.hedge(Item { blob: request.blob, piece }, request.source);
+        self.expect_until(id, now + self.patience(slot, &request) * 2);
+        self.peers.modify(now, &self.config, slot, Peer::suspect);
+        for piece in request.owed() {
+            self.hedge(piece, request.is_at_home().then_some(peer));
         }
         self.requeue_home(peer);
     }
 
     /// How long a peer may be silent about a request: less once somebody waits for one of its pieces, even if nobody did when
     /// it was made.
-    fn patience(&self, peer: PeerId, request: &Request) -> Duration {
-        let flight = |&piece: &u32| self.flights.at(Item { blob: request.blob, piece });
-        let awaited = request.pieces.iter().filter_map(flight).map(|flight| flight.priority()).max();
+    fn patience(&self, slot: Slot, request: &Request) -> Duration {
+        let awaited = request.owed().filter_map(|piece| self.flights.at(piece)).map(|flight| flight.priority()).max();
         let priority = awaited.unwrap_or(request.priority);
-        self.peers.peer(peer).map_or(self.config.progress, |peer| peer.patience(priority, &self.config))
+        self.peers.at(slot).map_or(self.config.progress, |peer| peer.patience(priority, &self.config))
     }
 
     /// What a peer owes that is alive and busy with the rest is worth waiting for, but not for ever: a prefetch because nobody
     /// waits for it, and any piece from its home because the next one would read the registry once more.
-    fn is_only_slow(&self, now: Time, peer: PeerId, request: &Request) -> bool {
-        let patience = self.patience(peer, request);
-        let alive = self.peers.peer(peer).is_some_and(|peer| peer.was_alive(now, patience));
-        let patient = request.priority == Priority::Prefetch || matches!(request.source, Source::Home(_));
+    fn is_only_slow(&self, now: Time, slot: Slot, request: &Request) -> bool {
+        let patience = self.patience(slot, request);
+        let alive = self.peers.at(slot).is_some_and(|peer| peer.was_alive(now, patience));
+        let patient = request.priority == Priority::Prefetch || request.is_at_home();
         patient && request.stalls < MAX_SLOW && alive
     }
 
-    fn hedge(&mut self, item: Item, source: Source) {
-        let Some(flight) = self.flights.at_mut(item) else { return };
-        if let Source::Home(home) = source {
-            flight.refused.insert(home);
+    fn hedge(&mut self, piece: Piece, home: Option<PeerId>) {
+        let Some(flight) = self.flights.at_mut(piece) else { return };
+        if let Some(home) = home {
+            flight.trouble_mut().refused.insert(home);
         }
         if !flight.wants.is_empty() && flight.requests.len() < MAX_REQUESTS {
-            self.seek(item);
+            self.seek(piece);
         }
     }
 
     /// Closes a request without its pieces, which look further.
     pub(crate) fn give_up(&mut self, now: Time, id: RequestId, why: Why) {
         let Some(request) = self.close(now, id) else { return };
-        self.give_back_refused(now, request.lane(), why, self.bytes(request.blob, &request.pieces));
-        for &piece in &request.pieces {
-            self.look_further(now, id, Item { blob: request.blob, piece }, request.source, why);
+        let bytes = request.owed().map(|piece| self.blobs.size(piece)).sum();
+        self.give_back_refused(now, request.lane(), why, bytes);
+        for piece in request.owed() {
+            self.look_further(now, id, piece, request.asked, why);
         }
     }
 
@@ -290,28 +300,28 @@ impl Scheduler {
     }
 
     /// A request need not bring this piece any more; it is stopped if that was its last.
-    pub(crate) fn release(&mut self, now: Time, id: RequestId, piece: u32) {
-        let Some(request) = self.requests.at(id).filter(|request| request.pieces.contains(&piece)) else { return };
+    pub(crate) fn release(&mut self, now: Time, id: RequestId, piece: Piece) {
+        let Some(request) = self.requests.at(id).filter(|request| request.owes(piece)) else { return };
         if request.pieces.len() == 1 {
             return self.cancel(now, id);
         }
-        let (peer, lane, bytes) = (request.peer(), request.lane(), self.bytes(request.blob, &[piece]));
-        self.requests.take(id, piece);
+        let (peer, lane, bytes) = (request.peer(), request.lane(), self.blobs.size(piece));
+        self.requests.take(id, piece.piece);
         self.inflow.unload(lane, bytes);
         self.unload(now, peer, 1, bytes);
     }
 
     fn close(&mut self, now: Time, id: RequestId) -> Option<Request> {
         let request = self.requests.close(id)?;
-        self.timers.cancel(Timer::Request(id));
-        let bytes = self.bytes(request.blob, &request.pieces);
+        let bytes = request.owed().map(|piece| self.blobs.size(piece)).sum();
         self.inflow.unload(request.lane(), bytes);
         self.unload(now, request.peer(), request.pieces.len() as u32, bytes);
         Some(request)
     }
 
-    fn unload(&mut self, now: Time, peer: Option<PeerId>, pieces: u32, bytes: u64) {
-        let Some((id, slot)) = peer.and_then(|peer| Some((peer, self.peers.slot(peer)?))) else { return };
+    fn unload(&mut self, now: Time, peer: Option<Slot>, pieces: u32, bytes: u64) {
+        let known = peer.and_then(|slot| Some((slot, self.peers.at(slot)?.id)));
+        let Some((slot, id)) = known else { return };
         let given_up = self.peers.modify(now, &self.config, slot, |peer| {
             peer.unload(pieces, bytes);
             peer.in_flight == 0 && peer.is_suspect()
@@ -324,44 +334,49 @@ impl Scheduler {
     }
 
     /// One try of a flight is over without the piece.
-    fn look_further(&mut self, now: Time, id: RequestId, item: Item, source: Source, why: Why) {
-        let failures = self.flights.at(item).map_or(0, |flight| flight.registry_failures) + 1;
+    fn look_further(&mut self, now: Time, id: RequestId, piece: Piece, asked: Asked, why: Why) {
+        let failures =
+            self.flights.at(piece).and_then(Flight::trouble).map_or(0, |trouble| trouble.registry_failures) + 1;
         let later = now + self.jittered(failures);
         let patience = self.config.home_patience;
-        let Some(flight) = self.flights.at_mut(item) else { return };
-        flight.requests.retain(|&request| request != id);
+        let Some(source) = self.source(asked) else { return };
+        let Some(flight) = self.flights.at_mut(piece) else { return };
+        flight.requests.retain(|request| *request != id);
         flight.tried(source, why);
+        let priority = flight.priority();
+        let trouble = flight.trouble_mut();
         match (source, why) {
             (_, Why::Store) | (Source::Peer(_), _) => {}
             (Source::Home(home), Why::Busy) => {
-                let since = *flight.busy_since.get_or_insert(now);
-                if flight.priority() == Priority::OnDemand && since + patience <= now {
-                    flight.refused.insert(home);
+                let since = *trouble.busy_since.get_or_insert(now);
+                if priority == Priority::OnDemand && since + patience <= now {
+                    trouble.refused.insert(home);
                 }
             }
             // It may be back when its back-off is over, or never: that is then known of the peer.
-            (Source::Home(_), Why::Stalled | Why::Transport | Why::EndedEarly)
-                if flight.priority() == Priority::Prefetch => {}
-            (Source::Home(home), _) => _ = flight.refused.insert(home),
-            (Source::Registry, Why::RegistryRefused) => flight.registry_refused = true,
+            (Source::Home(_), Why::Stalled | Why::Transport | Why::EndedEarly) if priority == Priority::Prefetch => {}
+            (Source::Home(home), _) => _ = trouble.refused.insert(home),
+            (Source::Registry, Why::RegistryRefused) => trouble.registry_refused = true,
             (Source::Registry, _) => {
-                flight.registry_failures = failures;
-                flight.not_before = later;
-                flight.busy_since = None;
-                flight.refused.clear();
-                flight.suggested.clear();
+                trouble.registry_failures = failures;
+                trouble.not_before = later;
+                trouble.busy_since = None;
+                trouble.refused.clear();
+                trouble.suggested.clear();
             }
         }
+        if why == Why::Store {
+            trouble.registry_failures = failures;
+        }
         if flight.wants.is_empty() {
-            return self.drop_if_over(item);
+            return self.drop_if_over(piece);
         }
         if why == Why::Store {
-            flight.registry_failures = failures;
-            return self.timers.set(Timer::Retry(item), later);
+            return self.timers.set(Timer::Retry(piece), later);
         }
-        let others = flight.requests.clone();
-        if others.iter().all(|&other| self.requests.at(other).is_some_and(|request| request.stalls > 0)) {
-            self.seek(item);
+        let stalls = |other: &RequestId| self.requests.at(*other).is_some_and(|request| request.stalls > 0);
+        if flight.requests.iter().all(stalls) {
+            self.seek(piece);
         }
     }
 }

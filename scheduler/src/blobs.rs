@@ -1,10 +1,95 @@
 //! What is known of each blob: where its pieces lie, which are here, which are waited for, and who has which.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    sync::Arc,
+};
 
+use foldhash::fast::FixedState;
 use shoal_proto::{Bitfield, PeerId, Priority};
 
-use crate::peers::Slot;
+use crate::{BlobKey, Item, holders::Holders, peers::Slot};
+
+/// Pieces in a word of a bitfield.
+pub(crate) const WORD: u32 = u64::BITS;
+
+/// A blob's place in the table; used again after it was removed.
+pub(crate) type BlobSlot = u32;
+
+/// A piece of a blob in the table: what an [`Item`] names, in a fifth of its bytes. Everything within the scheduler is kept
+/// by these, since with thousands of pieces under way it is the memory that is touched which costs time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Piece {
+    pub(crate) blob: BlobSlot,
+    pub(crate) piece: u32,
+}
+
+/// The blobs that were added.
+#[derive(Debug, Default)]
+pub(crate) struct Blobs {
+    index: BTreeMap<BlobKey, BlobSlot>,
+    slots: Vec<Option<Blob>>,
+    free: Vec<BlobSlot>,
+}
+
+impl Blobs {
+    pub(crate) fn find(&self, key: BlobKey) -> Option<BlobSlot> {
+        self.index.get(&key).copied()
+    }
+
+    pub(crate) fn at(&self, slot: BlobSlot) -> Option<&Blob> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(crate) fn at_mut(&mut self, slot: BlobSlot) -> Option<&mut Blob> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    pub(crate) fn get(&self, key: BlobKey) -> Option<&Blob> {
+        self.at(self.find(key)?)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: BlobKey) -> Option<&mut Blob> {
+        self.at_mut(self.find(key)?)
+    }
+
+    /// A piece by its name, if the blob is there.
+    pub(crate) fn piece(&self, item: Item) -> Option<Piece> {
+        Some(Piece { blob: self.find(item.blob)?, piece: item.piece })
+    }
+
+    /// The name of a piece, if the blob is there.
+    pub(crate) fn item(&self, piece: Piece) -> Option<Item> {
+        Some(Item { piece: piece.piece, blob: self.at(piece.blob)?.key })
+    }
+
+    /// Encoded bytes of a piece.
+    pub(crate) fn size(&self, piece: Piece) -> u64 {
+        self.at(piece.blob).map_or(0, |blob| blob.size(piece.piece))
+    }
+
+    pub(crate) fn insert(&mut self, blob: Blob) -> BlobSlot {
+        let slot = self.free.pop().unwrap_or(self.slots.len() as BlobSlot);
+        if slot as usize == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.index.insert(blob.key, slot);
+        self.slots[slot as usize] = Some(blob);
+        slot
+    }
+
+    pub(crate) fn remove(&mut self, slot: BlobSlot) {
+        if let Some(blob) = self.slots.get_mut(slot as usize).and_then(Option::take) {
+            self.index.remove(&blob.key);
+            self.free.push(slot);
+        }
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Blob> {
+        self.slots.iter_mut().flatten()
+    }
+}
 
 /// Whose pieces count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +98,12 @@ pub(crate) enum Reach {
     Zone,
     /// Those of all peers.
     All,
+}
+
+impl Reach {
+    fn covers(self, own_zone: bool) -> bool {
+        own_zone || self == Self::All
+    }
 }
 
 /// What a peer has.
@@ -25,6 +116,7 @@ struct Have {
 /// One blob.
 #[derive(Debug)]
 pub(crate) struct Blob {
+    key: BlobKey,
     extents: Arc<[Range<u64>]>,
     pub(crate) present: Bitfield,
     /// Pieces whose flight looks for a source, prefetch and on-demand: what a peer with room is matched against, a
@@ -32,25 +124,28 @@ pub(crate) struct Blob {
     waiting: [Bitfield; 2],
     /// By slot; looked at for many peers in a row when a rare piece is searched for, hence no map.
     haves: Vec<Option<Have>>,
-    /// How many of `haves` have each piece, by [`Reach`]; most pieces that are searched for have none.
-    holders: [Vec<u32>; 2],
+    /// How many of `haves` within reach have each piece; most pieces that are searched for have none.
+    holders: Holders,
+    reach: Reach,
     /// Homes by stripe, as of an epoch of the leases.
-    pub(crate) ranking: BTreeMap<u64, Arc<[PeerId]>>,
+    pub(crate) ranking: HashMap<u64, Arc<[PeerId]>, FixedState>,
     pub(crate) ranking_epoch: u64,
     /// All of it is one stripe.
     whole: bool,
 }
 
 impl Blob {
-    pub(crate) fn new(extents: Arc<[Range<u64>]>, present: &Bitfield) -> Self {
+    pub(crate) fn new(key: BlobKey, extents: Arc<[Range<u64>]>, present: &Bitfield, reach: Reach) -> Self {
         let len = u32::try_from(extents.len()).unwrap_or(u32::MAX);
         Self {
+            key,
             extents,
             present: present.window(0, len),
             waiting: [Bitfield::new(len), Bitfield::new(len)],
             haves: Vec::new(),
-            holders: [vec![0; len as usize], vec![0; len as usize]],
-            ranking: BTreeMap::new(),
+            holders: Holders::new(len),
+            reach,
+            ranking: HashMap::default(),
             ranking_epoch: 0,
             whole: false,
         }
@@ -86,8 +181,26 @@ impl Blob {
         for have in self.haves.iter_mut().flatten() {
             have.pieces = have.pieces.window(0, len);
         }
-        self.holders.iter_mut().for_each(|holders| holders.resize(len as usize, 0));
+        self.recount();
         self.ranking.clear();
+    }
+
+    /// Other peers count from now on.
+    pub(crate) fn set_reach(&mut self, reach: Reach) {
+        self.reach = reach;
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.holders = Holders::new(self.len());
+        for have in self.haves.iter().flatten().filter(|have| self.reach.covers(have.own_zone)) {
+            (0..self.present.len().div_ceil(WORD))
+                .for_each(|at| self.holders.add(at, have.pieces.bits_from(at * WORD)));
+        }
+    }
+
+    pub(crate) fn key(&self) -> BlobKey {
+        self.key
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -120,8 +233,9 @@ impl Blob {
         self.waiting.iter_mut().for_each(|waiting| _ = waiting.remove(piece));
     }
 
-    pub(crate) fn holders(&self, piece: u32, reach: Reach) -> u32 {
-        self.holders[reach as usize].get(piece as usize).copied().unwrap_or(0)
+    /// How many within reach have a piece.
+    pub(crate) fn holders(&self, piece: u32) -> u32 {
+        self.holders.count(piece)
     }
 
     pub(crate) fn has(&self, slot: Slot, piece: u32) -> bool {
@@ -145,17 +259,23 @@ impl Blob {
             self.haves.resize(at + 1, None);
         }
         let have = self.haves[at].get_or_insert_with(|| Have { own_zone, pieces: Bitfield::new(len) });
-        if full {
-            let window = first..first.saturating_add(news.len()).min(len);
-            let gone = window.filter(|&piece| have.pieces.contains(piece) && !news.contains(piece - first));
-            for piece in gone.collect::<Vec<_>>() {
-                have.pieces.remove(piece);
-                count(&mut self.holders, have.own_zone, piece, |holders| holders - 1);
-            }
+        let told = first..first.saturating_add(news.len()).min(len);
+        if told.is_empty() {
+            return;
         }
-        for piece in news.iter().filter_map(|piece| first.checked_add(piece)) {
-            if have.pieces.insert(piece) {
-                count(&mut self.holders, have.own_zone, piece, |holders| holders + 1);
+        for at in told.start / WORD..told.end.div_ceil(WORD) {
+            let start = at * WORD;
+            let said =
+                if start < first { news.bits_from(0) << (first - start) } else { news.bits_from(start - first) };
+            let (held, window) = (have.pieces.bits_from(start), window(start, &told));
+            let came = said & window & !held;
+            let gone = if full { held & window & !said } else { 0 };
+            if came | gone != 0 {
+                have.pieces.set_word(at, held & !gone | came);
+                if self.reach.covers(have.own_zone) {
+                    self.holders.add(at, came);
+                    self.holders.take(at, gone);
+                }
             }
         }
     }
@@ -163,29 +283,28 @@ impl Blob {
     /// The peer does not have this piece after all.
     pub(crate) fn unlearn(&mut self, slot: Slot, piece: u32) {
         let have = self.haves.get_mut(slot as usize).and_then(Option::as_mut);
-        if let Some(have) = have.filter(|have| have.pieces.contains(piece)) {
-            have.pieces.remove(piece);
-            count(&mut self.holders, have.own_zone, piece, |holders| holders - 1);
+        if let Some(have) = have
+            && have.pieces.remove(piece)
+            && self.reach.covers(have.own_zone)
+        {
+            self.holders.take(piece / WORD, 1 << (piece % WORD));
         }
     }
 
     /// The peer is gone.
     pub(crate) fn forget(&mut self, slot: Slot) {
-        if let Some(have) = self.haves.get_mut(slot as usize).and_then(Option::take) {
-            have.pieces
-                .iter()
-                .for_each(|piece| count(&mut self.holders, have.own_zone, piece, |holders| holders - 1));
+        let have = self.haves.get_mut(slot as usize).and_then(Option::take);
+        if let Some(have) = have.filter(|have| self.reach.covers(have.own_zone)) {
+            let words = 0..have.pieces.len().div_ceil(WORD);
+            words.for_each(|at| self.holders.take(at, have.pieces.bits_from(at * WORD)));
         }
     }
 }
 
-/// Changes how many have a piece, in the zone of this node if `own_zone`, and of all.
-fn count(holders: &mut [Vec<u32>; 2], own_zone: bool, piece: u32, change: impl Fn(u32) -> u32) {
-    let reaches = if own_zone { &[Reach::Zone, Reach::All][..] } else { &[Reach::All] };
-    for &reach in reaches {
-        let count = &mut holders[reach as usize][piece as usize];
-        *count = change(*count);
-    }
+/// Which of the 64 pieces from `start` on lie in a range that is not empty and has some of them.
+fn window(start: u32, range: &Range<u32>) -> u64 {
+    let (first, last) = (range.start.max(start) - start, (range.end - 1 - start).min(WORD - 1));
+    u64::MAX << first & u64::MAX >> (WORD - 1 - last)
 }
 
 #[cfg(test)]
@@ -200,10 +319,12 @@ mod tests {
         /// Against a set of (peer, piece) pairs: what is known, how many hold each piece.
         #[test]
         fn availability_agrees_with_a_model(
-            steps in vec((0..4u32, 0..50u32, vec(0..40u32, 0..20), any::<bool>(), 0..10u8), 0..60)
+            steps in vec((0..4u32, 0..120u32, vec(0..40u32, 0..20), any::<bool>(), 0..10u8), 0..60)
         ) {
-            let extents: Arc<[_]> = (0..64).map(|at| at * 10..at * 10 + 10).collect();
-            let mut blob = Blob::new(extents, &Bitfield::new(64));
+            let extents: Arc<[_]> = (0..100).map(|at| at * 10..at * 10 + 10).collect();
+            let key = BlobKey { id: [0; 32], variant: 0 };
+            let mut blob = Blob::new(key, extents, &Bitfield::new(100), Reach::All);
+            let mut reach = Reach::All;
             let mut model = BTreeSet::new();
             for (slot, first, pieces, full, kind) in steps {
                 match kind {
@@ -215,6 +336,10 @@ mod tests {
                         blob.unlearn(slot, first);
                         model.remove(&(slot, first));
                     }
+                    2 => {
+                        reach = if full { Reach::Zone } else { Reach::All };
+                        blob.set_reach(reach);
+                    }
                     _ => {
                         let mut news = Bitfield::new(40);
                         pieces.iter().for_each(|&piece| _ = news.insert(piece));
@@ -223,19 +348,15 @@ mod tests {
                             let stays = |piece: u32| piece < first || piece >= first + 40 || news.contains(piece - first);
                             model.retain(|&(peer, piece)| peer != slot || stays(piece));
                         }
-                        let named = news.iter().map(|piece| first + piece).filter(|&piece| piece < 64);
+                        let named = news.iter().map(|piece| first + piece).filter(|&piece| piece < 100);
                         model.extend(named.map(|piece| (slot, piece)));
                     }
                 }
-                for piece in 0..64 {
-                    let holders = |reach| {
-                        let counts = |slot: u32| reach == Reach::All || slot.is_multiple_of(2);
-                        model.iter().filter(|&&(slot, held)| held == piece && counts(slot)).count()
-                    };
-                    for reach in [Reach::Zone, Reach::All] {
-                        prop_assert_eq!(blob.holders(piece, reach) as usize, holders(reach));
-                    }
-                    prop_assert_eq!(blob.has(slot, piece), model.contains(&(slot, piece)));
+                for piece in 0..100 {
+                    let counts = |slot: u32| reach == Reach::All || slot.is_multiple_of(2);
+                    let holders = model.iter().filter(|&&(slot, held)| held == piece && counts(slot)).count();
+                    prop_assert_eq!(blob.holders(piece) as usize, holders);
+                    (0..4).for_each(|slot| assert_eq!(blob.has(slot, piece), model.contains(&(slot, piece))));
                 }
             }
         }
@@ -243,7 +364,8 @@ mod tests {
 
     #[test]
     fn extending_keeps_what_was_named() {
-        let mut blob = Blob::new([0..10, 0..0].into(), &Bitfield::full(2));
+        let key = BlobKey { id: [0; 32], variant: 0 };
+        let mut blob = Blob::new(key, [0..10, 0..0].into(), &Bitfield::full(2), Reach::All);
         blob.extend(&[5..6, 10..20, 20..30]);
         assert_eq!(
             (blob.extent(0), blob.extent(1), blob.extent(2)),

@@ -1,10 +1,19 @@
 //! One flight for each piece that somebody wants and that is not here: its waiters, what was tried, where it queues.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+};
 
+use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
+use smallvec::SmallVec;
 
-use crate::{BlobKey, Item, RequestId, Source, Time, WantId, Why, homes::mix};
+use crate::{
+    Item, RequestId, Source, Time, WantId, Why,
+    blobs::{BlobSlot, Piece},
+    homes::mix,
+};
 
 /// Tries remembered for the log.
 const MAX_TRIES: usize = 16;
@@ -21,41 +30,48 @@ const PREFETCH_GROUP: u32 = 16;
 /// something to give each other; groups of consecutive pieces stay together, for the sake of joined reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
-    class: u8,
-    turn: u64,
-    shuffle: u64,
+    /// The class, and below its bits the turn.
+    order: u64,
+    shuffle: u32,
 }
+
+/// Where the class stands in [`Rank::order`].
+const CLASS: u32 = 62;
+const ON_DEMAND: u64 = 0;
+const UNHELD: u64 = 1 << CLASS;
+const HELD: u64 = 2 << CLASS;
+const TURN: u64 = UNHELD - 1;
 
 impl Rank {
     pub(crate) fn new(item: Item, priority: Priority, arrival: u64, salt: u64) -> Self {
         match priority {
-            Priority::OnDemand => Self { class: 0, turn: arrival, shuffle: 0 },
+            Priority::OnDemand => Self { order: ON_DEMAND | arrival & TURN, shuffle: 0 },
             Priority::Prefetch => {
                 let blob = item.blob.id.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
                 let group = blob ^ u64::from(item.piece / PREFETCH_GROUP);
-                let shuffle = mix(salt ^ mix(group));
-                Self { class: 1, turn: arrival / PREFETCH_WINDOW, shuffle }
+                let shuffle = (mix(salt ^ mix(group)) >> 32) as u32;
+                Self { order: UNHELD | (arrival / PREFETCH_WINDOW) & TURN, shuffle }
             }
         }
     }
 
     /// A prefetch, and nothing is known yet of a neighbour that has it.
     pub(crate) fn is_unheld(self) -> bool {
-        self.class == 1
+        self.order & !TURN == UNHELD
     }
 
     /// The same prefetch once a neighbour has it.
     pub(crate) fn held(self) -> Self {
-        Self { class: 2, ..self }
+        Self { order: HELD | self.order & TURN, ..self }
     }
 
     /// As it was before anything was known of neighbours.
     pub(crate) fn fresh(self) -> Self {
-        Self { class: self.class.min(1), ..self }
+        if self.order & !TURN == HELD { Self { order: UNHELD | self.order & TURN, ..self } } else { self }
     }
 
     pub(crate) fn priority(self) -> Priority {
-        if self.class == 0 { Priority::OnDemand } else { Priority::Prefetch }
+        if self.order & !TURN == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch }
     }
 }
 
@@ -75,17 +91,23 @@ pub(crate) enum Gate {
 /// A piece on its way.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    pub(crate) wants: BTreeSet<WantId>,
+    pub(crate) wants: SmallVec<[WantId; 2]>,
     /// When the last waiter gives up.
     pub(crate) deadline: Time,
-    /// Another node asked us as its home, so homes are not asked.
-    pub(crate) for_peer: bool,
     pub(crate) rank: Rank,
     /// Under way, at most [`MAX_REQUESTS`].
-    pub(crate) requests: Vec<RequestId>,
+    pub(crate) requests: SmallVec<[RequestId; MAX_REQUESTS]>,
+    /// Another node asked us as its home, so homes are not asked.
+    pub(crate) for_peer: bool,
     /// Whether it looks for a (further) source.
     pub(crate) seeking: bool,
     pub(crate) gate: Option<Gate>,
+    trouble: Option<Box<Trouble>>,
+}
+
+/// What went wrong with a flight, which is little or nothing for most of them.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
     /// Homes that are of no use to it.
     pub(crate) refused: BTreeSet<PeerId>,
     /// Homes that others believe in.
@@ -98,26 +120,21 @@ pub(crate) struct Flight {
     pub(crate) not_before: Time,
     /// The registry refused for good.
     pub(crate) registry_refused: bool,
+    /// Who was asked in vain, the last of them.
     tries: Vec<(Source, Why)>,
 }
 
 impl Flight {
     pub(crate) fn new(rank: Rank) -> Self {
         Self {
-            wants: BTreeSet::new(),
+            wants: SmallVec::new(),
             deadline: Time::ZERO,
-            for_peer: false,
             rank,
-            requests: Vec::new(),
+            requests: SmallVec::new(),
+            for_peer: false,
             seeking: false,
             gate: None,
-            refused: BTreeSet::new(),
-            suggested: BTreeSet::new(),
-            busy_since: None,
-            registry_failures: 0,
-            not_before: Time::ZERO,
-            registry_refused: false,
-            tries: Vec::new(),
+            trouble: None,
         }
     }
 
@@ -125,79 +142,85 @@ impl Flight {
         self.rank.priority()
     }
 
+    pub(crate) fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_deref()
+    }
+
+    pub(crate) fn trouble_mut(&mut self) -> &mut Trouble {
+        self.trouble.get_or_insert_default()
+    }
+
+    /// A source was asked in vain.
     pub(crate) fn tried(&mut self, source: Source, why: Why) {
-        match self.tries.iter_mut().rev().find(|(tried, was)| *tried == source && *was == Why::Open) {
-            Some(last) => last.1 = why,
-            None => {
-                if self.tries.len() >= MAX_TRIES {
-                    self.tries.remove(0);
-                }
-                self.tries.push((source, why));
-            }
+        let tries = &mut self.trouble_mut().tries;
+        if tries.len() >= MAX_TRIES {
+            tries.remove(0);
         }
+        tries.push((source, why));
     }
 
     pub(crate) fn tries(&self) -> &[(Source, Why)] {
-        &self.tries
+        self.trouble().map_or(&[], |trouble| &trouble.tries)
+    }
+
+    /// Whether the registry refused the piece for good.
+    pub(crate) fn is_refused_by_registry(&self) -> bool {
+        self.trouble().is_some_and(|trouble| trouble.registry_refused)
     }
 }
 
 /// All flights, by blob and piece.
-#[derive(Debug, Default)]
-pub(crate) struct Flights {
-    /// Boxed, since the nodes of a map of large values are mostly empty space. No blob without a flight.
-    blobs: BTreeMap<BlobKey, BTreeMap<u32, Box<Flight>>>,
-    len: usize,
-}
+#[derive(Debug)]
+pub(crate) struct Flights(HashMap<Piece, Box<Flight>, FixedState>);
 
 impl Flights {
+    /// None yet. The order in which a table is walked depends on the seed, so nothing here walks it.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(HashMap::with_hasher(FixedState::with_seed(seed)))
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.0.len()
     }
 
-    pub(crate) fn at(&self, item: Item) -> Option<&Flight> {
-        self.blobs.get(&item.blob)?.get(&item.piece).map(Box::as_ref)
+    pub(crate) fn at(&self, piece: Piece) -> Option<&Flight> {
+        self.0.get(&piece).map(Box::as_ref)
     }
 
-    pub(crate) fn at_mut(&mut self, item: Item) -> Option<&mut Flight> {
-        self.blobs.get_mut(&item.blob)?.get_mut(&item.piece).map(Box::as_mut)
+    pub(crate) fn at_mut(&mut self, piece: Piece) -> Option<&mut Flight> {
+        self.0.get_mut(&piece).map(Box::as_mut)
     }
 
-    /// The flight of an item, a new one of this rank if there is none; says whether it is new.
-    pub(crate) fn open(&mut self, item: Item, rank: Rank) -> (&mut Flight, bool) {
-        match self.blobs.entry(item.blob).or_default().entry(item.piece) {
-            Entry::Occupied(known) => (known.into_mut(), false),
-            Entry::Vacant(vacant) => {
-                self.len += 1;
-                (vacant.insert(Box::new(Flight::new(rank))), true)
-            }
-        }
+    /// The flight of a piece, a new one if there is none; says whether it is new.
+    pub(crate) fn open(&mut self, piece: Piece, rank: impl FnOnce() -> Rank) -> (&mut Flight, bool) {
+        let mut new = false;
+        let flight = self.0.entry(piece).or_insert_with(|| {
+            new = true;
+            Box::new(Flight::new(rank()))
+        });
+        (flight, new)
     }
 
-    pub(crate) fn remove(&mut self, item: Item) -> Option<Box<Flight>> {
-        let pieces = self.blobs.get_mut(&item.blob)?;
-        let flight = pieces.remove(&item.piece)?;
-        self.len -= 1;
-        if pieces.is_empty() {
-            self.blobs.remove(&item.blob);
-        }
-        Some(flight)
+    pub(crate) fn remove(&mut self, piece: Piece) -> Option<Box<Flight>> {
+        self.0.remove(&piece)
     }
 
-    /// The items of one blob that have a flight.
-    pub(crate) fn of_blob(&self, blob: BlobKey) -> impl Iterator<Item = Item> {
-        let pieces = self.blobs.get(&blob).into_iter().flat_map(BTreeMap::keys);
-        pieces.map(move |&piece| Item { piece, blob })
+    /// The pieces of one blob that have a flight, in order.
+    pub(crate) fn of_blob(&self, blob: BlobSlot) -> Vec<Piece> {
+        let mut pieces: Vec<_> = self.0.keys().filter(|piece| piece.blob == blob).copied().collect();
+        pieces.sort_unstable();
+        pieces
     }
 }
 
 /// Those that wait at one gate, in order.
-type Queue = BTreeSet<(Rank, Item)>;
+type Queue = BTreeSet<(Rank, Piece)>;
 
 /// The queues in front of the gates.
 #[derive(Debug, Default)]
 pub(crate) struct Queues {
-    fresh: Queue,
+    /// Emptied at every step, so what leaves it early is passed over when it comes up.
+    fresh: BinaryHeap<Reverse<(Rank, Piece)>>,
     window: Queue,
     registry: Queue,
     homes: BTreeMap<PeerId, Queue>,
@@ -206,37 +229,47 @@ pub(crate) struct Queues {
 impl Queues {
     fn at(&self, gate: Gate) -> Option<&Queue> {
         match gate {
-            Gate::Fresh => Some(&self.fresh),
+            Gate::Fresh => None,
             Gate::Window => Some(&self.window),
             Gate::Home(peer) => self.homes.get(&peer),
             Gate::Registry => Some(&self.registry),
         }
     }
 
-    fn at_mut(&mut self, gate: Gate) -> &mut Queue {
+    pub(crate) fn push(&mut self, gate: Gate, rank: Rank, piece: Piece) {
+        let entry = (rank, piece);
         match gate {
-            Gate::Fresh => &mut self.fresh,
-            Gate::Window => &mut self.window,
-            Gate::Home(peer) => self.homes.entry(peer).or_default(),
-            Gate::Registry => &mut self.registry,
+            Gate::Fresh => self.fresh.push(Reverse(entry)),
+            Gate::Window => _ = self.window.insert(entry),
+            Gate::Home(peer) => _ = self.homes.entry(peer).or_default().insert(entry),
+            Gate::Registry => _ = self.registry.insert(entry),
         }
     }
 
-    pub(crate) fn push(&mut self, gate: Gate, rank: Rank, item: Item) {
-        self.at_mut(gate).insert((rank, item));
-    }
-
-    pub(crate) fn remove(&mut self, gate: Gate, rank: Rank, item: Item) {
-        let queue = self.at_mut(gate);
-        queue.remove(&(rank, item));
-        if let Gate::Home(peer) = gate
-            && queue.is_empty()
-        {
-            self.homes.remove(&peer);
+    pub(crate) fn remove(&mut self, gate: Gate, rank: Rank, piece: Piece) {
+        let entry = (rank, piece);
+        match gate {
+            Gate::Fresh => {}
+            Gate::Window => _ = self.window.remove(&entry),
+            Gate::Registry => _ = self.registry.remove(&entry),
+            Gate::Home(peer) => {
+                if let Some(queue) = self.homes.get_mut(&peer)
+                    && queue.remove(&entry)
+                    && queue.is_empty()
+                {
+                    self.homes.remove(&peer);
+                }
+            }
         }
     }
 
-    pub(crate) fn first(&self, gate: Gate) -> Option<(Rank, Item)> {
+    /// Takes the first of those to be looked at; it may have left since.
+    pub(crate) fn pop_fresh(&mut self) -> Option<(Rank, Piece)> {
+        self.fresh.pop().map(|Reverse(entry)| entry)
+    }
+
+    /// The first that waits at a gate other than [`Gate::Fresh`].
+    pub(crate) fn first(&self, gate: Gate) -> Option<(Rank, Piece)> {
         self.at(gate)?.first().copied()
     }
 
@@ -245,15 +278,15 @@ impl Queues {
         self.homes.keys().copied()
     }
 
-    /// Everything that queues at one gate.
-    pub(crate) fn items(&self, gate: Gate) -> Vec<Item> {
-        self.at(gate).into_iter().flatten().map(|&(_, item)| item).collect()
+    /// Everything that queues at a gate other than [`Gate::Fresh`].
+    pub(crate) fn items(&self, gate: Gate) -> Vec<Piece> {
+        self.at(gate).into_iter().flatten().map(|&(_, piece)| piece).collect()
     }
 
     /// Everything that queues at any gate but [`Gate::Fresh`].
-    pub(crate) fn all(&self) -> Vec<Item> {
+    pub(crate) fn all(&self) -> Vec<Piece> {
         let placed = [&self.window].into_iter().chain(self.homes.values()).chain([&self.registry]);
-        placed.flatten().map(|&(_, item)| item).collect()
+        placed.flatten().map(|&(_, piece)| piece).collect()
     }
 
     pub(crate) fn len(&self, gate: Gate) -> usize {
@@ -264,6 +297,7 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BlobKey;
 
     fn item(piece: u32) -> Item {
         Item { blob: BlobKey { id: [0; 32], variant: 0 }, piece }
@@ -284,12 +318,17 @@ mod tests {
             assert!(group.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{group:?}");
         }
         assert!(rank(0, Priority::Prefetch, 1) < rank(256, Priority::Prefetch, 1), "but not for ever");
+        let prefetch = rank(7, Priority::Prefetch, 1);
+        assert!(prefetch.is_unheld() && !prefetch.held().is_unheld() && prefetch < prefetch.held());
+        assert_eq!((prefetch.held().fresh(), prefetch.held().priority()), (prefetch, Priority::Prefetch));
+        let on_demand = rank(7, Priority::OnDemand, 1);
+        assert_eq!((on_demand.fresh(), on_demand.priority()), (on_demand, Priority::OnDemand));
     }
 
     #[test]
-    fn tries_are_updated_and_bounded() {
+    fn tries_are_bounded() {
         let mut flight = Flight::new(Rank::new(item(0), Priority::Prefetch, 0, 0));
-        flight.tried(Source::Registry, Why::Open);
+        assert_eq!(flight.tries(), []);
         flight.tried(Source::Registry, Why::Registry);
         assert_eq!(flight.tries(), [(Source::Registry, Why::Registry)]);
         (0..40).for_each(|_| flight.tried(Source::Registry, Why::Stalled));

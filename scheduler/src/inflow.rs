@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shoal_proto::Priority;
 
-use crate::{Config, Source, Time};
+use crate::{Config, Time};
 
 /// The rate is taken over at least so long.
 const SAMPLE: Duration = Duration::from_millis(100);
@@ -28,10 +28,6 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(source: Source, priority: Priority) -> Self {
-        if source == Source::Registry { Self::Registry(priority) } else { Self::Peers(priority) }
-    }
-
     fn index(self) -> usize {
         match self {
             Self::Peers(priority) => priority as usize,

@@ -34,6 +34,7 @@ mod blobs;
 mod config;
 mod event;
 mod flights;
+mod holders;
 mod homes;
 mod inflow;
 mod limits;

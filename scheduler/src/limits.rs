@@ -7,9 +7,11 @@
 use shoal_proto::Priority;
 
 use crate::{
-    Item, Time, Why,
+    Time, Why,
     allowance::{Allowance, Rates, Waits},
+    blobs::Piece,
     inflow::Lane,
+    requests::Request,
     scheduler::Scheduler,
     timer::Timer,
 };
@@ -157,11 +159,11 @@ impl Scheduler {
     }
 
     /// The piece turned up here: what was asked for it does not come.
-    pub(crate) fn give_back_found(&mut self, now: Time, item: Item) {
-        let size = self.bytes(item.blob, &[item.piece]);
-        let Some(flight) = self.flights.at(item) else { return };
+    pub(crate) fn give_back_found(&mut self, now: Time, piece: Piece) {
+        let size = self.blobs.size(piece);
+        let Some(flight) = self.flights.at(piece) else { return };
         let owing = flight.requests.iter().filter_map(|&id| self.requests.at(id));
-        for lane in owing.filter(|request| request.pieces.contains(&item.piece)).map(|request| request.lane()) {
+        for lane in owing.filter(|request| request.owes(piece)).map(Request::lane) {
             self.allowances.give_back(now, lane, size);
         }
     }

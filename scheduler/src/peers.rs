@@ -1,10 +1,11 @@
 //! What is known of each connected peer: how near, how busy, how fast, how reliable; and who can be asked next.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
+use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
 
 use crate::{BlobKey, Config, Item, Time};
@@ -49,10 +50,6 @@ pub(crate) struct Peer {
     suspect: bool,
     denied: BTreeSet<Item>,
     cannot_source: BTreeMap<BlobKey, Time>,
-    /// Whether something may wait for it, prefetch and on-demand.
-    marked: [bool; 2],
-    /// Whether it is among those with room.
-    ready: [bool; 2],
 }
 
 impl Peer {
@@ -173,29 +170,58 @@ impl Peer {
         if self.closed_until > now { self.failures } else { 0 }
     }
 
-    /// Expected milliseconds until a further megabyte would be here.
-    fn cost(&self) -> u64 {
-        self.queued.saturating_add(1 << 20).saturating_mul(1000) / self.rate.max(1)
+    /// Expected milliseconds until a further megabyte would be here, on a scale of eight steps for each doubling: it changes
+    /// with every piece, and peers that differ by less are as good as each other.
+    fn cost(&self) -> u16 {
+        let millis = self.queued.saturating_add(1 << 20).saturating_mul(1000) / self.rate.max(1);
+        match millis.checked_ilog2() {
+            Some(doublings @ 3..) => (doublings << 3 | (millis >> (doublings - 3) & 7) as u32) as u16,
+            _ => millis as u16,
+        }
     }
 }
 
 /// Order in which peers are tried: near first, then least time to wait, then by chance.
-type Place = (u8, u64, u32, Slot);
+type Place = (u8, u16, u32, Slot);
 
-/// The connected peers.
-#[derive(Debug, Default)]
+/// Where a peer stands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    place: Place,
+    /// Whether it has room, for a prefetch and for an on-demand piece.
+    ready: [bool; 2],
+    /// Whether something may wait for it.
+    marked: [bool; 2],
+}
+
+/// The connected peers. They are few enough to be kept in one sorted list, which is walked and moved in less time than a tree
+/// is searched: 1,000 peers are 12 KiB.
+#[derive(Debug)]
 pub(crate) struct Peers {
-    index: BTreeMap<PeerId, Slot>,
+    index: HashMap<PeerId, Slot, FixedState>,
     slots: Vec<Option<Peer>>,
     free: BTreeSet<Slot>,
-    /// Those with room for a prefetch, and for an on-demand piece.
-    ready: [BTreeSet<Place>; 2],
-    /// Those of them for which something may wait.
-    marked: [BTreeSet<Place>; 2],
-    places: Vec<Place>,
+    /// In the order in which they are tried.
+    order: Vec<Place>,
+    /// By slot.
+    standing: Vec<Standing>,
+    /// How many are both ready and marked.
+    waited_for: [u32; 2],
 }
 
 impl Peers {
+    /// Nobody yet. The seed keeps strangers from choosing ids that lie in one place of the table.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            index: HashMap::with_hasher(FixedState::with_seed(seed)),
+            slots: Vec::new(),
+            free: BTreeSet::new(),
+            order: Vec::new(),
+            standing: Vec::new(),
+            waited_for: [0; 2],
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.index.len()
     }
@@ -208,10 +234,6 @@ impl Peers {
         self.slots.get(slot as usize)?.as_ref()
     }
 
-    pub(crate) fn peer(&self, peer: PeerId) -> Option<&Peer> {
-        self.at(self.slot(peer)?)
-    }
-
     /// A peer with its slot.
     pub(crate) fn find(&self, peer: PeerId) -> Option<(Slot, &Peer)> {
         let slot = self.slot(peer)?;
@@ -220,7 +242,8 @@ impl Peers {
 
     /// Those with room, in the order in which they should be asked.
     pub(crate) fn ready(&self, priority: Priority) -> impl Iterator<Item = Slot> + '_ {
-        self.ready[priority as usize].iter().map(|&(.., slot)| slot)
+        let slots = self.order.iter().map(|&(.., slot)| slot);
+        slots.filter(move |&slot| self.standing[slot as usize].ready[priority as usize])
     }
 
     pub(crate) fn insert(
@@ -235,8 +258,12 @@ impl Peers {
         let slot = self.free.pop_first().unwrap_or(self.slots.len() as Slot);
         if slot as usize == self.slots.len() {
             self.slots.push(None);
-            self.places.push((0, 0, 0, slot));
+            self.standing.push(Standing::default());
         }
+        let place = (tier, 0, salt, slot);
+        self.standing[slot as usize] = Standing { place, ..Standing::default() };
+        let at = self.order.partition_point(|other| *other < place);
+        self.order.insert(at, place);
         self.slots[slot as usize] = Some(Peer {
             id,
             own_zone,
@@ -254,8 +281,6 @@ impl Peers {
             suspect: false,
             denied: BTreeSet::new(),
             cannot_source: BTreeMap::new(),
-            marked: [false; 2],
-            ready: [false; 2],
         });
         self.index.insert(id, slot);
         self.modify(now, config, slot, |_| ());
@@ -273,7 +298,11 @@ impl Peers {
 
     pub(crate) fn remove(&mut self, peer: PeerId) -> Option<Slot> {
         let slot = self.index.remove(&peer)?;
-        self.unplace(slot);
+        self.stand(slot, |standing| standing.ready = [false; 2]);
+        let place = self.standing[slot as usize].place;
+        if let Ok(at) = self.order.binary_search(&place) {
+            self.order.remove(at);
+        }
         self.slots[slot as usize] = None;
         self.free.insert(slot);
         Some(slot)
@@ -291,30 +320,38 @@ impl Peers {
         let result = change(peer);
         let place = (peer.tier, peer.cost(), peer.salt, slot);
         let ready = [Priority::Prefetch, Priority::OnDemand].map(|priority| peer.room(now, priority, config) > 0);
-        if (place, ready) == (self.places[slot as usize], peer.ready) {
-            return Some(result);
-        }
-        self.unplace(slot);
-        self.places[slot as usize] = place;
-        let peer = self.slots[slot as usize].as_mut()?;
-        peer.ready = ready;
-        for class in [0, 1].into_iter().filter(|&class| ready[class]) {
-            self.ready[class].insert(place);
-            if peer.marked[class] {
-                self.marked[class].insert(place);
+        self.stand(slot, |standing| standing.ready = ready);
+        let old = std::mem::replace(&mut self.standing[slot as usize].place, place);
+        if old != place
+            && let Ok(from) = self.order.binary_search(&old)
+        {
+            let to = self.order.partition_point(|other| *other < place);
+            self.order[from] = place;
+            if from < to {
+                self.order[from..to].rotate_left(1);
+            } else {
+                self.order[to..=from].rotate_right(1);
             }
         }
         Some(result)
     }
 
+    /// Changes the standing of a peer, and who is waited for with it.
+    fn stand(&mut self, slot: Slot, change: impl FnOnce(&mut Standing)) {
+        let Some(standing) = self.standing.get_mut(slot as usize) else { return };
+        let counts =
+            |standing: &Standing| [0, 1].map(|class| u32::from(standing.ready[class] && standing.marked[class]));
+        let before = counts(standing);
+        change(standing);
+        let after = counts(standing);
+        for class in [0, 1] {
+            self.waited_for[class] = self.waited_for[class] + after[class] - before[class];
+        }
+    }
+
     /// Something may wait for this peer: it comes up in [`next_marked`](Self::next_marked) once it has room.
     pub(crate) fn mark(&mut self, slot: Slot) {
-        let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else { return };
-        for class in [0, 1] {
-            if !std::mem::replace(&mut peer.marked[class], true) && peer.ready[class] {
-                self.marked[class].insert(self.places[slot as usize]);
-            }
-        }
+        self.stand(slot, |standing| standing.marked = [true; 2]);
     }
 
     /// Something may wait for any of them.
@@ -324,26 +361,15 @@ impl Peers {
 
     /// Nothing of this priority waits for this peer.
     pub(crate) fn unmark(&mut self, slot: Slot, priority: Priority) {
-        if let Some(peer) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
-            peer.marked[priority as usize] = false;
-            self.marked[priority as usize].remove(&self.places[slot as usize]);
-        }
+        self.stand(slot, |standing| standing.marked[priority as usize] = false);
     }
 
     /// Of the peers with room for which something may wait, the one to ask first.
     pub(crate) fn next_marked(&self, priority: Priority) -> Option<Slot> {
-        self.marked[priority as usize].first().map(|&(.., slot)| slot)
-    }
-
-    fn unplace(&mut self, slot: Slot) {
-        let Some(peer) = &self.slots[slot as usize] else { return };
-        let place = self.places[slot as usize];
-        for class in [0, 1].into_iter().filter(|&class| peer.ready[class]) {
-            self.ready[class].remove(&place);
-            if peer.marked[class] {
-                self.marked[class].remove(&place);
-            }
+        if self.waited_for[priority as usize] == 0 {
+            return None;
         }
+        self.ready(priority).find(|&slot| self.standing[slot as usize].marked[priority as usize])
     }
 }
 
@@ -360,7 +386,7 @@ mod tests {
     use super::*;
 
     fn setup(config: &Config, tiers: &[u8]) -> Peers {
-        let mut peers = Peers::default();
+        let mut peers = Peers::new(0);
         for (at, &tier) in tiers.iter().enumerate() {
             peers.insert(Time::ZERO, config, PeerId::new([at as u8; 32]), tier, true, at as u32);
         }

@@ -4,27 +4,28 @@
 //! goes among peers and leases in `swarm.rs`; all are methods of [`Scheduler`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
     sync::Arc,
     time::Duration,
 };
 
+use foldhash::fast::FixedState;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shoal_proto::{Bitfield, PeerId, Priority};
 
 use crate::{
     Action, BlobKey, Config, Event, Item, Origin, RequestId, Source, Time, WantError, WantFailure, WantId, Why,
-    blobs::{Blob, Reach},
+    blobs::{Blob, BlobSlot, Blobs, Piece, Reach},
     flights::{Flight, Flights, Gate, MAX_REQUESTS, Queues, Rank},
     homes::{self, Homes},
     inflow::Inflow,
     limits::Allowances,
     peers::Peers,
-    requests::Requests,
+    requests::{Asked, Request, Requests},
     swarm::Dials,
-    timer::{Timer, Timers},
+    timer::{Deadlines, Timer, Timers},
 };
 
 /// Decides which piece to get, from whom and when. See the crate's documentation.
@@ -35,10 +36,11 @@ pub struct Scheduler {
     /// Makes this node's order of prefetches its own.
     salt: u64,
     arrivals: u64,
-    pub(crate) blobs: BTreeMap<BlobKey, Blob>,
+    pub(crate) blobs: Blobs,
     /// The blobs that have pieces waiting for a source.
-    pub(crate) active: BTreeSet<BlobKey>,
-    wants: BTreeMap<WantId, (Item, Priority)>,
+    pub(crate) active: BTreeSet<BlobSlot>,
+    /// What each want is for, and when it gives up.
+    wants: HashMap<WantId, (Piece, Time), FixedState>,
     pub(crate) flights: Flights,
     pub(crate) queues: Queues,
     pub(crate) peers: Peers,
@@ -52,6 +54,9 @@ pub struct Scheduler {
     pub(crate) requests: Requests,
     pub(crate) registry_closed_until: Time,
     pub(crate) timers: Timers,
+    want_deadlines: Deadlines<WantId>,
+    /// When requests owe a sign of life.
+    pub(crate) progress_deadlines: Deadlines<RequestId>,
     pub(crate) actions: VecDeque<Action>,
 }
 
@@ -84,16 +89,17 @@ impl Scheduler {
     /// A scheduler that knows nothing yet. The same seed and events give the same actions.
     pub fn new(config: Config, now: Time, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
+        let salt = rng.next_u64();
         Self {
-            salt: rng.next_u64(),
+            salt,
             rng,
             arrivals: 0,
-            blobs: BTreeMap::new(),
+            blobs: Blobs::default(),
             active: BTreeSet::new(),
-            wants: BTreeMap::new(),
-            flights: Flights::default(),
+            wants: HashMap::default(),
+            flights: Flights::new(salt),
             queues: Queues::default(),
-            peers: Peers::default(),
+            peers: Peers::new(salt),
             inflow: Inflow::default(),
             allowances: Allowances::new(now, &config.limits),
             banned: BTreeMap::new(),
@@ -103,6 +109,8 @@ impl Scheduler {
             requests: Requests::default(),
             registry_closed_until: Time::ZERO,
             timers: Timers::default(),
+            want_deadlines: Deadlines::default(),
+            progress_deadlines: Deadlines::default(),
             actions: VecDeque::new(),
             config,
         }
@@ -113,7 +121,7 @@ impl Scheduler {
         match event {
             Event::BlobAdded { blob, extents, present } => self.blob_added(now, blob, extents, present),
             Event::OneHome { blob } => {
-                if let Some(blob) = self.blobs.get_mut(&blob) {
+                if let Some(blob) = self.blobs.get_mut(blob) {
                     blob.keep_whole();
                 }
             }
@@ -124,16 +132,18 @@ impl Scheduler {
             Event::Unwant { want } => self.unwant(want),
             Event::Limits(limits) => self.set_limits(now, limits),
             Event::Present { item } => {
-                self.give_back_found(now, item);
-                self.arrived(now, item);
+                if let Some(piece) = self.blobs.piece(item) {
+                    self.give_back_found(now, piece);
+                    self.arrived(now, piece);
+                }
             }
             Event::Lost { item } => {
-                if let Some(blob) = self.blobs.get_mut(&item.blob) {
+                if let Some(blob) = self.blobs.get_mut(item.blob) {
                     blob.present.remove(item.piece);
                 }
             }
             Event::Evicted { blob } => {
-                if let Some(blob) = self.blobs.get_mut(&blob) {
+                if let Some(blob) = self.blobs.get_mut(blob) {
                     blob.present = Bitfield::new(blob.len());
                 }
             }
@@ -157,11 +167,16 @@ impl Scheduler {
 
     /// To be called at or after the time that [`poll_timeout`](Self::poll_timeout) named.
     pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(want) = self.want_deadlines.pop(now, |want| Some(self.wants.get(&want)?.1)) {
+            self.give_up_want(want);
+        }
+        while let Some(id) = self.progress_deadlines.pop(now, |id| Some(self.requests.at(id)?.due)) {
+            self.requests.at_mut(id).into_iter().for_each(|request| request.due = Time::MAX);
+            self.stalled(now, id);
+        }
         while let Some(timer) = self.timers.pop(now) {
             match timer {
-                Timer::Want(want) => self.give_up_want(want),
-                Timer::Request(request) => self.stalled(now, request),
-                Timer::Retry(item) => self.seek_if_idle(item),
+                Timer::Retry(piece) => self.seek_if_idle(piece),
                 Timer::Peer(peer) => self.peer_reopened(now, peer),
                 Timer::Dial(peer) => self.dial_timeout(now, peer),
                 Timer::Lease(peer) => self.lease_ended(peer),
@@ -175,26 +190,29 @@ impl Scheduler {
     pub fn poll_action(&mut self, now: Time) -> Option<Action> {
         if self.actions.is_empty() {
             self.pump(now);
+            self.want_deadlines.tidy(self.wants.len(), |want| Some(self.wants.get(&want)?.1));
+            self.progress_deadlines.tidy(self.requests.len(), |id| Some(self.requests.at(id)?.due));
         }
         self.actions.pop_front()
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.timers.next()
+        [self.timers.next(), self.want_deadlines.next(), self.progress_deadlines.next()].into_iter().flatten().min()
     }
 
     /// The home of a piece: the first in hash order of the zone's live seed peers, or of the nodes with this blob if
     /// there are none; possibly this node. Nothing if the blob or piece is unknown.
     pub fn home_of(&self, blob: BlobKey, piece: u32) -> Option<PeerId> {
-        self.compute_ranking(blob, piece)?.first().copied()
+        self.compute_ranking(self.blobs.piece(Item { blob, piece })?)?.first().copied()
     }
 
     /// This node's place in the hash order of a piece's homes, 0 being the home; the first eight count. Who asks as
     /// its home a node that has no place is answered `NotMyHome`; a place other than 0 is in order, since those
     /// before it may be out of the asker's reach.
     pub fn home_rank(&self, blob: BlobKey, piece: u32) -> Option<usize> {
-        self.compute_ranking(blob, piece)?.iter().position(|&peer| peer == self.config.me)
+        let ranking = self.compute_ranking(self.blobs.piece(Item { blob, piece })?)?;
+        ranking.iter().position(|&peer| peer == self.config.me)
     }
 
     /// The live seed peers of this zone, for the members of a `NotMyHome` answer.
@@ -204,7 +222,7 @@ impl Scheduler {
 
     /// The pieces of a blob that are here, as far as this scheduler was told.
     pub fn present(&self, blob: BlobKey) -> Option<&Bitfield> {
-        self.blobs.get(&blob).map(|blob| &blob.present)
+        self.blobs.get(blob).map(|blob| &blob.present)
     }
 
     /// Lengths of the queues.
@@ -212,7 +230,7 @@ impl Scheduler {
         let waiting = |priority| {
             self.active
                 .iter()
-                .filter_map(|key| self.blobs.get(key))
+                .filter_map(|&slot| self.blobs.at(slot))
                 .map(|blob| blob.waiting(priority).count())
                 .sum::<u32>()
         };
@@ -231,77 +249,83 @@ impl Scheduler {
     }
 
     fn blob_added(&mut self, now: Time, key: BlobKey, extents: Arc<[Range<u64>]>, present: Bitfield) {
-        match self.blobs.get_mut(&key) {
-            Some(blob) => blob.extend(&extents),
-            None => _ = self.blobs.insert(key, Blob::new(extents, &present)),
-        }
+        let Some(slot) = self.blobs.find(key) else {
+            self.blobs.insert(Blob::new(key, extents, &present, self.reach));
+            return;
+        };
+        self.blobs.at_mut(slot).into_iter().for_each(|blob| blob.extend(&extents));
         // Waiters of pieces that turn out to be here already.
-        let here: Vec<_> = self.flights.of_blob(key).filter(|item| present.contains(item.piece)).collect();
-        here.into_iter().for_each(|item| self.arrived(now, item));
-        if let Some(blob) = self.blobs.get_mut(&key) {
-            blob.present.union_with(&present);
+        for piece in self.flights.of_blob(slot).into_iter().filter(|piece| present.contains(piece.piece)) {
+            self.arrived(now, piece);
         }
+        self.blobs.at_mut(slot).into_iter().for_each(|blob| blob.present.union_with(&present));
     }
 
     fn blob_removed(&mut self, now: Time, key: BlobKey) {
-        for item in self.flights.of_blob(key).collect::<Vec<_>>() {
-            self.fail_flight(now, item, WantFailure::Removed);
+        let Some(slot) = self.blobs.find(key) else { return };
+        for piece in self.flights.of_blob(slot) {
+            self.fail_flight(now, piece, WantFailure::Removed);
         }
-        for request in self.requests.of_blob(key) {
+        for request in self.requests.of_blob(slot) {
             self.cancel(now, request);
         }
-        self.active.remove(&key);
-        self.blobs.remove(&key);
+        self.active.remove(&slot);
+        self.blobs.remove(slot);
     }
 
     fn want(&mut self, now: Time, want: WantId, item: Item, priority: Priority, deadline: Time, origin: Origin) {
         if self.wants.contains_key(&want) {
             return;
         }
-        let named = self.blobs.get(&item.blob).filter(|blob| blob.extent(item.piece).is_some());
+        let named = self.blobs.piece(item);
+        let named = named.and_then(|piece| Some((piece, self.blobs.at(piece.blob)?)));
+        let named = named.filter(|(_, blob)| blob.extent(item.piece).is_some());
         let failure = match named {
-            Some(blob) if blob.present.contains(item.piece) => {
+            Some((_, blob)) if blob.present.contains(item.piece) => {
                 return self.actions.push_back(Action::Complete { want, item, outcome: Ok(()) });
             }
-            None => Some(WantFailure::Unknown),
-            _ if deadline <= now => Some(WantFailure::Deadline),
-            _ if self.wants.len() >= self.config.max_wants => Some(WantFailure::Overloaded),
-            _ => None,
+            None => Err(WantFailure::Unknown),
+            _ if deadline <= now => Err(WantFailure::Deadline),
+            _ if self.wants.len() >= self.config.max_wants => Err(WantFailure::Overloaded),
+            Some((piece, _)) => Ok(piece),
         };
-        if let Some(reason) = failure {
-            let outcome = Err(WantError { reason, tries: Vec::new() });
-            return self.actions.push_back(Action::Complete { want, item, outcome });
+        match failure {
+            Ok(piece) => {
+                self.wants.insert(want, (piece, deadline));
+                self.want_deadlines.set(deadline, want);
+                self.join(now, want, piece, priority, deadline, origin);
+            }
+            Err(reason) => {
+                let outcome = Err(WantError { reason, tries: Vec::new() });
+                self.actions.push_back(Action::Complete { want, item, outcome });
+            }
         }
-        self.wants.insert(want, (item, priority));
-        self.timers.set(Timer::Want(want), deadline);
-        self.join(now, want, item, priority, deadline, origin);
     }
 
     /// Adds a waiter to the piece's flight, which takes the highest priority of its waiters.
-    fn join(&mut self, now: Time, want: WantId, item: Item, priority: Priority, deadline: Time, origin: Origin) {
+    fn join(&mut self, now: Time, want: WantId, piece: Piece, priority: Priority, deadline: Time, origin: Origin) {
+        let Some(item) = self.blobs.item(piece) else { return };
         let rank = Rank::new(item, priority, self.arrivals, self.salt);
         self.arrivals += 1;
-        let (flight, new) = self.flights.open(item, rank);
-        flight.wants.insert(want);
+        let (flight, new) = self.flights.open(piece, || rank);
+        flight.wants.push(want);
         flight.deadline = flight.deadline.max(deadline);
         let duty = origin == Origin::ForPeer && !flight.for_peer;
         flight.for_peer |= duty;
         let requests = flight.requests.clone();
         let (raised, seeking) = (priority > flight.priority(), flight.seeking);
         if raised {
-            self.raise(item, rank);
+            self.raise(piece, rank);
         }
         if requests.is_empty() {
             if new || duty || raised || !seeking {
-                self.seek(item);
+                self.seek(piece);
             }
         } else if duty {
             // The home that we asked might be waiting for us in turn.
-            let at_home = |&request: &RequestId| {
-                self.requests.at(request).is_some_and(|request| matches!(request.source, Source::Home(_)))
-            };
+            let at_home = |&request: &RequestId| self.requests.at(request).is_some_and(Request::is_at_home);
             if requests.len() < MAX_REQUESTS && requests.iter().any(at_home) {
-                self.seek(item);
+                self.seek(piece);
             }
         } else if raised {
             // Somebody waits now: what was slow as a prefetch is hedged a progress interval from here.
@@ -310,119 +334,150 @@ impl Scheduler {
     }
 
     /// Sees to it that whoever comes to want the piece waits for the request that is about to bring it.
-    pub(crate) fn foresee(&mut self, item: Item, priority: Priority) {
-        let rank = Rank::new(item, priority, self.arrivals, self.salt);
-        self.flights.open(item, rank);
+    pub(crate) fn foresee(&mut self, piece: Piece, priority: Priority) {
+        let (arrivals, salt) = (self.arrivals, self.salt);
+        if let Some(item) = self.blobs.item(piece) {
+            self.flights.open(piece, || Rank::new(item, priority, arrivals, salt));
+        }
     }
 
-    fn raise(&mut self, item: Item, rank: Rank) {
-        let Some(flight) = self.flights.at_mut(item) else { return };
+    fn raise(&mut self, piece: Piece, rank: Rank) {
+        let Some(flight) = self.flights.at_mut(piece) else { return };
         let (old, gate, seeking) = (flight.rank, flight.gate.take(), flight.seeking);
         flight.rank = rank;
         if let Some(gate) = gate {
-            self.queues.remove(gate, old, item);
+            self.queues.remove(gate, old, piece);
         }
         if seeking {
-            self.seek(item);
+            self.seek(piece);
         }
     }
 
     fn unwant(&mut self, want: WantId) {
-        let Some((item, _)) = self.wants.remove(&want) else { return };
-        self.timers.cancel(Timer::Want(want));
-        self.leave(want, item);
+        let Some((piece, _)) = self.wants.remove(&want) else { return };
+        self.leave(want, piece);
     }
 
     fn give_up_want(&mut self, want: WantId) {
-        let Some((item, _)) = self.wants.remove(&want) else { return };
-        let tries = self.flights.at(item).map(|flight| flight.tries().to_vec()).unwrap_or_default();
-        let outcome = Err(WantError { reason: WantFailure::Deadline, tries });
-        self.actions.push_back(Action::Complete { want, item, outcome });
-        self.leave(want, item);
+        let Some((piece, _)) = self.wants.remove(&want) else { return };
+        let tries = self.flights.at(piece).map(|flight| self.tries(flight)).unwrap_or_default();
+        if let Some(item) = self.blobs.item(piece) {
+            let outcome = Err(WantError { reason: WantFailure::Deadline, tries });
+            self.actions.push_back(Action::Complete { want, item, outcome });
+        }
+        self.leave(want, piece);
+    }
+
+    /// What was tried for a flight, and what is still open.
+    fn tries(&self, flight: &Flight) -> Vec<(Source, Why)> {
+        let open = flight.requests.iter().filter_map(|&id| self.source(self.requests.at(id)?.asked));
+        flight.tries().iter().copied().chain(open.map(|source| (source, Why::Open))).collect()
+    }
+
+    /// Whom a request went to, by name; nobody if the peer is gone.
+    pub(crate) fn source(&self, asked: Asked) -> Option<Source> {
+        match asked {
+            Asked::Registry => Some(Source::Registry),
+            Asked::Peer(slot) => self.peers.at(slot).map(|peer| Source::Peer(peer.id)),
+            Asked::Home(slot) => self.peers.at(slot).map(|peer| Source::Home(peer.id)),
+        }
     }
 
     /// A waiter leaves. A flight without waiters asks nobody any more, but what is under way may arrive: the bytes
     /// are spent already, and somebody will want them.
-    fn leave(&mut self, want: WantId, item: Item) {
-        let Some(flight) = self.flights.at_mut(item) else { return };
-        flight.wants.remove(&want);
+    fn leave(&mut self, want: WantId, piece: Piece) {
+        let Some(flight) = self.flights.at_mut(piece) else { return };
+        if let Some(at) = flight.wants.iter().position(|&waits| waits == want) {
+            flight.wants.swap_remove(at);
+        }
         if flight.wants.is_empty() {
-            self.settle(item);
-            self.drop_if_over(item);
+            self.settle(piece);
+            self.drop_if_over(piece);
         }
     }
 
-    pub(crate) fn drop_if_over(&mut self, item: Item) {
-        let flight = self.flights.at(item);
+    pub(crate) fn drop_if_over(&mut self, piece: Piece) {
+        let flight = self.flights.at(piece);
         if flight.is_some_and(|flight| flight.wants.is_empty() && flight.requests.is_empty()) {
-            self.settle(item);
-            self.timers.cancel(Timer::Retry(item));
-            self.flights.remove(item);
+            self.settle(piece);
+            self.timers.cancel(Timer::Retry(piece));
+            self.flights.remove(piece);
         }
     }
 
     /// Has the flight look for a source at the next step.
-    pub(crate) fn seek(&mut self, item: Item) {
-        let Some(flight) = self.flights.at_mut(item) else { return };
-        if let Some(gate) = flight.gate.replace(Gate::Fresh) {
-            self.queues.remove(gate, flight.rank, item);
-        }
+    pub(crate) fn seek(&mut self, piece: Piece) {
+        let Some(flight) = self.flights.at_mut(piece) else { return };
         flight.seeking = true;
-        flight.rank = flight.rank.fresh();
-        self.queues.push(Gate::Fresh, flight.rank, item);
-        if let Some(blob) = self.blobs.get_mut(&item.blob) {
-            blob.wait(item.piece, flight.rank.priority());
-            self.active.insert(item.blob);
+        let rank = flight.rank.fresh();
+        let waits = match flight.gate.replace(Gate::Fresh) {
+            Some(Gate::Fresh) => flight.rank == rank,
+            Some(gate) => {
+                self.queues.remove(gate, flight.rank, piece);
+                false
+            }
+            None => false,
+        };
+        flight.rank = rank;
+        if !waits {
+            self.queues.push(Gate::Fresh, rank, piece);
+        }
+        if let Some(blob) = self.blobs.at_mut(piece.blob) {
+            if !blob.is_waiting() {
+                self.active.insert(piece.blob);
+            }
+            blob.wait(piece.piece, rank.priority());
         }
     }
 
     /// Has the flight look no further.
-    pub(crate) fn settle(&mut self, item: Item) {
-        let Some(flight) = self.flights.at_mut(item) else { return };
+    pub(crate) fn settle(&mut self, piece: Piece) {
+        let Some(flight) = self.flights.at_mut(piece) else { return };
         if let Some(gate) = flight.gate.take() {
-            self.queues.remove(gate, flight.rank, item);
+            self.queues.remove(gate, flight.rank, piece);
         }
-        flight.seeking = false;
-        if let Some(blob) = self.blobs.get_mut(&item.blob) {
-            blob.stop_waiting(item.piece);
+        if std::mem::take(&mut flight.seeking)
+            && let Some(blob) = self.blobs.at_mut(piece.blob)
+        {
+            blob.stop_waiting(piece.piece);
             if !blob.is_waiting() {
-                self.active.remove(&item.blob);
+                self.active.remove(&piece.blob);
             }
         }
     }
 
-    pub(crate) fn seek_if_idle(&mut self, item: Item) {
-        if self.flights.at(item).is_some_and(|flight| !flight.wants.is_empty() && flight.requests.is_empty()) {
-            self.seek(item);
+    pub(crate) fn seek_if_idle(&mut self, piece: Piece) {
+        if self.flights.at(piece).is_some_and(|flight| !flight.wants.is_empty() && flight.requests.is_empty()) {
+            self.seek(piece);
         }
     }
 
     /// The piece is here: everyone who waited is served, every other request for it is stopped.
-    pub(crate) fn arrived(&mut self, now: Time, item: Item) {
-        if let Some(blob) = self.blobs.get_mut(&item.blob) {
-            if blob.extent(item.piece).is_some() {
-                blob.present.insert(item.piece);
+    pub(crate) fn arrived(&mut self, now: Time, piece: Piece) {
+        if let Some(blob) = self.blobs.at_mut(piece.blob) {
+            if blob.extent(piece.piece).is_some() {
+                blob.present.insert(piece.piece);
             }
-            self.close_flight(now, item, |_| Ok(()));
+            self.close_flight(now, piece, None);
         }
     }
 
     /// There is no way left to get the piece.
-    pub(crate) fn fail_flight(&mut self, now: Time, item: Item, reason: WantFailure) {
-        self.close_flight(now, item, |flight| Err(WantError { reason, tries: flight.tries().to_vec() }));
+    pub(crate) fn fail_flight(&mut self, now: Time, piece: Piece, reason: WantFailure) {
+        self.close_flight(now, piece, Some(reason));
     }
 
-    fn close_flight(&mut self, now: Time, item: Item, outcome: impl Fn(&Flight) -> Result<(), WantError>) {
-        self.settle(item);
-        self.timers.cancel(Timer::Retry(item));
-        let Some(flight) = self.flights.remove(item) else { return };
+    fn close_flight(&mut self, now: Time, piece: Piece, failure: Option<WantFailure>) {
+        self.settle(piece);
+        let Some((flight, item)) = self.flights.remove(piece).zip(self.blobs.item(piece)) else { return };
+        self.timers.cancel(Timer::Retry(piece));
         for &want in &flight.wants {
             self.wants.remove(&want);
-            self.timers.cancel(Timer::Want(want));
-            self.actions.push_back(Action::Complete { want, item, outcome: outcome(&flight) });
+            let outcome = failure.map_or(Ok(()), |reason| Err(WantError { reason, tries: self.tries(&flight) }));
+            self.actions.push_back(Action::Complete { want, item, outcome });
         }
         for request in flight.requests {
-            self.release(now, request, item.piece);
+            self.release(now, request, piece);
         }
     }
 
@@ -434,11 +489,5 @@ impl Scheduler {
 
     pub(crate) fn random(&mut self, below: u32) -> u32 {
         ((u64::from(self.rng.next_u32()) * u64::from(below)) >> 32) as u32
-    }
-
-    pub(crate) fn tried(&mut self, item: Item, source: Source, why: Why) {
-        if let Some(flight) = self.flights.at_mut(item) {
-            flight.tried(source, why);
-        }
     }
 }

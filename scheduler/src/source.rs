@@ -7,14 +7,15 @@
 use std::ops::Range;
 
 use shoal_proto::{PeerId, Priority};
+use smallvec::SmallVec;
 
 use crate::{
-    Action, BlobKey, Item, RequestId, Source, Time, WantFailure, Why,
-    blobs::Reach,
+    Action, RequestId, Time, WantFailure,
+    blobs::{Blob, BlobSlot, Piece, Reach},
     flights::{Flight, Gate, MAX_REQUESTS},
     inflow::Lane,
     peers::Slot,
-    requests::Request,
+    requests::{Asked, Pieces, Request},
     scheduler::Scheduler,
     timer::Timer,
 };
@@ -35,23 +36,25 @@ const SMALL_RUN: u64 = 64 << 10;
 impl Scheduler {
     /// Finds sources for everything that can have one now.
     pub(crate) fn pump(&mut self, now: Time) {
-        while let Some((rank, item)) = self.queues.first(Gate::Fresh) {
-            self.queues.remove(Gate::Fresh, rank, item);
-            self.place(now, item);
+        while let Some((rank, piece)) = self.queues.pop_fresh() {
+            let waits = |flight: &Flight| flight.gate == Some(Gate::Fresh) && flight.rank == rank;
+            if self.flights.at(piece).is_some_and(waits) {
+                self.place(now, piece);
+            }
         }
-        while let Some((rank, item)) = self.queues.first(Gate::Window)
+        while let Some((rank, piece)) = self.queues.first(Gate::Window)
             && self.inflow.room(Lane::Peers(rank.priority()), &self.config)
             && self.may_ask(now, rank.priority())
         {
-            self.queues.remove(Gate::Window, rank, item);
-            self.place(now, item);
+            self.queues.remove(Gate::Window, rank, piece);
+            self.place(now, piece);
         }
         self.fill_peers(now, Priority::OnDemand);
         while self.inflow.room(Lane::Peers(Priority::Prefetch), &self.config)
-            && let Some((slot, item)) = self.next_unheld(now)
+            && let Some((slot, piece)) = self.next_unheld(now)
             && self.may_ask(now, Priority::Prefetch)
         {
-            self.ask(now, slot, item, true);
+            self.ask(now, slot, Asked::Home(slot), piece);
         }
         self.fill_peers(now, Priority::Prefetch);
         self.fill_registry(now);
@@ -66,37 +69,40 @@ impl Scheduler {
         }
     }
 
-    fn place(&mut self, now: Time, item: Item) {
-        let Some(flight) = self.flights.at_mut(item) else { return };
+    fn place(&mut self, now: Time, piece: Piece) {
+        let Some(flight) = self.flights.at_mut(piece) else { return };
         flight.gate = None;
         // What others wait for does not wait for what this node waits for.
         let priority = flight.priority();
         let room = flight.for_peer || self.inflow.room(Lane::Peers(priority), &self.config);
-        let gate = match self.neighbour(item) {
-            Some(slot) if room && self.may_ask(now, priority) => return self.ask(now, slot, item, false),
+        let gate = match self.neighbour(piece) {
+            Some(slot) if room && self.may_ask(now, priority) => {
+                return self.ask(now, slot, Asked::Peer(slot), piece);
+            }
             Some(_) => Some(Gate::Window),
-            None => self.next_gate(now, item),
+            None => self.next_gate(now, piece),
         };
         let Some(gate) = gate else {
-            return self.fail_without_source(now, item);
+            return self.fail_without_source(now, piece);
         };
         if let Gate::Home(peer) = gate {
             self.peers.slot(peer).into_iter().for_each(|slot| self.peers.mark(slot));
         }
-        if let Some(flight) = self.flights.at_mut(item) {
+        if let Some(flight) = self.flights.at_mut(piece) {
             flight.gate = Some(gate);
-            self.queues.push(gate, flight.rank, item);
+            self.queues.push(gate, flight.rank, piece);
         }
     }
 
     /// The best neighbour that has the piece and room for it.
-    fn neighbour(&self, item: Item) -> Option<Slot> {
-        let (flight, blob) = (self.flights.at(item)?, self.blobs.get(&item.blob)?);
-        if blob.holders(item.piece, self.reach) == 0 {
+    fn neighbour(&self, piece: Piece) -> Option<Slot> {
+        let blob = self.blobs.at(piece.blob)?;
+        if blob.holders(piece.piece) == 0 {
             return None;
         }
+        let flight = self.flights.at(piece)?;
         let mut ready = self.peers.ready(flight.priority());
-        ready.find(|&slot| self.is_in_reach(slot) && blob.has(slot, item.piece) && !self.is_asking(flight, slot))
+        ready.find(|&slot| blob.has(slot, piece.piece) && self.is_in_reach(slot) && !self.is_asking(flight, slot))
     }
 
     /// Whether a peer may be asked for what it has. Those of other zones may not as long as this one has a seed peer that brings
@@ -107,8 +113,7 @@ impl Scheduler {
 
     /// Whether one of the flight's requests is at this peer.
     fn is_asking(&self, flight: &Flight, slot: Slot) -> bool {
-        let Some(id) = self.peers.at(slot).map(|peer| peer.id) else { return false };
-        self.open_requests(flight).any(|request| request.peer() == Some(id))
+        self.open_requests(flight).any(|request| request.peer() == Some(slot))
     }
 
     fn open_requests<'a>(&'a self, flight: &'a Flight) -> impl Iterator<Item = &'a Request> {
@@ -116,46 +121,47 @@ impl Scheduler {
     }
 
     /// Where the flight is to queue when no neighbour can take it: its home, the next in hash order, the registry.
-    fn next_gate(&mut self, now: Time, item: Item) -> Option<Gate> {
-        let flight = self.flights.at(item)?;
+    fn next_gate(&mut self, now: Time, piece: Piece) -> Option<Gate> {
+        let flight = self.flights.at(piece)?;
         let for_peer = flight.for_peer;
         // A home that is at it will have it sooner than a second read of the registry, and so has our own read.
-        let wait = |request: &Request| request.source == Source::Registry || (!for_peer && request.is_pending(now));
+        let wait = |request: &Request| request.asked == Asked::Registry || (!for_peer && request.is_pending(now));
         if flight.requests.len() >= MAX_REQUESTS || self.open_requests(flight).any(wait) {
             return None;
         }
-        if !for_peer && let Some(home) = self.next_home(now, item) {
+        if !for_peer && let Some(home) = self.next_home(now, piece) {
             return Some(Gate::Home(home));
         }
-        let flight = self.flights.at(item)?;
-        if flight.registry_refused {
+        let Some(trouble) = self.flights.at(piece)?.trouble() else { return Some(Gate::Registry) };
+        if trouble.registry_refused {
             return None;
         }
-        if flight.not_before > now {
-            self.timers.set(Timer::Retry(item), flight.not_before);
+        if trouble.not_before > now {
+            self.timers.set(Timer::Retry(piece), trouble.not_before);
             return None;
         }
         Some(Gate::Registry)
     }
 
     /// The first home that is of use and not this node itself; nothing if the registry comes before it.
-    fn next_home(&mut self, now: Time, item: Item) -> Option<PeerId> {
-        let ranking = self.ranking(item.blob, item.piece)?;
+    fn next_home(&mut self, now: Time, piece: Piece) -> Option<PeerId> {
+        let ranking = self.ranking(piece)?;
         for &home in ranking.iter() {
             if home == self.config.me {
                 return None;
             }
-            if self.is_of_use(now, item, home) {
+            if self.is_of_use(now, piece, home) {
                 return Some(home);
             }
         }
-        let suggested = self.flights.at(item)?.suggested.clone();
-        suggested.into_iter().find(|&home| self.is_of_use(now, item, home))
+        let suggested = self.flights.at(piece)?.trouble()?.suggested.clone();
+        suggested.into_iter().find(|&home| self.is_of_use(now, piece, home))
     }
 
-    fn is_of_use(&mut self, now: Time, item: Item, home: PeerId) -> bool {
-        let Some(flight) = self.flights.at(item) else { return false };
-        if flight.refused.contains(&home) || self.banned.contains_key(&home) {
+    fn is_of_use(&mut self, now: Time, piece: Piece, home: PeerId) -> bool {
+        let Some((flight, item)) = self.flights.at(piece).zip(self.blobs.item(piece)) else { return false };
+        let refused = flight.trouble().is_some_and(|trouble| trouble.refused.contains(&home));
+        if refused || self.banned.contains_key(&home) {
             return false;
         }
         let Some(slot) = self.peers.slot(home) else { return self.dial(now, home) };
@@ -169,37 +175,41 @@ impl Scheduler {
     }
 
     /// The registry refuses, no home is left and no neighbour has it: better now than at the deadline.
-    fn fail_without_source(&mut self, now: Time, item: Item) {
-        let Some(flight) = self.flights.at(item) else { return };
-        let holders = self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece, self.reach));
-        if flight.registry_refused && flight.requests.is_empty() && holders == 0 {
-            self.fail_flight(now, item, WantFailure::NoSource);
+    fn fail_without_source(&mut self, now: Time, piece: Piece) {
+        let Some(flight) = self.flights.at(piece) else { return };
+        if flight.is_refused_by_registry() && flight.requests.is_empty() && self.holders(piece) == 0 {
+            self.fail_flight(now, piece, WantFailure::NoSource);
         }
+    }
+
+    /// How many neighbours have a piece.
+    fn holders(&self, piece: Piece) -> u32 {
+        self.blobs.at(piece.blob).map_or(0, |blob| blob.holders(piece.piece))
     }
 
     /// A prefetch that nobody but its home can bring, and the home, if that has room. It comes before all that somebody has: it
     /// is the rarest there is, and where homes send what is everywhere already, a swarm soon has nothing left to exchange.
-    fn next_unheld(&mut self, now: Time) -> Option<(Slot, Item)> {
-        let homes: Vec<PeerId> = self.queues.homes().collect();
-        homes.into_iter().find_map(|home| {
+    fn next_unheld(&mut self, now: Time) -> Option<(Slot, Piece)> {
+        let with_room = |home: PeerId| {
             let slot = self.peers.slot(home)?;
-            let has_room = self.peers.at(slot)?.room(now, Priority::Prefetch, &self.config) > 0;
-            let item = if has_room { self.first_unheld(home) } else { None };
-            item.map(|item| (slot, item))
-        })
+            let room = self.peers.at(slot)?.room(now, Priority::Prefetch, &self.config);
+            (room > 0).then_some((home, slot))
+        };
+        let homes: SmallVec<[_; 8]> = self.queues.homes().filter_map(with_room).collect();
+        homes.into_iter().find_map(|(home, slot)| Some((slot, self.first_unheld(home)?)))
     }
 
     /// The first prefetch in line for a home that no neighbour has; what one has goes behind the others.
-    fn first_unheld(&mut self, home: PeerId) -> Option<Item> {
+    fn first_unheld(&mut self, home: PeerId) -> Option<Piece> {
         let gate = Gate::Home(home);
-        while let Some((rank, item)) = self.queues.first(gate).filter(|(rank, _)| rank.is_unheld()) {
-            if self.blobs.get(&item.blob).is_none_or(|blob| blob.holders(item.piece, self.reach) == 0) {
-                return Some(item);
+        while let Some((rank, piece)) = self.queues.first(gate).filter(|(rank, _)| rank.is_unheld()) {
+            if self.holders(piece) == 0 {
+                return Some(piece);
             }
             let behind = rank.held();
-            self.queues.remove(gate, rank, item);
-            self.queues.push(gate, behind, item);
-            self.flights.at_mut(item).into_iter().for_each(|flight| flight.rank = behind);
+            self.queues.push(gate, behind, piece);
+            self.queues.remove(gate, rank, piece);
+            self.flights.at_mut(piece).into_iter().for_each(|flight| flight.rank = behind);
         }
         None
     }
@@ -207,10 +217,10 @@ impl Scheduler {
     /// Gives a peer one request for what it has, or else for what it is home to.
     fn fill(&mut self, now: Time, slot: Slot, priority: Priority) {
         let Some(gate) = self.peers.at(slot).map(|peer| Gate::Home(peer.id)) else { return };
-        if let Some(item) = self.waiting_for(slot, priority) {
-            self.ask(now, slot, item, false);
-        } else if let Some((_, item)) = self.queues.first(gate).filter(|(rank, _)| rank.priority() == priority) {
-            self.ask(now, slot, item, true);
+        if let Some(piece) = self.waiting_for(slot, priority) {
+            self.ask(now, slot, Asked::Peer(slot), piece);
+        } else if let Some((_, piece)) = self.queues.first(gate).filter(|(rank, _)| rank.priority() == priority) {
+            self.ask(now, slot, Asked::Home(slot), piece);
         } else {
             self.peers.unmark(slot, priority);
         }
@@ -218,24 +228,23 @@ impl Scheduler {
 
     /// A piece that waits and that this peer has. For prefetch the rarest of a few picked at random, so that nodes differ
     /// in what they get and who has everything is asked for what the others lack.
-    fn waiting_for(&mut self, slot: Slot, priority: Priority) -> Option<Item> {
+    fn waiting_for(&mut self, slot: Slot, priority: Priority) -> Option<Piece> {
         let first = self.waiting_from(slot, priority, 0)?;
         if priority == Priority::OnDemand {
             return Some(first);
         }
         let starts = [(); PICKS].map(|()| self.random(u32::MAX));
         let picks = starts.into_iter().filter_map(|start| self.waiting_from(slot, priority, start));
-        let holders = |item: &Item| self.blobs.get(&item.blob).map_or(0, |blob| blob.holders(item.piece, self.reach));
-        picks.min_by_key(holders)
+        picks.min_by_key(|&piece| self.holders(piece))
     }
 
     /// The first such piece of a blob from a place on, and then from its start; `place` is a part of 2^32.
-    fn waiting_from(&self, slot: Slot, priority: Priority, place: u32) -> Option<Item> {
+    fn waiting_from(&self, slot: Slot, priority: Priority, place: u32) -> Option<Piece> {
         if !self.is_in_reach(slot) {
             return None;
         }
         self.active.iter().find_map(|&key| {
-            let blob = self.blobs.get(&key)?;
+            let blob = self.blobs.at(key)?;
             let (have, waiting) = (blob.have(slot)?, blob.waiting(priority));
             let start = ((u64::from(place) * u64::from(blob.len())) >> 32) as u32;
             let from = |start| {
@@ -244,70 +253,68 @@ impl Scheduler {
                 })
             };
             let pieces = from(start).chain(from(0).take_while(|&piece| piece < start));
-            let mut items = pieces.map(|piece| Item { blob: key, piece });
-            items.find(|item| self.flights.at(*item).is_some_and(|flight| !self.is_asking(flight, slot)))
+            let mut pieces = pieces.map(|piece| Piece { blob: key, piece });
+            pieces.find(|&piece| self.flights.at(piece).is_some_and(|flight| !self.is_asking(flight, slot)))
         })
     }
 
     /// Asks a peer for a piece and the pieces after it that wait for the same.
-    fn ask(&mut self, now: Time, slot: Slot, item: Item, source: bool) {
-        let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.at(item)) else { return };
+    fn ask(&mut self, now: Time, slot: Slot, asked: Asked, first: Piece) {
+        let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.at(first)) else { return };
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).max(1) as usize;
         let most = peer.window(priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
         let run_bytes = self.config.run_bytes.min(self.allowances.share(Lane::Peers(priority)));
-        let mut pieces = vec![item.piece];
-        let mut bytes = self.bytes(item.blob, &pieces);
-        for piece in (item.piece + 1..).take(most as usize - 1) {
-            let longer = bytes + self.bytes(item.blob, &[piece]);
-            let joins = self.joins(slot, id, Item { piece, ..item }, priority, source);
+        let mut pieces = Pieces::from_slice(&[first.piece]);
+        let mut bytes = self.blobs.size(first);
+        for piece in (first.piece + 1..).take(most as usize - 1).map(|piece| Piece { piece, ..first }) {
+            let longer = bytes + self.blobs.size(piece);
             let enough = pieces.len() >= room && longer > SMALL_RUN;
-            if !joins || enough || longer > run_bytes {
+            if enough || longer > run_bytes || !self.joins(slot, id, asked, piece, priority) {
                 break;
             }
-            pieces.push(piece);
+            pieces.push(piece.piece);
             bytes = longer;
         }
-        let source = if source { Source::Home(id) } else { Source::Peer(id) };
         self.peers.modify(now, &self.config, slot, |peer| peer.load(now, pieces.len() as u32, bytes));
-        let (request, deadline) = self.open(now, item.blob, &pieces, source, priority);
-        let source = matches!(source, Source::Home(_));
-        let blob = item.blob;
-        self.actions.push_back(Action::Request { request, peer: id, blob, pieces, priority, source, deadline });
+        let (blob, source) = (first.blob, matches!(asked, Asked::Home(_)));
+        let on_wire = pieces.to_vec();
+        let (request, deadline) = self.open(now, Batch { asked, blob, pieces, bytes, priority });
+        let Some(blob) = self.blobs.at(blob).map(Blob::key) else { return };
+        self.actions.push_back(Action::Request {
+            request,
+            peer: id,
+            blob,
+            pieces: on_wire,
+            priority,
+            source,
+            deadline,
+        });
     }
 
-    fn joins(&self, slot: Slot, peer: PeerId, item: Item, priority: Priority, source: bool) -> bool {
-        let Some((blob, flight)) = self.blobs.get(&item.blob).zip(self.flights.at(item)) else { return false };
-        let there = if source { flight.gate == Some(Gate::Home(peer)) } else { blob.has(slot, item.piece) };
-        there && blob.waiting(priority).contains(item.piece) && !self.is_asking(flight, slot)
-    }
-
-    pub(crate) fn bytes(&self, blob: BlobKey, pieces: &[u32]) -> u64 {
-        self.blobs.get(&blob).map_or(0, |blob| pieces.iter().map(|&piece| blob.size(piece)).sum())
+    fn joins(&self, slot: Slot, id: PeerId, asked: Asked, piece: Piece, priority: Priority) -> bool {
+        let Some((blob, flight)) = self.blobs.at(piece.blob).zip(self.flights.at(piece)) else { return false };
+        let there = match asked {
+            Asked::Home(_) => flight.gate == Some(Gate::Home(id)),
+            _ => blob.has(slot, piece.piece),
+        };
+        there && blob.waiting(priority).contains(piece.piece) && !self.is_asking(flight, slot)
     }
 
     /// Enters a request in the books; returns its id and when its last waiter gives up.
-    fn open(
-        &mut self,
-        now: Time,
-        blob: BlobKey,
-        pieces: &[u32],
-        source: Source,
-        priority: Priority,
-    ) -> (RequestId, Time) {
-        let pending_until = Time::ZERO;
-        let id =
-            self.requests.open(Request { source, blob, pieces: pieces.to_vec(), priority, pending_until, stalls: 0 });
-        let (lane, bytes) = (Lane::new(source, priority), self.bytes(blob, pieces));
+    fn open(&mut self, now: Time, batch: Batch) -> (RequestId, Time) {
+        let Batch { asked, blob, pieces, bytes, priority } = batch;
+        let mut deadline = Time::ZERO;
+        let (pending_until, due) = (Time::ZERO, Time::MAX);
+        let request = Request { asked, blob, pieces: pieces.clone(), priority, pending_until, due, stalls: 0 };
+        let lane = request.lane();
+        let id = self.requests.open(request);
         self.inflow.load(now, lane, bytes);
         self.allowances.charge(now, lane, bytes);
         self.expect_progress(now, id);
-        let mut deadline = Time::ZERO;
-        for &piece in pieces {
-            let item = Item { blob, piece };
-            self.settle(item);
-            self.tried(item, source, Why::Open);
-            if let Some(flight) = self.flights.at_mut(item) {
+        for piece in pieces.into_iter().map(|piece| Piece { blob, piece }) {
+            self.settle(piece);
+            if let Some(flight) = self.flights.at_mut(piece) {
                 flight.requests.push(id);
                 deadline = deadline.max(flight.deadline);
             }
@@ -316,39 +323,42 @@ impl Scheduler {
     }
 
     fn fill_registry(&mut self, now: Time) {
-        while let Some((rank, item)) = self.queues.first(Gate::Registry)
+        while let Some((rank, piece)) = self.queues.first(Gate::Registry)
             && self.requests.registry_room(rank.priority(), &self.config.limits)
             && self.inflow.room(Lane::Registry(rank.priority()), &self.config)
             && self.may_read(now, rank.priority())
         {
-            self.read_registry(now, item, rank.priority());
+            self.read_registry(now, piece, rank.priority());
         }
     }
 
-    fn read_registry(&mut self, now: Time, item: Item, priority: Priority) {
-        let Some((pieces, range)) = self.join_read(item, priority) else { return self.settle(item) };
-        pieces.iter().for_each(|&piece| self.foresee(Item { piece, ..item }, priority));
-        let (request, deadline) = self.open(now, item.blob, &pieces, Source::Registry, priority);
+    fn read_registry(&mut self, now: Time, first: Piece, priority: Priority) {
+        let Some((pieces, range)) = self.join_read(first, priority) else { return self.settle(first) };
+        pieces.iter().for_each(|&piece| self.foresee(Piece { piece, ..first }, priority));
+        let bytes = pieces.iter().map(|&piece| self.blobs.size(Piece { piece, ..first })).sum();
+        let (asked, blob) = (Asked::Registry, first.blob);
+        let on_wire = pieces.to_vec();
+        let (request, deadline) = self.open(now, Batch { asked, blob, pieces, bytes, priority });
         // The gaps are read with it.
-        let gaps = (range.end - range.start).saturating_sub(self.bytes(item.blob, &pieces));
-        self.allowances.charge(now, Lane::Registry(priority), gaps);
+        self.allowances.charge(now, Lane::Registry(priority), (range.end - range.start).saturating_sub(bytes));
         self.allowances.charge_read(now, priority);
-        self.actions.push_back(Action::BackToSource { request, blob: item.blob, pieces, range, priority, deadline });
+        let Some(blob) = self.blobs.at(blob).map(Blob::key) else { return };
+        self.actions.push_back(Action::BackToSource { request, blob, pieces: on_wire, range, priority, deadline });
     }
 
-    /// What one read of the registry brings: the pieces from `item` on that wait for it too and lie close behind each other
+    /// What one read of the registry brings: the pieces from `first` on that wait for it too and lie close behind each other
     /// with what lies between them, and for the sake of others what comes next in the stripe.
-    fn join_read(&self, item: Item, priority: Priority) -> Option<(Vec<u32>, Range<u64>)> {
-        let (blob, flight) = (self.blobs.get(&item.blob)?, self.flights.at(item)?);
+    fn join_read(&self, first: Piece, priority: Priority) -> Option<(Pieces, Range<u64>)> {
+        let (blob, flight) = (self.blobs.at(first.blob)?, self.flights.at(first)?);
         let most = self.config.max_join.min(self.allowances.share(Lane::Registry(priority)));
-        let mut range = blob.extent(item.piece)?.clone();
-        let (_, stripe_end) = blob.stripe(item.piece, self.config.stripe)?;
+        let mut range = blob.extent(first.piece)?.clone();
+        let (_, stripe_end) = blob.stripe(first.piece, self.config.stripe)?;
         // A large piece is worth a request of its own. What nobody asked for might be read in vain, or be lost with this home.
-        let small = blob.size(item.piece) < self.config.read_ahead / 4;
+        let small = blob.size(first.piece) < self.config.read_ahead / 4;
         let ahead = if flight.for_peer && small { self.config.read_ahead } else { 0 };
         let ahead_end = range.start.saturating_add(ahead).min(stripe_end);
-        let (mut pieces, mut between) = (vec![item.piece], Vec::new());
-        for piece in (item.piece + 1..blob.len()).take(MAX_JOINED - 1) {
+        let (mut pieces, mut between) = (Pieces::from_slice(&[first.piece]), Pieces::new());
+        for piece in (first.piece + 1..blob.len()).take(MAX_JOINED - 1) {
             let Some(next) = blob.extent(piece) else { continue };
             // Of a gzip layer the end of one and the start of the next may be the same bytes.
             let joins = next.start >= range.start
@@ -357,10 +367,10 @@ impl Scheduler {
             if !joins {
                 break;
             }
-            let flight = self.flights.at(Item { piece, ..item });
+            let flight = self.flights.at(Piece { piece, ..first });
             let waits =
                 flight.is_some_and(|flight| flight.gate == Some(Gate::Registry) && flight.priority() == priority);
-            let lacking = flight.is_none() && !blob.present.contains(piece) && blob.holders(piece, self.reach) == 0;
+            let lacking = flight.is_none() && !blob.present.contains(piece) && blob.holders(piece) == 0;
             if waits || lacking && next.end <= ahead_end {
                 pieces.append(&mut between);
                 pieces.push(piece);
@@ -371,4 +381,14 @@ impl Scheduler {
         }
         Some((pieces, range))
     }
+}
+
+/// A request that is about to be made.
+struct Batch {
+    asked: Asked,
+    blob: BlobSlot,
+    pieces: Pieces,
+    /// Encoded, of all of them.
+    bytes: u64,
+    priority: Priority,
 }

@@ -9,7 +9,7 @@ use shoal_proto::{Bitfield, PeerId};
 
 use crate::{
     Action, BlobKey, Item, Source, Time, Why,
-    blobs::Reach,
+    blobs::{Piece, Reach},
     flights::Gate,
     homes::{Lease, rank},
     peers,
@@ -62,11 +62,11 @@ impl Scheduler {
 
     pub(crate) fn peer_down(&mut self, now: Time, peer: PeerId) {
         let Some(slot) = self.peers.slot(peer) else { return };
-        for request in self.requests.of_peer(peer) {
+        for request in self.requests.of_peer(slot) {
             self.give_up(now, request, Why::Transport);
         }
         let mut spoke = false;
-        for blob in self.blobs.values_mut() {
+        for blob in self.blobs.iter_mut() {
             spoke |= blob.have(slot).is_some();
             blob.forget(slot);
         }
@@ -84,7 +84,7 @@ impl Scheduler {
         if self.banned.contains_key(&peer) {
             return;
         }
-        let Some(blob) = self.blobs.get_mut(&key) else { return };
+        let Some(blob) = self.blobs.get_mut(key) else { return };
         let first_word = blob.have(slot).is_none();
         blob.learn(slot, own_zone, first, have, full);
         let pieces = have.iter().filter_map(|piece| first.checked_add(piece));
@@ -102,7 +102,7 @@ impl Scheduler {
         }
         if let Some((slot, known)) = self.peers.find(peer) {
             let (denies, own_zone) = (known.denies(item), known.own_zone);
-            if let Some(blob) = self.blobs.get_mut(&item.blob).filter(|_| !denies) {
+            if let Some(blob) = self.blobs.get_mut(item.blob).filter(|_| !denies) {
                 blob.learn(slot, own_zone, item.piece, &Bitfield::full(1), false);
                 self.peers.mark(slot);
             }
@@ -149,9 +149,11 @@ impl Scheduler {
         if let Some(dial) = self.dials.0.get_mut(&peer) {
             dial.unreachable_until = until;
         }
-        for item in self.queues.items(Gate::Home(peer)) {
-            self.tried(item, Source::Home(peer), Why::Unreachable);
-            self.seek(item);
+        for piece in self.queues.items(Gate::Home(peer)) {
+            if let Some(flight) = self.flights.at_mut(piece) {
+                flight.tried(Source::Home(peer), Why::Unreachable);
+            }
+            self.seek(piece);
         }
     }
 
@@ -191,16 +193,17 @@ impl Scheduler {
     fn replace_all(&mut self) {
         let reach = self.reach_of_zone();
         if std::mem::replace(&mut self.reach, reach) != reach {
+            self.blobs.iter_mut().for_each(|blob| blob.set_reach(reach));
             self.peers.mark_all();
         }
-        self.queues.all().into_iter().for_each(|item| self.seek(item));
+        self.queues.all().into_iter().for_each(|piece| self.seek(piece));
     }
 
     /// The homes of a piece, best first.
-    pub(crate) fn ranking(&mut self, key: BlobKey, piece: u32) -> Option<Arc<[PeerId]>> {
+    pub(crate) fn ranking(&mut self, piece: Piece) -> Option<Arc<[PeerId]>> {
         let (stripe_bytes, epoch) = (self.config.stripe, self.homes.epoch);
-        let blob = self.blobs.get_mut(&key)?;
-        let (stripe, _) = blob.stripe(piece, stripe_bytes)?;
+        let blob = self.blobs.at_mut(piece.blob)?;
+        let (stripe, _) = blob.stripe(piece.piece, stripe_bytes)?;
         if blob.ranking_epoch != epoch {
             blob.ranking.clear();
             blob.ranking_epoch = epoch;
@@ -208,14 +211,14 @@ impl Scheduler {
         if let Some(known) = blob.ranking.get(&stripe) {
             return Some(known.clone());
         }
-        let ranking: Arc<[PeerId]> = self.compute_ranking(key, piece)?.into();
-        self.blobs.get_mut(&key)?.ranking.insert(stripe, ranking.clone());
+        let ranking: Arc<[PeerId]> = self.compute_ranking(piece)?.into();
+        self.blobs.at_mut(piece.blob)?.ranking.insert(stripe, ranking.clone());
         Some(ranking)
     }
 
-    pub(crate) fn compute_ranking(&self, key: BlobKey, piece: u32) -> Option<Vec<PeerId>> {
-        let blob = self.blobs.get(&key)?;
-        let (stripe, _) = blob.stripe(piece, self.config.stripe)?;
+    pub(crate) fn compute_ranking(&self, piece: Piece) -> Option<Vec<PeerId>> {
+        let (blob, key) = (self.blobs.at(piece.blob)?, self.blobs.item(piece)?.blob);
+        let (stripe, _) = blob.stripe(piece.piece, self.config.stripe)?;
         let seeds = rank(&key.id, stripe, self.homes.of_zone(&self.config.zone));
         if !seeds.is_empty() {
             return Some(seeds);
@@ -247,7 +250,7 @@ impl Scheduler {
 
     /// What queues at this home is to look for another.
     pub(crate) fn requeue_home(&mut self, peer: PeerId) {
-        self.queues.items(Gate::Home(peer)).into_iter().for_each(|item| self.seek(item));
+        self.queues.items(Gate::Home(peer)).into_iter().for_each(|piece| self.seek(piece));
     }
 
     pub(crate) fn peer_reopened(&mut self, now: Time, peer: PeerId) {

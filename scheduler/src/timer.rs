@@ -7,17 +7,13 @@ use std::{
 
 use shoal_proto::{PeerId, Priority};
 
-use crate::{Item, RequestId, Time, WantId};
+use crate::{Time, blobs::Piece};
 
 /// What a deadline is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
-    /// A want gives up.
-    Want(WantId),
-    /// A request owes a sign of life.
-    Request(RequestId),
     /// A flight may try the registry again.
-    Retry(Item),
+    Retry(Piece),
     /// A peer may be asked again.
     Peer(PeerId),
     /// A connection was waited for long enough, or an unreachable peer may be tried again.
@@ -84,6 +80,58 @@ impl Timers {
     }
 }
 
+/// Deadlines of things that keep their own: every want and every request has one, and hardly any of them comes. So nothing is
+/// looked up here when one is put off or its owner is gone: that shows once its entry comes to the front. For everything with
+/// a deadline there is an entry at that time or before.
+#[derive(Debug)]
+pub(crate) struct Deadlines<K>(BinaryHeap<Reverse<(Time, K)>>);
+
+impl<K: Ord + Copy> Default for Deadlines<K> {
+    fn default() -> Self {
+        Self(BinaryHeap::new())
+    }
+}
+
+impl<K: Ord + Copy> Deadlines<K> {
+    /// A new deadline, or one that is now sooner; it need not be called for one that is later.
+    pub(crate) fn set(&mut self, at: Time, key: K) {
+        self.0.push(Reverse((at, key)));
+    }
+
+    /// The first, as of the last time that the queue was tidied.
+    pub(crate) fn next(&self) -> Option<Time> {
+        self.0.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Takes the first that is due; `due` says when something is, if it is still there. What is taken has to be set again.
+    pub(crate) fn pop(&mut self, now: Time, due: impl Fn(K) -> Option<Time>) -> Option<K> {
+        while let Some(&Reverse((_, key))) = self.0.peek().filter(|Reverse((at, _))| *at <= now) {
+            self.0.pop();
+            match due(key) {
+                Some(later) if later > now => self.set(later, key),
+                Some(_) => return Some(key),
+                None => {}
+            }
+        }
+        None
+    }
+
+    /// Sees to it that the first is true, and that what is gone is not more than what is there, which is so much.
+    pub(crate) fn tidy(&mut self, there: usize, due: impl Fn(K) -> Option<Time>) {
+        if self.0.len() > 2 * there + MAX_STALE {
+            self.0.retain(|Reverse((_, key))| due(*key).is_some());
+        }
+        while let Some(&Reverse((at, key))) = self.0.peek() {
+            let later = due(key).filter(|&due| due > at);
+            if later.is_none() && due(key).is_some() {
+                return;
+            }
+            self.0.pop();
+            later.into_iter().for_each(|later| self.set(later, key));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,7 +139,8 @@ mod tests {
     #[test]
     fn pops_in_order_of_time_and_once() {
         let at = Time::from_nanos;
-        let (a, b, c) = (Timer::Want(WantId(1)), Timer::Request(RequestId(1)), Timer::Registry);
+        let (a, b, c) =
+            (Timer::Retry(Piece { blob: 0, piece: 1 }), Timer::Lease(PeerId::new([1; 32])), Timer::Registry);
         let mut timers = Timers::default();
         timers.set(a, at(5));
         timers.set(b, at(3));
@@ -104,5 +153,19 @@ mod tests {
         assert_eq!(timers.pop(at(9)), Some(b));
         assert_eq!(timers.pop(at(9)), None);
         assert_eq!(timers.next(), None);
+    }
+    #[test]
+    fn what_is_gone_is_dropped_and_what_is_put_off_comes_later() {
+        let at = Time::from_nanos;
+        let mut deadlines = Deadlines::default();
+        (0..1000).for_each(|key| deadlines.set(at(key), key));
+        // Even ones are gone, and 1 is put off.
+        let due = |key: u64| (!key.is_multiple_of(2)).then(|| at(if key == 1 { 6 } else { key }));
+        deadlines.tidy(500, due);
+        assert_eq!((deadlines.next(), deadlines.0.len()), (Some(at(3)), 998), "only at the front");
+        deadlines.tidy(400, due);
+        assert_eq!(deadlines.0.len(), 500);
+        let popped = [at(2), at(5), at(5), at(5), at(6)].map(|now| deadlines.pop(now, due));
+        assert_eq!(popped, [None, Some(3), Some(5), None, Some(1)]);
     }
 }

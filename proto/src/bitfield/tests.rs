@@ -49,6 +49,13 @@ proptest! {
         let mut ranged = fa.clone();
         ranged.insert_range(probe..window);
         prop_assert_eq!(ranged, field(len, &a.iter().copied().chain(probe..window).collect()));
+        let word: BTreeSet<u32> = (0..64).filter(|&bit| fa.bits_from(probe) >> bit & 1 == 1).map(|bit| probe + bit).collect();
+        prop_assert_eq!(word, a.range(probe..probe.saturating_add(64)).copied().collect());
+        let mut copied = fb.clone();
+        (0..len.div_ceil(64) + 1).for_each(|at| copied.set_word(at, fa.bits_from(at * 64)));
+        prop_assert_eq!(&copied, &fa);
+        (0..len.div_ceil(64) + 1).for_each(|at| copied.set_word(at, u64::MAX));
+        prop_assert_eq!(copied, Bitfield::full(len));
         let mut less = fa.clone();
         prop_assert_eq!(less.remove(probe), a.contains(&probe));
         prop_assert_eq!(less.count() as usize, a.len() - usize::from(a.contains(&probe)));
