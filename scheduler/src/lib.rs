@@ -38,6 +38,7 @@ mod holders;
 mod homes;
 mod inflow;
 mod limits;
+mod names;
 mod peers;
 mod requests;
 mod scheduler;

@@ -7,13 +7,15 @@
 //! request [`ended`](Tracker::ended).
 
 use std::{
-    collections::{BTreeMap, VecDeque, btree_map::Entry},
+    collections::{HashMap, VecDeque},
     time::Duration,
 };
 
+use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
+use smallvec::SmallVec;
 
-use crate::{Item, Time};
+use crate::{BlobKey, Item, Time, names::Names};
 
 /// The limits of a [`Tracker`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,10 +74,11 @@ pub enum Admission {
 /// Somebody who received a piece.
 #[derive(Debug)]
 struct Receiver {
-    peer: PeerId,
-    at: Time,
+    /// In [`Tracker::peers`], which it is counted in.
+    peer: u32,
     /// How often it was named as an alternate since.
     named: u32,
+    at: Time,
 }
 
 /// Part of the backlog that is left for what was given to enough peers.
@@ -85,46 +88,73 @@ const SAMPLE: Duration = Duration::from_millis(100);
 /// Receivers remembered for a piece.
 const MAX_RECEIVERS: usize = 16;
 
+/// A piece by its blob's place in [`Tracker::blobs`].
+type Piece = (u32, u32);
+
 /// A piece that was given to somebody.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Given {
+    piece: Piece,
     /// To how many peers since `since`, whether or not it is there yet.
     copies: u32,
     since: Time,
-    receivers: VecDeque<Receiver>,
+    receivers: SmallVec<[Receiver; 1]>,
 }
 
-/// Remembers who received what, and what is being sent.
-#[derive(Debug, Default)]
+/// Remembers who received what, and what is being sent. A piece takes about a hundred bytes, and a dozen more for each of its
+/// receivers.
+#[derive(Debug)]
 pub struct Tracker {
     config: TrackerConfig,
     /// Encoded bytes admitted and not ended.
     uploads: u64,
-    /// The same for each peer that has any.
-    shares: BTreeMap<PeerId, u64>,
+    /// Who is remembered: a mention for each of their requests under way, and for each piece that they received.
+    peers: Names<PeerId>,
+    /// The part of `uploads` of each of them, and how many have one.
+    shares: Vec<u64>,
+    sharers: u64,
     /// When a peer without any was refused last.
     starved: Option<Time>,
     /// Bytes sent since `since`.
     sent: u64,
     since: Time,
     bytes_per_s: u64,
-    given: BTreeMap<Item, Given>,
-    /// The items of `given`, oldest first.
-    order: VecDeque<Item>,
+    /// A mention for each piece remembered.
+    blobs: Names<BlobKey>,
+    /// Oldest first; so many were there before the first.
+    given: VecDeque<Given>,
+    forgotten: u32,
+    /// Where each piece is in `given`, counted from the very first.
+    index: HashMap<Piece, u32, FixedState>,
 }
 
 impl Tracker {
     /// A tracker that remembers nothing yet.
     pub fn new(config: TrackerConfig) -> Self {
-        Self { config, ..Self::default() }
+        Self {
+            config,
+            uploads: 0,
+            peers: Names::default(),
+            shares: Vec::new(),
+            sharers: 0,
+            starved: None,
+            sent: 0,
+            since: Time::ZERO,
+            bytes_per_s: 0,
+            blobs: Names::default(),
+            given: VecDeque::new(),
+            forgotten: 0,
+            index: HashMap::default(),
+        }
     }
 
     /// Whether to serve `peer` a run of pieces that begins with `first` and has so many encoded bytes.
     /// [`Admission::Serve`] counts them as being sent until [`ended`](Self::ended).
     pub fn admit(&mut self, now: Time, peer: PeerId, first: Item, bytes: u64, priority: Priority) -> Admission {
         // Copies of long ago may be gone, as their receivers are forgotten.
-        let recent = |given: &&Given| now.since(given.since) < self.config.memory;
-        let spread = self.given.get(&first).filter(recent).is_some_and(|given| given.copies >= self.config.copies);
+        let recent = |given: &Given| now.since(given.since) < self.config.memory;
+        let spread = |given: &Given| recent(given) && given.copies >= self.config.copies;
+        let spread = self.find(first).is_some_and(|at| spread(&self.given[at]));
         let relaxed = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
         let ceiling = relaxed.saturating_mul(match priority {
             Priority::Prefetch => self.config.ceiling,
@@ -134,8 +164,7 @@ impl Tracker {
         let fair = priority == Priority::OnDemand || self.is_fair(now, peer, bytes, ceiling);
         if alternates.is_empty() && self.uploads < ceiling.max(1) && fair {
             self.uploads = self.uploads.saturating_add(bytes);
-            let share = self.shares.entry(peer).or_default();
-            *share = share.saturating_add(bytes);
+            self.add_share(peer, bytes);
             let memory = self.config.memory;
             let given = self.given(first);
             if now.since(given.since) >= memory {
@@ -144,7 +173,7 @@ impl Tracker {
             given.copies = given.copies.saturating_add(1);
             return Admission::Serve;
         }
-        if !self.shares.contains_key(&peer) {
+        if self.share(peer) == 0 {
             self.starved = Some(now);
         }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
@@ -154,8 +183,30 @@ impl Tracker {
     /// is room again, so while others are refused nobody takes more than an equal part.
     fn is_fair(&self, now: Time, peer: PeerId, bytes: u64, most: u64) -> bool {
         let contended = self.starved.is_some_and(|at| now.since(at) < self.config.retry_after * 2);
-        let share = self.shares.get(&peer).copied().unwrap_or(0);
-        !contended || share == 0 || share.saturating_add(bytes) <= most / (self.shares.len() as u64 + 1)
+        let share = if contended { self.share(peer) } else { 0 };
+        share == 0 || share.saturating_add(bytes) <= most / (self.sharers + 1)
+    }
+
+    /// How much is being sent to a peer.
+    fn share(&self, peer: PeerId) -> u64 {
+        self.peers.find(&peer).map_or(0, |at| self.shares[at as usize])
+    }
+
+    fn mention(&mut self, peer: PeerId) -> u32 {
+        let at = self.peers.mention(peer);
+        if at as usize >= self.shares.len() {
+            self.shares.push(0);
+        }
+        at
+    }
+
+    /// A request of a peer begins.
+    fn add_share(&mut self, peer: PeerId, bytes: u64) {
+        let at = self.mention(peer);
+        let share = &mut self.shares[at as usize];
+        let before = *share;
+        *share = share.saturating_add(bytes);
+        self.sharers += u64::from(before == 0 && bytes > 0);
     }
 
     /// Bytes being sent up to which everyone is served: what takes no longer than this at the rate of late.
@@ -178,15 +229,19 @@ impl Tracker {
     /// Peers that received the first piece of a run, the least named first. The others were mostly sent with it, and who
     /// lacks one says so.
     fn name(&mut self, now: Time, asker: PeerId, first: Item) -> Vec<PeerId> {
-        let Some(Given { receivers, .. }) = self.given.get_mut(&first) else { return Vec::new() };
-        receivers.retain(|receiver| now.since(receiver.at) < self.config.memory);
-        let mut found: Vec<_> = receivers.iter_mut().filter(|receiver| receiver.peer != asker).collect();
-        found.sort_by_key(|receiver| (receiver.named, receiver.peer));
+        let Some(at) = self.find(first) else { return Vec::new() };
+        let asker = self.peers.find(&asker);
+        let (peers, memory) = (&mut self.peers, self.config.memory);
+        let receivers = &mut self.given[at].receivers;
+        retain(receivers, peers, |receiver| now.since(receiver.at) < memory);
+        let mut found: SmallVec<[_; MAX_RECEIVERS]> =
+            receivers.iter_mut().filter(|receiver| Some(receiver.peer) != asker).collect();
+        found.sort_by_key(|receiver| (receiver.named, receiver.at));
         let chosen = found.into_iter().take(self.config.alternates);
         chosen
-            .map(|receiver| {
+            .filter_map(|receiver| {
                 receiver.named += 1;
-                receiver.peer
+                peers.name(receiver.peer).copied()
             })
             .collect()
     }
@@ -194,46 +249,77 @@ impl Tracker {
     /// The last of a piece's so many encoded bytes went to `peer`.
     pub fn sent(&mut self, now: Time, peer: PeerId, item: Item, bytes: u64) {
         self.count(now, bytes);
-        let receivers = &mut self.given(item).receivers;
-        receivers.retain(|receiver| receiver.peer != peer);
+        let peer = self.mention(peer);
+        self.given(item);
+        let Some(at) = self.find(item) else { return };
+        let receivers = &mut self.given[at].receivers;
+        retain(receivers, &mut self.peers, |receiver| receiver.peer != peer);
         if receivers.len() >= MAX_RECEIVERS {
-            receivers.pop_front();
+            self.peers.release(receivers.remove(0).peer);
         }
-        receivers.push_back(Receiver { peer, at: now, named: 0 });
+        receivers.push(Receiver { peer, named: 0, at: now });
     }
 
+    fn find(&self, item: Item) -> Option<usize> {
+        let piece = (self.blobs.find(&item.blob)?, item.piece);
+        self.index.get(&piece).map(|at| at.wrapping_sub(self.forgotten) as usize)
+    }
+
+    /// What is remembered of a piece, from now on if it was not. The oldest makes room for it.
     fn given(&mut self, item: Item) -> &mut Given {
-        if !self.given.contains_key(&item) {
-            self.order.push_back(item);
-            if self.order.len() > self.config.max_items.max(1)
-                && let Some(oldest) = self.order.pop_front()
+        let at = self.find(item).unwrap_or_else(|| {
+            if self.given.len() >= self.config.max_items.max(1)
+                && let Some(oldest) = self.given.pop_front()
             {
-                self.given.remove(&oldest);
+                self.forgotten = self.forgotten.wrapping_add(1);
+                self.index.remove(&oldest.piece);
+                self.blobs.release(oldest.piece.0);
+                oldest.receivers.into_iter().for_each(|receiver| self.peers.release(receiver.peer));
             }
-        }
-        self.given.entry(item).or_default()
+            let piece = (self.blobs.mention(item.blob), item.piece);
+            let at = self.given.len();
+            self.index.insert(piece, self.forgotten.wrapping_add(at as u32));
+            self.given.push_back(Given { piece, copies: 0, since: Time::ZERO, receivers: SmallVec::new() });
+            at
+        });
+        &mut self.given[at]
     }
 
     /// A request of `peer` that was admitted with so many bytes is over, however it went.
     pub fn ended(&mut self, peer: PeerId, bytes: u64) {
         self.uploads = self.uploads.saturating_sub(bytes);
-        if let Entry::Occupied(mut share) = self.shares.entry(peer) {
-            *share.get_mut() = share.get().saturating_sub(bytes);
-            if *share.get() == 0 {
-                share.remove();
-            }
+        if let Some(at) = self.peers.find(&peer) {
+            let share = &mut self.shares[at as usize];
+            let before = *share;
+            *share = share.saturating_sub(bytes);
+            self.sharers -= u64::from(before > 0 && *share == 0);
+            self.peers.release(at);
         }
     }
 
     /// The peer is gone and is not named any more.
     pub fn forget(&mut self, peer: PeerId) {
-        self.given.values_mut().for_each(|given| given.receivers.retain(|receiver| receiver.peer != peer));
+        let Some(gone) = self.peers.find(&peer) else { return };
+        for given in &mut self.given {
+            retain(&mut given.receivers, &mut self.peers, |receiver| receiver.peer != gone);
+        }
     }
 
     /// Encoded bytes being sent.
     pub fn uploads(&self) -> u64 {
         self.uploads
     }
+}
+
+/// Keeps the receivers that `stay`.
+fn retain(receivers: &mut SmallVec<[Receiver; 1]>, peers: &mut Names<PeerId>, stay: impl Fn(&Receiver) -> bool) {
+    receivers.retain(|receiver| {
+        let stays = stay(receiver);
+        if !stays {
+            peers.release(receiver.peer);
+        }
+        stays
+    });
 }
 
 #[cfg(test)]
@@ -349,8 +435,9 @@ mod tests {
         for piece in 0..5 {
             (0..40).for_each(|n| tracker.sent(Time::ZERO, peer(n), item(piece), 10));
         }
-        assert_eq!(tracker.given.keys().map(|item| item.piece).collect::<Vec<_>>(), [3, 4]);
-        assert!(tracker.given.values().all(|given| given.receivers.len() == MAX_RECEIVERS));
+        assert_eq!(tracker.given.iter().map(|given| given.piece.1).collect::<Vec<_>>(), [3, 4]);
+        assert!(tracker.given.iter().all(|given| given.receivers.len() == MAX_RECEIVERS));
+        assert_eq!((tracker.index.len(), tracker.peers.len()), (2, MAX_RECEIVERS));
         let later = Time::ZERO + TrackerConfig::default().memory;
         assert!(tracker.name(later, peer(50), item(4)).is_empty());
     }

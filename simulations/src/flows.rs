@@ -64,6 +64,33 @@ impl Path {
     pub(crate) fn links(&self) -> &[LinkId] {
         &self.links[..usize::from(self.len)]
     }
+
+    /// What it crosses beside a hop.
+    fn beside(&self, hop: usize) -> Beside {
+        match self.links() {
+            [_] => Beside::Nothing,
+            &[a, b] => Beside::One(if hop == 0 { b } else { a }),
+            _ => Beside::Several,
+        }
+    }
+}
+
+/// What else a flow crosses.
+#[derive(Debug, Clone, Copy)]
+enum Beside {
+    Nothing,
+    One(LinkId),
+    /// See its path.
+    Several,
+}
+
+/// A flow as one of its links knows it: enough to work out a level without a look at every flow.
+#[derive(Debug, Clone, Copy)]
+struct Crossing {
+    slot: u32,
+    /// Which hop of the flow the link is.
+    hop: u8,
+    beside: Beside,
 }
 
 #[derive(Debug)]
@@ -73,8 +100,7 @@ struct Link {
     level: f64,
     /// Sum of the rates of its flows.
     load: f64,
-    /// Slots, and which hop of the flow this link is.
-    flows: Vec<(u32, u8)>,
+    flows: Vec<Crossing>,
     /// Waits to be looked at.
     queued: bool,
     /// Computes its level whether or not it seems to need it.
@@ -82,11 +108,6 @@ struct Link {
 }
 
 impl Link {
-    /// What it would grant to one more flow as far as it knows.
-    fn grants(&self) -> f64 {
-        self.level.min(self.bytes_per_s)
-    }
-
     fn needs_level(&self, tolerance: f64) -> bool {
         let overfull = self.load > self.bytes_per_s * (1.0 + ROUNDING);
         let slack = self.level.is_finite() && self.load < self.bytes_per_s * (1.0 - tolerance);
@@ -103,24 +124,23 @@ struct Flow<T> {
     /// Bytes left at `since`.
     left: f64,
     since: Time,
-    bytes_per_s: f64,
     bytes: u64,
     what: T,
 }
 
 impl<T> Flow<T> {
-    fn due(&self) -> u64 {
+    fn due(&self, bytes_per_s: f64) -> u64 {
         if self.left <= 0.0 {
             return self.since.as_nanos();
         }
         // Saturates at the end of time for a flow that stands still.
-        let nanos = self.left / self.bytes_per_s * 1e9;
+        let nanos = self.left / bytes_per_s * 1e9;
         let whole = nanos as u64;
         self.since.as_nanos().saturating_add(whole).saturating_add(u64::from(nanos > whole as f64))
     }
 
-    fn advance(&mut self, now: Time) {
-        self.left -= self.bytes_per_s * now.since(self.since).as_secs_f64();
+    fn advance(&mut self, now: Time, bytes_per_s: f64) {
+        self.left -= bytes_per_s * now.since(self.since).as_secs_f64();
         self.since = now;
     }
 }
@@ -130,7 +150,11 @@ impl<T> Flow<T> {
 pub(crate) struct Flows<T> {
     tolerance: f64,
     links: Vec<Link>,
+    /// What each link would grant to one more flow as far as it knows: looked at for every flow that another link holds.
+    grants: Vec<f64>,
     flows: Vec<Option<Flow<T>>>,
+    /// Bytes per second of each flow; 0 for a slot without one.
+    rates: Vec<f64>,
     free: Vec<u32>,
     turn: u32,
     due: Due,
@@ -146,7 +170,9 @@ impl<T> Flows<T> {
         Self {
             tolerance,
             links: Vec::new(),
+            grants: Vec::new(),
             flows: Vec::new(),
+            rates: Vec::new(),
             free: Vec::new(),
             turn: 0,
             due: Due::default(),
@@ -165,12 +191,14 @@ impl<T> Flows<T> {
             queued: false,
             forced: false,
         });
+        self.grants.push(bytes_per_s);
         LinkId(self.links.len() as u32 - 1)
     }
 
     /// Changes what a link carries from now on; 0 stops all that crosses it.
     pub(crate) fn set_rate(&mut self, link: LinkId, bytes_per_s: f64) {
         self.link(link).bytes_per_s = bytes_per_s;
+        self.grants[link.0 as usize] = self.links[link.0 as usize].level.min(bytes_per_s);
         self.force(link);
     }
 
@@ -183,6 +211,7 @@ impl<T> Flows<T> {
     pub(crate) fn start(&mut self, now: Time, path: Path, bytes: u64, what: T) -> FlowId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.flows.push(None);
+            self.rates.push(0.0);
             self.flows.len() as u32 - 1
         });
         self.turn += 1;
@@ -190,13 +219,14 @@ impl<T> Flows<T> {
         for (hop, (&link, place)) in path.links().iter().zip(&mut places).enumerate() {
             let flows = &mut self.link(link).flows;
             *place = flows.len() as u32;
-            flows.push((slot, hop as u8));
+            flows.push(Crossing { slot, hop: hop as u8, beside: path.beside(hop) });
         }
         let left = if path.len == 0 { 0.0 } else { bytes as f64 };
         let vacant = self.vacant(path);
         let bytes_per_s = vacant.unwrap_or(0.0);
-        let flow = Flow { turn: self.turn, path, places, left, since: now, bytes_per_s, bytes, what };
-        self.due.set(slot, flow.due());
+        let flow = Flow { turn: self.turn, path, places, left, since: now, bytes, what };
+        self.due.set(slot, flow.due(bytes_per_s));
+        self.rates[slot as usize] = bytes_per_s;
         self.flows[slot as usize] = Some(flow);
         match vacant {
             Some(rate) => path.links().iter().for_each(|&link| self.link(link).load += rate),
@@ -209,7 +239,7 @@ impl<T> Flows<T> {
     /// Mostly it takes the place of one that was done a moment ago, and nothing needs to be worked out anew.
     fn vacant(&self, path: Path) -> Option<f64> {
         let links = || path.links().iter().map(|link| &self.links[link.0 as usize]);
-        let rate = links().map(Link::grants).fold(f64::INFINITY, f64::min);
+        let rate = path.links().iter().map(|link| self.grants[link.0 as usize]).fold(f64::INFINITY, f64::min);
         let fits = links().all(|link| link.load + rate <= link.bytes_per_s * (1.0 + ROUNDING));
         let bound = |link: &Link| link.level == rate && link.load + rate >= link.bytes_per_s * (1.0 - self.tolerance);
         (fits && links().any(bound)).then_some(rate)
@@ -218,7 +248,7 @@ impl<T> Flows<T> {
     /// Stops a transfer; gives what was kept with it and the bytes that came through.
     pub(crate) fn cancel(&mut self, now: Time, id: FlowId) -> Option<(T, u64)> {
         let flow = self.flows.get_mut(id.slot as usize)?.as_mut().filter(|flow| flow.turn == id.turn)?;
-        flow.advance(now);
+        flow.advance(now, self.rates[id.slot as usize]);
         let came = flow.bytes.saturating_sub(flow.left.max(0.0) as u64);
         self.take_out(id.slot).map(|flow| (flow.what, came))
     }
@@ -226,14 +256,14 @@ impl<T> Flows<T> {
     /// Whether a transfer is under way and makes progress, as of the last time that something happened.
     pub(crate) fn is_moving(&self, id: FlowId) -> bool {
         let flow = self.flows.get(id.slot as usize).and_then(Option::as_ref);
-        flow.is_some_and(|flow| flow.turn == id.turn && flow.bytes_per_s > 0.0)
+        flow.is_some_and(|flow| flow.turn == id.turn && self.rates[id.slot as usize] > 0.0)
     }
 
     /// When the next transfer is done, as things stand.
     pub(crate) fn next(&mut self, now: Time) -> Option<Time> {
         self.settle(now);
         while let Some((nanos, slot)) = self.due.first() {
-            let due = self.flows[slot as usize].as_ref()?.due();
+            let due = self.flows[slot as usize].as_ref()?.due(self.rates[slot as usize]);
             if due <= nanos {
                 return Some(Time::from_nanos(nanos).max(now));
             }
@@ -252,16 +282,17 @@ impl<T> Flows<T> {
 
     fn take_out(&mut self, slot: u32) -> Option<Flow<T>> {
         let flow = self.flows[slot as usize].take()?;
+        let bytes_per_s = std::mem::take(&mut self.rates[slot as usize]);
         self.due.remove(slot);
         self.free.push(slot);
         for (&link, &place) in flow.path.links().iter().zip(&flow.places) {
             let at = &mut self.links[link.0 as usize];
             at.flows.swap_remove(place as usize);
-            at.load = if at.flows.is_empty() { 0.0 } else { at.load - flow.bytes_per_s };
-            if let Some(&(moved, hop)) = at.flows.get(place as usize)
-                && let Some(moved) = &mut self.flows[moved as usize]
+            at.load = if at.flows.is_empty() { 0.0 } else { at.load - bytes_per_s };
+            if let Some(moved) = at.flows.get(place as usize)
+                && let Some(flow) = &mut self.flows[moved.slot as usize]
             {
-                moved.places[usize::from(hop)] = place;
+                flow.places[usize::from(moved.hop)] = place;
             }
             self.look_at(link);
         }
@@ -302,48 +333,57 @@ impl<T> Flows<T> {
     fn level(&mut self, now: Time, link: LinkId) {
         let flows = std::mem::take(&mut self.link(link).flows);
         let mut limits = std::mem::take(&mut self.limits);
-        limits.extend(flows.iter().map(|&(slot, hop)| self.limit(slot, usize::from(hop))));
+        limits.extend(flows.iter().map(|crossing| self.limit(crossing)));
         let rate = self.link(link).bytes_per_s;
         let level = water_level(rate, &limits);
         let mut load = 0.0;
-        for (&(slot, hop), &limit) in flows.iter().zip(&limits) {
+        for (crossing, &limit) in flows.iter().zip(&limits) {
             let granted = limit.min(level);
             load += granted;
-            self.grant(now, slot, usize::from(hop), granted);
+            if granted != self.rates[crossing.slot as usize] {
+                self.grant(now, crossing, granted);
+            }
         }
         limits.clear();
         self.limits = limits;
         let at = self.link(link);
         (at.flows, at.level, at.load, at.forced) = (flows, level, load, false);
+        self.grants[link.0 as usize] = level.min(rate);
     }
 
     /// What the other links of a flow grant it; its own rate if they would raise it by next to nothing.
-    fn limit(&self, slot: u32, hop: usize) -> f64 {
-        let Some(flow) = &self.flows[slot as usize] else { return 0.0 };
-        let others = flow.path.links().iter().enumerate().filter(|&(at, _)| at != hop);
-        let limit = others.map(|(_, link)| self.links[link.0 as usize].grants()).fold(f64::INFINITY, f64::min);
-        let held = flow.bytes_per_s;
+    fn limit(&self, crossing: &Crossing) -> f64 {
+        let grants = |link: LinkId| self.grants[link.0 as usize];
+        let limit = match crossing.beside {
+            Beside::Nothing => f64::INFINITY,
+            Beside::One(link) => grants(link),
+            Beside::Several => {
+                let flow = self.flows[crossing.slot as usize].as_ref();
+                let links = flow.into_iter().flat_map(|flow| flow.path.links().iter().enumerate());
+                let others = links.filter(|&(hop, _)| hop != usize::from(crossing.hop));
+                others.map(|(_, &link)| grants(link)).fold(f64::INFINITY, f64::min)
+            }
+        };
+        let held = self.rates[crossing.slot as usize];
         if limit > held && limit <= held * (1.0 + self.tolerance) { held } else { limit }
     }
 
-    fn grant(&mut self, now: Time, slot: u32, hop: usize, bytes_per_s: f64) {
+    fn grant(&mut self, now: Time, crossing: &Crossing, bytes_per_s: f64) {
+        let &Crossing { slot, hop, .. } = crossing;
         let Some(flow) = &mut self.flows[slot as usize] else { return };
-        let change = bytes_per_s - flow.bytes_per_s;
-        if change == 0.0 {
-            return;
-        }
-        flow.advance(now);
-        flow.bytes_per_s = bytes_per_s;
+        let held = std::mem::replace(&mut self.rates[slot as usize], bytes_per_s);
+        let change = bytes_per_s - held;
+        flow.advance(now, held);
         let path = flow.path;
         // Who was slowed down is looked at again when it would have been done.
         if change > 0.0 {
-            let due = flow.due();
+            let due = flow.due(bytes_per_s);
             if self.due.of(slot).is_none_or(|entered| due < entered) {
                 self.due.set(slot, due);
             }
         }
         for (at, &link) in path.links().iter().enumerate() {
-            if at != hop {
+            if at != usize::from(hop) {
                 self.link(link).load += change;
                 self.look_at(link);
             }

@@ -1,8 +1,9 @@
 //! One node: the shell around a scheduler, twin of the daemon's driver and of its `serve.rs`. It reads like the daemon
 //! would if sending were a function call: what it wants of others it leaves in `outbox` for the swarm to carry out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use foldhash::fast::FixedState;
 use shoal_proto::{Bitfield, PeerId, Priority};
 use shoal_scheduler::{
     Action, Admission, BlobKey, Event, Failure, Item, Origin, RequestId, Scheduler, Time, Tracker, WantId,
@@ -100,8 +101,8 @@ pub(crate) struct Node {
     /// When all that has arrived will be decoded.
     pub(crate) decoded: Time,
     tracker: Tracker,
-    requests: BTreeMap<RequestId, Asked>,
-    duties: BTreeMap<WantId, (Ticket, u32)>,
+    requests: HashMap<RequestId, Asked, FixedState>,
+    duties: HashMap<WantId, (Ticket, u32), FixedState>,
     next_want: u64,
     /// Wants open: prefetch, on-demand.
     open: [usize; 2],
@@ -133,8 +134,8 @@ impl Node {
             failed_reads: 0,
             decoded: Time::ZERO,
             tracker,
-            requests: BTreeMap::new(),
-            duties: BTreeMap::new(),
+            requests: HashMap::default(),
+            duties: HashMap::default(),
             next_want: 0,
             open: [0; 2],
             next: [0; 2],

@@ -6,12 +6,14 @@
 //! the answers to a peer, and the peers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
+use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
 use shoal_scheduler::{BlobKey, Item, RequestId, Time, Tracker};
+use smallvec::SmallVec;
 
 use crate::{flows::FlowId, topology::Index};
 
@@ -35,7 +37,7 @@ struct Answer {
     pieces: Vec<u32>,
     priority: Priority,
     /// Pieces that are here and not sent.
-    ready: VecDeque<u32>,
+    ready: SmallVec<[u32; 4]>,
     /// Pieces that are being got.
     owed: usize,
     sending: Option<Outgoing>,
@@ -91,10 +93,10 @@ impl Room {
 #[derive(Debug)]
 pub(crate) struct Serving {
     piece_bytes: Arc<[u64]>,
-    answers: BTreeMap<Ticket, Answer>,
+    answers: HashMap<Ticket, Answer, FixedState>,
     room: Room,
-    /// By priority and peer.
-    lanes: [BTreeMap<Index, Lane>; 2],
+    /// By priority, and by peer for those that ever asked.
+    lanes: [HashMap<Index, Lane, FixedState>; 2],
     /// Peers in line for their next piece, by priority.
     line: [VecDeque<Index>; 2],
 }
@@ -103,7 +105,7 @@ impl Serving {
     pub(crate) fn new(piece_bytes: Arc<[u64]>) -> Self {
         Self {
             piece_bytes,
-            answers: BTreeMap::new(),
+            answers: HashMap::default(),
             room: Room::default(),
             lanes: Default::default(),
             line: Default::default(),
@@ -117,7 +119,7 @@ impl Serving {
 
     /// Begins an answer to a request that was admitted.
     pub(crate) fn begin(&mut self, ticket: Ticket, asker: PeerId, pieces: Vec<u32>, priority: Priority) {
-        let (ready, sending) = (VecDeque::new(), None);
+        let (ready, sending) = (SmallVec::new(), None);
         self.answers.insert(ticket, Answer { asker, pieces, priority, ready, owed: 0, sending });
     }
 
@@ -149,7 +151,7 @@ impl Serving {
     pub(crate) fn ready(&mut self, ticket: Ticket, piece: u32) {
         if let Some(answer) = self.answers.get_mut(&ticket) {
             let waits = answer.ready.is_empty() && answer.sending.is_none();
-            answer.ready.push_back(piece);
+            answer.ready.push(piece);
             if waits {
                 self.wait(ticket);
             }
@@ -173,7 +175,7 @@ impl Serving {
             while let Some(&peer) = self.line[priority as usize].front() {
                 let Some((ticket, piece)) = self.next_of(peer, priority) else {
                     self.line[priority as usize].pop_front();
-                    self.lanes[priority as usize].remove(&peer);
+                    self.lanes[priority as usize].get_mut(&peer).into_iter().for_each(|lane| lane.busy = false);
                     continue;
                 };
                 let bytes = self.piece_bytes[piece as usize];
@@ -182,7 +184,7 @@ impl Serving {
                 self.lanes[priority as usize].get_mut(&peer).map(|lane| lane.waiting.pop_front());
                 self.room.add(takes, priority);
                 if let Some(answer) = self.answers.get_mut(&ticket) {
-                    answer.ready.pop_front();
+                    answer.ready.remove(0);
                     answer.sending = Some(Outgoing { room: takes, flow: None });
                 }
                 started.push(Sending { ticket, piece, bytes });
@@ -194,7 +196,7 @@ impl Serving {
     fn next_of(&mut self, peer: Index, priority: Priority) -> Option<(Ticket, u32)> {
         let lane = self.lanes[priority as usize].get_mut(&peer)?;
         // Some were broken off meanwhile.
-        let ready = |ticket: &Ticket| self.answers.get(ticket).and_then(|answer| answer.ready.front());
+        let ready = |ticket: &Ticket| self.answers.get(ticket).and_then(|answer| answer.ready.first());
         while lane.waiting.front().is_some_and(|ticket| ready(ticket).is_none()) {
             lane.waiting.pop_front();
         }
@@ -254,9 +256,10 @@ impl Serving {
     }
 
     /// The answers to one node.
-    pub(crate) fn to(&self, asker: Index) -> BTreeSet<Ticket> {
-        let all = (asker, RequestId(0))..=(asker, RequestId(u64::MAX));
-        self.answers.range(all).map(|(&ticket, _)| ticket).collect()
+    pub(crate) fn to(&self, asker: Index) -> Vec<Ticket> {
+        let mut tickets: Vec<_> = self.answers.keys().filter(|ticket| ticket.0 == asker).copied().collect();
+        tickets.sort_unstable();
+        tickets
     }
 
     /// The transfer that an answer is sending.
@@ -265,9 +268,11 @@ impl Serving {
     }
 
     /// The transfers under way.
-    pub(crate) fn flows(&self) -> impl Iterator<Item = FlowId> + '_ {
+    pub(crate) fn flows(&self) -> Vec<FlowId> {
         let sending = |answer: &Answer| answer.sending.as_ref().and_then(|sending| sending.flow);
-        self.answers.values().filter_map(sending)
+        let mut flows: Vec<_> = self.answers.values().filter_map(sending).collect();
+        flows.sort_unstable();
+        flows
     }
 
     /// Gives the transfer of an answer, which is to be stopped from outside; the answer itself goes nowhere until somebody

@@ -209,7 +209,10 @@ impl Swarm<'_> {
             }
             None => moves(self.reads.get(&(at, request)).and_then(|read| read.flow)),
         };
-        self.nodes[at as usize].waiting(self.now).filter(comes).map(|(request, _)| request).collect()
+        let waiting = self.nodes[at as usize].waiting(self.now).filter(comes);
+        let mut arriving: Vec<_> = waiting.map(|(request, _)| request).collect();
+        arriving.sort_unstable();
+        arriving
     }
 
     fn node(&mut self, at: Index) -> &mut Node {

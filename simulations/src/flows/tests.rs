@@ -27,7 +27,7 @@ fn run<T>(flows: &mut Flows<T>) -> Vec<(f64, T)> {
 
 fn rates<T>(flows: &mut Flows<T>) -> Vec<f64> {
     flows.next(Time::ZERO);
-    flows.flows.iter().flatten().map(|flow| flow.bytes_per_s).collect()
+    flows.flows.iter().zip(&flows.rates).filter(|(flow, _)| flow.is_some()).map(|(_, &rate)| rate).collect()
 }
 
 #[test]
@@ -163,7 +163,8 @@ fn play(tolerance: f64, steps: &[Step]) -> Outcome {
     let live = || flows.flows.iter().flatten();
     let paths = live().map(|flow| flow.path.links().iter().map(|link| link.0 as usize).collect());
     let capacities = flows.links.iter().map(|link| link.bytes_per_s).collect();
-    (capacities, paths.collect(), live().map(|flow| flow.bytes_per_s).collect())
+    let paths = paths.collect();
+    (capacities, paths, rates(&mut flows))
 }
 
 fn load(link: usize, paths: &[Vec<usize>], rates: &[f64]) -> f64 {

@@ -57,8 +57,9 @@ impl Swarm<'_> {
         node.alive = false;
         let unfinished = node.last.is_none() && self.topology.place(gone).role == Role::Node;
         self.unfinished -= usize::from(unfinished);
-        let sent: Vec<_> = self.nodes[gone as usize].serving.flows().collect();
-        sent.into_iter().for_each(|flow| self.stop(flow));
+        for flow in self.nodes[gone as usize].serving.flows() {
+            self.stop(flow);
+        }
         let reads: Vec<_> = self.reads.keys().filter(|(to, _)| *to == gone).copied().collect();
         for read in reads {
             if let Some(flow) = self.reads.remove(&read).and_then(|read| read.flow) {
