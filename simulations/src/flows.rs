@@ -401,8 +401,12 @@ fn water_level(rate: f64, limits: &[f64]) -> f64 {
             return f64::INFINITY;
         }
         let part = left.max(0.0) / count as f64;
-        let below = |limit: &&f64| **limit <= part;
-        let (sum, found) = limits.iter().filter(below).fold((0.0, 0), |(sum, n), limit| (sum + limit, n + 1));
+        // Without a branch for each, of which half would be mispredicted.
+        let (mut sum, mut found) = (0.0, 0);
+        for &limit in limits {
+            sum += if limit <= part { limit } else { 0.0 };
+            found += usize::from(limit <= part);
+        }
         if part <= level || limits.len() - found == count {
             return part.max(level);
         }
