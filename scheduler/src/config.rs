@@ -75,8 +75,8 @@ pub struct Config {
     pub max_wants: usize,
     /// Peers known; more are not used. Default 4,096.
     pub max_peers: usize,
-    /// Connected peers with which no more are looked for: an alternate that is not among them is not dialled. Every
-    /// connection costs an announcement whenever something is new. Default 24.
+    /// Connected peers with which no more are looked for, of those that may be asked for what they have: an alternate that is
+    /// not among them is not dialled. Every connection costs an announcement whenever something is new. Default 24.
     pub enough_peers: usize,
     /// Leases remembered; more are ignored. Default 1,024.
     pub max_leases: usize,

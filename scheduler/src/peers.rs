@@ -8,7 +8,7 @@ use std::{
 use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
 
-use crate::{BlobKey, Config, Item, Time};
+use crate::{BlobKey, Config, Item, Time, blobs::Reach};
 
 /// A connected peer's place in the table; used again after it has gone.
 pub(crate) type Slot = u32;
@@ -201,6 +201,8 @@ pub(crate) struct Peers {
     index: HashMap<PeerId, Slot, FixedState>,
     slots: Vec<Option<Peer>>,
     free: BTreeSet<Slot>,
+    /// How many are in this node's zone.
+    own_zone: u32,
     /// In the order in which they are tried.
     order: Vec<Place>,
     /// By slot.
@@ -216,6 +218,7 @@ impl Peers {
             index: HashMap::with_hasher(FixedState::with_seed(seed)),
             slots: Vec::new(),
             free: BTreeSet::new(),
+            own_zone: 0,
             order: Vec::new(),
             standing: Vec::new(),
             waited_for: [0; 2],
@@ -224,6 +227,14 @@ impl Peers {
 
     pub(crate) fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// How many may be asked for what they have.
+    pub(crate) fn within(&self, reach: Reach) -> usize {
+        match reach {
+            Reach::All => self.index.len(),
+            Reach::Zone => self.own_zone as usize,
+        }
     }
 
     pub(crate) fn slot(&self, peer: PeerId) -> Option<Slot> {
@@ -283,6 +294,7 @@ impl Peers {
             cannot_source: BTreeMap::new(),
         });
         self.index.insert(id, slot);
+        self.own_zone += u32::from(own_zone);
         self.modify(now, config, slot, |_| ());
         slot
     }
@@ -303,7 +315,8 @@ impl Peers {
         if let Ok(at) = self.order.binary_search(&place) {
             self.order.remove(at);
         }
-        self.slots[slot as usize] = None;
+        let gone = self.slots[slot as usize].take();
+        self.own_zone -= u32::from(gone.is_some_and(|peer| peer.own_zone));
         self.free.insert(slot);
         Some(slot)
     }
@@ -410,6 +423,7 @@ mod tests {
         peers.modify(Time::from_nanos(5), &config, 2, |_| ());
         peers.remove(PeerId::new([1; 32]));
         assert_eq!(order(&peers, Priority::OnDemand), [2]);
+        assert_eq!([Reach::All, Reach::Zone].map(|reach| peers.within(reach)), [2, 2]);
         assert_eq!(peers.insert(Time::ZERO, &config, PeerId::new([7; 32]), 0, true, 0), 1, "slots are used again");
     }
 

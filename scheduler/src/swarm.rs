@@ -106,7 +106,7 @@ impl Scheduler {
                 blob.learn(slot, own_zone, item.piece, &Bitfield::full(1), false);
                 self.peers.mark(slot);
             }
-        } else if self.peers.len() < self.config.enough_peers
+        } else if self.peers.within(self.reach) < self.config.enough_peers
             && self.dial(now, peer)
             && let Some(dial) = self.dials.0.get_mut(&peer)
             && dial.rumours.len() < MAX_RUMOURS

@@ -23,7 +23,9 @@ pub struct TrackerConfig {
     /// Encoded bytes being sent up to which everyone is served at least: enough for a connection to not run dry, little enough
     /// that a piece leaves soon and its receiver can pass it on. Default 1 MiB.
     pub relaxed: u64,
-    /// Everyone is served as long as what is being sent takes no longer than this, at the rate of late: who is asked for
+    /// The same before anything is known of the rate, when it is too early to send somebody away. Default 4 MiB.
+    pub unmeasured: u64,
+    /// Everyone is served as long as what is being sent takes no longer than this, at the best rate of late: who is asked for
     /// much because it is fast need not send half of it away. Default 250 ms.
     pub backlog: Duration,
     /// So many peers are given a piece as far as the backlog allows. Later ones find less room, a fifth of it: others have
@@ -46,6 +48,7 @@ impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
             relaxed: 1 << 20,
+            unmeasured: 4 << 20,
             backlog: Duration::from_millis(250),
             copies: 8,
             ceiling: 4,
@@ -83,6 +86,8 @@ struct Receiver {
 
 /// Part of the backlog that is left for what was given to enough peers.
 const SPREAD: u32 = 5;
+/// The best rate of late loses this part with each sample.
+const FADES: u64 = 64;
 /// The rate is taken over at least so long.
 const SAMPLE: Duration = Duration::from_millis(100);
 /// Receivers remembered for a piece.
@@ -119,6 +124,8 @@ pub struct Tracker {
     sent: u64,
     since: Time,
     bytes_per_s: u64,
+    /// The best of late: what little is asked for says nothing of what could be sent.
+    best_bytes_per_s: u64,
     /// A mention for each piece remembered.
     blobs: Names<BlobKey>,
     /// Oldest first; so many were there before the first.
@@ -141,6 +148,7 @@ impl Tracker {
             sent: 0,
             since: Time::ZERO,
             bytes_per_s: 0,
+            best_bytes_per_s: 0,
             blobs: Names::default(),
             given: VecDeque::new(),
             forgotten: 0,
@@ -209,10 +217,11 @@ impl Tracker {
         self.sharers += u64::from(before == 0 && bytes > 0);
     }
 
-    /// Bytes being sent up to which everyone is served: what takes no longer than this at the rate of late.
+    /// Bytes being sent up to which everyone is served: what takes no longer than this at the best rate of late.
     fn relaxed(&self, backlog: Duration) -> u64 {
         let millis = u64::try_from(backlog.as_millis()).unwrap_or(u64::MAX);
-        self.config.relaxed.max(self.bytes_per_s.saturating_mul(millis) / 1000)
+        let least = if self.best_bytes_per_s == 0 { self.config.unmeasured } else { self.config.relaxed };
+        least.max(self.best_bytes_per_s.saturating_mul(millis) / 1000)
     }
 
     /// More was sent: the rate is taken over samples, half of it from the last one.
@@ -222,6 +231,7 @@ impl Tracker {
         if elapsed >= SAMPLE {
             let rate = u128::from(self.sent) * 1_000_000_000 / elapsed.as_nanos();
             self.bytes_per_s = self.bytes_per_s / 2 + u64::try_from(rate / 2).unwrap_or(u64::MAX / 2);
+            self.best_bytes_per_s = self.bytes_per_s.max(self.best_bytes_per_s - self.best_bytes_per_s / FADES);
             (self.sent, self.since) = (0, now);
         }
     }
@@ -341,6 +351,7 @@ mod tests {
     fn tracker() -> Tracker {
         Tracker::new(TrackerConfig {
             relaxed: 10,
+            unmeasured: 10,
             ceiling: 3,
             alternates: 1,
             max_items: 2,
