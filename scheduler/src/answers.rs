@@ -89,16 +89,20 @@ impl Scheduler {
         }
         let size = self.bytes(item.blob, &[item.piece]);
         self.inflow.unload(lane, size);
-        self.give_back_refused(now, lane, Why::NotHave, size);
+        self.give_back_refused(now, lane, peer, Why::NotHave, size);
         if let Some(slot) = peer.and_then(|peer| self.peers.slot(peer)) {
             if let Some(blob) = self.blobs.get_mut(&item.blob) {
                 blob.unlearn(slot, item.piece);
             }
-            self.peers.modify(now, &self.config, slot, |peer| {
+            let tired = self.peers.modify(now, &self.config, slot, |peer| {
                 peer.deny(item);
                 peer.unload(1, size);
+                matches!(source, Source::Peer(_)) && peer.broke_promise()
             });
             self.peers.mark(slot);
+            if let (Some(true), Some(peer)) = (tired, peer) {
+                self.fail_peer(now, peer);
+            }
         }
         if self.requests.at(id).is_some_and(|request| request.pieces.is_empty()) {
             self.requests.close(id);
@@ -276,7 +280,8 @@ impl Scheduler {
     /// Closes a request without its pieces, which look further.
     pub(crate) fn give_up(&mut self, now: Time, id: RequestId, why: Why) {
         let Some(request) = self.close(now, id) else { return };
-        self.give_back_refused(now, request.lane(), why, self.bytes(request.blob, &request.pieces));
+        let bytes = self.bytes(request.blob, &request.pieces);
+        self.give_back_refused(now, request.lane(), request.peer(), why, bytes);
         for &piece in &request.pieces {
             self.look_further(now, id, Item { blob: request.blob, piece }, request.source, why);
         }

@@ -4,12 +4,13 @@
 //! What was asked for is charged at once, and given back where the answer is that nothing comes. What breaks off half-way,
 //! or is cancelled, stays charged: it may have come.
 
-use shoal_proto::Priority;
+use shoal_proto::{PeerId, Priority};
 
 use crate::{
     Item, Time, Why,
     allowance::{Allowance, Rates, Waits},
     inflow::Lane,
+    peers::Slot,
     scheduler::Scheduler,
     timer::Timer,
 };
@@ -19,6 +20,8 @@ use crate::{
 pub struct Limits {
     /// Bytes from peers. Default none.
     pub download: Rates,
+    /// Bytes from each of them. Default none.
+    pub download_per_peer: Rates,
     /// Bytes from the registry. Default none.
     pub registry: Rates,
     /// Reads of the registry that begin. Default none.
@@ -32,7 +35,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let none = Rates::default();
-        Self { download: none, registry: none, registry_requests: none, registry_slots: 8, registry_reserve: 2 }
+        Self {
+            download: none,
+            download_per_peer: none,
+            registry: none,
+            registry_requests: none,
+            registry_slots: 8,
+            registry_reserve: 2,
+        }
     }
 }
 
@@ -114,7 +124,41 @@ impl Scheduler {
         download.set(now, limits.download);
         registry.set(now, limits.registry);
         registry_requests.set(now, limits.registry_requests);
+        let per_peer = self.config.limits.download_per_peer != limits.download_per_peer;
         self.config.limits = limits;
+        if per_peer {
+            self.peers.ids().into_iter().for_each(|peer| self.limit_peer(now, peer));
+        }
+    }
+
+    /// Charges a peer for what it is asked for. It has no more room while that is more than it may send.
+    pub(crate) fn charge_peer(&mut self, now: Time, slot: Slot, bytes: u64, priority: Priority) {
+        if self.config.limits.download_per_peer != Rates::default() {
+            self.change_download(now, slot, |download| download.take(now, bytes, priority));
+        }
+    }
+
+    fn limit_peer(&mut self, now: Time, peer: PeerId) {
+        let (slot, rates) = (self.peers.slot(peer), self.config.limits.download_per_peer);
+        slot.into_iter().for_each(|slot| {
+            self.change_download(now, slot, |download| download.set(now, rates));
+            self.peers.mark(slot);
+        });
+    }
+
+    /// A peer may be asked for more.
+    pub(crate) fn peer_download_eased(&mut self, now: Time, peer: PeerId) {
+        self.peers.slot(peer).into_iter().for_each(|slot| {
+            self.change_download(now, slot, |_| ());
+            self.peers.mark(slot);
+        });
+    }
+
+    fn change_download(&mut self, now: Time, slot: Slot, change: impl FnOnce(&mut Allowance)) {
+        let changed = self.peers.modify(now, &self.config, slot, |peer| (peer.id, peer.change_download(now, change)));
+        if let Some((peer, Some(at))) = changed {
+            self.timers.set(Timer::PeerDownload(peer), at);
+        }
     }
 
     /// Whether a peer may be asked for something that waits; if a limit is what forbids it, it is looked at again when that
@@ -140,7 +184,7 @@ impl Scheduler {
     }
 
     /// Who answers like this sends nothing.
-    pub(crate) fn give_back_refused(&mut self, now: Time, lane: Lane, why: Why, bytes: u64) {
+    pub(crate) fn give_back_refused(&mut self, now: Time, lane: Lane, peer: Option<PeerId>, why: Why, bytes: u64) {
         let refused = matches!(
             why,
             Why::NotHave
@@ -152,7 +196,17 @@ impl Scheduler {
                 | Why::RegistryRefused
         );
         if refused {
-            self.allowances.give_back(now, lane, bytes);
+            self.give_back(now, lane, peer, bytes);
+        }
+    }
+
+    fn give_back(&mut self, now: Time, lane: Lane, peer: Option<PeerId>, bytes: u64) {
+        self.allowances.give_back(now, lane, bytes);
+        if self.config.limits.download_per_peer != Rates::default()
+            && let Lane::Peers(priority) = lane
+            && let Some(slot) = peer.and_then(|peer| self.peers.slot(peer))
+        {
+            self.change_download(now, slot, |download| download.give_back(now, bytes, priority));
         }
     }
 
@@ -160,9 +214,11 @@ impl Scheduler {
     pub(crate) fn give_back_found(&mut self, now: Time, item: Item) {
         let size = self.bytes(item.blob, &[item.piece]);
         let Some(flight) = self.flights.at(item) else { return };
-        let owing = flight.requests.iter().filter_map(|&id| self.requests.at(id));
-        for lane in owing.filter(|request| request.pieces.contains(&item.piece)).map(|request| request.lane()) {
-            self.allowances.give_back(now, lane, size);
+        let requests = flight.requests.iter().filter_map(|&id| self.requests.at(id));
+        let owing = requests.filter(|request| request.pieces.contains(&item.piece));
+        let owing: Vec<_> = owing.map(|request| (request.lane(), request.peer())).collect();
+        for (lane, peer) in owing {
+            self.give_back(now, lane, peer, size);
         }
     }
 }

@@ -7,13 +7,15 @@ use std::{
 
 use shoal_proto::{PeerId, Priority};
 
-use crate::{BlobKey, Config, Item, Time};
+use crate::{BlobKey, Config, Item, Time, allowance::Allowance};
 
 /// A connected peer's place in the table; used again after it has gone.
 pub(crate) type Slot = u32;
 
 /// Most pieces of one peer remembered as denied; beyond, the lowest are forgotten and may be asked for once more.
 const MAX_DENIED: usize = 4096;
+/// Pieces in a row that a peer was said to have and did not, after which it is left alone for a while like one that failed.
+const MAX_BROKEN: u32 = 32;
 /// Parts of a piece that allowances are counted in.
 const QUARTERS: u32 = 4;
 /// Rate assumed before anything was measured, bytes per second: a gigabit.
@@ -43,12 +45,18 @@ pub(crate) struct Peer {
     last_sign: Time,
     last_delivery: Time,
     failures: u32,
+    /// Pieces that it was said to have and did not, since it last delivered one.
+    broken: u32,
     /// Not asked before.
     pub(crate) closed_until: Time,
     /// Owes a sign of life; not asked until it gives one.
     suspect: bool,
     denied: BTreeSet<Item>,
     cannot_source: BTreeMap<BlobKey, Time>,
+    /// What it may still be asked for within the limit of each peer.
+    download: Allowance,
+    /// When prefetch, and on-demand, may be asked of it again within that limit.
+    download_opens: [Time; 2],
     /// Whether something may wait for it, prefetch and on-demand.
     marked: [bool; 2],
     /// Whether it is among those with room.
@@ -58,7 +66,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// How many more pieces of this priority it can take now.
     pub(crate) fn room(&self, now: Time, priority: Priority, config: &Config) -> u32 {
-        if self.suspect || self.closed_until > now {
+        if self.suspect || self.closed_until > now || self.download_opens[priority as usize] > now {
             return 0;
         }
         let window = self.window(priority, config);
@@ -77,6 +85,19 @@ impl Peer {
         limit.max(1).saturating_sub(self.in_flight)
     }
 
+    /// How much of it to ask for at a time.
+    pub(crate) fn share(&self, priority: Priority) -> u64 {
+        self.download.share(priority)
+    }
+
+    /// Changes what it may still be asked for. Gives the next time at which more may be, if something has to wait now.
+    pub(crate) fn change_download(&mut self, now: Time, change: impl FnOnce(&mut Allowance)) -> Option<Time> {
+        change(&mut self.download);
+        let polled = [Priority::Prefetch, Priority::OnDemand].map(|priority| self.download.poll(now, priority).err());
+        self.download_opens = polled.map(|at| at.unwrap_or(Time::ZERO));
+        polled.into_iter().flatten().min()
+    }
+
     /// Whether it said that it does not have the piece, and not otherwise since.
     pub(crate) fn denies(&self, item: Item) -> bool {
         self.denied.contains(&item)
@@ -87,6 +108,13 @@ impl Peer {
             self.denied.pop_first();
         }
         self.denied.insert(item);
+    }
+
+    /// It does not have a piece that it was said to have. True when that has happened too often: whoever says again and again
+    /// that it has everything, and has nothing, would be asked each time before those that have it.
+    pub(crate) fn broke_promise(&mut self) -> bool {
+        self.broken += 1;
+        self.broken.is_multiple_of(MAX_BROKEN)
     }
 
     pub(crate) fn cannot_source(&mut self, blob: BlobKey, until: Time) {
@@ -150,6 +178,7 @@ impl Peer {
         let rate = bytes.saturating_mul(1_000_000_000) / nanos;
         self.rate = (self.rate - self.rate / 8 + rate / 8).max(1);
         self.failures = 0;
+        self.broken = 0;
         self.sign(now);
     }
 
@@ -198,6 +227,11 @@ pub(crate) struct Peers {
 impl Peers {
     pub(crate) fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// All of them.
+    pub(crate) fn ids(&self) -> Vec<PeerId> {
+        self.index.keys().copied().collect()
     }
 
     pub(crate) fn slot(&self, peer: PeerId) -> Option<Slot> {
@@ -250,10 +284,13 @@ impl Peers {
             last_sign: now,
             last_delivery: now,
             failures: 0,
+            broken: 0,
             closed_until: Time::ZERO,
             suspect: false,
             denied: BTreeSet::new(),
             cannot_source: BTreeMap::new(),
+            download: Allowance::new(now, config.limits.download_per_peer),
+            download_opens: [Time::ZERO; 2],
             marked: [false; 2],
             ready: [false; 2],
         });

@@ -255,7 +255,8 @@ impl Scheduler {
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).max(1) as usize;
         let most = peer.window(priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
-        let run_bytes = self.config.run_bytes.min(self.allowances.share(Lane::Peers(priority)));
+        let share = self.allowances.share(Lane::Peers(priority)).min(peer.share(priority));
+        let run_bytes = self.config.run_bytes.min(share);
         let mut pieces = vec![item.piece];
         let mut bytes = self.bytes(item.blob, &pieces);
         for piece in (item.piece + 1..).take(most as usize - 1) {
@@ -270,6 +271,7 @@ impl Scheduler {
         }
         let source = if source { Source::Home(id) } else { Source::Peer(id) };
         self.peers.modify(now, &self.config, slot, |peer| peer.load(now, pieces.len() as u32, bytes));
+        self.charge_peer(now, slot, bytes, priority);
         let (request, deadline) = self.open(now, item.blob, &pieces, source, priority);
         let source = matches!(source, Source::Home(_));
         let blob = item.blob;

@@ -377,6 +377,90 @@ fn what_waits_for_the_download_limit_stays_with_its_neighbour() {
 }
 
 #[test]
+fn a_peer_is_asked_for_no_more_than_its_share_and_others_bring_the_rest() {
+    let mut world = World::new();
+    world.up(2);
+    world.has(2, 0..64);
+    world.up(3);
+    world.has(3, 0..64);
+    let rates = Rates { all: PIECE, prefetch: 0 };
+    world.tell(Event::Limits(Limits { download_per_peer: rates, ..Limits::default() }));
+    for piece in (0..16).step_by(2) {
+        world.note_want(piece, Priority::Prefetch, Origin::Local);
+    }
+    let of_peers = |actions: &[Action]| {
+        let asked = all_asked(actions).into_iter().filter(|(source, _)| matches!(source, Source::Peer(_)));
+        asked.collect::<Vec<_>>()
+    };
+    let first = of_peers(&world.actions());
+    let sources: Vec<_> = first.iter().map(|(source, _)| *source).collect();
+    assert_eq!(first.len(), 2, "one piece of each: {first:?}");
+    assert!(sources.contains(&Source::Peer(peer(2))) && sources.contains(&Source::Peer(peer(3))), "{first:?}");
+    assert_eq!(of_peers(&world.wait(ms(500))), [], "half of a second's worth is a reader's");
+    let asked = world.want(31);
+    assert!(matches!(all_asked(&asked)[..], [(Source::Peer(_), _)]), "a reader may have it: {asked:?}");
+    // A limit that is lifted counts at once.
+    world.tell(Event::Limits(Limits::default()));
+    let rest = world.want(33);
+    assert!(matches!(all_asked(&rest)[..], [(Source::Peer(_), _)]), "{rest:?}");
+}
+
+#[test]
+fn who_claims_all_and_serves_none_is_left_alone_and_keeps_nobody_from_the_others() {
+    for priority in [Priority::OnDemand, Priority::Prefetch] {
+        let mut world = World::new();
+        for n in [2, 3] {
+            world.up(n);
+            world.has(n, 0..64);
+        }
+        (0..64).for_each(|piece| _ = world.note_want(piece, priority, Origin::Local));
+        let (mut complete, mut in_vain) = (0, 0);
+        let mut actions = world.actions();
+        while complete < 64 {
+            let mut next = Vec::new();
+            for action in &actions {
+                complete += usize::from(matches!(action, Action::Complete { outcome: Ok(()), .. }));
+                let (request, of, pieces) = match action {
+                    Action::Request { request, peer, pieces, .. } => (request, Some(*peer), pieces),
+                    Action::BackToSource { request, pieces, .. } => (request, None, pieces),
+                    _ => continue,
+                };
+                for &piece in pieces {
+                    if of == Some(peer(2)) {
+                        in_vain += 1;
+                        assert!(in_vain < 500, "{priority:?}: asked again and again, {complete} pieces are here");
+                        next.extend(world.tell(Event::NotHave { request: *request, item: item(piece) }));
+                        // And yet it says that it has everything.
+                        next.extend(world.has(2, 0..64));
+                    } else {
+                        let delivered = Event::Delivered { request: *request, item: item(piece), bytes: PIECE };
+                        next.extend(world.tell(delivered));
+                    }
+                }
+            }
+            actions = if next.is_empty() { world.wait(ms(10)) } else { next };
+            assert!(world.now < Time::ZERO + Duration::from_secs(50), "{priority:?}: {complete} pieces are here");
+        }
+    }
+}
+
+#[test]
+fn what_waits_for_the_share_of_its_home_stays_there() {
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    let rates = Rates { all: PIECE, prefetch: 0 };
+    world.tell(Event::Limits(Limits { download_per_peer: rates, ..Limits::default() }));
+    let first = world.want(0);
+    assert_eq!(all_asked(&first), [(Source::Home(peer(SEED)), vec![0])]);
+    assert_eq!(all_asked(&world.want(40)), [], "neither the home nor the registry");
+    assert_eq!(all_asked(&world.wait(ms(1))), [(Source::Home(peer(SEED)), vec![40])], "a reader takes what comes in");
+    assert_eq!(all_asked(&world.want(20)), []);
+    let refused = all_asked(&world.tell(Event::NotHave { request: request(&first), item: item(0) }));
+    assert!(refused.contains(&(Source::Home(peer(SEED)), vec![20])), "what does not come leaves room: {refused:?}");
+}
+
+#[test]
 fn a_blob_that_is_read_whole_has_one_home() {
     let mut world = World::new();
     for seed in [SEED, SEED + 1, SEED + 2] {
