@@ -262,7 +262,7 @@ impl Config {
         for text in overrides {
             merge(&mut table, overlay(&format!("--set {text}"), text)?);
         }
-        typed("configuration", table)
+        whole(table)
     }
 
     /// Where the keeper listens.
@@ -320,6 +320,13 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     let config: Config = table.try_into().map_err(|e: toml::de::Error| invalid(origin, &e))?;
     let refuse = |key: &str, why: &str| Err(invalid(origin, &format!("{key} {why}")));
     let zone_ok = config.zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+/// The configuration that all of these keys are, once none is to come any more: those that limit each other fit.
+fn whole(table: Table) -> Result<Config, ConfigError> {
+    let config = typed("configuration", table)?;
+    let fault = config.store.order_fault();
+    fault.map_or(Ok(config), |(key, why)| Err(invalid("configuration", &format!("{key} {why}"))))
+}
+
     if config.zone.is_empty() || config.zone.len() > 64 || !zone_ok {
         return refuse("zone", "must be 1 to 64 letters, digits, '-', '_' or '.'");
     }

@@ -205,7 +205,7 @@ impl Daemon {
         let filler = fill(&config, &node, &handover).await;
         let settings = mounts_settings(&config, &handover, filler.clone());
         let mounts = Mounts::new(node.clone(), Some(exchange), settings);
-        let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
+        let settings = Settings::new(config.clone(), data.clone(), node.driver.clone(), node.store.clone());
         let pins = Pins::restore(node.clone()).await?;
         let expiring = tokio::spawn(pins.clone().run());
         let preheats = Preheats::new(PreheatParts {
