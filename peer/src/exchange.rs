@@ -20,7 +20,7 @@ use shoal_scheduler::{Event, Time, announce_interval};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    contacts::Contacts,
+    contacts::{Contacts, Fault},
     control::{Control, ControlEvent, Word},
     data::{Closing, DataPlane, Gone, PeerEvent},
     driver::{Clock, DriverHandle},
@@ -155,6 +155,9 @@ impl Exchange {
                 }
                 self.parts.driver.event(Event::PeerDown { peer }).await;
                 if matches!(why, Gone::Ours { why: Closing::Expired, .. }) {
+                if let Gone::Ours { why: Closing::Violation, detail } = &why {
+                    self.parts.contacts.fault(peer, Fault::Violation, detail);
+                }
                     // It may have a new certificate to show.
                     self.approach(peer, MANY_NEIGHBOURS);
                 }

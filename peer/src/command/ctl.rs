@@ -324,8 +324,19 @@ fn print_peer(peer: &PeerStatus) {
         (seconds, _) => format!("banned for {seconds} s: {}", peer.ban_reason),
     };
     println!(
-        "{} {} zone {} {state} received {} sent {} {}",
+        "{} {} zone {} {state} received {} sent {} {}{faults}",
         peer.peer,
+    let faults = [
+        (peer.violations, "violations"),
+        (peer.wrong_bytes, "wrong answers"),
+        (peer.stalls, "stalls"),
+        (peer.broken_promises, "broken promises"),
+    ];
+    let faults = faults.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let faults = match &faults.collect::<Vec<_>>()[..] {
+        [] => String::new(),
+        faults => format!(" {} (last: {})", faults.join(", "), peer.last_fault),
+    };
         peer.role,
         peer.zone,
         human_bytes(peer.received_bytes),

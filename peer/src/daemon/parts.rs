@@ -123,6 +123,11 @@ impl Parts {
             }
         });
         all.collect()
+                violations: known.faults.violations,
+                wrong_bytes: known.faults.wrong_bytes,
+                stalls: known.faults.stalls,
+                broken_promises: known.faults.broken_promises,
+                last_fault: known.faults.last,
     }
 
     fn store(&self) -> StoreStatus {

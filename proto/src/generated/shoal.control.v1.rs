@@ -236,6 +236,19 @@ pub struct RevokeReply {
     pub new: bool,
 }
 #[derive(serde::Serialize)]
+    /// Since the daemon started: how often it broke the protocol, sent wrong bytes, and fell silent while it owed an answer, and how
+    /// many pieces it was said to have and did not.
+    #[prost(uint64, tag = "12")]
+    pub violations: u64,
+    #[prost(uint64, tag = "13")]
+    pub wrong_bytes: u64,
+    #[prost(uint64, tag = "14")]
+    pub stalls: u64,
+    #[prost(uint64, tag = "15")]
+    pub broken_promises: u64,
+    /// The last of these, in words; empty when there was none.
+    #[prost(string, tag = "16")]
+    pub last_fault: ::prost::alloc::string::String,
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetRequest {
     /// `KEY=VALUE`, as in `shoal daemon --set`.
