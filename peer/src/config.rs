@@ -7,6 +7,7 @@
 mod limits;
 mod mirror;
 mod mounts;
+mod prefetch;
 mod registry;
 mod running;
 mod store;
@@ -25,6 +26,7 @@ pub use self::{
     limits::LimitsConfig,
     mirror::MirrorConfig,
     mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
+    prefetch::PrefetchConfig,
     registry::{BackendConfig, ProxyConfig, RegistryConfig, RegistryMirrors},
     running::is_adjustable,
     store::StoreConfig,
@@ -106,6 +108,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub registry: RegistryConfig,
     pub read: ReadConfig,
+    pub prefetch: PrefetchConfig,
     pub mounts: MountsConfig,
     pub snapshotter: SnapshotterConfig,
     pub mirror: MirrorConfig,
@@ -128,6 +131,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             registry: RegistryConfig::default(),
             read: ReadConfig::default(),
+            prefetch: PrefetchConfig::default(),
             mounts: MountsConfig::default(),
             snapshotter: SnapshotterConfig::default(),
             mirror: MirrorConfig::default(),
@@ -316,10 +320,6 @@ fn check(origin: &str, table: &Table) -> Result<(), ConfigError> {
     typed(origin, table.clone()).map(|_| ())
 }
 
-fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
-    let config: Config = table.try_into().map_err(|e: toml::de::Error| invalid(origin, &e))?;
-    let refuse = |key: &str, why: &str| Err(invalid(origin, &format!("{key} {why}")));
-    let zone_ok = config.zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
 /// The configuration that all of these keys are, once none is to come any more: those that limit each other fit.
 fn whole(table: Table) -> Result<Config, ConfigError> {
     let config = typed("configuration", table)?;
@@ -327,6 +327,10 @@ fn whole(table: Table) -> Result<Config, ConfigError> {
     fault.map_or(Ok(config), |(key, why)| Err(invalid("configuration", &format!("{key} {why}"))))
 }
 
+fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
+    let config: Config = table.try_into().map_err(|e: toml::de::Error| invalid(origin, &e))?;
+    let refuse = |key: &str, why: &str| Err(invalid(origin, &format!("{key} {why}")));
+    let zone_ok = config.zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if config.zone.is_empty() || config.zone.len() > 64 || !zone_ok {
         return refuse("zone", "must be 1 to 64 letters, digits, '-', '_' or '.'");
     }

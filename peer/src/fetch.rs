@@ -438,6 +438,6 @@ impl Running {
 }
 
 /// What a peer is told of where an image's bytes come from.
-fn on_the_wire(source: &Source) -> ImageSource {
+pub(crate) fn on_the_wire(source: &Source) -> ImageSource {
     ImageSource { registry: source.registry().to_owned(), repository: source.repository().to_owned() }
 }

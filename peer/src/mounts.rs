@@ -25,14 +25,14 @@ use shoal_rafs::{
     KeptMount, Mount, MountError, MountOptions, Trace, Unmounted,
     oci::{Reference, ReferenceError},
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     session::Session,
     table::{Mounted, SharedTable, Slot},
 };
 use crate::{
-    config::{MountMode, OnStop},
+    config::{MountMode, OnStop, PrefetchConfig},
     exchange::Exchange,
     filler::{self, FillError, Filler, Fills},
     images::{Image, ImageError, NamedImage},
@@ -106,6 +106,8 @@ pub(crate) struct MountsSettings {
     pub(crate) native_lazy: bool,
     /// How long an image has to be complete under a FUSE mount before it is decoded; zero for never.
     pub(crate) graduate_after: Duration,
+    /// What is fetched before it is read.
+    pub(crate) prefetch: PrefetchConfig,
     /// Whether what only one mount needed stays in the store when that goes.
     pub(crate) keep_unmounted: bool,
 }
@@ -167,8 +169,9 @@ impl Mounts {
             MountMode::Auto | MountMode::Fuse => Effort::None,
         };
         let native = self.native_files(&named, mode, effort).await?;
-        let mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
+        let mut mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
         self.record(mountpoint, &mounted).await?;
+        self.note_start(&mut mounted);
         claim.fill(mounted);
         Ok(manifest)
     }
@@ -316,7 +319,9 @@ impl Mounts {
         self.settings.options.trace.clone_from(&trace);
         let _hold = self.node.store.hold(named.needs.clone());
         let session = self.serve(reference, mountpoint, self.reader(&named.image), None).await?;
-        let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), named.image));
+        let prefetch =
+            prefetch::run_mounted(self.node.clone(), named.image, self.exchange.clone(), self.settings.prefetch);
+        let prefetch = tokio::spawn(prefetch);
         Ok(Unrecorded { session, trace, _hold, _prefetch: AbortOnDropHandle::new(prefetch) })
     }
 
@@ -438,6 +443,18 @@ impl Mounts {
         blocking(move || session::serve(reader, &path, options, kept)).await
     }
 
+    /// Has what is read of a mount that has just been made noted for others, until it ends or some time has passed.
+    fn note_start(&self, mounted: &mut Mounted) {
+        let config = self.settings.prefetch;
+        if let Some(exchange) = self.exchange.clone().filter(|_| config.notes_starts()) {
+            let ended = CancellationToken::new();
+            let image = mounted.reader.image().clone();
+            // It outlives the mount by what it has to tell.
+            tokio::spawn(prefetch::note_start(image, exchange, config.trace_time, ended.clone()));
+            mounted._start = Some(ended.drop_guard());
+        }
+    }
+
     fn reader(&self, image: &Arc<Image>) -> Reader {
         if let Some(exchange) = &self.exchange {
             exchange.interested_in(image);
@@ -454,7 +471,8 @@ impl Mounts {
         reader: Reader,
         (session, hold): (Session, Hold),
     ) -> Mounted {
-        let mut tasks = vec![tokio::spawn(prefetch::run_listed(self.node.clone(), named.image.clone()))];
+        let (image, exchange, config) = (named.image.clone(), self.exchange.clone(), self.settings.prefetch);
+        let mut tasks = vec![tokio::spawn(prefetch::run_mounted(self.node.clone(), image, exchange, config))];
         let after = self.settings.graduate_after;
         match &session {
             Session::Lazy(mount) if !after.is_zero() => {
@@ -474,6 +492,7 @@ impl Mounts {
             reader,
             session,
             hold,
+            _start: None,
             _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
         }
     }
