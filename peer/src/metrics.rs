@@ -104,10 +104,12 @@ fn describe() {
         "Pieces and objects that were used and not kept, for want of room as a rule."
     );
     describe_counter!("shoal_served_bytes_total", Unit::Bytes, "Encoded bytes sent to other nodes.");
-    let limits = "by limit: upload, upload_per_peer, download, download_per_peer, registry, registry_requests";
+    let limits = "by limit: upload, upload_per_peer, download, registry, registry_requests";
     describe_gauge!(
         "shoal_limit_per_second",
-        format!("Bytes, or reads of the registry, that a limit lets through, 0 for all, {limits}.")
+        format!(
+            "Bytes, or reads of the registry, that a limit lets through, 0 for all, {limits}, download_per_peer."
+        )
     );
     describe_gauge!(
         "shoal_limit_wait_seconds",

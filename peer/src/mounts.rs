@@ -12,6 +12,7 @@
 mod graduation;
 mod restore;
 mod session;
+mod start;
 mod table;
 
 use std::{
@@ -25,7 +26,7 @@ use shoal_rafs::{
     KeptMount, Mount, MountError, MountOptions, Trace, Unmounted,
     oci::{Reference, ReferenceError},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     session::Session,
@@ -441,18 +442,6 @@ impl Mounts {
         let path = mountpoint.to_owned();
         let options = MountOptions { fs_name: reference.to_string(), ..self.settings.options.clone() };
         blocking(move || session::serve(reader, &path, options, kept)).await
-    }
-
-    /// Has what is read of a mount that has just been made noted for others, until it ends or some time has passed.
-    fn note_start(&self, mounted: &mut Mounted) {
-        let config = self.settings.prefetch;
-        if let Some(exchange) = self.exchange.clone().filter(|_| config.notes_starts()) {
-            let ended = CancellationToken::new();
-            let image = mounted.reader.image().clone();
-            // It outlives the mount by what it has to tell.
-            tokio::spawn(prefetch::note_start(image, exchange, config.trace_time, ended.clone()));
-            mounted._start = Some(ended.drop_guard());
-        }
     }
 
     fn reader(&self, image: &Arc<Image>) -> Reader {
