@@ -32,7 +32,7 @@ enum Op {
     LeaseEnded(u8),
     Answer { request: u8, answer: Answer },
     Advance(u16),
-    Limits { download: (u64, u64), registry: (u64, u64), reads: (u8, u8), slots: u8 },
+    Limits { download: (u64, u64), per_peer: (u64, u64), registry: (u64, u64), reads: (u8, u8), slots: u8 },
 }
 
 #[derive(Debug, Arbitrary)]
@@ -162,10 +162,11 @@ impl Shell {
                 }
                 self.answer(request, answer)
             }
-            Op::Limits { download, registry, reads: (all, prefetch), slots } => {
+            Op::Limits { download, per_peer, registry, reads: (all, prefetch), slots } => {
                 let rates = |(all, prefetch)| Rates { all, prefetch };
                 Event::Limits(Limits {
                     download: rates(download),
+                    download_per_peer: rates(per_peer),
                     registry: rates(registry),
                     registry_requests: rates((all.into(), prefetch.into())),
                     registry_slots: slots.into(),

@@ -1,9 +1,9 @@
-//! Decodes frames, bitfields and hash lists as a stranger may send them: an error or a message within its limits, that encodes to
+//! Decodes frames, bitfields, hash lists and traces of starts as a stranger may send them: an error or a message within its limits, that encodes to
 //! what decodes to the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shoal_proto::{Bitfield, HashList, MAX_PAYLOAD, decode_header, encode_header};
+use shoal_proto::{Bitfield, HashList, MAX_PAYLOAD, StartTrace, decode_header, encode_header};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(Some((message, taken))) = decode_header(data) {
@@ -20,5 +20,9 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Ok(list) = HashList::parse(data) {
         assert_eq!(list.encode(), data);
+    }
+    if let Ok(trace) = StartTrace::parse(data) {
+        assert!(trace.pieces().count() <= StartTrace::MAX_PIECES);
+        assert_eq!(trace.encode(), data);
     }
 });

@@ -7,6 +7,7 @@
 mod limits;
 mod mirror;
 mod mounts;
+mod prefetch;
 mod registry;
 mod running;
 mod store;
@@ -25,6 +26,7 @@ pub use self::{
     limits::LimitsConfig,
     mirror::MirrorConfig,
     mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
+    prefetch::PrefetchConfig,
     registry::{BackendConfig, ProxyConfig, RegistryConfig, RegistryMirrors},
     running::is_adjustable,
     store::StoreConfig,
@@ -106,6 +108,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub registry: RegistryConfig,
     pub read: ReadConfig,
+    pub prefetch: PrefetchConfig,
     pub mounts: MountsConfig,
     pub snapshotter: SnapshotterConfig,
     pub mirror: MirrorConfig,
@@ -128,6 +131,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             registry: RegistryConfig::default(),
             read: ReadConfig::default(),
+            prefetch: PrefetchConfig::default(),
             mounts: MountsConfig::default(),
             snapshotter: SnapshotterConfig::default(),
             mirror: MirrorConfig::default(),
@@ -262,7 +266,7 @@ impl Config {
         for text in overrides {
             merge(&mut table, overlay(&format!("--set {text}"), text)?);
         }
-        typed("configuration", table)
+        whole(table)
     }
 
     /// Where the keeper listens.
@@ -314,6 +318,13 @@ fn check(origin: &str, table: &Table) -> Result<(), ConfigError> {
     let known = Table::try_from(Config::default()).map_err(|e| invalid(origin, &e))?;
     refuse_unknown(origin, "", table, &known)?;
     typed(origin, table.clone()).map(|_| ())
+}
+
+/// The configuration that all of these keys are, once none is to come any more: those that limit each other fit.
+fn whole(table: Table) -> Result<Config, ConfigError> {
+    let config = typed("configuration", table)?;
+    let fault = config.store.order_fault();
+    fault.map_or(Ok(config), |(key, why)| Err(invalid("configuration", &format!("{key} {why}"))))
 }
 
 fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {

@@ -3,6 +3,8 @@
 //! Bounded: the node forgets whom it has not heard of for longest. A shared lock, held for a look-up only, because the
 //! data plane, the control plane and fetches all ask.
 
+mod faults;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -11,6 +13,9 @@ use std::{
 };
 
 use shoal_proto::{Contact, PeerId, Role};
+
+use self::faults::Named;
+pub(crate) use self::faults::{Fault, Faults};
 
 /// Most nodes remembered; a zone of ten thousand fits.
 const MAX_CONTACTS: usize = 16 * 1024;
@@ -30,6 +35,8 @@ pub(crate) struct Known {
     pub lease: bool,
     /// Until when it is refused, and why.
     pub ban: Option<(Instant, String)>,
+    /// What it did that it should not.
+    pub faults: Faults,
     heard: Instant,
 }
 
@@ -43,7 +50,10 @@ impl Known {
 
 /// The table. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Contacts(Arc<Mutex<HashMap<PeerId, Known>>>);
+pub(crate) struct Contacts {
+    known: Arc<Mutex<HashMap<PeerId, Known>>>,
+    named: Arc<Mutex<Named>>,
+}
 
 impl Contacts {
     /// A node showed itself, with what it says of itself.
@@ -83,7 +93,14 @@ impl Contacts {
 
     /// Notes a ban, for people to see; the data plane enforces it.
     pub(crate) fn ban(&self, peer: PeerId, time: Duration, reason: &str) {
+        self.fault(peer, Fault::WrongBytes, reason);
         self.update(peer, |known| known.ban = Some((Instant::now() + time, reason.to_owned())));
+    }
+
+    /// Notes that a node did what it should not, for people to see.
+    pub(crate) fn fault(&self, peer: PeerId, fault: Fault, detail: &str) {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).count(peer, fault);
+        self.update(peer, |known| known.faults.count(fault, detail));
     }
 
     /// Whether it is refused at present.
@@ -117,6 +134,7 @@ impl Contacts {
             addresses: Vec::new(),
             lease: false,
             ban: None,
+            faults: Faults::default(),
             heard: now,
         });
         known.heard = now;
@@ -124,7 +142,7 @@ impl Contacts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

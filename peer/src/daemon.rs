@@ -18,7 +18,7 @@ use std::{
 };
 
 use libp2p::Multiaddr;
-use shoal_proto::{FEATURE_HASH_LISTS, Hello, MIN_VERSION, PeerId, Role, VERSION};
+use shoal_proto::{FEATURE_HASH_LISTS, FEATURE_START_TRACES, Hello, MIN_VERSION, PeerId, Role, VERSION};
 use shoal_rafs::{
     ChunkCache, MountKeeper, MountOptions,
     oci::{Authfile, DecryptionKeys, Keyring, Reference, Registry, RegistryOptions},
@@ -35,7 +35,7 @@ pub(crate) use self::{error::RevokeError, parts::Parts};
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
     api, authfile,
-    config::{Config, OnStop},
+    config::{Config, OnStop, PrefetchConfig},
     contacts::Contacts,
     control::{Control, ControlOptions},
     data::{DataOptions, DataPlane, Throttle},
@@ -59,6 +59,7 @@ use crate::{
     preheat::{self, PreheatParts, Preheats},
     reader::Ahead,
     serve::Server,
+    starts::CollectedStarts,
     store::{Store, StoreOptions},
     traffic::Traffic,
     watched_file::WatchedFile,
@@ -83,7 +84,11 @@ impl Alone {
         let node = core.node.clone();
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), None);
         let driver = core.drive(&config, identity.peer(), None);
-        Ok(Self { node, settings: mounts_settings(&config, &None, None), tasks: [driver, evictions] })
+        Ok(Self {
+            node,
+            settings: MountsSettings { prefetch: PrefetchConfig::ALONE, ..mounts_settings(&config, &None, None) },
+            tasks: [driver, evictions],
+        })
     }
 
     /// Mounts what `reference` names at present; with `traced`, what is read is noted. The mount ends when the value is
@@ -139,6 +144,7 @@ impl Daemon {
         let admission = admission(&config, identity.peer())?;
         let contacts = core.contacts.clone();
         let role = Role::from(config.role);
+        let starts = CollectedStarts::default();
 
         let server = Server {
             images: core.node.images.clone(),
@@ -147,6 +153,7 @@ impl Daemon {
             tracker: Arc::new(Mutex::new(Tracker::new(TrackerConfig::default()))),
             clock: core.clock,
             contacts: contacts.clone(),
+            starts: starts.clone(),
             runtime: tokio::runtime::Handle::current(),
         };
         let data_options = DataOptions {
@@ -195,6 +202,7 @@ impl Daemon {
             driver: node.driver.clone(),
             images: node.images.clone(),
             contacts: contacts.clone(),
+            starts: starts.clone(),
         });
         let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
         let keeping = tokio::spawn(keeper.run());
@@ -205,7 +213,7 @@ impl Daemon {
         let filler = fill(&config, &node, &handover).await;
         let settings = mounts_settings(&config, &handover, filler.clone());
         let mounts = Mounts::new(node.clone(), Some(exchange), settings);
-        let settings = Settings::new(config.clone(), data.clone(), node.driver.clone());
+        let settings = Settings::new(config.clone(), data.clone(), node.driver.clone(), node.store.clone());
         let pins = Pins::restore(node.clone()).await?;
         let expiring = tokio::spawn(pins.clone().run());
         let preheats = Preheats::new(PreheatParts {
@@ -229,6 +237,7 @@ impl Daemon {
             listening: heard_listening,
             data,
             contacts,
+            starts,
             identity,
             admission,
             role,
@@ -394,6 +403,7 @@ fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>, filler: Op
         filler,
         native_lazy: config.mounts.native_lazy,
         graduate_after: config.mounts.graduate_after,
+        prefetch: config.prefetch,
         keep_unmounted: config.store.keep_unmounted,
     }
 }
@@ -418,7 +428,7 @@ fn hello(config: &Config, membership: &Membership) -> Hello {
     Hello {
         version: VERSION,
         min_version: MIN_VERSION,
-        features: FEATURE_HASH_LISTS,
+        features: FEATURE_HASH_LISTS | FEATURE_START_TRACES,
         membership: membership.shown().clone(),
         role: config.role.into(),
         zone: config.zone.clone(),

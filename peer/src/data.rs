@@ -48,7 +48,7 @@ use std::{
 
 use bytes::Bytes;
 use libp2p::identity::Keypair;
-use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request};
+use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request, StartTrace};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -127,7 +127,10 @@ pub enum NotifyError {
     /// The peer reads too slowly; what it should know has to be sent whole at a better time.
     #[error("too many notices wait for the peer")]
     Full,
-    /// Only `Have`, `Interest` and `Peers` are notices.
+    /// A daemon of an earlier release does not know it.
+    #[error("the peer does not know this notice")]
+    Unknown,
+    /// Only `Have`, `Interest`, `Peers` and `Trace` are notices.
     #[error("not a notice")]
     NotANotice,
 }
@@ -164,6 +167,15 @@ pub enum PeerEvent {
         bootstrap: ObjectId,
         /// The blob.
         blob: BlobId,
+    },
+    /// A peer tells what its start of an image touched first.
+    Trace {
+        /// Who.
+        peer: PeerId,
+        /// The image's bootstrap layer.
+        bootstrap: ObjectId,
+        /// Its pieces, in order.
+        trace: StartTrace,
     },
     /// A peer names others that hold pieces of a blob.
     Peers {
@@ -309,15 +321,19 @@ impl DataPlane {
         }
     }
 
-    /// Queues a notice: `Have`, `Interest` or `Peers`.
+    /// Queues a notice: `Have`, `Interest`, `Peers` or `Trace`.
     ///
     /// # Errors
     /// [`NotifyError`]; nothing is queued then.
     pub fn notify(&self, peer: PeerId, notice: Message) -> Result<(), NotifyError> {
-        if !matches!(notice, Message::Have(_) | Message::Interest { .. } | Message::Peers { .. }) {
+        use Message::{Have, Interest, Peers, Trace};
+        if !matches!(notice, Have(_) | Interest { .. } | Peers { .. } | Trace { .. }) {
             return Err(NotifyError::NotANotice);
         }
         let link = self.shared().link(&peer).ok_or(NotifyError::NotConnected)?;
+        if !link.knows(notice.needs()) {
+            return Err(NotifyError::Unknown);
+        }
         if link.notify(notice) { Ok(()) } else { Err(NotifyError::Full) }
     }
 
@@ -338,7 +354,7 @@ impl DataPlane {
 
     /// Whether `peer` is connected and its hello has this bit among its features.
     pub fn has_feature(&self, peer: PeerId, feature: u64) -> bool {
-        self.shared().link(&peer).is_some_and(|link| link.hello().features & feature != 0)
+        self.shared().link(&peer).is_some_and(|link| link.knows(feature))
     }
 
     /// Whether there is a connection to `peer`.

@@ -118,6 +118,8 @@ pub(crate) enum Command {
     Remove { key: BlobKey },
     /// Anything else that the scheduler should know.
     Event(Event),
+    /// See [`DriverHandle::keepers`].
+    Keepers { id: [u8; 32], reply: oneshot::Sender<Vec<PeerId>> },
     /// See [`DriverHandle::home_duty`].
     HomeDuty { item: Item, reply: oneshot::Sender<Result<(), Vec<PeerId>>> },
 }
@@ -162,6 +164,13 @@ impl DriverHandle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::HomeDuty { item, reply }).await;
         answer.await.unwrap_or(Err(Vec::new()))
+    }
+
+    /// The zone's live seed peers in the order in which they keep what goes by `id` and is no blob.
+    pub(crate) async fn keepers(&self, id: [u8; 32]) -> Vec<PeerId> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Keepers { id, reply }).await;
+        answer.await.unwrap_or_default()
     }
 
     /// Waits until `item` is present, for at most `patience`. Dropping the future takes the want back.
@@ -331,6 +340,11 @@ impl Driver {
                     _ => {}
                 }
                 event
+            }
+            Command::Keepers { id, reply } => {
+                // Nobody waits any more when this fails.
+                let _ = reply.send(self.scheduler.keepers(&id));
+                return;
             }
             Command::HomeDuty { item, reply } => {
                 let rank = self.scheduler.home_rank(item.blob, item.piece);

@@ -5,6 +5,8 @@
 //! others that are interested, so that neighbours are found without asking the DHT. No decision about pieces is made
 //! here; the scheduler hears everything.
 
+mod starts;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,12 +22,13 @@ use shoal_scheduler::{Event, Time, announce_interval};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    contacts::Contacts,
+    contacts::{Contacts, Fault},
     control::{Control, ControlEvent, Word},
     data::{Closing, DataPlane, Gone, PeerEvent},
     driver::{Clock, DriverHandle},
     images::{Image, ImageBlob, Images},
     plain,
+    starts::CollectedStarts,
 };
 
 /// How often it is looked for news.
@@ -63,6 +66,8 @@ pub(crate) struct ExchangeParts {
     pub driver: DriverHandle,
     pub images: Images,
     pub contacts: Contacts,
+    /// What is told of starts, where this node is a seed peer.
+    pub starts: CollectedStarts,
 }
 
 #[derive(Default)]
@@ -150,6 +155,9 @@ impl Exchange {
             }
             PeerEvent::Down { peer, why } => {
                 tracing::debug!(%peer, "disconnected: {why}");
+                if let Gone::Ours { why: Closing::Violation, detail } = &why {
+                    self.parts.contacts.fault(peer, Fault::Violation, detail);
+                }
                 for peers in self.lock().interested.values_mut() {
                     peers.remove(&peer);
                 }
@@ -169,6 +177,7 @@ impl Exchange {
                 }
             }
             PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)),
+            PeerEvent::Trace { peer, bootstrap, trace } => self.heard_start(peer, bootstrap, trace),
             PeerEvent::Peers { contacts, .. } => {
                 for contact in contacts {
                     let peer = contact.peer;

@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 use self::accept::accept_piece;
 pub(crate) use self::target::{BlobTarget, ListTarget, ObjectTarget, Target};
 use crate::{
-    contacts::Contacts,
-    data::{Answer, AnswerStream, DataPlane, Throttle},
+    contacts::{Contacts, Fault},
+    data::{Answer, AnswerError, AnswerStream, DataPlane, Throttle},
     driver::{Command, Fetched},
     origin::{self, OriginError},
     plain::{Whole, WholeError},
@@ -39,6 +39,9 @@ pub(crate) const MAX_OBJECT: u64 = 1 << 30;
 
 /// How often the scheduler hears at most that a piece is still coming in.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Who is given up after so long a silence is to blame for it: it is what the scheduler grants for a piece that somebody waits for,
+/// twice. Who is given up sooner was only not the first.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Whom to ask.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +107,33 @@ impl Fetcher {
                 }
             }
             fetch.report(Event::Finished { request }).await;
+        }
+    }
+}
+
+/// An answer that a peer owes. When it is dropped before it has ended, the scheduler has given it up.
+struct Awaited<'a> {
+    contacts: &'a Contacts,
+    peer: PeerId,
+    /// Since when the next part is waited for; nothing while none is.
+    heard: Option<Instant>,
+}
+
+impl Awaited<'_> {
+    /// The next part of the answer. What happens until it is called again is not the peer's doing.
+    async fn next(&mut self, answers: &mut AnswerStream) -> Option<Result<Answer, AnswerError>> {
+        self.heard = Some(Instant::now());
+        let next = answers.next().await;
+        self.heard = None;
+        next
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if let Some(silence) = self.heard.map(|heard| heard.elapsed()).filter(|silence| *silence >= SILENCE) {
+            let detail = format!("silent for {:.1} s while it owed an answer", silence.as_secs_f64());
+            self.contacts.fault(self.peer, Fault::Stall, &detail);
         }
     }
 }
@@ -184,7 +214,7 @@ impl Running {
                 deadline,
             };
             match data.request(peer, request, limits).await {
-                Ok(answers) => self.take_answers(peer, answers).await,
+                Ok(answers) => self.take_answers(peer, source, answers).await,
                 Err(error) => {
                     tracing::debug!(%peer, "request failed: {error}");
                     return self.failed(Failure::Transport).await;
@@ -231,11 +261,12 @@ impl Running {
         questions
     }
 
-    async fn take_answers(&self, peer: PeerId, mut answers: AnswerStream) {
+    async fn take_answers(&self, peer: PeerId, source: bool, mut answers: AnswerStream) {
         let request = self.request;
+        let mut awaited = Awaited { contacts: &self.fetcher.contacts, peer, heard: None };
         let from = Provenance::from(self.fetcher.contacts.role(peer));
         let mut heard = Instant::now();
-        while let Some(answer) = answers.next().await {
+        while let Some(answer) = awaited.next(&mut answers).await {
             let event = match answer {
                 Ok(Answer::Data { piece, bytes }) => {
                     if self.take(piece, bytes, from, Some(peer)).await {
@@ -249,7 +280,13 @@ impl Running {
                     heard = Instant::now();
                     Event::Progress { request }
                 }
-                Ok(Answer::NotHave { piece }) => Event::NotHave { request, item: self.item(piece) },
+                Ok(Answer::NotHave { piece }) => {
+                    if !source {
+                        let detail = format!("has not got piece {piece} of {}", BlobId::new(self.blob.id));
+                        self.fetcher.contacts.fault(peer, Fault::BrokenPromise, &detail);
+                    }
+                    Event::NotHave { request, item: self.item(piece) }
+                }
                 Ok(Answer::Pending { eta }) => Event::Pending { request, eta },
                 Ok(Answer::Busy { retry_after, alternates }) => {
                     let peers = alternates.iter().map(|contact| contact.peer).collect();
@@ -401,6 +438,6 @@ impl Running {
 }
 
 /// What a peer is told of where an image's bytes come from.
-fn on_the_wire(source: &Source) -> ImageSource {
+pub(crate) fn on_the_wire(source: &Source) -> ImageSource {
     ImageSource { registry: source.registry().to_owned(), repository: source.repository().to_owned() }
 }

@@ -36,6 +36,7 @@ use crate::{
     native::NativeNames,
     origin::Origin,
     plain::{self, PlainBlobs},
+    starts::StartRecord,
     store::{self, BlobHandle, Footprint, Store},
     traffic::{PieceOrigins, Provenance, Traffic},
 };
@@ -64,6 +65,8 @@ pub struct Image {
     pub bootstrap: Bootstrap,
     /// Its blobs, in the order of the bootstrap's blob table.
     pub blobs: Vec<ImageBlob>,
+    /// What is read of it just after it was mounted.
+    pub(crate) starts: StartRecord,
     native: OnceLock<NativeNames>,
 }
 
@@ -114,6 +117,12 @@ impl Image {
             let present = blob.handle.present();
             present.is_full() || blob.pieces().all(|piece| present.contains(piece))
         })
+    }
+
+    /// A piece by the place of its blob in the blob table, if the image names it: its blob, and its number.
+    pub(crate) fn piece(&self, blob: u32, piece: u32) -> Option<(&ImageBlob, u32)> {
+        let blob = self.blobs.get(blob as usize)?;
+        blob.table.piece(piece).map(|_| (blob, piece))
     }
 
     /// Its blob with this id.
@@ -311,6 +320,11 @@ impl Images {
         loaded.get(&layer)?.get().cloned()
     }
 
+    /// Whether the image with this bootstrap layer is loaded, or its layer in the store.
+    pub(crate) fn has_layer(&self, layer: ObjectId) -> bool {
+        self.loaded(layer).is_some() || self.store.has_object(layer)
+    }
+
     /// All loaded images.
     pub fn all(&self) -> Vec<Arc<Image>> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -452,7 +466,8 @@ fn open(store: &Store, unpacked: Unpacked, metas: &Metas, source: Source) -> Res
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
     let metas = metas.keys().copied().collect();
-    Ok(Image { source, layer, diff_id, metas, bootstrap, blobs, native: OnceLock::new() })
+    let starts = StartRecord::default();
+    Ok(Image { source, layer, diff_id, metas, bootstrap, blobs, starts, native: OnceLock::new() })
 }
 
 /// What the scheduler calls a blob of the store.

@@ -55,6 +55,7 @@ mod reader;
 mod scrub;
 mod serve;
 pub mod snapshotter;
+mod starts;
 pub mod store;
 pub mod traffic;
 mod usage;

@@ -107,7 +107,9 @@ fn describe() {
     let limits = "by limit: upload, upload_per_peer, download, registry, registry_requests";
     describe_gauge!(
         "shoal_limit_per_second",
-        format!("Bytes, or reads of the registry, that a limit lets through, 0 for all, {limits}.")
+        format!(
+            "Bytes, or reads of the registry, that a limit lets through, 0 for all, {limits}, download_per_peer."
+        )
     );
     describe_gauge!(
         "shoal_limit_wait_seconds",
@@ -122,6 +124,32 @@ fn describe() {
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
     describe_gauge!("shoal_mounts_lazy", Unit::Count, "Native ones of which something is filled as it is read.");
+    describe_counter!(
+        "shoal_refused_connections_total",
+        Unit::Count,
+        "Data connections of others that were not let in, by reason: crowded, refused, violation, silent, other."
+    );
+    describe_counter!(
+        "shoal_peer_faults_total",
+        Unit::Count,
+        "What other nodes did that they should not, by peer (64 are named) and fault: violation, wrong_bytes, stall, broken_promise."
+    );
+    describe_gauge!(
+        "shoal_start_traces",
+        Unit::Count,
+        "Starts of images that this seed peer has collected for others."
+    );
+    describe_gauge!("shoal_start_traces_bytes", Unit::Bytes, "Memory that they take up.");
+    describe_counter!(
+        "shoal_start_traces_heard_total",
+        Unit::Count,
+        "Starts that were told by other nodes, by whether they were taken in: taken."
+    );
+    describe_counter!(
+        "shoal_prefetched_pieces_total",
+        Unit::Count,
+        "Pieces fetched after a mount before they were read, by reason: table, trace, rest."
+    );
     describe_gauge!("shoal_connections", Unit::Count, "Open data connections to other nodes.");
     describe_gauge!(
         "shoal_membership_expires_seconds",

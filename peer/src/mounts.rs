@@ -12,6 +12,7 @@
 mod graduation;
 mod restore;
 mod session;
+mod start;
 mod table;
 
 use std::{
@@ -32,7 +33,7 @@ use self::{
     table::{Mounted, SharedTable, Slot},
 };
 use crate::{
-    config::{MountMode, OnStop},
+    config::{MountMode, OnStop, PrefetchConfig},
     exchange::Exchange,
     filler::{self, FillError, Filler, Fills},
     images::{Image, ImageError, NamedImage},
@@ -106,6 +107,8 @@ pub(crate) struct MountsSettings {
     pub(crate) native_lazy: bool,
     /// How long an image has to be complete under a FUSE mount before it is decoded; zero for never.
     pub(crate) graduate_after: Duration,
+    /// What is fetched before it is read.
+    pub(crate) prefetch: PrefetchConfig,
     /// Whether what only one mount needed stays in the store when that goes.
     pub(crate) keep_unmounted: bool,
 }
@@ -167,8 +170,9 @@ impl Mounts {
             MountMode::Auto | MountMode::Fuse => Effort::None,
         };
         let native = self.native_files(&named, mode, effort).await?;
-        let mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
+        let mut mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
         self.record(mountpoint, &mounted).await?;
+        self.note_start(&mut mounted);
         claim.fill(mounted);
         Ok(manifest)
     }
@@ -316,7 +320,9 @@ impl Mounts {
         self.settings.options.trace.clone_from(&trace);
         let _hold = self.node.store.hold(named.needs.clone());
         let session = self.serve(reference, mountpoint, self.reader(&named.image), None).await?;
-        let prefetch = tokio::spawn(prefetch::run_listed(self.node.clone(), named.image));
+        let prefetch =
+            prefetch::run_mounted(self.node.clone(), named.image, self.exchange.clone(), self.settings.prefetch);
+        let prefetch = tokio::spawn(prefetch);
         Ok(Unrecorded { session, trace, _hold, _prefetch: AbortOnDropHandle::new(prefetch) })
     }
 
@@ -454,7 +460,8 @@ impl Mounts {
         reader: Reader,
         (session, hold): (Session, Hold),
     ) -> Mounted {
-        let mut tasks = vec![tokio::spawn(prefetch::run_listed(self.node.clone(), named.image.clone()))];
+        let (image, exchange, config) = (named.image.clone(), self.exchange.clone(), self.settings.prefetch);
+        let mut tasks = vec![tokio::spawn(prefetch::run_mounted(self.node.clone(), image, exchange, config))];
         let after = self.settings.graduate_after;
         match &session {
             Session::Lazy(mount) if !after.is_zero() => {
@@ -474,6 +481,7 @@ impl Mounts {
             reader,
             session,
             hold,
+            _start: None,
             _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
         }
     }

@@ -153,8 +153,8 @@ impl Origin {
         let bytes = match kind {
             ObjectKind::Manifest => self.registry.manifest(source, id).await?,
             ObjectKind::Blob => self.registry.blob(source, id, limit).await?,
-            ObjectKind::HashList => {
-                return Err(RegistryError::NotFound { what: format!("the hash list of {id} in {source}") }.into());
+            ObjectKind::HashList | ObjectKind::StartTrace => {
+                return Err(RegistryError::NotFound { what: format!("{kind:?} of {id} in {source}") }.into());
             }
         };
         if bytes.len() as u64 > limit {

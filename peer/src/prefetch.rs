@@ -1,5 +1,6 @@
 //! Fetches pieces of an image that are not here, behind every read that somebody waits for: when the image is mounted,
-//! those that its prefetch table lists; when somebody asks for it, all of them, the listed ones first.
+//! those that its prefetch table lists, then those that other starts of the image touched first, then, if that is configured,
+//! the rest; when somebody asks for it, all of them, the listed ones first.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -7,10 +8,13 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use shoal_proto::{Priority, control::PrefetchProgress};
 use shoal_scheduler::{Item, Origin};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
+    config::PrefetchConfig,
     driver::WantFailed,
+    exchange::Exchange,
     images::{Image, ImageBlob, NamedImage},
     node::Node,
 };
@@ -45,9 +49,8 @@ pub(crate) async fn run(
     let _hold = node.store.hold(needs.clone());
     let mut now = PrefetchProgress::default();
     let mut missing = Vec::new();
-    let rest = image.blobs.iter().flat_map(|blob| blob.pieces().map(move |number| (blob, number)));
     let mut seen = HashSet::new();
-    for (blob, number) in listed(image).into_iter().chain(rest) {
+    for (blob, number) in listed(image).into_iter().chain(every(image)) {
         let item = Item { blob: blob.key, piece: number };
         if !seen.insert(item) {
             continue;
@@ -88,23 +91,62 @@ pub(crate) async fn complete(node: &Node, named: &NamedImage) -> Result<(), Pref
     tokio::join!(run, hear).0
 }
 
-/// Fetches what the prefetch table of a mounted image lists. Whoever reads what could not be had asks again.
-pub(crate) async fn run_listed(node: Arc<Node>, image: Arc<Image>) {
+/// Fetches what is likely to be read soon of an image that has just been mounted. Whoever reads what could not be had asks
+/// again.
+pub(crate) async fn run_mounted(
+    node: Arc<Node>,
+    image: Arc<Image>,
+    exchange: Option<Exchange>,
+    config: PrefetchConfig,
+) {
+    if !fetch_missing(&node, &image, "table", listed(&image)).await || image.is_complete() {
+        return;
+    }
+    if config.traces
+        && let Some(exchange) = exchange
+        && let Some(trace) = exchange.start_of(&image).await
+    {
+        let traced = trace.pieces().filter_map(|(blob, piece)| image.piece(blob, piece)).collect();
+        if !fetch_missing(&node, &image, "trace", traced).await {
+            return;
+        }
+    }
+    if config.rest {
+        fetch_missing(&node, &image, "rest", every(&image).collect()).await;
+    }
+}
+
+/// Fetches those of the pieces that are not here; false if there is no room to keep more.
+async fn fetch_missing(node: &Node, image: &Image, reason: &'static str, pieces: Vec<(&ImageBlob, u32)>) -> bool {
     let mut seen = HashSet::new();
-    let missing = listed(&image).into_iter().filter(|(blob, number)| !blob.handle.is_present(*number));
+    let missing = pieces.into_iter().filter(|(blob, number)| !blob.handle.is_present(*number));
     let items = missing.map(|(blob, piece)| (Item { blob: blob.key, piece }, 0));
     let missing: Vec<_> = items.filter(|(item, _)| seen.insert(*item)).collect();
     if missing.is_empty() {
-        return;
+        return true;
     }
-    tracing::debug!(layer = %image.layer, pieces = missing.len(), "fetching what the prefetch table lists");
-    let mut fetches = std::pin::pin!(fetches(&node, missing));
+    tracing::debug!(layer = %image.layer, pieces = missing.len(), reason, "prefetching");
+    let mut fetches = std::pin::pin!(fetches(node, missing));
     while let Some(fetched) = fetches.next().await {
         match fetched {
-            Ok(_) => {}
-            Err(PrefetchError::NoRoom) => return,
-            Err(error) => tracing::debug!(layer = %image.layer, "a listed piece is not here: {error}"),
+            Ok(_) => metrics::counter!("shoal_prefetched_pieces_total", "reason" => reason).increment(1),
+            Err(PrefetchError::NoRoom) => return false,
+            Err(error) => tracing::debug!(layer = %image.layer, reason, "a piece is not here: {error}"),
         }
+    }
+    true
+}
+
+/// Notes what is read of an image that has just been mounted, until `time` has passed or `ended`, and tells it to the seed peer
+/// that keeps such things.
+pub(crate) async fn note_start(image: Arc<Image>, exchange: Exchange, time: Duration, ended: CancellationToken) {
+    if !image.starts.begin() {
+        return;
+    }
+    // Either way it is over.
+    let _ = tokio::time::timeout(time, ended.cancelled()).await;
+    if let Some(trace) = image.starts.finish() {
+        exchange.tell_start(&image, trace).await;
     }
 }
 
@@ -115,6 +157,11 @@ fn fetches(node: &Node, missing: Vec<(Item, u64)>) -> impl Stream<Item = Result<
         if fetched.is_kept() { Ok(bytes) } else { Err(PrefetchError::NoRoom) }
     });
     fetches.buffer_unordered(WINDOW)
+}
+
+/// All pieces of an image.
+fn every(image: &Image) -> impl Iterator<Item = (&ImageBlob, u32)> {
+    image.blobs.iter().flat_map(|blob| blob.pieces().map(move |number| (blob, number)))
 }
 
 /// The pieces that the prefetch table lists, in its order; one that holds several chunks may come several times.

@@ -86,6 +86,7 @@ impl ChunkSource for Reader {
             let blob = blob.map_or(shoal_proto::BlobId::new([0; 32]), |blob| blob.table.blob());
             return reply(Err(ChunkError { blob, index: chunk.index, reason: "the image does not name it".into() }));
         };
+        self.0.image.starts.note(chunk.blob, piece);
         let key = (blob.key, piece);
         match self.0.cache.read(&key, chunk.index, reply) {
             Lead::Answered | Lead::Joined => {}

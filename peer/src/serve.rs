@@ -22,7 +22,9 @@ use crate::{
     driver::{Clock, DriverHandle, Fetched},
     fetch::MAX_OBJECT,
     images::{ImageBlob, Images},
+    mounts::blocking,
     plain::{self, PlainBlob},
+    starts::CollectedStarts,
 };
 
 /// What an asker is told to expect while the registry is being read.
@@ -41,6 +43,8 @@ pub(crate) struct Server {
     pub tracker: Arc<Mutex<Tracker>>,
     pub clock: Clock,
     pub contacts: Contacts,
+    /// What is known of starts of images.
+    pub starts: CollectedStarts,
     pub runtime: tokio::runtime::Handle,
 }
 
@@ -102,8 +106,8 @@ impl Server {
     /// The first piece that is asked for, and the encoded bytes of each from there on, as the asker's image states them.
     fn sizes(&self, what: &Asked) -> (Item, Vec<u64>) {
         match what {
-            // Few who were given a list have verified it, so nobody is sent to them.
-            Asked::Object { id, kind: ObjectKind::HashList } => {
+            // Few who were given a list have verified it, and nobody gives a trace on, so nobody is sent to them.
+            Asked::Object { id, kind: ObjectKind::HashList | ObjectKind::StartTrace } => {
                 (Item { blob: BlobKey::from(*id), piece: 0 }, Vec::new())
             }
             Asked::Object { id, .. } => (Item { blob: BlobKey::from(*id), piece: 0 }, vec![UNKNOWN_SIZE]),
@@ -131,6 +135,7 @@ impl Server {
             Asked::Object { id, kind: ObjectKind::HashList } => {
                 self.hash_list(&wish, BlobId::new(*id.as_bytes()), &mut answers).await
             }
+            Asked::Object { id, kind: ObjectKind::StartTrace } => self.start_trace(id, &mut answers).await,
             Asked::Object { id, kind } => self.object(&wish, id, kind, &mut answers).await,
             Asked::Pieces { bootstrap, blob, first, fingerprints, .. } => {
                 self.pieces(&wish, bootstrap, blob, first, &fingerprints, &mut answers).await
@@ -185,6 +190,15 @@ impl Server {
             return Err(Stop::CannotSource("this node has a list of the blob that it has not verified yet".into()));
         }
         send(answers, 0, known.list().clone()).await
+    }
+
+    /// What starts of the image with this bootstrap layer touched first, as far as this node was told.
+    async fn start_trace(&self, layer: ObjectId, answers: &mut AnswerSender) -> Result<(), Stop> {
+        let starts = self.starts.clone();
+        match blocking(move || starts.of(layer)).await {
+            Some(trace) => send(answers, 0, trace).await,
+            None => Ok(answers.not_have(0).await?),
+        }
     }
 
     /// The list of a plain blob, for others.

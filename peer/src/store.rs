@@ -183,7 +183,12 @@ impl Store {
 
     /// How large the store may become.
     pub fn limits(&self) -> StoreLimits {
-        self.blobs.limits
+        self.blobs.limits()
+    }
+
+    /// Keeps other limits from now on. What is above the new marks goes in the background, as what grows above them does.
+    pub fn adjust(&self, limits: StoreLimits) {
+        self.blobs.adjust(limits);
     }
 
     /// Keeps what `footprint` names, if it is here or once it is, until the hold is dropped.

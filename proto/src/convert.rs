@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::{
-    Bitfield, BitfieldError, IdError, MAX_PAYLOAD, MAX_WIRE_PIECES, PeerId, Priority, Role,
+    Bitfield, BitfieldError, IdError, MAX_PAYLOAD, MAX_WIRE_PIECES, PeerId, Priority, Role, StartTrace,
+    StartTraceError,
     generated::wire::{self, header, request},
     message::*,
 };
@@ -61,6 +62,9 @@ pub enum ConvertError {
     /// A bitfield that is none.
     #[error(transparent)]
     Bitfield(#[from] BitfieldError),
+    /// A trace that is none.
+    #[error(transparent)]
+    StartTrace(#[from] StartTraceError),
 }
 
 type Result<T, E = ConvertError> = std::result::Result<T, E>;
@@ -121,6 +125,9 @@ impl TryFrom<wire::Header> for Message {
             Wire::Peers(peers) => {
                 Self::Peers { blob: peers.blob[..].try_into()?, contacts: contacts(peers.contacts)? }
             }
+            Wire::Trace(trace) => {
+                Self::Trace { bootstrap: trace.bootstrap[..].try_into()?, trace: StartTrace::parse(&trace.pieces)? }
+            }
             Wire::Close(close) => {
                 short("reason", close.reason.len(), MAX_REASON)?;
                 Self::Close { code: close.code, reason: close.reason }
@@ -166,6 +173,9 @@ impl TryFrom<&Message> for wire::Header {
             }),
             Message::Peers { blob, contacts } => {
                 Wire::Peers(wire::Peers { blob: blob.as_bytes().to_vec(), contacts: wire_contacts(contacts)? })
+            }
+            Message::Trace { bootstrap, trace } => {
+                Wire::Trace(wire::Trace { bootstrap: bootstrap.as_bytes().to_vec(), pieces: trace.encode() })
             }
             Message::Close { code, reason } => {
                 short("reason", reason.len(), MAX_REASON)?;
@@ -389,6 +399,7 @@ impl TryFrom<request::What> for Asked {
                     wire::ObjectKind::Manifest => ObjectKind::Manifest,
                     wire::ObjectKind::Blob => ObjectKind::Blob,
                     wire::ObjectKind::HashList => ObjectKind::HashList,
+                    wire::ObjectKind::StartTrace => ObjectKind::StartTrace,
                 };
                 Ok(Self::Object { id: object.id[..].try_into()?, kind })
             }
@@ -411,6 +422,7 @@ impl From<&Asked> for request::What {
                     ObjectKind::Manifest => wire::ObjectKind::Manifest,
                     ObjectKind::Blob => wire::ObjectKind::Blob,
                     ObjectKind::HashList => wire::ObjectKind::HashList,
+                    ObjectKind::StartTrace => wire::ObjectKind::StartTrace,
                 };
                 Self::Object(wire::Object { id: id.as_bytes().to_vec(), kind: kind.into() })
             }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use prost::bytes::Bytes;
 
-use crate::{Bitfield, BlobId, Fingerprint, ObjectId, PeerId, Priority, Role};
+use crate::{Bitfield, BlobId, Fingerprint, ObjectId, PeerId, Priority, Role, StartTrace};
 
 /// The version of the protocol that this code speaks best.
 pub const VERSION: u32 = 1;
@@ -13,6 +13,8 @@ pub const VERSION: u32 = 1;
 pub const MIN_VERSION: u32 = 1;
 /// Bit of [`Hello::features`]: the peer knows hash lists and pieces of plain blobs.
 pub const FEATURE_HASH_LISTS: u64 = 1;
+/// Bit of [`Hello::features`]: the peer knows traces of starts.
+pub const FEATURE_START_TRACES: u64 = 2;
 /// Most pieces in one request, and fewest is one.
 pub const MAX_RUN: usize = 64;
 /// Most requests that one side of a TCP connection has open; more are a violation.
@@ -111,6 +113,13 @@ pub enum Message {
         /// Who, at most [`MAX_CONTACTS`].
         contacts: Vec<Contact>,
     },
+    /// What a start of an image touched first. Peers whose hello lacks [`FEATURE_START_TRACES`] take it for a violation.
+    Trace {
+        /// The image's bootstrap layer.
+        bootstrap: ObjectId,
+        /// Its pieces, in order.
+        trace: StartTrace,
+    },
     /// The last message over TCP; QUIC says the same itself.
     Close {
         /// Why, as a number.
@@ -129,6 +138,16 @@ impl Message {
         }
     }
 
+    /// The bits that a peer's [`Hello::features`] must have for it to be sent this: whoever does not know a message ends the
+    /// connection.
+    pub fn needs(&self) -> u64 {
+        match self {
+            Self::Trace { .. } => FEATURE_START_TRACES,
+            Self::Request(request) => request.what.needs(),
+            _ => 0,
+        }
+    }
+
     /// The request that this message opens, answers or cancels.
     pub fn request(&self) -> Option<u64> {
         match self {
@@ -141,7 +160,12 @@ impl Message {
             | Self::CannotSource { request, .. }
             | Self::End { request, .. }
             | Self::Cancel { request } => Some(*request),
-            Self::Hello(_) | Self::Have(_) | Self::Interest { .. } | Self::Peers { .. } | Self::Close { .. } => None,
+            Self::Hello(_)
+            | Self::Have(_)
+            | Self::Interest { .. }
+            | Self::Peers { .. }
+            | Self::Trace { .. }
+            | Self::Close { .. } => None,
         }
     }
 }
@@ -231,11 +255,22 @@ pub enum Asked {
     },
     /// An object, answered as piece 0.
     Object {
-        /// Its digest; of a hash list that of the blob.
+        /// Its digest; of a hash list that of the blob, of a trace that of the bootstrap layer.
         id: ObjectId,
         /// Where the registry keeps it.
         kind: ObjectKind,
     },
+}
+
+impl Asked {
+    /// As [`Message::needs`].
+    pub fn needs(&self) -> u64 {
+        match self {
+            Self::Object { kind: ObjectKind::HashList, .. } => FEATURE_HASH_LISTS,
+            Self::Object { kind: ObjectKind::StartTrace, .. } => FEATURE_START_TRACES,
+            Self::Object { kind: ObjectKind::Manifest | ObjectKind::Blob, .. } | Self::Pieces { .. } => 0,
+        }
+    }
 }
 
 /// What an object is: which of a registry's two stores holds it, or that it is about what is there.
@@ -248,6 +283,9 @@ pub enum ObjectKind {
     /// The [`HashList`](crate::HashList) of the blob with the digest asked for. Peers whose hello lacks
     /// [`FEATURE_HASH_LISTS`] take it for a violation.
     HashList,
+    /// The [`StartTrace`] of the image with this bootstrap layer, which is in no registry. Peers whose hello lacks
+    /// [`FEATURE_START_TRACES`] take it for a violation.
+    StartTrace,
 }
 
 /// A part of an answer; `length` raw bytes follow it. The parts of a piece come in order.

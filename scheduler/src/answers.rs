@@ -109,14 +109,16 @@ impl Scheduler {
         }
         let size = self.blobs.size(piece);
         self.inflow.unload(lane, size);
-        self.give_back_refused(now, lane, Why::NotHave, size);
+        self.give_back_refused(now, lane, peer, Why::NotHave, size);
         if let Some(slot) = peer {
             self.blobs.at_mut(piece.blob).into_iter().for_each(|blob| blob.unlearn(slot, piece.piece));
-            self.peers.modify(now, &self.config, slot, |peer| {
+            let tired = self.peers.modify(now, &self.config, slot, |peer| {
                 peer.deny(item);
                 peer.unload(1, size);
+                (matches!(asked, Asked::Peer(_)) && peer.broke_promise()).then_some(peer.id)
             });
             self.peers.mark(slot);
+            tired.flatten().into_iter().for_each(|peer| self.fail_peer(now, peer));
         }
         self.close_if_done(now, id);
         self.look_further(now, id, piece, asked, Why::NotHave);
@@ -286,7 +288,7 @@ impl Scheduler {
     pub(crate) fn give_up(&mut self, now: Time, id: RequestId, why: Why) {
         let Some(request) = self.close(now, id) else { return };
         let bytes = request.owed().map(|piece| self.blobs.size(piece)).sum();
-        self.give_back_refused(now, request.lane(), why, bytes);
+        self.give_back_refused(now, request.lane(), request.peer(), why, bytes);
         for piece in request.owed() {
             self.look_further(now, id, piece, request.asked, why);
         }

@@ -4,14 +4,16 @@
 //! What was asked for is charged at once, and given back where the answer is that nothing comes. What breaks off half-way,
 //! or is cancelled, stays charged: it may have come.
 
-use shoal_proto::Priority;
+use shoal_proto::{PeerId, Priority};
+use smallvec::SmallVec;
 
 use crate::{
     Time, Why,
     allowance::{Allowance, Rates, Waits},
     blobs::Piece,
+    flights::MAX_REQUESTS,
     inflow::Lane,
-    requests::Request,
+    peers::{Peer, Slot},
     scheduler::Scheduler,
     timer::Timer,
 };
@@ -21,6 +23,8 @@ use crate::{
 pub struct Limits {
     /// Bytes from peers. Default none.
     pub download: Rates,
+    /// Bytes from each of them. Default none.
+    pub download_per_peer: Rates,
     /// Bytes from the registry. Default none.
     pub registry: Rates,
     /// Reads of the registry that begin. Default none.
@@ -34,7 +38,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let none = Rates::default();
-        Self { download: none, registry: none, registry_requests: none, registry_slots: 8, registry_reserve: 2 }
+        Self {
+            download: none,
+            download_per_peer: none,
+            registry: none,
+            registry_requests: none,
+            registry_slots: 8,
+            registry_reserve: 2,
+        }
     }
 }
 
@@ -116,7 +127,41 @@ impl Scheduler {
         download.set(now, limits.download);
         registry.set(now, limits.registry);
         registry_requests.set(now, limits.registry_requests);
+        let per_peer = self.config.limits.download_per_peer != limits.download_per_peer;
         self.config.limits = limits;
+        if per_peer {
+            for slot in self.peers.slots() {
+                self.change_download(now, slot, |peer| peer.limit(now, limits.download_per_peer));
+                self.peers.mark(slot);
+            }
+        }
+    }
+
+    /// Charges a peer for what it is asked for. It has no more room while that is more than it may send.
+    pub(crate) fn charge_peer(&mut self, now: Time, slot: Slot, bytes: u64, priority: Priority) {
+        if self.peers.at(slot).is_some_and(|peer| peer.download.is_some()) {
+            self.change_download(now, slot, |peer| {
+                peer.download.iter_mut().for_each(|download| download.take(now, bytes, priority));
+            });
+        }
+    }
+
+    /// A peer may be asked for more.
+    pub(crate) fn peer_download_eased(&mut self, now: Time, peer: PeerId) {
+        if let Some(slot) = self.peers.slot(peer) {
+            self.change_download(now, slot, |_| ());
+            self.peers.mark(slot);
+        }
+    }
+
+    fn change_download(&mut self, now: Time, slot: Slot, change: impl FnOnce(&mut Peer)) {
+        let changed = self.peers.modify(now, &self.config, slot, |peer| {
+            change(peer);
+            (peer.id, peer.poll_download(now))
+        });
+        if let Some((peer, Some(at))) = changed {
+            self.timers.set(Timer::PeerDownload(peer), at);
+        }
     }
 
     /// Whether a peer may be asked for something that waits; if a limit is what forbids it, it is looked at again when that
@@ -142,7 +187,7 @@ impl Scheduler {
     }
 
     /// Who answers like this sends nothing.
-    pub(crate) fn give_back_refused(&mut self, now: Time, lane: Lane, why: Why, bytes: u64) {
+    pub(crate) fn give_back_refused(&mut self, now: Time, lane: Lane, peer: Option<Slot>, why: Why, bytes: u64) {
         let refused = matches!(
             why,
             Why::NotHave
@@ -154,7 +199,18 @@ impl Scheduler {
                 | Why::RegistryRefused
         );
         if refused {
-            self.allowances.give_back(now, lane, bytes);
+            self.give_back(now, lane, peer, bytes);
+        }
+    }
+
+    fn give_back(&mut self, now: Time, lane: Lane, peer: Option<Slot>, bytes: u64) {
+        self.allowances.give_back(now, lane, bytes);
+        if let Some((slot, Lane::Peers(priority))) = peer.map(|slot| (slot, lane))
+            && self.peers.at(slot).is_some_and(|peer| peer.download.is_some())
+        {
+            self.change_download(now, slot, |peer| {
+                peer.download.iter_mut().for_each(|download| download.give_back(now, bytes, priority));
+            });
         }
     }
 
@@ -162,9 +218,11 @@ impl Scheduler {
     pub(crate) fn give_back_found(&mut self, now: Time, piece: Piece) {
         let size = self.blobs.size(piece);
         let Some(flight) = self.flights.at(piece) else { return };
-        let owing = flight.requests.iter().filter_map(|&id| self.requests.at(id));
-        for lane in owing.filter(|request| request.owes(piece)).map(Request::lane) {
-            self.allowances.give_back(now, lane, size);
+        let requests = flight.requests.iter().filter_map(|&id| self.requests.at(id));
+        let owing = requests.filter(|request| request.owes(piece));
+        let owing: SmallVec<[_; MAX_REQUESTS]> = owing.map(|request| (request.lane(), request.peer())).collect();
+        for (lane, peer) in owing {
+            self.give_back(now, lane, peer, size);
         }
     }
 }

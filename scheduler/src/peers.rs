@@ -8,13 +8,19 @@ use std::{
 use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
 
-use crate::{BlobKey, Config, Item, Time, blobs::Reach};
+use crate::{
+    BlobKey, Config, Item, Time,
+    allowance::{Allowance, Rates},
+    blobs::Reach,
+};
 
 /// A connected peer's place in the table; used again after it has gone.
 pub(crate) type Slot = u32;
 
 /// Most pieces of one peer remembered as denied; beyond, the lowest are forgotten and may be asked for once more.
 const MAX_DENIED: usize = 4096;
+/// Pieces in a row that a peer was said to have and did not, after which it is left alone for a while like one that failed.
+const MAX_BROKEN: u32 = 32;
 /// Parts of a piece that allowances are counted in.
 const QUARTERS: u32 = 4;
 /// Rate assumed before anything was measured, bytes per second: a gigabit.
@@ -44,18 +50,24 @@ pub(crate) struct Peer {
     last_sign: Time,
     last_delivery: Time,
     failures: u32,
+    /// Pieces that it was said to have and did not, since it last delivered one.
+    broken: u32,
     /// Not asked before.
     pub(crate) closed_until: Time,
     /// Owes a sign of life; not asked until it gives one.
     suspect: bool,
     denied: BTreeSet<Item>,
     cannot_source: BTreeMap<BlobKey, Time>,
+    /// What it may still be asked for within the limit of each peer, if there is one.
+    pub(crate) download: Option<Box<Allowance>>,
+    /// When prefetch, and on-demand, may be asked of it again within that limit.
+    download_opens: [Time; 2],
 }
 
 impl Peer {
     /// How many more pieces of this priority it can take now.
     pub(crate) fn room(&self, now: Time, priority: Priority, config: &Config) -> u32 {
-        if self.suspect || self.closed_until > now {
+        if self.suspect || self.closed_until > now || self.download_opens[priority as usize] > now {
             return 0;
         }
         let window = self.window(priority, config);
@@ -74,6 +86,28 @@ impl Peer {
         limit.max(1).saturating_sub(self.in_flight)
     }
 
+    /// How much of it to ask for at a time.
+    pub(crate) fn share(&self, priority: Priority) -> u64 {
+        self.download.as_ref().map_or(u64::MAX, |download| download.share(priority))
+    }
+
+    /// Limits what it may be asked for.
+    pub(crate) fn limit(&mut self, now: Time, rates: Rates) {
+        if rates == Rates::default() {
+            self.download = None;
+        } else {
+            self.download.get_or_insert_with(|| Box::new(Allowance::new(now, rates))).set(now, rates);
+        }
+    }
+
+    /// Takes note of what it may be asked for now. Gives the next time at which more may be, if something has to wait.
+    pub(crate) fn poll_download(&mut self, now: Time) -> Option<Time> {
+        let mut poll = |priority| self.download.as_mut()?.poll(now, priority).err();
+        let polled = [poll(Priority::Prefetch), poll(Priority::OnDemand)];
+        self.download_opens = polled.map(|at| at.unwrap_or(Time::ZERO));
+        polled.into_iter().flatten().min()
+    }
+
     /// Whether it said that it does not have the piece, and not otherwise since.
     pub(crate) fn denies(&self, item: Item) -> bool {
         self.denied.contains(&item)
@@ -84,6 +118,13 @@ impl Peer {
             self.denied.pop_first();
         }
         self.denied.insert(item);
+    }
+
+    /// It does not have a piece that it was said to have. True when that has happened too often: whoever says again and again
+    /// that it has everything, and has nothing, would be asked each time before those that have it.
+    pub(crate) fn broke_promise(&mut self) -> bool {
+        self.broken += 1;
+        self.broken.is_multiple_of(MAX_BROKEN)
     }
 
     pub(crate) fn cannot_source(&mut self, blob: BlobKey, until: Time) {
@@ -147,6 +188,7 @@ impl Peer {
         let rate = bytes.saturating_mul(1_000_000_000) / nanos;
         self.rate = (self.rate - self.rate / 8 + rate / 8).max(1);
         self.failures = 0;
+        self.broken = 0;
         self.sign(now);
     }
 
@@ -237,6 +279,11 @@ impl Peers {
         }
     }
 
+    /// All of them.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        (0..).zip(&self.slots).filter(|(_, peer)| peer.is_some()).map(|(slot, _)| slot).collect()
+    }
+
     pub(crate) fn slot(&self, peer: PeerId) -> Option<Slot> {
         self.index.get(&peer).copied()
     }
@@ -288,14 +335,17 @@ impl Peers {
             last_sign: now,
             last_delivery: now,
             failures: 0,
+            broken: 0,
             closed_until: Time::ZERO,
             suspect: false,
             denied: BTreeSet::new(),
             cannot_source: BTreeMap::new(),
+            download: None,
+            download_opens: [Time::ZERO; 2],
         });
         self.index.insert(id, slot);
         self.own_zone += u32::from(own_zone);
-        self.modify(now, config, slot, |_| ());
+        self.modify(now, config, slot, |peer| peer.limit(now, config.limits.download_per_peer));
         slot
     }
 

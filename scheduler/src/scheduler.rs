@@ -181,6 +181,7 @@ impl Scheduler {
                 Timer::Dial(peer) => self.dial_timeout(now, peer),
                 Timer::Lease(peer) => self.lease_ended(peer),
                 // The pump that follows looks at them anyway.
+                Timer::PeerDownload(peer) => self.peer_download_eased(now, peer),
                 Timer::Registry | Timer::Download(_) => {}
             }
         }

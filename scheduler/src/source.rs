@@ -264,7 +264,8 @@ impl Scheduler {
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).max(1) as usize;
         let most = peer.window(priority, &self.config).min(self.config.peer_run).clamp(1, MAX_RUN as u32);
-        let run_bytes = self.config.run_bytes.min(self.allowances.share(Lane::Peers(priority)));
+        let share = self.allowances.share(Lane::Peers(priority)).min(peer.share(priority));
+        let run_bytes = self.config.run_bytes.min(share);
         let mut pieces = Pieces::from_slice(&[first.piece]);
         let mut bytes = self.blobs.size(first);
         for piece in (first.piece + 1..).take(most as usize - 1).map(|piece| Piece { piece, ..first }) {
@@ -277,6 +278,7 @@ impl Scheduler {
             bytes = longer;
         }
         self.peers.modify(now, &self.config, slot, |peer| peer.load(now, pieces.len() as u32, bytes));
+        self.charge_peer(now, slot, bytes, priority);
         let (blob, source) = (first.blob, matches!(asked, Asked::Home(_)));
         let on_wire = pieces.to_vec();
         let (request, deadline) = self.open(now, Batch { asked, blob, pieces, bytes, priority });

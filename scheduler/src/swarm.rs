@@ -72,6 +72,7 @@ impl Scheduler {
         }
         self.peers.remove(peer);
         self.timers.cancel(Timer::Peer(peer));
+        self.timers.cancel(Timer::PeerDownload(peer));
         if self.banned.contains_key(&peer) {
             self.timers.set(Timer::Peer(peer), self.banned[&peer]);
         }
@@ -214,6 +215,12 @@ impl Scheduler {
         let ranking: Arc<[PeerId]> = self.compute_ranking(piece)?.into();
         self.blobs.at_mut(piece.blob)?.ranking.insert(stripe, ranking.clone());
         Some(ranking)
+    }
+
+    /// The zone's live seed peers in the order of a hash of `id` and their capacities, the best eight at most: who keeps what is
+    /// no blob, for nodes that agree about the leases.
+    pub fn keepers(&self, id: &[u8; 32]) -> Vec<PeerId> {
+        rank(id, 0, self.homes.of_zone(&self.config.zone))
     }
 
     pub(crate) fn compute_ranking(&self, piece: Piece) -> Option<Vec<PeerId>> {

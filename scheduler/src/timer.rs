@@ -24,6 +24,8 @@ pub(crate) enum Timer {
     Registry,
     /// The limit of what comes from peers lets something of this priority through.
     Download(Priority),
+    /// The limit of what comes from this peer lets something through.
+    PeerDownload(PeerId),
 }
 
 /// Entries of the queue that may be out of date before it is made anew.

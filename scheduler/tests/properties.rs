@@ -30,7 +30,7 @@ enum Op {
     Answer { which: Index, how: Answer },
     Stray { request: u64, how: Answer },
     Lost { blob: u8, piece: u32 },
-    Limits { download: usize, registry: usize, reads: u64 },
+    Limits { download: usize, per_peer: usize, registry: usize, reads: u64 },
     Evicted(u8),
     Advance(u64),
 }
@@ -86,8 +86,8 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (any::<Index>(), answer()).prop_map(|(which, how)| Op::Answer { which, how }),
         1 => (any::<u64>(), answer()).prop_map(|(request, how)| Op::Stray { request, how }),
         1 => (0..3u8, 0..PIECES).prop_map(|(blob, piece)| Op::Lost { blob, piece }),
-        1 => (0..RATES.len(), 0..RATES.len(), 0..3u64)
-            .prop_map(|(download, registry, reads)| Op::Limits { download, registry, reads }),
+        1 => (0..RATES.len(), 0..RATES.len(), 0..RATES.len(), 0..3u64)
+            .prop_map(|(download, per_peer, registry, reads)| Op::Limits { download, per_peer, registry, reads }),
         1 => (0..3u8).prop_map(Op::Evicted),
         4 => (0..1500u64).prop_map(Op::Advance),
     ]
@@ -144,6 +144,8 @@ struct Shell {
     banned: BTreeMap<PeerId, Time>,
     denied: BTreeSet<(PeerId, Item)>,
     download: Meter,
+    /// From each peer.
+    downloads: BTreeMap<PeerId, Meter>,
     registry: Meter,
     reads: Meter,
 }
@@ -182,6 +184,7 @@ impl Shell {
             banned: BTreeMap::new(),
             denied: BTreeSet::new(),
             download: Meter::new(Time::ZERO, 0),
+            downloads: BTreeMap::new(),
             registry: Meter::new(Time::ZERO, 0),
             reads: Meter::new(Time::ZERO, 0),
         };
@@ -223,7 +226,10 @@ impl Shell {
                 assert!(self.up.contains(&peer), "asks {peer:?}, which is not connected");
                 assert!(self.banned.get(&peer).is_none_or(|&until| until <= self.now), "asks a banned peer");
                 assert!(pieces.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{pieces:?} is no run");
-                self.download.ask(self.now, pieces.len() as u64 * PIECE);
+                let bytes = pieces.len() as u64 * PIECE;
+                self.download.ask(self.now, bytes);
+                let now = self.now;
+                self.of_peer(peer).ask(now, bytes);
                 for &piece in &pieces {
                     assert!(!self.denied.contains(&(peer, Item { blob, piece })), "asks again for what was denied");
                     let duty = self.duty.contains(&Item { blob, piece });
@@ -314,6 +320,7 @@ impl Shell {
             Op::Up(n) if !self.up.contains(&peer(n)) => {
                 self.up.insert(peer(n));
                 self.denied.retain(|&(denier, _)| denier != peer(n));
+                self.downloads.remove(&peer(n));
                 let zone = if n % 3 == 2 { "b" } else { "a" }.into();
                 self.handle(Event::PeerUp { peer: peer(n), role: Role::Node, zone, labels: BTreeMap::new() });
             }
@@ -351,21 +358,32 @@ impl Shell {
                 assert_eq!(self.log.len(), before, "answers to unknown requests are ignored");
             }
             Op::Lost { blob: b, piece } => self.handle(Event::Lost { item: Item { blob: blob(b), piece } }),
-            Op::Limits { download, registry, reads } => self.limit(RATES[download], RATES[registry], reads),
+            Op::Limits { download, per_peer, registry, reads } => {
+                self.limit(RATES[download], RATES[per_peer], RATES[registry], reads);
+            }
             Op::Evicted(b) => self.handle(Event::Evicted { blob: blob(b) }),
             Op::Advance(millis) => self.advance(self.now + Duration::from_millis(millis)),
         }
     }
 
-    fn limit(&mut self, download: u64, registry: u64, reads: u64) {
+    /// A peer that comes again begins anew.
+    fn of_peer(&mut self, peer: PeerId) -> &mut Meter {
+        let (now, rate) = (self.now, self.config.limits.download_per_peer.all);
+        self.downloads.entry(peer).or_insert_with(|| Meter::new(now, rate))
+    }
+
+    fn limit(&mut self, download: u64, per_peer: u64, registry: u64, reads: u64) {
         let rates = |all| Rates { all, prefetch: all / 2 };
         let limits = Limits {
             download: rates(download),
+            download_per_peer: rates(per_peer),
             registry: rates(registry),
             registry_requests: rates(reads),
             ..self.config.limits
         };
+        self.config.limits = limits;
         self.download = Meter::new(self.now, download);
+        self.downloads.clear();
         self.registry = Meter::new(self.now, registry);
         self.reads = Meter::new(self.now, reads);
         self.handle(Event::Limits(limits));
@@ -380,8 +398,11 @@ impl Shell {
             Answer::Registry { .. } if live.peer.is_none() => live.pieces.len(),
             _ => 0,
         };
-        let meter = if live.peer.is_none() { &mut self.registry } else { &mut self.download };
-        meter.refused(refused as u64 * PIECE);
+        let (source, refused) = (live.peer, refused as u64 * PIECE);
+        let meter = if source.is_none() { &mut self.registry } else { &mut self.download };
+        meter.refused(refused);
+        source.into_iter().for_each(|peer| self.of_peer(peer).refused(refused));
+        let live = self.live.get_mut(&request).expect("it is live");
         match &how {
             Answer::Deliver | Answer::NotHave => {
                 live.pieces.remove(&item.piece);

@@ -298,6 +298,9 @@ fn print_status(status: &StatusReply) {
         println!("objects  {}", sources(&total.objects.unwrap_or_default()));
         println!("rejected {} chunks, {}", total.rejected_chunks, human_bytes(total.rejected_bytes));
     }
+    if let Some(starts) = status.start_traces.as_ref().filter(|starts| starts.images > 0) {
+        println!("starts   {} of {} images, {}", starts.starts, starts.images, human_bytes(starts.bytes));
+    }
     for mount in &status.mounts {
         let work = match mount.native {
             true if mount.reads == 0 => "native".to_owned(),
@@ -323,8 +326,19 @@ fn print_peer(peer: &PeerStatus) {
         (0, false) => "known".to_owned(),
         (seconds, _) => format!("banned for {seconds} s: {}", peer.ban_reason),
     };
+    let faults = [
+        (peer.violations, "violations"),
+        (peer.wrong_bytes, "wrong answers"),
+        (peer.stalls, "stalls"),
+        (peer.broken_promises, "broken promises"),
+    ];
+    let faults = faults.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let faults = match &faults.collect::<Vec<_>>()[..] {
+        [] => String::new(),
+        faults => format!(" {} (last: {})", faults.join(", "), peer.last_fault),
+    };
     println!(
-        "{} {} zone {} {state} received {} sent {} {}",
+        "{} {} zone {} {state} received {} sent {} {}{faults}",
         peer.peer,
         peer.role,
         peer.zone,

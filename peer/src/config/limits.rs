@@ -26,6 +26,10 @@ pub struct LimitsConfig {
     #[serde(with = "size")]
     pub download_prefetch: u64,
     #[serde(with = "size")]
+    pub download_per_peer: u64,
+    #[serde(with = "size")]
+    pub download_per_peer_prefetch: u64,
+    #[serde(with = "size")]
     pub registry: u64,
     #[serde(with = "size")]
     pub registry_prefetch: u64,
@@ -47,6 +51,8 @@ impl Default for LimitsConfig {
             upload_per_peer_prefetch: 0,
             download: 0,
             download_prefetch: 0,
+            download_per_peer: 0,
+            download_per_peer_prefetch: 0,
             registry: 0,
             registry_prefetch: 0,
             registry_requests: 0,
@@ -97,6 +103,7 @@ impl Config {
         let reserve = shoal_scheduler::Limits::default().registry_reserve.min(registry.concurrency / 2);
         shoal_scheduler::Limits {
             download: Rates { all: limits.download, prefetch: limits.download_prefetch },
+            download_per_peer: Rates { all: limits.download_per_peer, prefetch: limits.download_per_peer_prefetch },
             registry: Rates { all: limits.registry, prefetch: limits.registry_prefetch },
             registry_requests: Rates {
                 all: limits.registry_requests.into(),

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, invalid, merge, overlay, parse_table, refuse_unknown, typed};
+use super::{Config, ConfigError, invalid, merge, overlay, parse_table, refuse_unknown, whole};
 
 impl Config {
     /// This configuration with each `KEY=VALUE` of `settings` over it, as a running daemon takes them.
@@ -18,7 +18,7 @@ impl Config {
             }
             merge(&mut table, overlay);
         }
-        typed("configuration", table)
+        whole(table)
     }
 
     /// The value of `key`, or of every key of the table `key`, or of all keys where it is empty, in the order of their names.
@@ -48,6 +48,8 @@ pub fn is_adjustable(key: &str) -> bool {
         // The memory is divided when the data plane starts.
         Some(("limits", name)) => name != "answer_bytes",
         Some(("registry", name)) => ["concurrency", "prefetch_concurrency"].contains(&name),
+        // What becomes of an unmounted image is told to each mount when it is made.
+        Some(("store", name)) => name != "keep_unmounted",
         _ => false,
     }
 }
@@ -72,6 +74,7 @@ mod tests {
         let settings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
         let changed = |texts: &[&str]| Config::default().changed(&settings(texts)).map_err(|error| error.to_string());
         let config = changed(&["limits.upload=2 KiB", "registry.concurrency=3"]).unwrap();
+        assert_eq!(changed(&["store.low_percent=5", "store.high_percent=7"]).unwrap().store.high_percent, 7);
         assert_eq!((config.limits.upload, config.registry.concurrency), (2048, 3));
         assert_eq!(config, config.changed(&[]).unwrap());
         for (texts, error) in [
@@ -80,6 +83,8 @@ mod tests {
             (["limits.upload=1", "limits.uplod=1"], "did you mean \"limits.upload\"?"),
             (["limits.upload=1", "limits.connections=0"], "limits.connections=0: limits.connections must be"),
             (["limits.upload=1", "limits"], "limits: expected KEY=VALUE"),
+            (["store.max_bytes=1", "store.keep_unmounted=false"], "store.keep_unmounted is read when"),
+            (["store.max_bytes=1", "store.high_percent=70"], "store.low_percent must be at most"),
         ] {
             let found = changed(&texts).unwrap_err();
             assert!(found.contains(error), "{found}");

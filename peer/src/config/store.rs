@@ -29,9 +29,12 @@ impl Default for StoreConfig {
 impl StoreConfig {
     /// A key that is out of range, and why.
     pub(super) fn fault(&self) -> Option<(&'static str, &'static str)> {
-        if !(1..=100).contains(&self.high_percent) {
-            return Some(("store.high_percent", "must be 1 to 100"));
-        }
+        let wrong = !(1..=100).contains(&self.high_percent);
+        wrong.then_some(("store.high_percent", "must be 1 to 100"))
+    }
+
+    /// A key that does not go with another one.
+    pub(super) fn order_fault(&self) -> Option<(&'static str, &'static str)> {
         let over = self.low_percent > self.high_percent;
         over.then_some(("store.low_percent", "must be at most store.high_percent"))
     }
@@ -53,6 +56,8 @@ mod tests {
             let error = Config::load(None, &[text.into()]).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+        let both = ["store.high_percent=7", "store.low_percent=5"].map(String::from);
+        assert!(Config::load(None, &both).is_ok(), "what each is without the other does not count");
         let sizes = Config::load(None, &["store.max_bytes=\"20 GiB\"".into()]).unwrap();
         assert_eq!(sizes.store.limits().max_bytes, 20 << 30);
     }

@@ -93,7 +93,27 @@ impl Lookups {
 
 #[cfg(test)]
 mod tests {
+    use libp2p::kad::store::{MemoryStore, RecordStore};
+
     use super::*;
+
+    #[test]
+    fn a_million_records_are_not_kept() {
+        let me = libp2p::PeerId::random();
+        let mut store = MemoryStore::with_config(me, store_limits());
+        let key = |n: u32| kad::RecordKey::new(&n.to_le_bytes());
+        let provider = libp2p::PeerId::random();
+        for n in 0..1_000_000 {
+            let kept = store.add_provider(kad::ProviderRecord::new(key(n), provider, Vec::new()));
+            assert_eq!(kept.is_ok(), (n as usize) < MAX_KEYS, "{n}");
+        }
+        for _ in 0..1000 {
+            let record = kad::ProviderRecord::new(key(0), libp2p::PeerId::random(), Vec::new());
+            // Those that came first are kept.
+            let _ = store.add_provider(record);
+        }
+        assert_eq!(store.providers(&key(0)).len(), MAX_PROVIDERS);
+    }
 
     #[test]
     fn keys_differ_by_blob_and_zone() {

@@ -1,6 +1,7 @@
 //! Control planes on loopback, with real sockets: they find each other, leases come and go, records are found, and
 //! strangers get nowhere.
 
+mod previous;
 mod strangers;
 
 use std::{

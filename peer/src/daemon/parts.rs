@@ -28,6 +28,7 @@ use crate::{
     node::Node,
     pins::Pins,
     preheat::Preheats,
+    starts::CollectedStarts,
     usage,
 };
 
@@ -42,6 +43,7 @@ pub(crate) struct Parts {
     pub(super) listening: watch::Receiver<Vec<Multiaddr>>,
     pub(super) data: DataPlane,
     pub(super) contacts: Contacts,
+    pub(super) starts: CollectedStarts,
     pub(super) identity: Identity,
     pub(super) admission: Admission,
     pub(super) role: Role,
@@ -81,6 +83,7 @@ impl Parts {
             store: Some(self.store()),
             membership_expires: self.membership_expires(),
             revocations: self.admission.revocations() as u64,
+            start_traces: Some(self.starts.figures()),
         }
     }
 
@@ -120,6 +123,11 @@ impl Parts {
                 sent_bytes: open.map_or(0, |open| open.sent_bytes),
                 lease: known.lease,
                 transport: open.map_or_else(String::new, |open| open.transport.to_owned()),
+                violations: known.faults.violations,
+                wrong_bytes: known.faults.wrong_bytes,
+                stalls: known.faults.stalls,
+                broken_promises: known.faults.broken_promises,
+                last_fault: known.faults.last,
             }
         });
         all.collect()
@@ -142,6 +150,9 @@ impl Vitals for Parts {
             metrics::counter!("shoal_registry_proxy_reads_total").absolute(proxy.reads);
             metrics::counter!("shoal_registry_proxy_failed_reads_total").absolute(proxy.failed);
         }
+        let starts = self.starts.figures();
+        metrics::gauge!("shoal_start_traces").set(starts.starts as f64);
+        metrics::gauge!("shoal_start_traces_bytes").set(starts.bytes as f64);
         let store = self.store();
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
         metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);

@@ -10,6 +10,7 @@ use crate::{
     config::{Config, ConfigError, is_adjustable},
     data::DataPlane,
     driver::DriverHandle,
+    store::Store,
 };
 
 /// See the module.
@@ -20,12 +21,13 @@ pub(crate) struct Settings {
     changing: tokio::sync::Mutex<()>,
     data: DataPlane,
     driver: DriverHandle,
+    store: Store,
 }
 
 impl Settings {
     /// The parts were started with `config`.
-    pub(super) fn new(config: Config, data: DataPlane, driver: DriverHandle) -> Self {
-        Self { config: Mutex::new(config), changing: tokio::sync::Mutex::default(), data, driver }
+    pub(super) fn new(config: Config, data: DataPlane, driver: DriverHandle, store: Store) -> Self {
+        Self { config: Mutex::new(config), changing: tokio::sync::Mutex::default(), data, driver, store }
     }
 
     /// Changes settings, each `KEY=VALUE`: all of them, or none. Gives what they are now.
@@ -36,6 +38,7 @@ impl Settings {
         let _changing = self.changing.lock().await;
         let config = self.config().changed(settings)?;
         self.data.adjust(config.data_limits());
+        self.store.adjust(config.store.limits());
         self.driver.event(Event::Limits(config.scheduler_limits())).await;
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config.clone();
         let mut now = Vec::new();
@@ -63,6 +66,7 @@ impl Settings {
             ("upload", data.upload),
             ("upload_per_peer", data.upload_per_peer),
             ("download", scheduler.download),
+            ("download_per_peer", scheduler.download_per_peer),
             ("registry", scheduler.registry),
             ("registry_requests", scheduler.registry_requests),
         ];

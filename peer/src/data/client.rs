@@ -75,6 +75,9 @@ pub enum RequestError {
     /// There is no connection to the peer.
     #[error("not connected to {0}")]
     NotConnected(PeerId),
+    /// A daemon of an earlier release does not know such objects.
+    #[error("{0} does not know what it would be asked for")]
+    Unknown(PeerId),
     /// The connection broke, or the peer took too long to let us ask.
     #[error("cannot ask {peer}: {why}")]
     Lost {
@@ -142,6 +145,9 @@ pub(super) async fn ask(
     request.id = link.next_request();
     let lost = |why: String| RequestError::Lost { peer: link.peer(), why };
     let id = request.id;
+    if !link.knows(request.what.needs()) {
+        return Err(RequestError::Unknown(link.peer()));
+    }
     let frames = timeout(ASK_TIMEOUT, link.wire().ask(request, &limits))
         .await
         .map_err(|_| lost("it does not let us ask".into()))?

@@ -192,6 +192,7 @@ async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader
             Message::Have(have) => PeerEvent::Have { peer, have },
             Message::Interest { bootstrap, blob } => PeerEvent::Interest { peer, bootstrap, blob },
             Message::Peers { blob, contacts } => PeerEvent::Peers { peer, blob, contacts },
+            Message::Trace { bootstrap, trace } => PeerEvent::Trace { peer, bootstrap, trace },
             _ => return violation("a message that is no notice, among notices"),
         };
         shared.tell(link, event).await;

@@ -102,6 +102,7 @@ async fn accept_quic(shared: &Arc<Shared>, quic: &Quic) {
     while let Some(incoming) = quic.accept(scarce).await {
         let Ok(place) = shared.strangers.clone().try_acquire_owned() else {
             incoming.ignore();
+            refused("crowded");
             continue;
         };
         let from = incoming.remote_address();
@@ -113,12 +114,14 @@ async fn accept_quic(shared: &Arc<Shared>, quic: &Quic) {
 async fn accept_tcp(shared: &Arc<Shared>, tcp: &Tcp) {
     loop {
         let (stream, from) = tcp.accept().await;
-        // Without a place the connection is closed.
-        if let Ok(place) = shared.strangers.clone().try_acquire_owned() {
-            let tls = tcp.welcome(stream);
-            let handshake = async move { tls.await.map(Wire::Tcp) };
-            shared.tasks.spawn(welcome(shared.clone(), from, place, handshake));
-        }
+        let Ok(place) = shared.strangers.clone().try_acquire_owned() else {
+            // The connection is closed.
+            refused("crowded");
+            continue;
+        };
+        let tls = tcp.welcome(stream);
+        let handshake = async move { tls.await.map(Wire::Tcp) };
+        shared.tasks.spawn(welcome(shared.clone(), from, place, handshake));
     }
 }
 
@@ -139,6 +142,19 @@ async fn welcome(
     drop(place);
     match greeted {
         Ok(greeted) => connection::run(&shared, greeted).await,
-        Err(error) => tracing::debug!(%from, "not accepted: {error}"),
+        Err(error) => {
+            refused(match &error {
+                HandshakeError::Refused { why: Closing::Refused | Closing::Version, .. } => "refused",
+                HandshakeError::Refused { why: Closing::Violation, .. } => "violation",
+                HandshakeError::TimedOut => "silent",
+                _ => "other",
+            });
+            tracing::debug!(%from, "not accepted: {error}");
+        }
     }
+}
+
+/// Counts a connection of somebody who did not get in, and therefore has no name.
+fn refused(reason: &'static str) {
+    metrics::counter!("shoal_refused_connections_total", "reason" => reason).increment(1);
 }

@@ -92,6 +92,11 @@ impl Link {
         &self.hello
     }
 
+    /// Whether the peer has all these features.
+    pub(super) fn knows(&self, features: u64) -> bool {
+        self.hello.features & features == features
+    }
+
     pub(super) fn next_request(&self) -> u64 {
         self.next_request.fetch_add(1, Relaxed)
     }

@@ -5,6 +5,7 @@ mod exchange;
 mod hostile;
 mod limits;
 mod membership;
+mod previous;
 mod transports;
 
 use std::{future::Future, net::Ipv4Addr};

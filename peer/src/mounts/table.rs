@@ -7,7 +7,7 @@ use std::{
 };
 
 use shoal_proto::{ObjectId, control::MountStatus};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 
 use super::{MountsError, session::Session};
 use crate::{config::MountMode, reader::Reader, store::Hold};
@@ -45,6 +45,8 @@ pub(super) struct Mounted {
     pub(super) reader: Reader,
     pub(super) session: Session,
     pub(super) hold: Hold,
+    /// Ends the noting of its start.
+    pub(super) _start: Option<DropGuard>,
     /// What is done for the image as long as it is mounted.
     pub(super) _tasks: Vec<AbortOnDropHandle<()>>,
 }

@@ -45,7 +45,8 @@ pub(super) struct Blobs {
     /// Here, because what is evicted is a blob or one of them.
     pub(super) files: WholeFiles,
     pub(super) holdings: Arc<Holdings>,
-    pub(super) limits: StoreLimits,
+    /// Held for a copy or a change.
+    pub(super) limits: Mutex<StoreLimits>,
     variants_per_blob: u32,
     closed: AtomicBool,
     /// Bytes that are being written and not yet among the holdings.
@@ -97,7 +98,7 @@ impl Blobs {
             disk,
             files,
             holdings,
-            limits: options.limits,
+            limits: Mutex::new(options.limits),
             variants_per_blob: options.variants_per_blob.max(1),
             closed: AtomicBool::new(false),
             reserved: AtomicU64::new(0),

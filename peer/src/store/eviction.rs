@@ -19,7 +19,7 @@ use std::{
 use shoal_proto::{DecodedId, ObjectId};
 
 use super::{
-    KeptBlob, StoreError,
+    KeptBlob, StoreError, StoreLimits,
     blobs::{Blobs, blob_io, lock},
     holdings::{Footprint, Holding},
     variant::Variant,
@@ -90,7 +90,7 @@ impl Blobs {
         let room = Room::reserve(&self.reserved, len);
         // Of several who come at once, each sees the others.
         let used = || self.holdings.bytes() + self.reserved.load(Ordering::SeqCst) - len;
-        let overflow = || self.limits.overflow(used(), self.free(), len);
+        let overflow = || self.limits().overflow(used(), self.free(), len);
         if overflow().ok_or_else(full)? == 0 {
             return Ok(room);
         }
@@ -100,7 +100,7 @@ impl Blobs {
         let evicted = self.evict_oldest(excess, BTreeSet::from([for_whom]));
         // A file system may take its time to count what was freed.
         let free = self.free().saturating_add(evicted.bytes);
-        match self.limits.overflow(used(), free, len) {
+        match self.limits().overflow(used(), free, len) {
             Some(0) => Ok(room),
             _ => Err(full()),
         }
@@ -109,7 +109,7 @@ impl Blobs {
     pub(super) fn has_room(&self, len: u64) -> bool {
         let used = self.holdings.bytes() + self.reserved.load(Ordering::SeqCst);
         let on_disk = self.disk.free().unwrap_or(u64::MAX);
-        on_disk >= len && self.limits.overflow(used, self.free(), len) == Some(0)
+        on_disk >= len && self.limits().overflow(used, self.free(), len) == Some(0)
     }
 
     /// The disk is full: lets `len` bytes go, or as many as may; false if there are none.
@@ -118,13 +118,23 @@ impl Blobs {
         self.evict_oldest(len.max(1), BTreeSet::from([for_whom])).bytes > 0
     }
 
+    /// How large it may become at present.
+    pub(super) fn limits(&self) -> StoreLimits {
+        *lock(&self.limits)
+    }
+
+    /// Keeps other limits from now on.
+    pub(super) fn adjust(&self, limits: StoreLimits) {
+        *lock(&self.limits) = limits;
+    }
+
     /// Lets go what is above the marks.
     pub(super) fn evict_surplus(&self) {
-        if self.limits.surplus(self.holdings.bytes(), self.free()) == 0 {
+        if self.limits().surplus(self.holdings.bytes(), self.free()) == 0 {
             return;
         }
         let _evicting = lock(&self.evicting);
-        let surplus = self.limits.surplus(self.holdings.bytes(), self.free());
+        let surplus = self.limits().surplus(self.holdings.bytes(), self.free());
         let evicted = self.evict_oldest(surplus, BTreeSet::new());
         tracing::info!(evicted.blobs, evicted.objects, evicted.bytes, surplus, "evicted what was used longest ago");
     }
@@ -262,7 +272,7 @@ impl Blobs {
 
     /// Free bytes of the file system, if that is of interest.
     fn free(&self) -> u64 {
-        match self.limits.keep_free_bytes {
+        match self.limits().keep_free_bytes {
             0 => u64::MAX,
             _ => self.disk.free().unwrap_or_else(|error| {
                 tracing::warn!("cannot tell how much of the disk is free: {error}");

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::support::{Daemon, Registry, assert_same, can_mount, shoal, total_bytes, tree, wait};
+use bytes::Bytes;
 use serde_json::Value;
 use shoal::{
     admission::Admission,
@@ -97,14 +98,15 @@ impl Service for Silent {
     fn handle(&self, _: PeerContext, _: Request, _: AnswerSender) {}
 }
 
-/// Tries to be let in by `target` on both planes with what `own` shows, believing anybody; true if either does.
-async fn gets_in(identity: &Identity, own: Membership, target: &Target) -> bool {
+/// Tries to be let in by `target` on both planes with what `own` shows, or on the data plane with `shown`, believing anybody; true if
+/// either does.
+async fn gets_in(identity: &Identity, own: Membership, shown: Bytes, target: &Target) -> bool {
     let listen = ([127, 0, 0, 1], 0).into();
     let hello = Hello {
         version: VERSION,
         min_version: MIN_VERSION,
         features: 0,
-        membership: own.shown().clone(),
+        membership: shown,
         role: own.role(),
         zone: own.zone().to_owned(),
         labels: Default::default(),
@@ -192,7 +194,10 @@ fn strangers_get_nothing_on_either_plane() {
     let seed = cluster.member("seed", "seed", &[]);
     let target = Target::of(&seed);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let tries = |identity: &Identity, own: Membership| runtime.block_on(gets_in(identity, own, &target));
+    let tries = |identity: &Identity, own: Membership| {
+        let shown = own.shown().clone();
+        runtime.block_on(gets_in(identity, own, shown, &target))
+    };
 
     cluster.issue("member", "node", "1h");
     let member = data_dir_identity(&cluster, "member");
@@ -202,6 +207,11 @@ fn strangers_get_nothing_on_either_plane() {
     let stranger = Identity::generate();
     let none = Membership::open(stranger.peer(), Role::Node, "default").expect("a valid zone");
     assert!(!tries(&stranger, none), "without a certificate");
+
+    let thief = Identity::generate();
+    let own = Membership::open(thief.peer(), Role::Node, "default").expect("a valid zone");
+    let copied = shown_in(&certificate, &member).shown().clone();
+    assert!(!runtime.block_on(gets_in(&thief, own, copied, &target)), "with a copy of a member's certificate");
 
     let other = Cluster::new();
     other.issue("outsider", "node", "1h");

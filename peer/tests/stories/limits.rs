@@ -132,6 +132,11 @@ fn a_download_limit_is_kept_over_tcp() {
 }
 
 #[test]
+fn a_download_limit_for_each_peer_is_kept_over_tcp() {
+    limited_transfer("tcp", "download_per_peer", false);
+}
+
+#[test]
 fn a_download_limit_is_kept_over_quic() {
     limited_transfer("quic", "download", false);
 }

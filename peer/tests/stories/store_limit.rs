@@ -78,6 +78,43 @@ fn the_unmounted_image_goes_and_who_believed_in_it_reads_right() {
 }
 
 #[test]
+fn a_limit_that_is_set_while_the_daemon_runs_counts_at_once() {
+    if !can_mount("store_limit_set") {
+        return;
+    }
+    let images = [tree(14, 10, 300_000), tree(15, 10, 300_000)];
+    let mut registry = Registry::start();
+    for (image, tag) in images.iter().zip(["first", "second"]) {
+        registry.publish(image.path(), tag);
+    }
+    registry.switch_on();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut daemon = Daemon::start("node", folder.path(), &[]);
+    let disk_bytes = || daemon.status()["store"]["disk_bytes"].as_u64().expect("a figure");
+    let prefetch = |tag: &str| daemon.ctl(&["prefetch", &registry.reference(tag)]);
+    prefetch("first");
+    prefetch("second");
+    assert!(disk_bytes() > LIMIT);
+
+    daemon.ctl(&["set", &format!("store.max_bytes={LIMIT}"), "store.high_percent=85", "store.low_percent=80"]);
+    wait("the image that was used first goes", || disk_bytes() <= LIMIT * 85 / 100);
+    assert_eq!(daemon.status()["store"]["limit_bytes"], LIMIT);
+    assert_eq!(metric(&daemon, "shoal_store_limit_bytes"), LIMIT as f64);
+    prefetch("first");
+    wait("the other goes for it", || disk_bytes() <= LIMIT * 85 / 100);
+    daemon.mount(&registry.reference("first"));
+    assert_same(images[0].path(), &daemon.mountpoint());
+
+    let refused = daemon.try_ctl(&["set", "store.max_bytes=0", "store.low_percent=90"]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && why.contains("must be at most store.high_percent"), "{why}");
+    daemon.ctl(&["set", "store.max_bytes=0"]);
+    prefetch("second");
+    assert!(disk_bytes() > LIMIT, "there is room for both again");
+    daemon.stop();
+}
+
+#[test]
 fn a_pin_keeps_an_image_until_it_ends() {
     if !can_mount("store_pins") {
         return;

@@ -65,7 +65,8 @@ fn request() -> impl Strategy<Value = Message> {
             fingerprints,
             manifest,
         });
-    let kind = prop_oneof![Just(ObjectKind::Manifest), Just(ObjectKind::Blob)];
+    let kind = [ObjectKind::Manifest, ObjectKind::Blob, ObjectKind::HashList, ObjectKind::StartTrace];
+    let kind = proptest::sample::select(kind.to_vec());
     let object = (object_id(), kind).prop_map(|(id, kind)| Asked::Object { id, kind });
     let priority = prop_oneof![Just(Priority::Prefetch), Just(Priority::OnDemand)];
     let image = (name(), name()).prop_map(|(registry, repository)| ImageSource { registry, repository });
@@ -117,6 +118,8 @@ fn message() -> impl Strategy<Value = Message> {
         have(),
         (object_id(), blob_id()).prop_map(|(bootstrap, blob)| Message::Interest { bootstrap, blob }),
         (blob_id(), contacts()).prop_map(|(blob, contacts)| Message::Peers { blob, contacts }),
+        (object_id(), vec((any::<u32>(), any::<u32>()), 0..80))
+            .prop_map(|(bootstrap, pieces)| Message::Trace { bootstrap, trace: StartTrace::of(pieces) }),
         (any::<u32>(), name()).prop_map(|(code, reason)| Message::Close { code, reason }),
     ]
 }

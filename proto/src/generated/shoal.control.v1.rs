@@ -97,6 +97,22 @@ pub struct StatusReply {
     /// Revocations of memberships that are known.
     #[prost(uint64, tag = "13")]
     pub revocations: u64,
+    /// What this node has collected of starts of images, as a seed peer.
+    #[prost(message, optional, tag = "14")]
+    pub start_traces: ::core::option::Option<StartTraces>,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartTraces {
+    /// Images of which there is something.
+    #[prost(uint64, tag = "1")]
+    pub images: u64,
+    /// Starts of theirs.
+    #[prost(uint64, tag = "2")]
+    pub starts: u64,
+    /// Memory that it takes up.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -220,6 +236,19 @@ pub struct PeerStatus {
     /// What carries the open data connection: "tcp" or "quic"; empty without one.
     #[prost(string, tag = "11")]
     pub transport: ::prost::alloc::string::String,
+    /// Since the daemon started: how often it broke the protocol, sent wrong bytes, and fell silent while it owed an answer, and how
+    /// many pieces it was said to have and did not.
+    #[prost(uint64, tag = "12")]
+    pub violations: u64,
+    #[prost(uint64, tag = "13")]
+    pub wrong_bytes: u64,
+    #[prost(uint64, tag = "14")]
+    pub stalls: u64,
+    #[prost(uint64, tag = "15")]
+    pub broken_promises: u64,
+    /// The last of these, in words; empty when there was none.
+    #[prost(string, tag = "16")]
+    pub last_fault: ::prost::alloc::string::String,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,7 +4,7 @@
 pub struct Header {
     #[prost(
         oneof = "header::Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub message: ::core::option::Option<header::Message>,
 }
@@ -40,6 +40,8 @@ pub mod header {
         Peers(super::Peers),
         #[prost(message, tag = "14")]
         Close(super::Close),
+        #[prost(message, tag = "15")]
+        Trace(super::Trace),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -236,6 +238,15 @@ pub struct Peers {
     #[prost(message, repeated, tag = "2")]
     pub contacts: ::prost::alloc::vec::Vec<Contact>,
 }
+/// What a start of an image touched first, to be given to others by a seed peer. Sent only to peers whose hello has feature bit 1.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trace {
+    #[prost(bytes = "vec", tag = "1")]
+    pub bootstrap: ::prost::alloc::vec::Vec<u8>,
+    /// See start_trace.rs.
+    #[prost(bytes = "vec", tag = "2")]
+    pub pieces: ::prost::alloc::vec::Vec<u8>,
+}
 /// The last message of a connection whose transport has no way of its own to say why it ends (TCP).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Close {
@@ -310,6 +321,8 @@ pub enum ObjectKind {
     Blob = 2,
     /// The hash list of the blob with this digest. Asked only of peers whose hello has feature bit 0.
     HashList = 3,
+    /// What starts of the image with this bootstrap layer touched first. Asked only of peers whose hello has feature bit 1.
+    StartTrace = 4,
 }
 impl ObjectKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -322,6 +335,7 @@ impl ObjectKind {
             Self::Manifest => "OBJECT_KIND_MANIFEST",
             Self::Blob => "OBJECT_KIND_BLOB",
             Self::HashList => "OBJECT_KIND_HASH_LIST",
+            Self::StartTrace => "OBJECT_KIND_START_TRACE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -331,6 +345,7 @@ impl ObjectKind {
             "OBJECT_KIND_MANIFEST" => Some(Self::Manifest),
             "OBJECT_KIND_BLOB" => Some(Self::Blob),
             "OBJECT_KIND_HASH_LIST" => Some(Self::HashList),
+            "OBJECT_KIND_START_TRACE" => Some(Self::StartTrace),
             _ => None,
         }
     }

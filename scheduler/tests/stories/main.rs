@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use shoal_proto::{Bitfield, Priority, Role};
 use shoal_scheduler::{
@@ -374,6 +374,96 @@ fn what_waits_for_the_download_limit_stays_with_its_neighbour() {
     assert_eq!(asked.len(), 2, "what does not come is asked for elsewhere, and leaves room: {asked:?}");
     assert_eq!(all_asked(&world.wait(ms(500))), [], "a prefetch waits until half is there again");
     assert_eq!(all_asked(&world.wait(ms(1))).len(), 1);
+}
+
+#[test]
+fn a_peer_is_asked_for_no_more_than_its_share_and_others_bring_the_rest() {
+    let mut world = World::new();
+    world.up(2);
+    world.has(2, 0..64);
+    world.up(3);
+    world.has(3, 0..64);
+    let rates = Rates { all: PIECE, prefetch: 0 };
+    world.tell(Event::Limits(Limits { download_per_peer: rates, ..Limits::default() }));
+    for piece in (0..16).step_by(2) {
+        world.note_want(piece, Priority::Prefetch, Origin::Local);
+    }
+    let of_peers = |actions: &[Action]| {
+        let asked = all_asked(actions).into_iter().filter(|(source, _)| matches!(source, Source::Peer(_)));
+        asked.collect::<Vec<_>>()
+    };
+    let first = of_peers(&world.actions());
+    let sources: Vec<_> = first.iter().map(|(source, _)| *source).collect();
+    assert_eq!(first.len(), 2, "one piece of each: {first:?}");
+    assert!(sources.contains(&Source::Peer(peer(2))) && sources.contains(&Source::Peer(peer(3))), "{first:?}");
+    assert_eq!(of_peers(&world.wait(ms(500))), [], "half of a second's worth is a reader's");
+    let asked = world.want(31);
+    assert!(matches!(all_asked(&asked)[..], [(Source::Peer(_), _)]), "a reader may have it: {asked:?}");
+    // A limit that is lifted counts at once.
+    world.tell(Event::Limits(Limits::default()));
+    let rest = world.want(33);
+    assert!(matches!(all_asked(&rest)[..], [(Source::Peer(_), _)]), "{rest:?}");
+}
+
+#[test]
+fn who_claims_all_and_serves_none_is_left_alone_and_keeps_nobody_from_the_others() {
+    for priority in [Priority::OnDemand, Priority::Prefetch] {
+        let mut world = World::new();
+        for n in [2, 3] {
+            world.up(n);
+            world.has(n, 0..64);
+        }
+        (0..64).for_each(|piece| _ = world.note_want(piece, priority, Origin::Local));
+        let (mut complete, mut in_vain, mut owed) = (0, 0, VecDeque::new());
+        let mut actions = world.actions();
+        while complete < 64 {
+            let mut answers = Vec::new();
+            for action in &actions {
+                complete += usize::from(matches!(action, Action::Complete { outcome: Ok(()), .. }));
+                match action {
+                    Action::Request { request, peer: of, pieces, .. } if *of == peer(2) => {
+                        in_vain += pieces.len();
+                        answers.extend(pieces.iter().map(|piece| (*request, *piece)));
+                    }
+                    Action::Request { request, pieces, .. } | Action::BackToSource { request, pieces, .. } => {
+                        owed.extend(pieces.iter().map(|piece| (*request, *piece)));
+                    }
+                    _ => {}
+                }
+            }
+            assert!(in_vain < 500, "{priority:?}: asked again and again, {complete} pieces are here");
+            actions = Vec::new();
+            for (request, piece) in answers {
+                world.scheduler.handle_event(world.now, Event::NotHave { request, item: item(piece) });
+                // And yet it says that it has everything, before anybody else could be asked.
+                actions.extend(world.has(2, 0..64));
+            }
+            if actions.is_empty() {
+                // The other needs its time.
+                actions = world.wait(ms(10));
+                if let Some((request, piece)) = owed.pop_front() {
+                    actions.extend(world.tell(Event::Delivered { request, item: item(piece), bytes: PIECE }));
+                }
+            }
+            assert!(world.now < Time::ZERO + Duration::from_secs(30), "{priority:?}: {complete} pieces are here");
+        }
+    }
+}
+
+#[test]
+fn what_waits_for_the_share_of_its_home_stays_there() {
+    let mut world = World::new();
+    world.up(SEED);
+    world.seed(SEED);
+    let rates = Rates { all: PIECE, prefetch: 0 };
+    world.tell(Event::Limits(Limits { download_per_peer: rates, ..Limits::default() }));
+    let first = world.want(0);
+    assert_eq!(all_asked(&first), [(Source::Home(peer(SEED)), vec![0])]);
+    assert_eq!(all_asked(&world.want(40)), [], "neither the home nor the registry");
+    assert_eq!(all_asked(&world.wait(ms(1))), [(Source::Home(peer(SEED)), vec![40])], "a reader takes what comes in");
+    assert_eq!(all_asked(&world.want(20)), []);
+    let refused = all_asked(&world.tell(Event::NotHave { request: request(&first), item: item(0) }));
+    assert!(refused.contains(&(Source::Home(peer(SEED)), vec![20])), "what does not come leaves room: {refused:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Peers with a good identity and membership, or without, that break the protocol in every way that came to mind.
 //! Each loses its connection and no more happens: the same node goes on serving others.
 
-mod tcp;
+pub(super) mod tcp;
 
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use shoal_proto::{Data, Status, encode_header};

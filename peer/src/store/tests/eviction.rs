@@ -242,6 +242,29 @@ fn the_blob_that_was_used_longest_ago_goes_down_to_the_low_mark() {
 }
 
 #[test]
+fn other_limits_count_from_the_next_write_and_the_next_round_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), limited(0)).unwrap();
+    let handles: Vec<_> = (0..4).map(|blob| fill(&store, blob)).collect();
+    store.blobs.look_after();
+    let present = || handles.iter().map(|handle| handle.present().count()).collect::<Vec<_>>();
+    assert_eq!(present(), [PIECES; 4]);
+    // Twelve pieces fit, down to nine of which the next round goes.
+    store.adjust(StoreLimits { max_bytes: LIMIT, ..StoreLimits::default() });
+    assert_eq!((store.limits().max_bytes, present()), (LIMIT, vec![PIECES; 4]));
+    store.blobs.look_after();
+    assert_eq!(present(), [0, 0, PIECES, PIECES]);
+    store.adjust(StoreLimits { max_bytes: 8 * u64::from(BLOCK), ..StoreLimits::default() });
+    assert!(handles[0].write(0, &block(0, 0)).unwrap(), "what was used longest ago goes for it");
+    assert_eq!(present()[2], 0);
+    store.adjust(StoreLimits::default());
+    fill(&store, 1);
+    fill(&store, 2);
+    store.blobs.look_after();
+    assert_eq!(present(), [1, PIECES, PIECES, PIECES]);
+}
+
+#[test]
 fn the_order_of_use_outlives_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let object = |n: u8| (ObjectId::new(Sha256::digest([n]).into()), [n]);

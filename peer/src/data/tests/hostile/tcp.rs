@@ -9,18 +9,22 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use super::*;
 
 /// TLS with a good identity, and nothing above it.
-struct TcpDouble {
+pub(in crate::data::tests) struct TcpDouble {
     tls: tls::Configs,
     peer: PeerId,
 }
 
 impl TcpDouble {
-    fn new() -> Self {
+    pub(in crate::data::tests) fn new() -> Self {
         let keypair = Keypair::generate_ed25519();
         Self { tls: tls::configure(&keypair).expect("a certificate can be made"), peer: peer_id(&keypair) }
     }
 
-    async fn dial(&self, node: &Node) -> TlsStream<TcpStream> {
+    pub(in crate::data::tests) fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    pub(in crate::data::tests) async fn dial(&self, node: &Node) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(node.address()).await.expect("the node listens");
         let tls = TlsConnector::from(self.tls.client.clone()).connect(tls::server_name(), stream);
         within(tls).await.expect("the handshake is good").into()
@@ -34,11 +38,16 @@ impl TcpDouble {
         stream
     }
 
-    /// Accepts one connection and says hello as a member does.
-    async fn serve(&self, listener: &TcpListener) -> TlsStream<TcpStream> {
+    /// Accepts one connection and says nothing.
+    pub(in crate::data::tests) async fn accept(&self, listener: &TcpListener) -> TlsStream<TcpStream> {
         let (stream, _) = within(listener.accept()).await.expect("the node dials");
         let tls = TlsAcceptor::from(self.tls.server.clone()).accept(stream);
-        let mut stream = TlsStream::from(within(tls).await.expect("the handshake is good"));
+        within(tls).await.expect("the handshake is good").into()
+    }
+
+    /// Accepts one connection and says hello as a member does.
+    async fn serve(&self, listener: &TcpListener) -> TlsStream<TcpStream> {
+        let mut stream = self.accept(listener).await;
         say(&mut stream, &frame(&Message::Hello(hello("double", MEMBER)))).await;
         stream
     }
@@ -137,6 +146,44 @@ async fn the_silent_lose_their_place() {
     assert_eq!(within(third.read(&mut [0])).await.ok(), Some(0));
     assert_closed(&mut no_hello, Closing::Violation).await;
     assert_eq!(within(no_tls.read(&mut [0])).await.ok(), Some(0));
+    assert_serves(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_flood_of_connections_few_are_held_and_members_get_in_afterwards() {
+    let limits = Limits { strangers: 8, ..Limits::default() };
+    let node = Node::with(Transport::Tcp, "node", serving(1000), MEMBER, limits);
+    let flood = (0..200).map(|_| TcpStream::connect(node.address()));
+    let flood = futures::future::try_join_all(flood).await.expect("the node listens");
+    // Those for whom there is no place are closed at once, the others when they have been silent for too long.
+    let closed = flood.into_iter().map(|mut stream| async move {
+        let read = within(stream.read(&mut [0])).await;
+        assert!(!matches!(read, Ok(1..)), "nothing is said to strangers");
+    });
+    futures::future::join_all(closed).await;
+    assert!(node.plane.connections().is_empty());
+    assert_serves(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_requests_whose_answers_are_not_read_ends_the_connection() {
+    let mut node = Node::start(Transport::Tcp, "node", serving(1000));
+    let double = TcpDouble::new();
+    let mut stream = double.join(&node).await;
+    node.up().await;
+    let ask = |id| frame(&Message::Request(Request { id, ..request(0, 1, Priority::OnDemand) }));
+    let flood = async {
+        for first in (1..400_000).step_by(100) {
+            let asked: Vec<u8> = (first..first + 100).flat_map(ask).collect();
+            if stream.write_all(&asked).await.is_err() || stream.flush().await.is_err() {
+                return;
+            }
+        }
+        panic!("all of it is taken");
+    };
+    tokio::time::timeout(PATIENCE * 2, flood).await.expect("it ends");
+    let gone = node.down().await;
+    assert!(matches!(gone, Gone::Ours { why: Closing::Violation, .. }), "{gone}");
     assert_serves(&node).await;
 }
 
