@@ -115,10 +115,12 @@ impl Scheduler {
             let tired = self.peers.modify(now, &self.config, slot, |peer| {
                 peer.deny(item);
                 peer.unload(1, size);
-                (matches!(asked, Asked::Peer(_)) && peer.broke_promise()).then_some(peer.id)
+                matches!(asked, Asked::Peer(_)) && peer.broke_promise()
             });
             self.peers.mark(slot);
-            tired.flatten().into_iter().for_each(|peer| self.fail_peer(now, peer));
+            if tired == Some(true) {
+                self.fail_peer(now, slot);
+            }
         }
         self.close_if_done(now, id);
         self.look_further(now, id, piece, asked, Why::NotHave);
@@ -151,7 +153,7 @@ impl Scheduler {
             items.iter().for_each(|&item| self.rumour(now, alternate, item));
         }
         self.peers.modify(now, &self.config, slot, Peer::refused);
-        self.close_peer(now, peer, now + retry_after.clamp(MIN_BUSY, self.config.max_eta.max(MIN_BUSY)));
+        self.close_peer(now, slot, now + retry_after.clamp(MIN_BUSY, self.config.max_eta.max(MIN_BUSY)));
         self.give_up(now, id, Why::Busy);
     }
 
@@ -180,15 +182,15 @@ impl Scheduler {
 
     pub(crate) fn failed(&mut self, now: Time, id: RequestId, reason: &Failure) {
         let Some(request) = self.requests.at(id) else { return };
-        let peer = request.peer().and_then(|slot| self.peers.at(slot)).map(|peer| peer.id);
-        match (reason, peer) {
+        match (reason, request.peer()) {
             (Failure::Store, _) => self.give_up(now, id, Why::Store),
-            (Failure::WrongBytes, Some(peer)) => {
+            (Failure::WrongBytes, Some(slot)) => {
                 let item = request.owed().next().and_then(|piece| self.blobs.item(piece));
-                item.into_iter().for_each(|item| self.ban(now, peer, item));
+                let peer = self.peers.at(slot).map(|peer| peer.id);
+                peer.zip(item).into_iter().for_each(|(peer, item)| self.ban(now, peer, item));
             }
-            (_, Some(peer)) => {
-                self.fail_peer(now, peer);
+            (_, Some(slot)) => {
+                self.fail_peer(now, slot);
                 self.give_up(now, id, Why::Transport);
             }
             (Failure::Registry { retry_after, permanent }, None) => {
@@ -205,8 +207,8 @@ impl Scheduler {
 
     pub(crate) fn finished(&mut self, now: Time, id: RequestId) {
         let Some(request) = self.requests.at(id) else { return };
-        if let Some(peer) = request.peer().and_then(|slot| self.peers.at(slot)).map(|peer| peer.id) {
-            self.fail_peer(now, peer);
+        if let Some(slot) = request.peer() {
+            self.fail_peer(now, slot);
         }
         self.give_up(now, id, Why::EndedEarly);
     }
@@ -219,8 +221,9 @@ impl Scheduler {
         }
         self.banned.insert(peer, until);
         self.actions.push_back(Action::Ban { peer, until, reason: BanReason::WrongBytes(item) });
-        self.close_peer(now, peer, until);
+        self.timers.set(Timer::Ban(peer), until);
         if let Some(slot) = self.peers.slot(peer) {
+            self.close_peer(now, slot, until);
             self.blobs.iter_mut().for_each(|blob| blob.forget(slot));
             for request in self.requests.of_peer(slot) {
                 self.actions.push_back(Action::Cancel { request });
@@ -246,7 +249,7 @@ impl Scheduler {
         }
         if request.stalls > 1 || request.priority == Priority::Prefetch {
             self.actions.push_back(Action::Cancel { request: id });
-            self.fail_peer(now, peer);
+            self.fail_peer(now, slot);
             return self.give_up(now, id, Why::Stalled);
         }
         self.expect_until(id, now + self.patience(slot, &request) * 2);
@@ -322,8 +325,7 @@ impl Scheduler {
     }
 
     fn unload(&mut self, now: Time, peer: Option<Slot>, pieces: u32, bytes: u64) {
-        let known = peer.and_then(|slot| Some((slot, self.peers.at(slot)?.id)));
-        let Some((slot, id)) = known else { return };
+        let Some(slot) = peer else { return };
         let given_up = self.peers.modify(now, &self.config, slot, |peer| {
             peer.unload(pieces, bytes);
             peer.in_flight == 0 && peer.is_suspect()
@@ -331,7 +333,7 @@ impl Scheduler {
         self.peers.mark(slot);
         if given_up == Some(true) {
             // Nothing is left that could clear it of suspicion.
-            self.fail_peer(now, id);
+            self.fail_peer(now, slot);
         }
     }
 

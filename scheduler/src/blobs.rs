@@ -246,6 +246,11 @@ impl Blob {
         self.haves.get(slot as usize)?.as_ref().map(|have| &have.pieces)
     }
 
+    /// The first piece from a place on that waits and that this peer has, as far as the end of the blob.
+    pub(crate) fn next_waiting(&self, slot: Slot, priority: Priority, from: u32) -> Option<u32> {
+        self.have(slot)?.next_common(self.waiting(priority), from)
+    }
+
     /// Everybody who ever spoke of this blob.
     pub(crate) fn speakers(&self) -> impl Iterator<Item = Slot> + '_ {
         (0..).zip(&self.haves).filter(|(_, have)| have.is_some()).map(|(slot, _)| slot)

@@ -22,7 +22,7 @@ use crate::{
     homes::{self, Homes},
     inflow::Inflow,
     limits::Allowances,
-    peers::Peers,
+    peers::{Peers, Slot},
     requests::{Asked, Request, Requests},
     swarm::Dials,
     timer::{Deadlines, Timer, Timers},
@@ -32,7 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) config: Config,
-    rng: ChaCha8Rng,
+    pub(crate) rng: ChaCha8Rng,
     /// Makes this node's order of prefetches its own.
     salt: u64,
     arrivals: u64,
@@ -57,6 +57,8 @@ pub struct Scheduler {
     want_deadlines: Deadlines<WantId>,
     /// When requests owe a sign of life.
     pub(crate) progress_deadlines: Deadlines<RequestId>,
+    /// When peers may be asked again.
+    pub(crate) openings: Deadlines<Slot>,
     pub(crate) actions: VecDeque<Action>,
 }
 
@@ -111,6 +113,7 @@ impl Scheduler {
             timers: Timers::default(),
             want_deadlines: Deadlines::default(),
             progress_deadlines: Deadlines::default(),
+            openings: Deadlines::default(),
             actions: VecDeque::new(),
             config,
         }
@@ -174,10 +177,13 @@ impl Scheduler {
             self.requests.at_mut(id).into_iter().for_each(|request| request.due = Time::MAX);
             self.stalled(now, id);
         }
+        while let Some(slot) = self.openings.pop(now, |slot| Some(self.peers.at(slot)?.closed_until)) {
+            self.peer_reopened(now, slot);
+        }
         while let Some(timer) = self.timers.pop(now) {
             match timer {
                 Timer::Retry(piece) => self.seek_if_idle(piece),
-                Timer::Peer(peer) => self.peer_reopened(now, peer),
+                Timer::Ban(peer) => _ = self.banned.remove(&peer),
                 Timer::Dial(peer) => self.dial_timeout(now, peer),
                 Timer::Lease(peer) => self.lease_ended(peer),
                 // The pump that follows looks at them anyway.
@@ -193,13 +199,15 @@ impl Scheduler {
             self.pump(now);
             self.want_deadlines.tidy(self.wants.len(), |want| Some(self.wants.get(&want)?.1));
             self.progress_deadlines.tidy(self.requests.len(), |id| Some(self.requests.at(id)?.due));
+            self.openings.tidy(self.peers.len(), |slot| Some(self.peers.at(slot)?.closed_until));
         }
         self.actions.pop_front()
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Time> {
-        [self.timers.next(), self.want_deadlines.next(), self.progress_deadlines.next()].into_iter().flatten().min()
+        let others = [self.want_deadlines.next(), self.progress_deadlines.next(), self.openings.next()];
+        self.timers.next().into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// The home of a piece: the first in hash order of the zone's live seed peers, or of the nodes with this blob if
@@ -471,7 +479,9 @@ impl Scheduler {
     fn close_flight(&mut self, now: Time, piece: Piece, failure: Option<WantFailure>) {
         self.settle(piece);
         let Some((flight, item)) = self.flights.remove(piece).zip(self.blobs.item(piece)) else { return };
-        self.timers.cancel(Timer::Retry(piece));
+        if flight.trouble().is_some() {
+            self.timers.cancel(Timer::Retry(piece));
+        }
         for &want in &flight.wants {
             self.wants.remove(&want);
             let outcome = failure.map_or(Ok(()), |reason| Err(WantError { reason, tries: self.tries(&flight) }));
@@ -487,8 +497,9 @@ impl Scheduler {
         let length = homes::backoff(self.config.backoff, self.config.max_backoff, failures);
         length + length * (self.rng.next_u32() >> 16) / (4 << 16)
     }
+}
 
-    pub(crate) fn random(&mut self, below: u32) -> u32 {
-        ((u64::from(self.rng.next_u32()) * u64::from(below)) >> 32) as u32
-    }
+/// A random number below this one.
+pub(crate) fn random(rng: &mut ChaCha8Rng, below: u32) -> u32 {
+    ((u64::from(rng.next_u32()) * u64::from(below)) >> 32) as u32
 }

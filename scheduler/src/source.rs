@@ -16,7 +16,7 @@ use crate::{
     inflow::Lane,
     peers::Slot,
     requests::{Asked, Pieces, Request},
-    scheduler::Scheduler,
+    scheduler::{Scheduler, random},
     timer::Timer,
 };
 
@@ -229,33 +229,29 @@ impl Scheduler {
     /// A piece that waits and that this peer has. For prefetch the rarest of a few picked at random, so that nodes differ
     /// in what they get and who has everything is asked for what the others lack.
     fn waiting_for(&mut self, slot: Slot, priority: Priority) -> Option<Piece> {
-        let first = self.waiting_from(slot, priority, 0)?;
-        if priority == Priority::OnDemand {
-            return Some(first);
+        let reached = self.is_in_reach(slot);
+        let mut matching = self.active.iter().filter(|_| reached).filter_map(|&key| Some((key, self.blobs.at(key)?)));
+        let (key, blob) = matching.find(|(_, blob)| blob.next_waiting(slot, priority, 0).is_some())?;
+        if priority == Priority::Prefetch {
+            let picks = [(); PICKS].map(|()| random(&mut self.rng, blob.len()));
+            let picks = picks.into_iter().filter_map(|from| blob.next_waiting(slot, priority, from));
+            let rarest = picks.min_by_key(|&piece| blob.holders(piece)).map(|piece| Piece { blob: key, piece });
+            if let Some(rarest) = rarest.filter(|&piece| self.may_bring(slot, piece)) {
+                return Some(rarest);
+            }
         }
-        let starts = [(); PICKS].map(|()| self.random(u32::MAX));
-        let picks = starts.into_iter().filter_map(|start| self.waiting_from(slot, priority, start));
-        picks.min_by_key(|&piece| self.holders(piece))
+        let found = |&key: &BlobSlot| {
+            let blob = self.blobs.at(key)?;
+            let from = |from| blob.next_waiting(slot, priority, from);
+            let pieces = std::iter::successors(from(0), |&piece| from(piece.checked_add(1)?));
+            pieces.map(|piece| Piece { blob: key, piece }).find(|&piece| self.may_bring(slot, piece))
+        };
+        self.active.iter().find_map(found)
     }
 
-    /// The first such piece of a blob from a place on, and then from its start; `place` is a part of 2^32.
-    fn waiting_from(&self, slot: Slot, priority: Priority, place: u32) -> Option<Piece> {
-        if !self.is_in_reach(slot) {
-            return None;
-        }
-        self.active.iter().find_map(|&key| {
-            let blob = self.blobs.at(key)?;
-            let (have, waiting) = (blob.have(slot)?, blob.waiting(priority));
-            let start = ((u64::from(place) * u64::from(blob.len())) >> 32) as u32;
-            let from = |start| {
-                std::iter::successors(have.next_common(waiting, start), |&piece| {
-                    have.next_common(waiting, piece.checked_add(1)?)
-                })
-            };
-            let pieces = from(start).chain(from(0).take_while(|&piece| piece < start));
-            let mut pieces = pieces.map(|piece| Piece { blob: key, piece });
-            pieces.find(|&piece| self.flights.at(piece).is_some_and(|flight| !self.is_asking(flight, slot)))
-        })
+    /// Whether a piece waits that none of its requests asks this peer for.
+    fn may_bring(&self, slot: Slot, piece: Piece) -> bool {
+        self.flights.at(piece).is_some_and(|flight| !self.is_asking(flight, slot))
     }
 
     /// Asks a peer for a piece and the pieces after it that wait for the same.

@@ -12,8 +12,8 @@ use crate::{
     blobs::{Piece, Reach},
     flights::Gate,
     homes::{Lease, rank},
-    peers,
-    scheduler::Scheduler,
+    peers::{self, Slot},
+    scheduler::{Scheduler, random},
     timer::Timer,
 };
 
@@ -48,11 +48,11 @@ impl Scheduler {
             return;
         }
         let tier = peers::tier(&self.config, zone, labels);
-        let salt = self.random(u32::MAX);
+        let salt = random(&mut self.rng, u32::MAX);
         let own_zone = zone == self.config.zone;
         let slot = self.peers.insert(now, &self.config, peer, tier, own_zone, salt);
         if let Some(&until) = self.banned.get(&peer) {
-            self.close_peer(now, peer, until);
+            self.close_peer(now, slot, until);
         }
         self.timers.cancel(Timer::Dial(peer));
         let dial = self.dials.0.remove(&peer).unwrap_or_default();
@@ -71,11 +71,7 @@ impl Scheduler {
             blob.forget(slot);
         }
         self.peers.remove(peer);
-        self.timers.cancel(Timer::Peer(peer));
         self.timers.cancel(Timer::PeerDownload(peer));
-        if self.banned.contains_key(&peer) {
-            self.timers.set(Timer::Peer(peer), self.banned[&peer]);
-        }
         self.requeue_home(peer);
         self.nodes_changed(spoke);
     }
@@ -236,22 +232,19 @@ impl Scheduler {
     }
 
     /// No request goes to the peer before `until`.
-    pub(crate) fn close_peer(&mut self, now: Time, peer: PeerId, until: Time) {
-        if let Some(slot) = self.peers.slot(peer) {
-            let closed = self.peers.modify(now, &self.config, slot, |peer| {
-                peer.closed_until = peer.closed_until.max(until);
-                peer.closed_until
-            });
-            self.timers.set(Timer::Peer(peer), closed.unwrap_or(until));
-        }
+    pub(crate) fn close_peer(&mut self, now: Time, slot: Slot, until: Time) {
+        self.peers.modify(now, &self.config, slot, |peer| peer.closed_until = peer.closed_until.max(until));
+        self.openings.set(until, slot);
     }
 
     /// The peer failed: it is left alone for a while, longer each time.
-    pub(crate) fn fail_peer(&mut self, now: Time, peer: PeerId) {
-        let Some(slot) = self.peers.slot(peer) else { return };
-        let failures = self.peers.modify(now, &self.config, slot, peers::Peer::failed).unwrap_or(1);
+    pub(crate) fn fail_peer(&mut self, now: Time, slot: Slot) {
+        let Some((peer, failures)) = self.peers.modify(now, &self.config, slot, |peer| (peer.id, peer.failed()))
+        else {
+            return;
+        };
         let until = now + self.jittered(failures);
-        self.close_peer(now, peer, until);
+        self.close_peer(now, slot, until);
         self.requeue_home(peer);
     }
 
@@ -260,13 +253,8 @@ impl Scheduler {
         self.queues.items(Gate::Home(peer)).into_iter().for_each(|piece| self.seek(piece));
     }
 
-    pub(crate) fn peer_reopened(&mut self, now: Time, peer: PeerId) {
-        if self.banned.get(&peer).is_some_and(|&until| until <= now) {
-            self.banned.remove(&peer);
-        }
-        if let Some(slot) = self.peers.slot(peer) {
-            self.peers.modify(now, &self.config, slot, |_| ());
-            self.peers.mark(slot);
-        }
+    pub(crate) fn peer_reopened(&mut self, now: Time, slot: Slot) {
+        self.peers.modify(now, &self.config, slot, |_| ());
+        self.peers.mark(slot);
     }
 }

@@ -14,8 +14,8 @@ use crate::{Time, blobs::Piece};
 pub(crate) enum Timer {
     /// A flight may try the registry again.
     Retry(Piece),
-    /// A peer may be asked again.
-    Peer(PeerId),
+    /// A ban ends.
+    Ban(PeerId),
     /// A connection was waited for long enough, or an unreachable peer may be tried again.
     Dial(PeerId),
     /// A lease ends.
@@ -118,10 +118,13 @@ impl<K: Ord + Copy> Deadlines<K> {
         None
     }
 
-    /// Sees to it that the first is true, and that what is gone is not more than what is there, which is so much.
+    /// Sees to it that the first is true, and that there are no more than about twice as many entries as things `there`.
     pub(crate) fn tidy(&mut self, there: usize, due: impl Fn(K) -> Option<Time>) {
         if self.0.len() > 2 * there + MAX_STALE {
-            self.0.retain(|Reverse((_, key))| due(*key).is_some());
+            let mut keys: Vec<K> = self.0.drain().map(|Reverse((_, key))| key).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            self.0.extend(keys.into_iter().filter_map(|key| Some(Reverse((due(key)?, key)))));
         }
         while let Some(&Reverse((at, key))) = self.0.peek() {
             let later = due(key).filter(|&due| due > at);
