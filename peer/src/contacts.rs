@@ -72,8 +72,15 @@ impl Contacts {
         self.update(peer, |known| known.lease = current);
     }
 
-    /// Another node named it. What the node itself said before counts for more.
+    /// Another node named it. What the node itself said before counts for more, and where there is no room it is not remembered: else
+    /// whoever names nodes without end would have all others forgotten.
     pub(crate) fn heard_of(&self, contact: Contact) {
+        {
+            let table = self.lock();
+            if table.len() >= MAX_CONTACTS && !table.contains_key(&contact.peer) {
+                return;
+            }
+        }
         self.update(contact.peer, |known| {
             if known.addresses.is_empty() {
                 known.addresses = contact.addresses.into_iter().take(MAX_ADDRESSES).collect();
@@ -171,10 +178,16 @@ mod tests {
     fn the_table_is_bounded_and_keeps_bans() {
         let contacts = Contacts::default();
         contacts.ban(peer(0), Duration::from_secs(600), "wrong bytes");
-        for n in 1..=(MAX_CONTACTS as u64 + 5) {
+        let most = MAX_CONTACTS as u64;
+        for n in 1..=most + 5 {
             contacts.heard_of(Contact { peer: peer(n), addresses: Vec::new() });
         }
-        assert_eq!(contacts.all().len(), MAX_CONTACTS);
-        assert!(contacts.is_banned(peer(0)) && !contacts.is_banned(peer(1)));
+        let known = |n| contacts.all().iter().any(|(known, _)| *known == peer(n));
+        assert!(contacts.len() == MAX_CONTACTS && known(1) && !known(most + 5), "hearsay has nobody forgotten");
+        for n in most + 10..most + 15 {
+            contacts.seen(peer(n), Role::Node, "a", &[]);
+            assert!(contacts.len() == MAX_CONTACTS && known(n));
+        }
+        assert!(contacts.is_banned(peer(0)) && !contacts.is_banned(peer(1)) && !known(1));
     }
 }

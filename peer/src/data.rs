@@ -362,6 +362,11 @@ impl DataPlane {
         self.shared().link(&peer).is_some()
     }
 
+    /// How many peers are connected.
+    pub fn connected(&self) -> usize {
+        self.shared().table().links().count()
+    }
+
     /// All connections, in the order of the peers' ids.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
         let mut all: Vec<_> = self.shared().table().links().map(|(_, entry)| ConnectionStatus::of(entry)).collect();

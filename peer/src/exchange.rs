@@ -178,14 +178,23 @@ impl Exchange {
             }
             PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)),
             PeerEvent::Trace { peer, bootstrap, trace } => self.heard_start(peer, bootstrap, trace),
-            PeerEvent::Peers { contacts, .. } => {
+            // Only what was asked for by interest: whoever else is named need not be looked for.
+            PeerEvent::Peers { blob, contacts, .. } if self.reads(blob) => {
                 for contact in contacts {
                     let peer = contact.peer;
                     self.parts.contacts.heard_of(contact);
                     self.approach(peer, MANY_NEIGHBOURS);
                 }
             }
+            PeerEvent::Peers { peer, blob, .. } => {
+                tracing::trace!(%peer, %blob, "names others that nobody asked for")
+            }
         }
+    }
+
+    /// Whether this node is interested in a blob.
+    fn reads(&self, blob: BlobId) -> bool {
+        self.lock().mine.iter().any(|(_, mine)| *mine == blob)
     }
 
     async fn control(&self, event: ControlEvent) {
@@ -226,7 +235,7 @@ impl Exchange {
     /// Connects to `peer` unless there are `enough` neighbours.
     fn approach(&self, peer: PeerId, enough: usize) {
         let parts = &self.parts;
-        if peer == parts.me || parts.contacts.is_banned(peer) || parts.data.connections().len() >= enough {
+        if peer == parts.me || parts.contacts.is_banned(peer) || parts.data.connected() >= enough {
             return;
         }
         parts.data.connect(peer, &parts.contacts.addresses(peer));

@@ -165,7 +165,7 @@ impl Vitals for Parts {
         metrics::gauge!("shoal_pins").set(self.pins.all().len() as f64);
         metrics::gauge!("shoal_membership_expires_seconds").set(self.membership_expires() as f64);
         metrics::gauge!("shoal_revocations").set(self.admission.revocations() as f64);
-        metrics::gauge!("shoal_connections").set(self.data.connections().len() as f64);
+        metrics::gauge!("shoal_connections").set(self.data.connected() as f64);
     }
 
     fn ready(&self) -> bool {

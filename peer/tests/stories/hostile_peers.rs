@@ -337,6 +337,21 @@ fn a_flood_of_notices_fills_no_memory_and_keeps_nobody_from_reading() {
     assert!(metric(&daemon, "shoal_start_traces_heard_total{taken=\"no\"}") > 500.0);
     let grown = peak(&daemon) - before;
     assert!(grown < 128 << 20, "{grown} bytes more");
+
+    // Of an image that it has, it takes in what can be true.
+    let bootstrap = bed.runtime.block_on(async {
+        loop {
+            if let Some(PeerEvent::Interest { bootstrap, .. }) = double.events.recv().await {
+                return bootstrap;
+            }
+        }
+    });
+    for pieces in [vec![(0, 1), (0, 9999)], vec![(1, 0)], vec![(0, 2), (0, 1)]] {
+        let trace = Message::Trace { bootstrap, trace: StartTrace::of(pieces) };
+        double.data.notify(to, trace).expect("room for a notice");
+    }
+    wait("one is taken in", || metric(&daemon, "shoal_start_traces_heard_total{taken=\"yes\"}") == 1.0);
+    assert_eq!(daemon.status()["start_traces"]["starts"], 1);
     daemon.stop();
     bed.runtime.block_on(double.stop());
 }
