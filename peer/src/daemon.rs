@@ -299,7 +299,7 @@ struct Core {
     clock: Clock,
     contacts: Contacts,
     origin: Origin,
-    commands: tokio::sync::mpsc::Receiver<driver::Command>,
+    inbox: driver::Inbox,
     sender: tokio::sync::mpsc::WeakSender<driver::Command>,
 }
 
@@ -312,7 +312,7 @@ impl Core {
         let registry = Registry::new(registry_options(config)?)?;
         let origin = Origin::new(registry);
         let clock = Clock::start();
-        let (handle, commands) = driver::channel(clock);
+        let (handle, inbox) = driver::channel(clock);
         let traffic = Arc::new(Traffic::default());
         let images =
             Images::new(store.clone(), origin.clone(), handle.clone(), traffic.clone(), config.read.deadline);
@@ -327,7 +327,7 @@ impl Core {
             read_ahead: config.read.ahead_bytes,
             ahead: Ahead::default(),
         };
-        Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, commands, sender })
+        Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, inbox, sender })
     }
 
     /// Starts the scheduler's loop.
@@ -344,7 +344,7 @@ impl Core {
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());
         scheduling.labels = config.labels.clone();
         scheduling.limits = config.scheduler_limits();
-        let driver = Driver::new(scheduling, rand::random(), self.clock, self.commands, fetcher);
+        let driver = Driver::new(scheduling, rand::random(), self.clock, self.inbox, fetcher);
         tokio::spawn(driver.run())
     }
 }

@@ -5,9 +5,9 @@
 //! itself only ever waits for the channel, for a fetch to end, or for the scheduler's next deadline.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -132,9 +132,30 @@ pub struct DriverHandle {
     commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
     clock: Clock,
+    rare: RareNews,
+}
+
+/// The blobs of which something came that no neighbour had: their news should not wait.
+#[derive(Debug, Clone, Default)]
+struct RareNews(Arc<Mutex<HashSet<BlobKey>>>);
+
+impl RareNews {
+    fn lock(&self) -> MutexGuard<'_, HashSet<BlobKey>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl DriverHandle {
+    /// Whether some of the news of a blob is of what no neighbour had when it came here.
+    pub(crate) fn has_rare_news(&self, blob: BlobKey) -> bool {
+        self.rare.lock().contains(&blob)
+    }
+
+    /// The news of a blob is told.
+    pub(crate) fn told_news(&self, blob: BlobKey) {
+        self.rare.lock().remove(&blob);
+    }
+
     /// For those that the loop itself starts: they must not keep it running.
     pub(crate) fn downgrade(&self) -> mpsc::WeakSender<Command> {
         self.commands.downgrade()
@@ -219,7 +240,7 @@ impl Drop for Unwant<'_> {
 pub(crate) struct Driver {
     scheduler: Scheduler,
     clock: Clock,
-    commands: mpsc::Receiver<Command>,
+    inbox: Inbox,
     fetcher: Fetcher,
     targets: HashMap<BlobKey, Target>,
     waiters: HashMap<WantId, (Item, Reply)>,
@@ -230,24 +251,26 @@ pub(crate) struct Driver {
     waits: LimitWaits,
 }
 
+/// The loop's end of what it shares with its handles.
+pub(crate) struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    rare: RareNews,
+}
+
 /// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
-pub(crate) fn channel(clock: Clock) -> (DriverHandle, mpsc::Receiver<Command>) {
+pub(crate) fn channel(clock: Clock) -> (DriverHandle, Inbox) {
     let (commands, received) = mpsc::channel(QUEUE);
-    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock }, received)
+    let rare = RareNews::default();
+    let inbox = Inbox { commands: received, rare: rare.clone() };
+    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock, rare }, inbox)
 }
 
 impl Driver {
-    pub(crate) fn new(
-        config: Config,
-        seed: [u8; 32],
-        clock: Clock,
-        commands: mpsc::Receiver<Command>,
-        fetcher: Fetcher,
-    ) -> Self {
+    pub(crate) fn new(config: Config, seed: [u8; 32], clock: Clock, inbox: Inbox, fetcher: Fetcher) -> Self {
         Self {
             scheduler: Scheduler::new(config, clock.now(), seed),
             clock,
-            commands,
+            inbox,
             fetcher,
             targets: HashMap::new(),
             waiters: HashMap::new(),
@@ -268,7 +291,7 @@ impl Driver {
                 }
             };
             tokio::select! {
-                command = self.commands.recv() => match command {
+                command = self.inbox.commands.recv() => match command {
                     Some(command) => self.handle_batch(command),
                     None => return,
                 },
@@ -307,7 +330,7 @@ impl Driver {
     fn handle_batch(&mut self, first: Command) {
         self.handle(first);
         for _ in 1..BATCH {
-            match self.commands.try_recv() {
+            match self.inbox.commands.try_recv() {
                 Ok(command) => self.handle(command),
                 Err(_) => return,
             }
@@ -331,6 +354,7 @@ impl Driver {
             Command::Found { item, fetched } => return self.arrived(item, fetched, Event::Present { item }),
             Command::Remove { key } => {
                 self.targets.remove(&key);
+                self.inbox.rare.lock().remove(&key);
                 Event::BlobRemoved { blob: key }
             }
             Command::Event(event) => {
@@ -359,6 +383,9 @@ impl Driver {
     /// Completes the wants of an item. Without room to keep it, it is for them only: whoever wants it next has it fetched.
     fn arrived(&mut self, item: Item, fetched: Fetched, event: Event) {
         let (now, kept) = (self.clock.now(), fetched.is_kept());
+        if kept && self.scheduler.holders(item) == 0 {
+            self.inbox.rare.lock().insert(item.blob);
+        }
         self.delivered.insert(item, fetched);
         self.scheduler.handle_event(now, event);
         if !kept {

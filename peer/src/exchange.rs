@@ -291,7 +291,7 @@ impl Exchange {
         };
         for (topic, peers) in topics {
             let Some(blob) = self.blob(topic) else { continue };
-            let Some((news, full)) = self.news(topic, blob.handle.present(), peers.len()) else { continue };
+            let Some((news, full)) = self.news(topic, &blob, peers.len()) else { continue };
             for have in windows(topic, &news, full) {
                 for &peer in &peers {
                     self.notify(peer, Message::Have(have.clone()));
@@ -303,8 +303,9 @@ impl Exchange {
 
     /// What so many listeners have yet to hear, once it is time to tell them, and whether that is all that there is: what has
     /// gone can be said in no other way. It then counts as told.
-    fn news(&self, topic: Topic, present: Bitfield, listeners: usize) -> Option<(Bitfield, bool)> {
-        let now = self.parts.clock.now();
+    fn news(&self, topic: Topic, blob: &ImageBlob, listeners: usize) -> Option<(Bitfield, bool)> {
+        let (now, rare) = (self.parts.clock.now(), self.parts.driver.has_rare_news(blob.key));
+        let present = blob.handle.present();
         let mut state = self.lock();
         let told = state.told.get(&topic);
         let (mut news, mut gone) = (present.clone(), Bitfield::new(present.len()));
@@ -314,13 +315,15 @@ impl Exchange {
             gone.subtract(&present);
         }
         let changed = news.count() + gone.count();
-        let pause = announce_interval(changed, news.len(), listeners);
+        let pause = announce_interval(changed, news.len(), rare, listeners);
         if changed == 0 || told.is_some_and(|told| now < told.at + pause) {
             return None;
         }
         let full = !gone.is_empty();
         let said = if full { present.clone() } else { news };
         state.told.insert(topic, Told { pieces: present, at: now });
+        drop(state);
+        self.parts.driver.told_news(blob.key);
         Some((said, full))
     }
 

@@ -1,7 +1,8 @@
 //! How often a node tells its neighbours what is new.
 //!
 //! An announcement costs a packet for each neighbour and some work at both ends, however little it says: with 35 neighbours on
-//! links of 20 Mbit/s, ten a second were as many packets as the pieces themselves. So little news waits longer where many listen.
+//! links of 20 Mbit/s, ten a second were as many packets as the pieces themselves. So little news waits longer where many listen,
+//! unless it is of what none of them has: the first copies of a piece are what a swarm grows by.
 
 use std::time::Duration;
 
@@ -14,9 +15,14 @@ const SLOWEST: usize = 5;
 /// News of this part of a blob is not little.
 const MUCH: u32 = 32;
 
-/// The time from one announcement to the next, when `news` of a blob's `pieces` are new and so many neighbours listen.
-pub fn announce_interval(news: u32, pieces: u32, listeners: usize) -> Duration {
-    if news >= pieces.div_ceil(MUCH) { INTERVAL } else { INTERVAL * (listeners / FEW).clamp(1, SLOWEST) as u32 }
+/// The time from one announcement to the next, when `news` of a blob's `pieces` are new, some of them were `rare` when they came,
+/// and so many neighbours listen.
+pub fn announce_interval(news: u32, pieces: u32, rare: bool, listeners: usize) -> Duration {
+    if rare || news >= pieces.div_ceil(MUCH) {
+        INTERVAL
+    } else {
+        INTERVAL * (listeners / FEW).clamp(1, SLOWEST) as u32
+    }
 }
 
 #[cfg(test)]
@@ -25,8 +31,9 @@ mod tests {
 
     #[test]
     fn little_news_waits_where_many_listen() {
-        let millis = |news, listeners| announce_interval(news, 640, listeners).as_millis();
+        let millis = |news, listeners| announce_interval(news, 640, false, listeners).as_millis();
         assert_eq!([millis(1, 0), millis(1, 15), millis(1, 16), millis(19, 35)], [100, 100, 200, 400]);
         assert_eq!([millis(1, 4000), millis(20, 4000)], [500, 100]);
+        assert_eq!(announce_interval(1, 640, true, 4000).as_millis(), 100);
     }
 }

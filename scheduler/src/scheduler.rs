@@ -234,6 +234,11 @@ impl Scheduler {
         self.blobs.get(blob).map(|blob| &blob.present)
     }
 
+    /// How many neighbours are known to have a piece, of those that may be asked for it.
+    pub fn holders(&self, item: Item) -> u32 {
+        self.blobs.get(item.blob).map_or(0, |blob| blob.holders(item.piece))
+    }
+
     /// Lengths of the queues.
     pub fn stats(&self) -> Stats {
         let waiting = |priority| {

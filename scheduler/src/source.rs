@@ -177,13 +177,13 @@ impl Scheduler {
     /// The registry refuses, no home is left and no neighbour has it: better now than at the deadline.
     fn fail_without_source(&mut self, now: Time, piece: Piece) {
         let Some(flight) = self.flights.at(piece) else { return };
-        if flight.is_refused_by_registry() && flight.requests.is_empty() && self.holders(piece) == 0 {
+        if flight.is_refused_by_registry() && flight.requests.is_empty() && self.holders_of(piece) == 0 {
             self.fail_flight(now, piece, WantFailure::NoSource);
         }
     }
 
     /// How many neighbours have a piece.
-    fn holders(&self, piece: Piece) -> u32 {
+    fn holders_of(&self, piece: Piece) -> u32 {
         self.blobs.at(piece.blob).map_or(0, |blob| blob.holders(piece.piece))
     }
 
@@ -203,7 +203,7 @@ impl Scheduler {
     fn first_unheld(&mut self, home: PeerId) -> Option<Piece> {
         let gate = Gate::Home(home);
         while let Some((rank, piece)) = self.queues.first(gate).filter(|(rank, _)| rank.is_unheld()) {
-            if self.holders(piece) == 0 {
+            if self.holders_of(piece) == 0 {
                 return Some(piece);
             }
             let behind = rank.held();

@@ -85,6 +85,8 @@ pub(crate) struct Node {
     pub(crate) outbox: Vec<Errand>,
     /// Pieces that neighbours have not heard of.
     pub(crate) news: Bitfield,
+    /// Whether some of them were at none of the neighbours when they came.
+    pub(crate) has_rare_news: bool,
     pub(crate) wake: Option<Time>,
     /// Whether its scheduler did something since the swarm asked last.
     pub(crate) stirred: bool,
@@ -122,6 +124,7 @@ impl Node {
             scheduler,
             outbox: Vec::new(),
             news: Bitfield::new(piece_bytes.len() as u32),
+            has_rare_news: false,
             serving: Serving::new(piece_bytes),
             wake: None,
             stirred: false,
@@ -234,6 +237,7 @@ impl Node {
         self.answered(request);
         if !self.has(piece) {
             self.news.insert(piece);
+            self.has_rare_news |= self.scheduler.holders(Item { blob: BLOB, piece }) == 0;
             self.first.get_or_insert(now);
         }
         let (item, bytes) = (Item { blob: BLOB, piece }, self.serving.bytes(piece));

@@ -389,7 +389,8 @@ impl Swarm<'_> {
             return;
         }
         let (standing, news) = (&self.standing[at as usize], &self.nodes[at as usize].news);
-        let pause = announce_interval(news.count(), news.len(), standing.listeners.len());
+        let rare = self.nodes[at as usize].has_rare_news;
+        let pause = announce_interval(news.count(), news.len(), rare, standing.listeners.len());
         if self.now < standing.told + pause {
             self.standing[at as usize].ticking = true;
             let next = self.now + Duration::from_secs_f64(self.scenario.costs.have_ms / 1e3);
@@ -397,6 +398,7 @@ impl Swarm<'_> {
         }
         self.standing[at as usize].told = self.now;
         let empty = Bitfield::new(self.piece_bytes.len() as u32);
+        self.node(at).has_rare_news = false;
         let news = Arc::new(std::mem::replace(&mut self.node(at).news, empty));
         let listeners = &self.standing[at as usize].listeners;
         let zones: BTreeSet<u16> = listeners.iter().map(|&other| self.topology.place(other).zone).collect();
