@@ -3,7 +3,8 @@
 //! Start: the store first, because its lock decides whether this process may run at all; then the identity, the planes,
 //! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: snapshots for
 //! containerd, control API and metrics. Stop is the reverse: nothing new is let in, mounts go or are left to the keeper,
-//! leases and records are withdrawn, the store is closed.
+//! leases and records are withdrawn, the store is closed. So it is when another version takes the daemon's place, but that
+//! mounts are left to the keeper in any case, and sockets open: see [`upgrade`](crate::upgrade).
 
 mod containerd;
 mod error;
@@ -61,6 +62,7 @@ use crate::{
     serve::Server,
     store::{Store, StoreOptions},
     traffic::Traffic,
+    upgrade::{self, Inheritance, Listener, Next},
     watched_file::WatchedFile,
 };
 
@@ -126,14 +128,40 @@ pub struct Daemon {
     on_stop: OnStop,
     filler: Option<Filler>,
     handover: Option<Arc<Handover>>,
+    next: mpsc::Receiver<Next>,
+}
+
+/// What becomes of the sockets on which others call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sockets {
+    /// They go.
+    Removed,
+    /// Who calls waits for the next daemon.
+    Left,
 }
 
 impl Daemon {
-    /// Starts everything and brings the mounts of the last run back.
+    /// Whether a daemon would start with `config`, as far as that can be seen without disturbing one that runs: what it names is
+    /// read, nothing is opened or made.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub(crate) fn check(config: &Config) -> Result<(), StartError> {
+        Registry::new(registry_options(config)?)?;
+        multiaddresses("control.listen", &config.control.listen)?;
+        multiaddresses("control.bootstrap_peers", &config.control.bootstrap_peers)?;
+        // A node that has not been started yet has no identity, so no certificate either.
+        match Identity::existing(&config.data_dir)? {
+            Some(identity) => admission(config, identity.peer()).map(drop),
+            None => policy(config).map(drop),
+        }
+    }
+
+    /// Starts everything, with what another daemon has left in this process, and brings the mounts of the last run back.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub(crate) async fn start(config: Config, inheritance: &Inheritance) -> Result<Self, StartError> {
         let core = Core::open(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
         let admission = admission(&config, identity.peer())?;
@@ -219,7 +247,12 @@ impl Daemon {
             registries: config.registry.serve.clone(),
         });
         let preheating = tokio::spawn(preheats.clone().run(heard_words));
+        let (asked, next) = upgrade::channel();
         let parts = Arc::new(Parts {
+            instance: format!("{:016x}", rand::random::<u64>()),
+            upgrade_failure: inheritance.failure().to_owned(),
+            asked,
+            handover: handover.clone(),
             settings,
             node,
             mounts,
@@ -241,10 +274,10 @@ impl Daemon {
         let kept = blocking(move || taking.map_or_else(Vec::new, |handover| handover.kept())).await;
         parts.mounts.restore(kept).await?;
         parts.node.store.records_restored();
-        let snapshots = parts.serve_snapshots(&config.data_dir).await?;
+        let snapshots = parts.serve_snapshots(&config.data_dir, inheritance).await?;
         let mirror = mirror::start(&config, parts.node.clone(), collector).await?;
         let http = parts.clone().serve_http(&config).await?;
-        let api = api::serve(&config.socket, parts.clone())
+        let api = api::serve(&config.socket, parts.clone(), inheritance)
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
@@ -253,23 +286,55 @@ impl Daemon {
         tasks.extend(authfile.map(|file| tokio::spawn(authfile::keep_fresh(file, keyring))));
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
         let on_stop = config.mounts.on_stop;
-        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop, filler, handover })
+        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop, filler, handover, next })
+    }
+
+    /// Waits until another daemon is to take the place of this one.
+    pub(crate) async fn upgrade(&mut self) -> Next {
+        match self.next.recv().await {
+            Some(next) => next,
+            // The API has gone, so nobody will ask.
+            None => std::future::pending().await,
+        }
     }
 
     /// Stops in order: see the module.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
+        let on_stop = self.on_stop;
+        self.end(on_stop, Sockets::Removed).await;
+    }
+
+    /// The same for a next daemon, which goes on with the mounts.
+    pub(crate) async fn make_way(self) {
+        self.end(OnStop::Keep, Sockets::Removed).await;
+    }
+
+    /// The same for one in this process, to which the sockets are left.
+    pub(crate) async fn leave(self) -> Vec<Listener> {
+        self.end(OnStop::Keep, Sockets::Left).await
+    }
+
+    async fn end(self, on_stop: OnStop, sockets: Sockets) -> Vec<Listener> {
         tracing::info!("stopping");
-        self.api.stop().await;
-        if let Some(snapshots) = self.snapshots {
-            snapshots.stop().await;
-        }
+        let servers = std::iter::once(self.api).chain(self.snapshots);
+        // All at once: what one of them still answers need not keep the others from being left.
+        let ended = servers.map(|server| async move {
+            match sockets {
+                Sockets::Left => Some(server.leave().await),
+                Sockets::Removed => {
+                    server.stop().await;
+                    None
+                }
+            }
+        });
+        let listeners = futures::future::join_all(ended).await.into_iter().flatten().collect();
         if let Some(mirror) = &self.mirror {
             mirror.stop();
         }
         if let Some(http) = &self.http {
             http.stop();
         }
-        self.parts.mounts.stop(self.on_stop).await;
+        self.parts.mounts.stop(on_stop).await;
         if let Some(filler) = self.filler {
             blocking(move || filler.close()).await;
         }
@@ -281,6 +346,7 @@ impl Daemon {
         self.tasks.iter().for_each(JoinHandle::abort);
         close(self.parts.node.store.clone()).await;
         tracing::info!("stopped");
+        listeners
     }
 }
 
@@ -398,10 +464,16 @@ fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>, filler: Op
     }
 }
 
-/// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.
-fn admission(config: &Config, me: PeerId) -> Result<Admission, StartError> {
-    let (policy, now) = (Policy::parse(&config.cluster.public_key)?, unix_now());
+/// The rule by which others are admitted. A cluster without a key stays on loopback.
+fn policy(config: &Config) -> Result<Policy, StartError> {
+    let policy = Policy::parse(&config.cluster.public_key)?;
     policy.permits(config.data.listen.ip(), config.cluster.insecure_open)?;
+    Ok(policy)
+}
+
+/// The same, and what this node shows others.
+fn admission(config: &Config, me: PeerId) -> Result<Admission, StartError> {
+    let (policy, now) = (policy(config)?, unix_now());
     let own = match config.membership_file() {
         None => Membership::open(me, config.role.into(), &config.zone)?,
         Some(file) => Membership::load(&policy, &file, &me, now)?,

@@ -57,6 +57,7 @@ mod serve;
 pub mod snapshotter;
 pub mod store;
 pub mod traffic;
+mod upgrade;
 mod usage;
 mod watched_file;
 

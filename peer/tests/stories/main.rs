@@ -31,4 +31,5 @@ mod store_killed;
 mod store_limit;
 mod store_scrub;
 mod tarfs;
+mod upgrade;
 mod wrong_bytes;
