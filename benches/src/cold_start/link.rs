@@ -1,0 +1,61 @@
+//! A registry at the other end of a link of a certain rate: in a network namespace of its own, with one link to this host.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Command,
+};
+
+use shoal::command::Failure;
+
+use crate::cluster::{NAMESPACES, remove, shape, tool};
+
+/// This host's end. Addresses of this kind are for one link only, so nobody else has them on another.
+const HERE: &str = "169.254.77.1";
+/// The registry's end.
+const THERE: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
+
+/// Dropping it takes the link away.
+#[derive(Debug)]
+pub(super) struct Link {
+    namespace: String,
+}
+
+impl Link {
+    /// # Errors
+    /// Needs `ip`, `tc` and root.
+    pub(super) fn new(mbit: f64) -> Result<Self, Failure> {
+        let pid = std::process::id();
+        // As those of clusters are called, so that what a killed run leaves is found.
+        let namespace = format!("shoal-{pid}-link");
+        tool("ip", &["netns", "add", &namespace], "")?;
+        let link = Self { namespace };
+        let (namespace, device) = (&link.namespace, format!("shoal{pid}"));
+        let here = format!(
+            "link add {device} type veth peer name eth0 netns {namespace}\naddr add {HERE}/30 dev {device}\nlink set {device} up\n"
+        );
+        tool("ip", &["-batch", "-"], &here)?;
+        let there = format!("addr add {THERE}/30 dev eth0\nlink set lo up\nlink set eth0 up\n");
+        tool("ip", &["-n", namespace, "-batch", "-"], &there)?;
+        shape(namespace, "eth0", mbit)?;
+        Ok(link)
+    }
+
+    /// Where the registry listens, at any port that is free.
+    pub(super) fn address(&self) -> SocketAddr {
+        (THERE, 0).into()
+    }
+
+    /// A command that runs `program` at the other end.
+    pub(super) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={NAMESPACES}/{}", self.namespace)).arg("--").arg(program);
+        command
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        remove(&self.namespace);
+    }
+}
