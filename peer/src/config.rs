@@ -7,6 +7,7 @@
 mod limits;
 mod mirror;
 mod mounts;
+mod pull_secrets;
 mod registry;
 mod running;
 mod store;
@@ -25,6 +26,7 @@ pub use self::{
     limits::LimitsConfig,
     mirror::MirrorConfig,
     mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
+    pull_secrets::PullSecretsConfig,
     registry::{BackendConfig, ProxyConfig, RegistryConfig, RegistryMirrors},
     running::is_adjustable,
     store::StoreConfig,
@@ -108,6 +110,7 @@ pub struct Config {
     pub read: ReadConfig,
     pub mounts: MountsConfig,
     pub snapshotter: SnapshotterConfig,
+    pub pull_secrets: PullSecretsConfig,
     pub mirror: MirrorConfig,
     pub store: StoreConfig,
 }
@@ -130,6 +133,7 @@ impl Default for Config {
             read: ReadConfig::default(),
             mounts: MountsConfig::default(),
             snapshotter: SnapshotterConfig::default(),
+            pull_secrets: PullSecretsConfig::default(),
             mirror: MirrorConfig::default(),
             store: StoreConfig::default(),
         }
@@ -341,6 +345,7 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     if !(1..=64).contains(&config.mounts.threads) {
         return refuse("mounts.threads", "must be 1 to 64 threads");
     }
+    config.pull_secrets.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     config.mirror.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     config.store.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     if config.control.lease < Duration::from_secs(1) {

@@ -51,6 +51,7 @@ mod plain;
 mod prefetch;
 mod preheat;
 pub mod processes;
+mod pull_secrets;
 mod reader;
 mod scrub;
 mod serve;

@@ -23,6 +23,7 @@ mod nydus_image;
 mod one_owner;
 mod prefetch_table;
 mod preheat;
+mod pull_secrets;
 mod registry_down;
 mod registry_proxy;
 mod registry_server;
