@@ -33,7 +33,7 @@ use shoal::{command::Failure, processes::RegistryProcess};
 use shoal_sim::Scenario;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use self::network::{NAMESPACES, remove, shape};
+pub(crate) use self::network::{NAMESPACES, check_tools, remove, shape};
 pub use self::report::Report;
 use self::{
     image::{Image, Workshop},

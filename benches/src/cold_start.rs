@@ -32,6 +32,7 @@ use self::{
     host::{DEFAULT, Host, KUBERNETES},
     link::Link,
 };
+use crate::cluster::check_tools;
 
 /// What the container runs.
 const COMMAND: [&str; 3] = ["python3", "-c", "import sys"];
@@ -65,6 +66,7 @@ struct Bench<'a> {
 /// # Errors
 /// Needs root, FUSE, containerd and runc, `ip` and `tc`; or a command failed.
 pub async fn run(shoal: &Path, images: &Path, rounds: usize) -> Result<Report, Failure> {
+    check_tools()?;
     let folder = tempfile::Builder::new().prefix("shoal-cold-start-").tempdir()?;
     let layout = folder.path().join("layout");
     for tag in TAGS {

@@ -7,6 +7,7 @@
 //! mounts are left to the keeper in any case, and sockets open: see [`upgrade`](crate::upgrade).
 
 mod containerd;
+mod ending;
 mod error;
 mod mirror;
 mod parts;
@@ -31,7 +32,7 @@ use tokio::{
 };
 
 pub use self::error::StartError;
-use self::settings::Settings;
+use self::{ending::close, settings::Settings};
 pub(crate) use self::{error::RevokeError, parts::Parts};
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
@@ -63,7 +64,7 @@ use crate::{
     serve::Server,
     store::{Store, StoreOptions},
     traffic::Traffic,
-    upgrade::{self, Inheritance, Listener, Next},
+    upgrade::{self, Inheritance, Next},
     watched_file::WatchedFile,
 };
 
@@ -130,15 +131,6 @@ pub struct Daemon {
     filler: Option<Filler>,
     handover: Option<Arc<Handover>>,
     next: mpsc::Receiver<Next>,
-}
-
-/// What becomes of the sockets on which others call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sockets {
-    /// They go.
-    Removed,
-    /// Who calls waits for the next daemon.
-    Left,
 }
 
 impl Daemon {
@@ -299,57 +291,6 @@ impl Daemon {
             None => std::future::pending().await,
         }
     }
-
-    /// Stops in order: see the module.
-    pub(crate) async fn stop(self) {
-        let on_stop = self.on_stop;
-        self.end(on_stop, Sockets::Removed).await;
-    }
-
-    /// The same for a next daemon, which goes on with the mounts.
-    pub(crate) async fn make_way(self) {
-        self.end(OnStop::Keep, Sockets::Removed).await;
-    }
-
-    /// The same for one in this process, to which the sockets are left.
-    pub(crate) async fn leave(self) -> Vec<Listener> {
-        self.end(OnStop::Keep, Sockets::Left).await
-    }
-
-    async fn end(self, on_stop: OnStop, sockets: Sockets) -> Vec<Listener> {
-        tracing::info!("stopping");
-        let servers = std::iter::once(self.api).chain(self.snapshots);
-        // All at once: what one of them still answers need not keep the others from being left.
-        let ended = servers.map(|server| async move {
-            match sockets {
-                Sockets::Left => Some(server.leave().await),
-                Sockets::Removed => {
-                    server.stop().await;
-                    None
-                }
-            }
-        });
-        let listeners = futures::future::join_all(ended).await.into_iter().flatten().collect();
-        if let Some(mirror) = &self.mirror {
-            mirror.stop();
-        }
-        if let Some(http) = &self.http {
-            http.stop();
-        }
-        self.parts.mounts.stop(on_stop).await;
-        if let Some(filler) = self.filler {
-            blocking(move || filler.close()).await;
-        }
-        if let Some(handover) = self.handover {
-            blocking(move || handover.close()).await;
-        }
-        self.parts.control.stop().await;
-        self.parts.data.stop().await;
-        self.tasks.iter().for_each(JoinHandle::abort);
-        close(self.parts.node.store.clone()).await;
-        tracing::info!("stopped");
-        listeners
-    }
 }
 
 /// What a node has with or without planes.
@@ -509,12 +450,4 @@ fn hello(config: &Config, membership: &Membership) -> Hello {
 fn multiaddresses(key: &'static str, texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
     let parse = |text: &String| text.parse().map_err(|_| StartError::Address { key, text: text.clone() });
     texts.iter().map(parse).collect()
-}
-
-async fn close(store: Store) {
-    match tokio::task::spawn_blocking(move || store.close()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!("closing the store: {}", crate::chain(&error)),
-        Err(panic) => tracing::error!("closing the store: {panic}"),
-    }
 }

@@ -31,7 +31,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use shoal_rafs::oci::Keyring;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use self::{
     api::{ApiError, Server},
@@ -85,7 +88,7 @@ pub(crate) async fn run(config: PullSecretsConfig, keyring: Keyring) {
 
 /// The same at another pace.
 async fn watch(origin: Origin, namespaces: &[String], keyring: Keyring, pace: Pace) {
-    let table = SharedTable::new(keyring);
+    let (table, lists) = (SharedTable::new(keyring), Arc::new(Semaphore::new(1)));
     let namespaces: Vec<_> = match namespaces {
         [] => vec![None],
         some => some.iter().cloned().map(Some).collect(),
@@ -97,6 +100,7 @@ async fn watch(origin: Origin, namespaces: &[String], keyring: Keyring, pace: Pa
         scope,
         origin: origin.clone(),
         table: table.clone(),
+        lists: lists.clone(),
         version: None,
         pace,
         failures: 0,
@@ -110,6 +114,8 @@ struct Watch {
     scope: Arc<Scope>,
     origin: Origin,
     table: SharedTable,
+    /// One list is read at a time: its parts may be large.
+    lists: Arc<Semaphore>,
     /// What the table has of this scope is the state at this version; none if it has to be listed.
     version: Option<String>,
     pace: Pace,
@@ -171,6 +177,8 @@ impl Watch {
 
     /// Puts all that there is into the table, and gives the version of that state.
     async fn list(&self, server: &Server) -> Result<String, ApiError> {
+        // It is never closed.
+        let _turn = self.lists.acquire().await;
         let mut rest = None;
         let mut seen = Vec::new();
         loop {

@@ -92,7 +92,7 @@ impl Links {
 }
 
 /// Refuses a machine that cannot do it, in words.
-pub(super) fn check_tools() -> Result<(), Failure> {
+pub(crate) fn check_tools() -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
         return Err("namespaces and mounts need root and /dev/fuse".into());
     }

@@ -59,3 +59,32 @@ impl Drop for Link {
         remove(&self.namespace);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::check_tools;
+
+    #[test]
+    fn what_comes_from_the_other_end_is_held_to_the_rate() {
+        if let Err(missing) = check_tools() {
+            println!("skipped: a link of a certain rate ({missing})");
+            return;
+        }
+        let link = Link::new(400.0).expect("a link");
+        let said = |arguments: &[&str]| {
+            let output = tool(arguments[0], &arguments[1..], "").expect("it succeeds");
+            String::from_utf8(output).expect("text")
+        };
+        let shaped = said(&["tc", "-n", &link.namespace, "qdisc", "show", "dev", "eth0"]);
+        assert!(shaped.contains("tbf") && shaped.contains("rate 400Mbit"), "{shaped}");
+        let there = THERE.to_string();
+        assert!(said(&["ip", "route", "get", &there]).contains(&format!("dev shoal{}", std::process::id())));
+        let own = link.command("ip".as_ref()).args(["-o", "address"]).output().expect("it runs");
+        assert!(String::from_utf8_lossy(&own.stdout).contains(&there));
+        let namespace = Path::new(NAMESPACES).join(&link.namespace);
+        assert!(namespace.exists());
+        drop(link);
+        assert!(!namespace.exists());
+    }
+}

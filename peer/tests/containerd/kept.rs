@@ -32,22 +32,24 @@ fn settings() -> [String; 3] {
 /// A container that reads, and has read.
 struct Loop {
     image: String,
+    /// Of the container: runc's state is everyone's, so each test has another one.
+    id: &'static str,
 }
 
 impl Loop {
-    fn start(bed: &Bed) -> Self {
+    fn start(bed: &Bed, id: &'static str) -> Self {
         Layers::new().push_lazy(&bed.registry.layout(), "1");
         let image = bed.registry.reference("1");
         bed.daemon.ctl(&["rpull", &image]);
-        bed.ctr(&["run", "--detach", "--snapshotter", "shoal", &image, "loop", "/bin/sh", "-c", LOOP]);
-        let started = Self { image };
+        bed.ctr(&["run", "--detach", "--snapshotter", "shoal", &image, id, "/bin/sh", "-c", LOOP]);
+        let started = Self { image, id };
         wait("the container reads", || bed.try_ctr(&["tasks", "ls"]).status.success() && started.count(bed) > 0);
         started
     }
 
     fn count(&self, bed: &Bed) -> usize {
         // It may not have come to its first line yet.
-        bed.exec("loop", "cat /tmp/seen 2> /dev/null || true").lines().count()
+        bed.exec(self.id, "cat /tmp/seen 2> /dev/null || true").lines().count()
     }
 
     fn goes_on(&self, bed: &Bed) {
@@ -58,10 +60,10 @@ impl Loop {
 
     /// It must have seen no error and no wrong byte.
     fn end(self, bed: &Bed) {
-        bed.exec("loop", "echo > /tmp/stop");
-        let seen = bed.exec("loop", "cat /tmp/seen");
+        bed.exec(self.id, "echo > /tmp/stop");
+        let seen = bed.exec(self.id, "cat /tmp/seen");
         assert!(seen.lines().all(|line| Layers::data_digest().trim_end() == line), "{seen}");
-        bed.end("loop");
+        bed.end(self.id);
         bed.remove_image(&self.image);
     }
 }
@@ -88,7 +90,7 @@ fn start_another(containerd: &Path, image: &str, name: &str) -> Output {
 #[test]
 fn another_container_starts_although_the_daemon_is_killed_and_fails_to_start_twice() {
     let Some(mut bed) = Bed::start_with("a container starts while the daemon is killed", &settings()) else { return };
-    let reading = Loop::start(&bed);
+    let reading = Loop::start(&bed, "loop-kill");
     let mounts = bed.mounts();
     let occupied = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = occupied.local_addr().expect("its address");
@@ -119,7 +121,7 @@ fn another_container_starts_although_the_daemon_is_killed_and_fails_to_start_twi
 #[test]
 fn containers_read_and_start_over_upgrades() {
     let Some(bed) = Bed::start_with("containers over upgrades", &settings()) else { return };
-    let reading = Loop::start(&bed);
+    let reading = Loop::start(&bed, "loop-upgrade");
     let (mounts, done) = (bed.mounts(), AtomicBool::new(false));
     thread::scope(|scope| {
         let starting = scope.spawn(|| {
@@ -149,7 +151,7 @@ fn containers_read_and_start_over_upgrades() {
 #[test]
 fn a_container_reads_on_while_the_daemon_is_killed_and_restarted() {
     let Some(mut bed) = Bed::start_with("containers go on", &settings()) else { return };
-    let reading = Loop::start(&bed);
+    let reading = Loop::start(&bed, "loop");
     let image = reading.image.clone();
     let (snapshots, mounts) = (bed.snapshots(), bed.mounts());
     for killed in [true, false, true] {

@@ -6,15 +6,12 @@ use sha2::{Digest, Sha256};
 #[path = "../../src/pull_secrets/tests/api_double.rs"]
 #[allow(dead_code, reason = "shared with the unit tests, which break it in more ways")]
 mod api_double;
-#[path = "../../../rafs/src/oci/tests/registry_double.rs"]
-#[allow(dead_code, reason = "shared with the tests of the registry client, which break it at every stage")]
-mod registry_double;
 
-use self::{
-    api_double::ApiDouble,
-    registry_double::{Auth, RegistryDouble},
+use self::api_double::ApiDouble;
+use crate::{
+    credentials::registry_double::{Auth, RegistryDouble},
+    support::{Built, Daemon, assert_same, can_mount, metric, shoal, tree, wait},
 };
-use crate::support::{Built, Daemon, assert_same, can_mount, metric, shoal, tree, wait};
 
 const USER: &str = "user";
 const PASSWORD: &str = "correct horse";
