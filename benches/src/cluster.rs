@@ -33,6 +33,7 @@ use shoal::{command::Failure, processes::RegistryProcess};
 use shoal_sim::Scenario;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub(crate) use self::network::{NAMESPACES, check_tools, remove, shape};
 pub use self::report::Report;
 use self::{
     image::{Image, Workshop},
@@ -204,7 +205,7 @@ fn is_interrupted(interrupted: &AtomicBool) -> bool {
 }
 
 /// Runs a tool and expects success; `input` goes to its standard input.
-fn tool(program: &str, arguments: &[&str], input: &str) -> Result<Vec<u8>, Failure> {
+pub(crate) fn tool(program: &str, arguments: &[&str], input: &str) -> Result<Vec<u8>, Failure> {
     use std::{io::Write, process::Stdio};
     let mut child = Command::new(program)
         .args(arguments)

@@ -7,12 +7,15 @@
 //! lazy_warm    the same beside a node that has the image
 //! lazy_local   the same on the node that has the image
 //! lazy_cold_4x as lazy_cold, of an image four times as large by files that the command does not touch
+//! lazy_cold_cri as lazy_cold, pulled through the CRI as a kubelet does it, and run
+//! .._400mbit   as oci and lazy_cold, with the registry behind a link of 400 Mbit/s
 //! ```
 //!
 //! Each round does them all, one after the other, each with page caches dropped; containerd and daemons have been started before
 //! the clock. Registry, nodes and containers share this machine.
 
 mod host;
+mod link;
 mod report;
 
 use std::{
@@ -24,14 +27,21 @@ use std::{
 
 use shoal::{command::Failure, processes::RegistryProcess};
 
-use self::host::Host;
 pub use self::report::Report;
+use self::{
+    host::{DEFAULT, Host, KUBERNETES},
+    link::Link,
+};
+use crate::cluster::check_tools;
 
 /// What the container runs.
 const COMMAND: [&str; 3] = ["python3", "-c", "import sys"];
 
 /// The image as it is, and four times as large.
 const TAGS: [&str; 2] = ["1", "4x"];
+
+/// Rate of the link to a registry that is not on this host.
+const LINK_MBIT: f64 = 400.0;
 
 /// A start, and what it cost.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +54,7 @@ struct Start {
 }
 
 /// What a run works with.
+#[derive(Clone, Copy)]
 struct Bench<'a> {
     shoal: &'a Path,
     folder: &'a Path,
@@ -53,8 +64,9 @@ struct Bench<'a> {
 /// Measures `rounds` rounds with the `shoal` binary given. `images` is an OCI layout with the image under the tags `1` and `4x`.
 ///
 /// # Errors
-/// Needs root, FUSE, containerd and runc; or a command failed.
+/// Needs root, FUSE, containerd and runc, `ip` and `tc`; or a command failed.
 pub async fn run(shoal: &Path, images: &Path, rounds: usize) -> Result<Report, Failure> {
+    check_tools()?;
     let folder = tempfile::Builder::new().prefix("shoal-cold-start-").tempdir()?;
     let layout = folder.path().join("layout");
     for tag in TAGS {
@@ -65,6 +77,11 @@ pub async fn run(shoal: &Path, images: &Path, rounds: usize) -> Result<Report, F
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
     let registry = RegistryProcess::start(Command::new(shoal), &layout, listen, folder.path())?;
     let bench = Bench { shoal, folder: folder.path(), registry: registry.address() };
+    let link = Link::new(LINK_MBIT)?;
+    let behind_link = folder.path().join("link");
+    std::fs::create_dir(&behind_link)?;
+    let far_registry = RegistryProcess::start(link.command(shoal), &layout, link.address(), &behind_link)?;
+    let far = Bench { registry: far_registry.address(), ..bench };
 
     let warm = bench.host("warm", None).await?;
     eprintln!("cold start: the neighbour gets the image");
@@ -72,6 +89,7 @@ pub async fn run(shoal: &Path, images: &Path, rounds: usize) -> Result<Report, F
     let mut report = Report::default();
     for round in 1..=rounds {
         bench.round(&warm, &mut report).await?;
+        far.round_behind_link(&mut report).await?;
         eprintln!("cold start: round {round} of {rounds}: {}", report.last());
     }
     Ok(report)
@@ -96,6 +114,19 @@ impl Bench<'_> {
         warm.remove(&once)?;
         let large = self.host("large", None).await?;
         report.lazy_cold_4x.push(self.lazy(&large, &four_times).await?.seconds);
+        drop(large);
+        let cri = self.host("cri", None).await?;
+        report.lazy_cold_cri.push(self.lazy_by_cri(&cri, &once).await?);
+        Ok(())
+    }
+
+    /// The same two that begin with nothing, from a registry that is further away.
+    async fn round_behind_link(&self, report: &mut Report) -> Result<(), Failure> {
+        let ordinary = self.host("ordinary", None).await?;
+        report.oci_total_400mbit.push(self.ordinary(&ordinary)?);
+        drop(ordinary);
+        let cold = self.host("cold", None).await?;
+        report.lazy_cold_400mbit.push(self.lazy(&cold, &self.reference(&lazy(TAGS[0]))).await?.seconds);
         Ok(())
     }
 
@@ -109,7 +140,7 @@ impl Bench<'_> {
         drop_caches()?;
         let started = Instant::now();
         host.ctr(&["images", "pull", "--plain-http", &image])?;
-        host.run("overlayfs", &image)?;
+        host.run(DEFAULT, "overlayfs", &image)?;
         Ok(started.elapsed().as_secs_f64())
     }
 
@@ -119,9 +150,18 @@ impl Bench<'_> {
         drop_caches()?;
         let started = Instant::now();
         host.pull(image).await?;
-        host.run("shoal", image)?;
+        host.run(DEFAULT, "shoal", image)?;
         let seconds = started.elapsed().as_secs_f64();
         Ok(Start { seconds, fetched: host.received().await? - before, read: host.read_bytes().await? })
+    }
+
+    /// The same as a kubelet pulls; in seconds.
+    async fn lazy_by_cri(&self, host: &Host, image: &str) -> Result<f64, Failure> {
+        drop_caches()?;
+        let started = Instant::now();
+        host.pull_by_cri(image).await?;
+        host.run(KUBERNETES, "shoal", image)?;
+        Ok(started.elapsed().as_secs_f64())
     }
 
     fn reference(&self, tag: &str) -> String {

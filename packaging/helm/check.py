@@ -33,6 +33,9 @@ class Release:
             if not document:
                 continue
             key = (document["kind"], document["metadata"]["name"])
+            if document["kind"] in ("Role", "RoleBinding"):
+                # These may be in other namespaces, too.
+                key += (document["metadata"]["namespace"],)
             if key in self.objects:
                 self.fault(key, "is there twice")
             self.objects[key] = document
@@ -53,7 +56,10 @@ class Release:
             self.selected(key, service["spec"]["selector"], service["spec"]["ports"])
         for key, budget in self.of_kind("PodDisruptionBudget"):
             self.selected(key, budget["spec"]["selector"]["matchLabels"], [])
-        for key, binding in self.of_kind("RoleBinding"):
+        for key, binding in self.of_kind("RoleBinding", "ClusterRoleBinding"):
+            role = (binding["roleRef"]["kind"], binding["roleRef"]["name"])
+            if not any(other[:2] == role for other in self.objects):
+                self.fault(key, f"binds to {role[1]}, which is not there")
             for subject in binding["subjects"]:
                 if (subject["kind"], subject["name"]) not in self.objects:
                     self.fault(key, f"binds {subject['name']}, which is not there")
@@ -176,6 +182,7 @@ class Release:
                 self.fault(key, f"the daemon reads {path}, which is not there")
         self.peers(key, config)
         self.keeper(key, pod, config)
+        self.pull_secrets(key, pod, config, mounts, volumes)
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         listens = {
             "control": int(config["control"]["listen"][0].rsplit("/", 1)[1]),
@@ -202,6 +209,29 @@ class Release:
             # Sizes may be texts.
             elif type(value) is not type(options[option]) and not (isinstance(value, str) and type(options[option]) is int):
                 self.fault(key, f"{name} is of another type than in docs/shoal.toml")
+
+    def pull_secrets(self, key, pod, config, mounts, volumes):
+        """Who asks the API server has a token, an authority, and the right to; nobody else has any of it."""
+        asks = config.get("pull_secrets", {}).get("kubeconfig") == "in-cluster"
+        mount = mounts.get(PurePosixPath("/var/run/secrets/kubernetes.io/serviceaccount"))
+        if asks != (mount is not None):
+            self.fault(key, "has a token of the API and does not ask it, or the other way round")
+        if not asks or mount is None:
+            return
+        sources = volumes[mount["name"]]["projected"]["sources"]
+        paths = {source["serviceAccountToken"]["path"] for source in sources if "serviceAccountToken" in source}
+        paths |= {item["path"] for source in sources for item in source.get("configMap", {}).get("items", [])}
+        if not paths >= {"token", "ca.crt"}:
+            self.fault(key, "has no token of the API, or no authority")
+        namespaces = set(config["pull_secrets"]["namespaces"]) or {None}
+        bound = {
+            binding["metadata"].get("namespace")
+            for _, binding in self.of_kind("RoleBinding", "ClusterRoleBinding")
+            if binding["metadata"]["name"].endswith("-pull-secrets")
+            and pod["serviceAccountName"] in [subject["name"] for subject in binding["subjects"]]
+        }
+        if bound != namespaces:
+            self.fault(key, f"watches secrets of {namespaces} and may do so in {bound}")
 
     def peers(self, key, config):
         if not config["control"]["bootstrap_peers"]:

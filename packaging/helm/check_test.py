@@ -32,6 +32,9 @@ DAMAGES = [
     ("tcp/4801\"]\n", "tcp/4811\"]\n", "the daemon listens on 4811"),
     ("role = \"seed\"", "role = \"node\"", "by which certificates are issued"),
     ("port: http\n      path: /metrics", "port: metrics\n      path: /metrics", "watches a port that no service has"),
+    ("kubeconfig = \"in-cluster\"", "kubeconfig = \"\"", "does not ask it"),
+    ("path: token", "path: tokens", "has no token of the API"),
+    ("kind: RoleBinding\nmetadata:\n  name: images-pull-secrets\n  namespace: team-b", "kind: RoleBinding\nmetadata:\n  name: images-pull-secrets\n  namespace: team-c", "may do so in"),
     ("secretName: registry-credentials", "secretName: registry-credential", "needs the Secret registry-credential"),
 ]
 OTHER = [("--socket=/run/shoal/keeper/keeper.sock", "--socket=/run/keeper.sock", "the keeper is expected at")]

@@ -24,7 +24,7 @@ use shoal_proto::control::{
     PeersRequest, PinReply, PinRequest, PrefetchProgress, PrefetchRequest, PreheatGroup, PreheatProgress,
     PreheatRequest, PullReply, PullRequest, RevokeReply, RevokeRequest, ScrubProgress, ScrubRequest, SetReply,
     SetRequest, StatusReply, StatusRequest, StoreUsageReply, StoreUsageRequest, UnmountReply, UnmountRequest,
-    UnpinReply, UnpinRequest,
+    UnpinReply, UnpinRequest, UpgradeReply, UpgradeRequest,
 };
 use shoal_rafs::oci::Reference;
 use shoal_scheduler::{Event, Item};
@@ -44,6 +44,7 @@ use crate::{
     preheat::Choice,
     scrub,
     store::Evicted,
+    upgrade::Inheritance,
     usage,
 };
 
@@ -64,9 +65,13 @@ pub fn said(status: &Status) -> Failure {
 ///
 /// # Errors
 /// See [`UnixServer::start`].
-pub(crate) async fn serve(socket: &Path, parts: Arc<Parts>) -> std::io::Result<UnixServer> {
+pub(crate) async fn serve(
+    socket: &Path,
+    parts: Arc<Parts>,
+    inheritance: &Inheritance,
+) -> std::io::Result<UnixServer> {
     let services = tonic::transport::Server::builder().add_service(ControlServer::new(Api { parts }));
-    UnixServer::start(socket, services).await
+    UnixServer::start(socket, services, inheritance).await
 }
 
 struct Api {
@@ -210,6 +215,13 @@ impl Control for Api {
         let (progress, received) = mpsc::channel(1);
         tokio::spawn(async move { preheats.follow(id, wait, progress).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(received).map(Ok))))
+    }
+
+    async fn upgrade(&self, request: Request<UpgradeRequest>) -> Result<Response<UpgradeReply>, Status> {
+        let UpgradeRequest { binary, exit, force } = request.into_inner();
+        let binary = Some(binary).filter(|binary| !binary.is_empty()).map(PathBuf::from);
+        let reply = self.parts.upgrade(binary, exit, force).await;
+        Ok(Response::new(reply.map_err(|e| Status::failed_precondition(crate::chain(&e)))?))
     }
 }
 

@@ -132,8 +132,8 @@ async fn stop_signal() -> std::io::Result<()> {
 }
 
 /// For a unit of `Type=notify`; elsewhere nobody is told.
-fn tell_systemd(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!("cannot notify systemd: {error}");
     }
 }

@@ -8,6 +8,7 @@ mod limits;
 mod mirror;
 mod mounts;
 mod prefetch;
+mod pull_secrets;
 mod registry;
 mod running;
 mod store;
@@ -27,6 +28,7 @@ pub use self::{
     mirror::MirrorConfig,
     mounts::{KeeperMode, MountMode, MountsConfig, OnStop},
     prefetch::PrefetchConfig,
+    pull_secrets::PullSecretsConfig,
     registry::{BackendConfig, ProxyConfig, RegistryConfig, RegistryMirrors},
     running::is_adjustable,
     store::StoreConfig,
@@ -111,6 +113,7 @@ pub struct Config {
     pub prefetch: PrefetchConfig,
     pub mounts: MountsConfig,
     pub snapshotter: SnapshotterConfig,
+    pub pull_secrets: PullSecretsConfig,
     pub mirror: MirrorConfig,
     pub store: StoreConfig,
 }
@@ -134,6 +137,7 @@ impl Default for Config {
             prefetch: PrefetchConfig::default(),
             mounts: MountsConfig::default(),
             snapshotter: SnapshotterConfig::default(),
+            pull_secrets: PullSecretsConfig::default(),
             mirror: MirrorConfig::default(),
             store: StoreConfig::default(),
         }
@@ -352,6 +356,7 @@ fn typed(origin: &str, table: Table) -> Result<Config, ConfigError> {
     if !(1..=64).contains(&config.mounts.threads) {
         return refuse("mounts.threads", "must be 1 to 64 threads");
     }
+    config.pull_secrets.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     config.mirror.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     config.store.fault().map_or(Ok(()), |(key, why)| refuse(key, why).map(drop))?;
     if config.control.lease < Duration::from_secs(1) {

@@ -3,9 +3,11 @@
 //! Start: the store first, because its lock decides whether this process may run at all; then the identity, the planes,
 //! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: snapshots for
 //! containerd, control API and metrics. Stop is the reverse: nothing new is let in, mounts go or are left to the keeper,
-//! leases and records are withdrawn, the store is closed.
+//! leases and records are withdrawn, the store is closed. So it is when another version takes the daemon's place, but that
+//! mounts are left to the keeper in any case, and sockets open: see [`upgrade`](crate::upgrade).
 
 mod containerd;
+mod ending;
 mod error;
 mod mirror;
 mod parts;
@@ -30,7 +32,7 @@ use tokio::{
 };
 
 pub use self::error::StartError;
-use self::settings::Settings;
+use self::{ending::close, settings::Settings};
 pub(crate) use self::{error::RevokeError, parts::Parts};
 use crate::{
     admission::{self, Admission, Keeper, KeeperParts, Record},
@@ -57,11 +59,13 @@ use crate::{
     pins::Pins,
     plain::Collector,
     preheat::{self, PreheatParts, Preheats},
+    pull_secrets,
     reader::Ahead,
     serve::Server,
     starts::CollectedStarts,
     store::{Store, StoreOptions},
     traffic::Traffic,
+    upgrade::{self, Inheritance, Next},
     watched_file::WatchedFile,
 };
 
@@ -131,14 +135,31 @@ pub struct Daemon {
     on_stop: OnStop,
     filler: Option<Filler>,
     handover: Option<Arc<Handover>>,
+    next: mpsc::Receiver<Next>,
 }
 
 impl Daemon {
-    /// Starts everything and brings the mounts of the last run back.
+    /// Whether a daemon would start with `config`, as far as that can be seen without disturbing one that runs: what it names is
+    /// read, nothing is opened or made.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub(crate) fn check(config: &Config) -> Result<(), StartError> {
+        Registry::new(registry_options(config)?)?;
+        multiaddresses("control.listen", &config.control.listen)?;
+        multiaddresses("control.bootstrap_peers", &config.control.bootstrap_peers)?;
+        // A node that has not been started yet has no identity, so no certificate either.
+        match Identity::existing(&config.data_dir)? {
+            Some(identity) => admission(config, identity.peer()).map(drop),
+            None => policy(config).map(drop),
+        }
+    }
+
+    /// Starts everything, with what another daemon has left in this process, and brings the mounts of the last run back.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub(crate) async fn start(config: Config, inheritance: &Inheritance) -> Result<Self, StartError> {
         let core = Core::open(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
         let admission = admission(&config, identity.peer())?;
@@ -227,7 +248,12 @@ impl Daemon {
             registries: config.registry.serve.clone(),
         });
         let preheating = tokio::spawn(preheats.clone().run(heard_words));
+        let (asked, next) = upgrade::channel();
         let parts = Arc::new(Parts {
+            instance: format!("{:016x}", rand::random::<u64>()),
+            upgrade_failure: inheritance.failure().to_owned(),
+            asked,
+            handover: handover.clone(),
             settings,
             node,
             mounts,
@@ -250,46 +276,29 @@ impl Daemon {
         let kept = blocking(move || taking.map_or_else(Vec::new, |handover| handover.kept())).await;
         parts.mounts.restore(kept).await?;
         parts.node.store.records_restored();
-        let snapshots = parts.serve_snapshots(&config.data_dir).await?;
+        let snapshots = parts.serve_snapshots(&config.data_dir, inheritance).await?;
         let mirror = mirror::start(&config, parts.node.clone(), collector).await?;
         let http = parts.clone().serve_http(&config).await?;
-        let api = api::serve(&config.socket, parts.clone())
+        let api = api::serve(&config.socket, parts.clone(), inheritance)
             .await
             .map_err(|source| StartError::Socket { path: config.socket.display().to_string(), source })?;
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
         let authfile = config.registry.authfile().map(|file| WatchedFile::new(file.to_owned()));
+        tasks.push(tokio::spawn(pull_secrets::run(config.pull_secrets.clone(), keyring.clone())));
         tasks.extend(authfile.map(|file| tokio::spawn(authfile::keep_fresh(file, keyring))));
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));
         let on_stop = config.mounts.on_stop;
-        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop, filler, handover })
+        Ok(Self { parts, api, snapshots, mirror, http, tasks, on_stop, filler, handover, next })
     }
 
-    /// Stops in order: see the module.
-    pub async fn stop(self) {
-        tracing::info!("stopping");
-        self.api.stop().await;
-        if let Some(snapshots) = self.snapshots {
-            snapshots.stop().await;
+    /// Waits until another daemon is to take the place of this one.
+    pub(crate) async fn upgrade(&mut self) -> Next {
+        match self.next.recv().await {
+            Some(next) => next,
+            // The API has gone, so nobody will ask.
+            None => std::future::pending().await,
         }
-        if let Some(mirror) = &self.mirror {
-            mirror.stop();
-        }
-        if let Some(http) = &self.http {
-            http.stop();
-        }
-        self.parts.mounts.stop(self.on_stop).await;
-        if let Some(filler) = self.filler {
-            blocking(move || filler.close()).await;
-        }
-        if let Some(handover) = self.handover {
-            blocking(move || handover.close()).await;
-        }
-        self.parts.control.stop().await;
-        self.parts.data.stop().await;
-        self.tasks.iter().for_each(JoinHandle::abort);
-        close(self.parts.node.store.clone()).await;
-        tracing::info!("stopped");
     }
 }
 
@@ -408,10 +417,16 @@ fn mounts_settings(config: &Config, handover: &Option<Arc<Handover>>, filler: Op
     }
 }
 
-/// The rule by which others are admitted, and what this node shows them. A cluster without a key stays on loopback.
-fn admission(config: &Config, me: PeerId) -> Result<Admission, StartError> {
-    let (policy, now) = (Policy::parse(&config.cluster.public_key)?, unix_now());
+/// The rule by which others are admitted. A cluster without a key stays on loopback.
+fn policy(config: &Config) -> Result<Policy, StartError> {
+    let policy = Policy::parse(&config.cluster.public_key)?;
     policy.permits(config.data.listen.ip(), config.cluster.insecure_open)?;
+    Ok(policy)
+}
+
+/// The same, and what this node shows others.
+fn admission(config: &Config, me: PeerId) -> Result<Admission, StartError> {
+    let (policy, now) = (policy(config)?, unix_now());
     let own = match config.membership_file() {
         None => Membership::open(me, config.role.into(), &config.zone)?,
         Some(file) => Membership::load(&policy, &file, &me, now)?,
@@ -445,12 +460,4 @@ fn hello(config: &Config, membership: &Membership) -> Hello {
 fn multiaddresses(key: &'static str, texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
     let parse = |text: &String| text.parse().map_err(|_| StartError::Address { key, text: text.clone() });
     texts.iter().map(parse).collect()
-}
-
-async fn close(store: Store) {
-    match tokio::task::spawn_blocking(move || store.close()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!("closing the store: {}", crate::chain(&error)),
-        Err(panic) => tracing::error!("closing the store: {panic}"),
-    }
 }

@@ -73,17 +73,27 @@ impl Identity {
         Self::from_ed25519(&ed25519::Keypair::generate())
     }
 
+    /// The key in `<data_dir>/identity`, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a key, or may be read by others.
+    pub(crate) fn existing(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
+        match load(&data_dir.join(FILE)) {
+            Err(IdentityError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            loaded => loaded.map(Some),
+        }
+    }
+
     /// The key in `<data_dir>/identity`, which is made if it is not there. Of two processes that start at the same
     /// time in an empty directory, both get the same key.
     ///
     /// # Errors
     /// The file cannot be read or written, is not a key, or may be read by others.
     pub fn load_or_create(data_dir: &Path) -> Result<Self, IdentityError> {
-        let path = data_dir.join(FILE);
-        match load(&path) {
-            Err(IdentityError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            loaded => return loaded,
+        if let Some(existing) = Self::existing(data_dir)? {
+            return Ok(existing);
         }
+        let path = data_dir.join(FILE);
         match create_key(&path, &ed25519::Keypair::generate()) {
             Err(IdentityError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
             created => created?,

@@ -51,6 +51,7 @@ mod plain;
 mod prefetch;
 mod preheat;
 pub mod processes;
+mod pull_secrets;
 mod reader;
 mod scrub;
 mod serve;
@@ -58,6 +59,7 @@ pub mod snapshotter;
 mod starts;
 pub mod store;
 pub mod traffic;
+mod upgrade;
 mod usage;
 mod watched_file;
 

@@ -265,6 +265,11 @@ impl Mounts {
         self.count_sessions(Session::outlives)
     }
 
+    /// How many of them would not.
+    pub(crate) fn unkept(&self) -> usize {
+        self.count_sessions(|session| !session.outlives())
+    }
+
     /// How many of them are native.
     pub(crate) fn native(&self) -> usize {
         self.count_sessions(Session::is_native)

@@ -13,6 +13,8 @@ mod registry_server;
 
 #[path = "containerd/bed.rs"]
 mod bed;
+#[path = "containerd/hosts.rs"]
+mod hosts;
 #[path = "containerd/image.rs"]
 mod image;
 
@@ -24,6 +26,8 @@ mod graduated;
 mod kept;
 #[path = "containerd/lazy.rs"]
 mod lazy;
+#[path = "containerd/many_nodes.rs"]
+mod many_nodes;
 #[path = "containerd/mirror.rs"]
 mod mirror;
 #[path = "containerd/ordinary.rs"]

@@ -50,7 +50,7 @@ mod native;
 mod session;
 mod table;
 
-pub use keep::{KeptMount, MountKeeper, SessionRecord};
+pub use keep::{KeptMount, MountKeeper, SESSION_VERSION, SessionRecord};
 pub use native::NativeMount;
 
 /// Most dead mounts, one over another, that are detached from a mountpoint.

@@ -41,7 +41,7 @@ mod tube;
 mod upload;
 
 pub use archive::{LayoutArchiveError, Location, OpenLocation};
-pub use auth::{Authfile, AuthfileError, Credentials, Keyring, Offer};
+pub use auth::{Authfile, AuthfileError, Credentials, Keyring, Offer, SharedCredentials};
 pub use backend::{BackendRule, CredentialsFileError};
 pub use blob_place::{BlobPlace, BlobPlaceError, Bucket};
 pub use bootstrap_layer::{BootstrapLayer, LayerError, LayerLimits, WrittenLayer};

@@ -25,7 +25,7 @@ const GATEWAY: &str = "169.254.1.1";
 const MAX_HOSTS: usize = 250;
 
 /// Where `ip netns` keeps the namespaces.
-const NAMESPACES: &str = "/run/netns";
+pub(crate) const NAMESPACES: &str = "/run/netns";
 
 /// What a shaped link sends at once, at its rate: short enough to not be felt, long enough for the kernel's batches.
 const BURST_MS: f64 = 10.0;
@@ -92,7 +92,7 @@ impl Links {
 }
 
 /// Refuses a machine that cannot do it, in words.
-pub(super) fn check_tools() -> Result<(), Failure> {
+pub(crate) fn check_tools() -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
         return Err("namespaces and mounts need root and /dev/fuse".into());
     }
@@ -262,7 +262,8 @@ impl Drop for Network {
     }
 }
 
-fn shape(namespace: &str, device: &str, mbit: f64) -> Result<(), Failure> {
+/// Limits what `namespace` sends over `device`.
+pub(crate) fn shape(namespace: &str, device: &str, mbit: f64) -> Result<(), Failure> {
     if mbit.is_infinite() {
         return Ok(());
     }
@@ -284,7 +285,7 @@ fn remove_stale() {
     }
 }
 
-fn remove(namespace: &str) {
+pub(crate) fn remove(namespace: &str) {
     if Path::new(NAMESPACES).join(namespace).exists()
         && let Err(error) = tool("ip", &["netns", "delete", namespace], "")
     {

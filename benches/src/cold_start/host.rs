@@ -13,8 +13,31 @@ use shoal::{
     processes::{ContainerdProcess, NodeProcess, containerd_socket},
 };
 use shoal_proto::control::{PeersRequest, PrefetchRequest, PullRequest, StatusReply, StatusRequest};
+use tonic::{codegen::http, transport::Endpoint};
+use tonic_prost::ProstCodec;
 
 use super::COMMAND;
+
+/// `runtime.v1.PullImageRequest`, as far as it is used.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageSpec {
+    #[prost(string, tag = "1")]
+    image: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageResponse {}
+
+/// containerd's namespace of what kubelets pull and run.
+pub(super) const KUBERNETES: &str = "k8s.io";
+/// Its namespace of everything else.
+pub(super) const DEFAULT: &str = "default";
 
 /// The containerd goes first: its containers use what the daemon has mounted.
 #[derive(Debug)]
@@ -82,14 +105,27 @@ impl Host {
 
     /// Pulls lazily into containerd.
     pub(super) async fn pull(&self, image: &str) -> Result<(), Failure> {
-        let request = PullRequest { reference: image.to_owned(), namespace: "default".to_owned() };
+        let request = PullRequest { reference: image.to_owned(), namespace: DEFAULT.to_owned() };
         self.node.client().await?.pull(request).await.map_err(|s| api::said(&s))?;
         Ok(())
     }
 
-    /// Runs the command in a new container.
-    pub(super) fn run(&self, snapshotter: &str, image: &str) -> Result<(), Failure> {
-        self.ctr(&[&["run", "--rm", "--snapshotter", snapshotter, image, "start"], &COMMAND[..]].concat())
+    /// Has containerd pull as a kubelet does: it knows by itself what is lazy.
+    pub(super) async fn pull_by_cri(&self, image: &str) -> Result<(), Failure> {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", self.containerd.socket().display()))?;
+        let mut client = tonic::client::Grpc::new(endpoint.connect().await?);
+        client.ready().await?;
+        let request = PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
+        let method = http::uri::PathAndQuery::from_static("/runtime.v1.ImageService/PullImage");
+        let codec = ProstCodec::<PullImageRequest, PullImageResponse>::default();
+        client.unary(tonic::Request::new(request), method, codec).await.map_err(|s| api::said(&s))?;
+        Ok(())
+    }
+
+    /// Runs the command in a new container of a namespace of containerd.
+    pub(super) fn run(&self, namespace: &str, snapshotter: &str, image: &str) -> Result<(), Failure> {
+        let run = ["-n", namespace, "run", "--rm", "--snapshotter", snapshotter, image, "start"];
+        self.ctr(&[&run, &COMMAND[..]].concat())
     }
 
     /// Takes an image out of containerd; its pieces stay.

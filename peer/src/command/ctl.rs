@@ -1,5 +1,7 @@
 //! `shoal ctl`: asks the node daemon over its Unix socket.
 
+mod upgrade;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -118,6 +120,10 @@ enum Verb {
         #[arg(long, conflicts_with = "reference")]
         all: bool,
     },
+    /// Have another version take the daemon's place while readers of its mounts go on. The new program is examined first: it must
+    /// run, accept the present configuration, and go on with what this version leaves. Otherwise nothing happens. If it does not start
+    /// all the same, this version goes on.
+    Upgrade(upgrade::Upgrade),
 }
 
 /// How to mount.
@@ -142,14 +148,14 @@ impl Ctl {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(async {
             let client = connect(&self.socket).await?;
-            self.verb.run(client).await?;
+            self.verb.run(client, &self.socket).await?;
             Ok(ExitCode::SUCCESS)
         })
     }
 }
 
 impl Verb {
-    async fn run(self, mut client: ControlClient<Channel>) -> Result<(), Failure> {
+    async fn run(self, mut client: ControlClient<Channel>, socket: &Path) -> Result<(), Failure> {
         match self {
             Self::Mount { reference, mountpoint, mode, wait_complete } => {
                 // The daemon has another working directory.
@@ -210,6 +216,7 @@ impl Verb {
                 let reply = client.evict(EvictRequest { reference }).await.map_err(|s| said(&s))?.into_inner();
                 print_evicted(&reply);
             }
+            Self::Upgrade(upgrade) => upgrade.run(client, socket).await?,
         }
         Ok(())
     }
@@ -283,6 +290,9 @@ fn sources(by: &BySource) -> String {
 
 fn print_status(status: &StatusReply) {
     println!("shoal {} {} {} zone {}", status.version, status.role, status.peer, status.zone);
+    if !status.upgrade_failure.is_empty() {
+        println!("upgrade  failed: {}", status.upgrade_failure);
+    }
     for address in &status.control_addresses {
         println!("control  {address}");
     }

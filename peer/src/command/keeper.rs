@@ -28,7 +28,7 @@ impl Keeper {
         let _ = rustix::process::setsid();
         rustix::thread::set_name(c"shoal-keeper")?;
         let keeper = Process::bind(&self.socket, self.patience)?;
-        tell_systemd(NotifyState::Ready);
+        tell_systemd(&[NotifyState::Ready]);
         tracing::info!(socket = %self.socket.display(), "keeping mounts");
         match keeper.run()? {
             Ended::Stopped => tracing::info!("stopped"),

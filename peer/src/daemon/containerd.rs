@@ -12,11 +12,16 @@ use crate::{
     grpc::UnixServer,
     image_service::ImageService,
     snapshotter::{self, Snapshotter},
+    upgrade::Inheritance,
 };
 
 impl Parts {
     /// Serves snapshots to containerd, and images to a kubelet, if a socket is configured for that. Mounts of an earlier run must have been tried.
-    pub(super) async fn serve_snapshots(&self, data_dir: &Path) -> Result<Option<UnixServer>, StartError> {
+    pub(super) async fn serve_snapshots(
+        &self,
+        data_dir: &Path,
+        inheritance: &Inheritance,
+    ) -> Result<Option<UnixServer>, StartError> {
         let Some(socket) = self.snapshotter.socket() else { return Ok(None) };
         let snapshotter =
             Snapshotter::open(data_dir, self.node.clone(), self.mounts.clone(), self.snapshotter.lazy_oci);
@@ -25,7 +30,7 @@ impl Parts {
         let images = ImageService::new(&self.snapshotter.containerd, self.node.images.registry().keyring().clone());
         let images = images.map_err(|error| failed(io::Error::other(error)))?;
         let services = snapshotter::serve(snapshotter.map_err(Box::new)?).add_service(images);
-        let server = UnixServer::start(socket, services).await;
+        let server = UnixServer::start(socket, services, inheritance).await;
         Ok(Some(server.map_err(failed)?))
     }
 

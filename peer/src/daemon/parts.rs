@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Instant,
 };
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use shoal_proto::{
     PeerId, Role,
-    control::{PeerStatus, StatusReply, StoreStatus},
+    control::{PeerStatus, StatusReply, StoreStatus, UpgradeReply},
 };
 use tokio::sync::watch;
 
@@ -21,19 +22,28 @@ use crate::{
     contacts::Contacts,
     control::Control,
     data::DataPlane,
+    handover::Handover,
     identity::{self, Identity},
     membership::{Policy, unix_now},
     metrics::{MetricsServer, Vitals},
-    mounts::Mounts,
+    mounts::{Mounts, blocking},
     node::Node,
     pins::Pins,
     preheat::Preheats,
     starts::CollectedStarts,
+    upgrade::{Asked, Candidate, Next, UpgradeError},
     usage,
 };
 
 /// The parts that answer, and what was settled when they started.
 pub(crate) struct Parts {
+    /// Another one for each daemon of a process.
+    pub(super) instance: String,
+    /// Why an upgrade has failed, after which this daemon was started.
+    pub(super) upgrade_failure: String,
+    /// Where it is said what takes this daemon's place.
+    pub(super) asked: Asked,
+    pub(super) handover: Option<Arc<Handover>>,
     pub(crate) settings: Settings,
     pub(crate) node: Arc<Node>,
     pub(crate) mounts: Mounts,
@@ -84,7 +94,51 @@ impl Parts {
             membership_expires: self.membership_expires(),
             revocations: self.admission.revocations() as u64,
             start_traces: Some(self.starts.figures()),
+            instance: self.instance.clone(),
+            pid: std::process::id(),
+            upgrade_failure: self.upgrade_failure.clone(),
         }
+    }
+
+    /// Has this daemon make way for `binary` (none: what is now where its own program was), which is examined first. With `exit` it
+    /// ends, and somebody else starts the next one. Answers before it does.
+    pub(crate) async fn upgrade(
+        &self,
+        binary: Option<PathBuf>,
+        exit: bool,
+        force: bool,
+    ) -> Result<UpgradeReply, UpgradeError> {
+        // Before anything is done, so that there is one at a time.
+        let place = self.asked.try_reserve().map_err(|_| UpgradeError::UnderWay)?;
+        let candidate = Candidate::examine(binary).await?;
+        let unkept = self.unkept(exit).await;
+        if unkept > 0 && !force {
+            return Err(UpgradeError::Unkept(unkept));
+        }
+        let reply = UpgradeReply {
+            version: env!("CARGO_PKG_VERSION").into(),
+            instance: self.instance.clone(),
+            new_version: candidate.version().to_owned(),
+            binary: candidate.path().display().to_string(),
+            mounts: self.mounts.kept() as u32,
+        };
+        let (path, version) = (candidate.path().display(), candidate.version());
+        tracing::info!(exit, "making way for {path}, version {version}");
+        place.send(if exit { Next::Supervisor } else { Next::Program(candidate) });
+        Ok(reply)
+    }
+
+    /// How many mounts nobody would have. For a daemon that goes on in this process a keeper is started where there is none; with one
+    /// that ends it might be killed by its supervisor.
+    async fn unkept(&self, exit: bool) -> usize {
+        if self.mounts.unkept() > 0
+            && !exit
+            && let Some(handover) = self.handover.clone()
+        {
+            let started = blocking(move || handover.start_keeper().map(|()| handover.check())).await;
+            started.unwrap_or_else(|error| tracing::warn!("no keeper starts: {error}"));
+        }
+        self.mounts.unkept()
     }
 
     /// When others stop to accept this node, in seconds since 1970; 0 for never, in an open cluster.

@@ -469,6 +469,32 @@ pub mod control_client {
                 .insert(GrpcMethod::new("shoal.control.v1.Control", "Preheat"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Makes way for another version of the daemon, if that can take its place. Answers before it does; the next daemon has another
+        /// `instance`.
+        pub async fn upgrade(
+            &mut self,
+            request: impl tonic::IntoRequest<::shoal_proto::control::UpgradeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::UpgradeReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/shoal.control.v1.Control/Upgrade",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("shoal.control.v1.Control", "Upgrade"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -620,6 +646,15 @@ pub mod control_server {
             &self,
             request: tonic::Request<::shoal_proto::control::PreheatRequest>,
         ) -> std::result::Result<tonic::Response<Self::PreheatStream>, tonic::Status>;
+        /// Makes way for another version of the daemon, if that can take its place. Answers before it does; the next daemon has another
+        /// `instance`.
+        async fn upgrade(
+            &self,
+            request: tonic::Request<::shoal_proto::control::UpgradeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::shoal_proto::control::UpgradeReply>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1387,6 +1422,53 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/shoal.control.v1.Control/Upgrade" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpgradeSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<::shoal_proto::control::UpgradeRequest>
+                    for UpgradeSvc<T> {
+                        type Response = ::shoal_proto::control::UpgradeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::shoal_proto::control::UpgradeRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::upgrade(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpgradeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

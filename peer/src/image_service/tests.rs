@@ -14,7 +14,7 @@ use super::{
     message::{AuthConfig, ImageSpec},
     *,
 };
-use crate::grpc::UnixServer;
+use crate::{grpc::UnixServer, upgrade::Inheritance};
 
 /// What the CRI says to a pull.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -83,10 +83,14 @@ impl Bed {
         let mut bed = Self { folder, keyring: keyring.clone(), calls, servers: Vec::new() };
         let containerd = Containerd { keyring: keyring.clone(), refuses, calls: bed.calls.clone() };
         let containerd = Server::builder().add_service(containerd);
-        bed.servers.push(UnixServer::start(&bed.socket("containerd"), containerd).await.unwrap());
-        let service = ImageService::new(&bed.socket("containerd"), keyring).unwrap();
         bed.servers
-            .push(UnixServer::start(&bed.socket("own"), Server::builder().add_service(service)).await.unwrap());
+            .push(UnixServer::start(&bed.socket("containerd"), containerd, &Inheritance::default()).await.unwrap());
+        let service = ImageService::new(&bed.socket("containerd"), keyring).unwrap();
+        bed.servers.push(
+            UnixServer::start(&bed.socket("own"), Server::builder().add_service(service), &Inheritance::default())
+                .await
+                .unwrap(),
+        );
         bed
     }
 

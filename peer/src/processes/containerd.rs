@@ -27,9 +27,16 @@ impl ContainerdProcess {
     /// # Errors
     /// It cannot be started, or does not answer; its last words are in the message.
     pub fn start(folder: &Path, snapshotter: &Path) -> Result<Self, Failure> {
+        Self::start_by(Command::new("containerd"), folder, snapshotter)
+    }
+
+    /// The same by a command to which arguments are added: for instance on another host.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub fn start_by(mut command: Command, folder: &Path, snapshotter: &Path) -> Result<Self, Failure> {
         let config = folder.join("containerd.toml");
         fs::write(&config, configuration(folder, snapshotter))?;
-        let mut command = Command::new("containerd");
         command.arg("--config").arg(config);
         let process = Process::spawn("containerd", command, &folder.join("containerd.log"), Stdio::null())?;
         let mut containerd = Self { process, folder: folder.to_owned() };

@@ -32,11 +32,7 @@ impl Bed {
 
     /// With more settings of the daemon.
     pub(crate) fn start_with(test: &str, settings: &[String]) -> Option<Self> {
-        if !can_mount(test) {
-            return None;
-        }
-        if let Some(missing) = PROGRAMS.iter().find(|program| !Path::new(program).exists()) {
-            println!("skipped: {test} (needs {missing})");
+        if !can_run_containers(test) {
             return None;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -146,6 +142,18 @@ impl Bed {
     fn log(&self) -> String {
         fs::read_to_string(self.containerd.log()).unwrap_or_default()
     }
+}
+
+/// False, with a line that says why, on a machine that cannot run containers over lazy images.
+pub(crate) fn can_run_containers(test: &str) -> bool {
+    if !can_mount(test) {
+        return false;
+    }
+    let missing = PROGRAMS.iter().find(|program| !Path::new(program).exists());
+    if let Some(missing) = missing {
+        println!("skipped: {test} (needs {missing})");
+    }
+    missing.is_none()
 }
 
 impl Drop for Bed {

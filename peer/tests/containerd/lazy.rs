@@ -53,14 +53,14 @@ fn a_change_is_committed_as_a_layer_over_the_lazy_image() {
     Layers::new().push_lazy(&bed.registry.layout(), "1");
     let image = bed.registry.reference("1");
     bed.daemon.ctl(&["rpull", &image]);
-    bed.start_waiting(&image, "a");
-    bed.exec("a", "echo changed > /etc/motd; rm /data");
+    bed.start_waiting(&image, "changed");
+    bed.exec("changed", "echo changed > /etc/motd; rm /data");
     let top = bed
         .snapshots()
         .into_iter()
         .find(|name| bed.ctr(&["snapshots", "--snapshotter", "shoal", "info", name]).contains("nydus-bootstrap"));
     let top = top.expect("the bootstrap layer");
-    bed.end("a");
+    bed.end("changed");
 
     let snapshots = |arguments: &[&str]| bed.ctr(&[&["snapshots", "--snapshotter", "shoal"], arguments].concat());
     let mounted = tempfile::tempdir().expect("a temporary folder");

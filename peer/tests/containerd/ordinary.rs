@@ -9,8 +9,11 @@ fn an_ordinary_image_is_unpacked_and_runs() {
     let image = bed.registry.reference("plain");
     bed.ctr(&["images", "pull", "--plain-http", "--snapshotter", "shoal", &image]);
     assert_eq!((bed.snapshots().len(), bed.mounts().len()), (2, 0));
-    let seen =
-        bed.run(&image, "first", "cat /etc/motd; ls /etc; sha256sum /data; echo x > /etc/x; stat -c %a /bin/su-id");
+    let seen = bed.run(
+        &image,
+        "ordinary-first",
+        "cat /etc/motd; ls /etc; sha256sum /data; echo x > /etc/x; stat -c %a /bin/su-id",
+    );
     assert_eq!(seen, format!("upper\nmotd\n{}4755\n", Layers::data_digest()));
     assert_eq!(bed.run(&image, "second", "ls /etc"), "motd\n", "what the first wrote has gone with it");
     let usage = bed.ctr(&["snapshots", "--snapshotter", "shoal", "usage", "-b"]);

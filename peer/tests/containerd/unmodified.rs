@@ -28,13 +28,16 @@ fn an_unmodified_image_runs_by_its_index() {
     let manifest = bed.ctr(&["images", "ls", "-q"]);
     assert_eq!(manifest.trim(), image, "it has the name of the image");
 
-    let seen = bed.run(&image, "first", "cat /etc/motd; ls /etc; sha256sum /data; stat -c %a:%u /bin/su-id /");
+    let seen = bed.run(&image, "index-first", "cat /etc/motd; ls /etc; sha256sum /data; stat -c %a:%u /bin/su-id /");
     assert_eq!(seen, format!("upper\nmotd\n{}4755:0\n755:0\n", Layers::data_digest()));
-    bed.start_waiting(&image, "a");
-    bed.exec("a", "echo changed >> /etc/motd");
+    bed.start_waiting(&image, "over-index");
+    bed.exec("over-index", "echo changed >> /etc/motd");
     drop_caches();
-    assert_eq!(bed.exec("a", "cat /etc/motd; sha256sum /data"), format!("upper\nchanged\n{}", Layers::data_digest()));
-    bed.end("a");
+    assert_eq!(
+        bed.exec("over-index", "cat /etc/motd; sha256sum /data"),
+        format!("upper\nchanged\n{}", Layers::data_digest())
+    );
+    bed.end("over-index");
     bed.remove_image(&image);
     bed.collect_garbage();
     wait("nothing is left", || bed.snapshots().is_empty() && bed.mounts().is_empty() && bed.directories().is_empty());
@@ -51,7 +54,7 @@ fn a_kubelet_pulls_it_and_another_image_goes_on_from_its_layer() {
         let arguments = ["-n", "k8s.io", "run", "--rm", "--snapshotter", "shoal", image, id, "/bin/sh", "-c", script];
         bed.ctr(&arguments)
     };
-    assert_eq!(run(&image, "first", "sha256sum /data"), Layers::data_digest());
+    assert_eq!(run(&image, "other-first", "sha256sum /data"), Layers::data_digest());
     assert_eq!(bed.mounts().len(), 1, "the lower layer by itself is wanted by nobody");
 
     // Nothing is published next to this one. Its upper layer is unpacked over the lower one, which is lazy.
@@ -72,6 +75,6 @@ fn an_image_without_an_index_is_an_ordinary_one() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("--oci-ref --with-referrer"), "{said}");
     bed.ctr(&["images", "pull", "--plain-http", "--snapshotter", "shoal", &image]);
-    assert_eq!(bed.run(&image, "first", "sha256sum /data"), Layers::data_digest());
+    assert_eq!(bed.run(&image, "whole-first", "sha256sum /data"), Layers::data_digest());
     assert_eq!(bed.mounts().len(), 0);
 }

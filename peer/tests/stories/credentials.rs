@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 #[path = "../../../rafs/src/oci/tests/registry_double.rs"]
 #[allow(dead_code, reason = "shared with the tests of the registry client, which break it at every stage")]
-mod registry_double;
+pub(crate) mod registry_double;
 
 use self::registry_double::{Auth, RegistryDouble};
 use crate::support::{Built, Daemon, assert_same, can_mount, tree, wait};

@@ -97,8 +97,16 @@ pub struct StatusReply {
     /// Revocations of memberships that are known.
     #[prost(uint64, tag = "13")]
     pub revocations: u64,
+    /// Another one for each daemon, also where one took the place of another in the same process.
+    #[prost(string, tag = "14")]
+    pub instance: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "15")]
+    pub pid: u32,
+    /// Why the upgrade failed after which this daemon has started, or started again; empty after any other start.
+    #[prost(string, tag = "16")]
+    pub upgrade_failure: ::prost::alloc::string::String,
     /// What this node has collected of starts of images, as a seed peer.
-    #[prost(message, optional, tag = "14")]
+    #[prost(message, optional, tag = "17")]
     pub start_traces: ::core::option::Option<StartTraces>,
 }
 #[derive(serde::Serialize)]
@@ -500,6 +508,36 @@ pub struct PreheatNode {
     /// Why it could not fetch the image.
     #[prost(string, tag = "5")]
     pub trouble: ::prost::alloc::string::String,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpgradeRequest {
+    /// The new program, an absolute path. Empty: the one that is now where the daemon's own was.
+    #[prost(string, tag = "1")]
+    pub binary: ::prost::alloc::string::String,
+    /// The daemon ends, and whoever supervises it starts the next one. Otherwise it becomes the new program, in the same process.
+    #[prost(bool, tag = "2")]
+    pub exit: bool,
+    /// Also if there are mounts that do not outlive the daemon.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
+#[derive(serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpgradeReply {
+    /// Version of the daemon that makes way, and its `instance`.
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub instance: ::prost::alloc::string::String,
+    /// Version of the new program.
+    #[prost(string, tag = "3")]
+    pub new_version: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub binary: ::prost::alloc::string::String,
+    /// Mounts that are left to the next daemon.
+    #[prost(uint32, tag = "5")]
+    pub mounts: u32,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

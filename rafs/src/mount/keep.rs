@@ -13,7 +13,7 @@ use crate::bootstrap::Bootstrap;
 
 /// Version of [`SessionRecord`], and of all that a kernel may have been told by who wrote it: how nodes are numbered, what
 /// positions in a directory mean.
-const VERSION: u32 = 1;
+pub const SESSION_VERSION: u32 = 1;
 
 /// Whoever keeps connections while nobody serves them, as seen by those who do. Nothing here may take long or wait for a
 /// reader of the mounts.
@@ -74,7 +74,7 @@ pub struct SessionRecord {
 impl SessionRecord {
     pub(super) fn new(bootstrap: &Bootstrap, agreement: Agreement) -> Self {
         let bootstrap = blake3::hash(bootstrap.as_bytes()).to_hex().to_string();
-        Self { version: VERSION, bootstrap, agreement }
+        Self { version: SESSION_VERSION, bootstrap, agreement }
     }
 
     /// Whether answers from this bootstrap continue those that were given.

@@ -13,8 +13,10 @@ use super::Source;
 
 mod helper;
 mod keyring;
+mod shared;
 
 pub use keyring::{Keyring, Offer};
+pub use shared::SharedCredentials;
 
 /// Largest auth file that is read.
 const MAX_AUTHFILE: u64 = 1 << 20;
@@ -96,7 +98,7 @@ pub struct Authfile {
     store: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct Document {
     #[serde(default)]
@@ -126,8 +128,18 @@ impl Authfile {
 
     /// Parses the content of the file that errors call `path`.
     pub fn parse(bytes: &[u8], path: &str) -> Result<Self, AuthfileError> {
-        let document: Document = serde_json::from_slice(bytes)
-            .map_err(|error| AuthfileError::Json { path: path.to_owned(), line: error.line() })?;
+        Self::of(json(bytes, path)?, path)
+    }
+
+    /// Parses the entries alone, as they stood in `~/.dockercfg`.
+    ///
+    /// # Errors
+    /// See [`Self::parse`].
+    pub fn parse_entries(bytes: &[u8], path: &str) -> Result<Self, AuthfileError> {
+        Self::of(Document { auths: json(bytes, path)?, ..Document::default() }, path)
+    }
+
+    fn of(document: Document, path: &str) -> Result<Self, AuthfileError> {
         let mut entries = BTreeMap::new();
         for (key, entry) in document.auths {
             let broken = || AuthfileError::Entry { path: path.to_owned(), registry: key.clone() };
@@ -169,6 +181,10 @@ impl Authfile {
             key = key.rsplit_once('/')?.0;
         }
     }
+}
+
+fn json<T: serde::de::DeserializeOwned>(bytes: &[u8], path: &str) -> Result<T, AuthfileError> {
+    serde_json::from_slice(bytes).map_err(|error| AuthfileError::Json { path: path.to_owned(), line: error.line() })
 }
 
 impl Entry {

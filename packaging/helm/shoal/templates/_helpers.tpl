@@ -78,7 +78,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* What the chart decides cannot be configured besides: dict "part" "nodes" "config" ... */}}
 {{- define "shoal.refuse" -}}
 {{- $part := .part }}
-{{- range $key := list "data_dir" "socket" "role" "zone" "capacity" "cluster" "http" "snapshotter" }}
+{{- range $key := list "data_dir" "socket" "role" "zone" "capacity" "cluster" "http" "snapshotter" "pull_secrets" }}
 {{- if hasKey $.config $key }}
 {{- fail (printf "%s.config.%s is set by the chart: see values.yaml" $part $key) }}
 {{- end }}
@@ -121,6 +121,11 @@ control:
 registry:
   authfile: {{ ternary "/etc/shoal/registry/config.json" "" (ne $values.registry.authSecret "") | quote }}
   ca_files: {{ ternary (list "/etc/shoal/ca/ca.crt") list (ne $values.registry.caConfigMap "") | toJson }}
+{{- if $values.pullSecrets.enabled }}
+pull_secrets:
+  kubeconfig: in-cluster
+  namespaces: {{ toJson $values.pullSecrets.namespaces }}
+{{- end }}
 {{- end }}
 
 {{- define "shoal.nodeConfig" -}}
@@ -284,6 +289,11 @@ readinessProbe:
   mountPath: /etc/shoal/ca
   readOnly: true
 {{- end }}
+{{- if .Values.pullSecrets.enabled }}
+- name: api
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
+{{- end }}
 {{- end }}
 
 {{/* dict "root" . "config" (name of the ConfigMap) */}}
@@ -315,6 +325,20 @@ readinessProbe:
     items:
       - key: ca.crt
         path: ca.crt
+{{- end }}
+{{- if .root.Values.pullSecrets.enabled }}
+# What a pod shows to the API server. For the daemon's container alone: the others have nothing to ask.
+- name: api
+  projected:
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: 3600
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
 {{- end }}
 {{- end }}
 

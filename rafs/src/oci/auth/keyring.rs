@@ -1,4 +1,4 @@
-//! Who to be, where: what the auth file says, and what pulls have shown.
+//! Who to be, where: what the auth file says, what pull secrets of a cluster say, and what pulls have shown.
 //!
 //! Credentials of a pull are for its repository alone. They are tried as soon as the pull begins, because it makes this client
 //! read, but behind all others: nobody has said yet that they are any good. When the pull has succeeded they come first, and
@@ -14,7 +14,7 @@ use std::{
 
 use lru::LruCache;
 
-use super::{Authfile, Credentials};
+use super::{Authfile, Credentials, SharedCredentials};
 use crate::oci::Source;
 
 /// Most repositories for which pulls are remembered; those that were used longest ago are forgotten first.
@@ -40,6 +40,7 @@ struct Shared {
 
 struct Keys {
     file: Authfile,
+    secrets: SharedCredentials,
     pulls: LruCache<Source, Vec<Key>>,
     /// Keys that there have been.
     made: u64,
@@ -47,7 +48,8 @@ struct Keys {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { file: Authfile::default(), pulls: LruCache::sparse(MAX_REPOSITORIES), made: 0 }
+        let pulls = LruCache::sparse(MAX_REPOSITORIES);
+        Self { file: Authfile::default(), secrets: SharedCredentials::default(), pulls, made: 0 }
     }
 }
 
@@ -81,6 +83,11 @@ impl Keyring {
     /// more.
     pub fn replace(&self, file: Authfile) {
         self.keys().file = file;
+    }
+
+    /// Puts other pull secrets in the place of those before. They come behind the auth file, or nothing at all where that has nothing.
+    pub fn share(&self, secrets: SharedCredentials) {
+        self.keys().secrets = secrets;
     }
 
     /// Takes what a pull of `source` shows, until it ends: then [`Offer::keep`] or drop. `None` where none are remembered, or
@@ -130,8 +137,9 @@ impl Keyring {
         pulled.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
         let of_pulls = |good| pulled.iter().filter(move |(_, is, _)| *is == good).map(|(.., key)| Some(key.clone()));
         let mut all: Vec<Option<Credentials>> = of_pulls(true).collect();
-        // What is open to anybody stays so, whatever a pull shows.
-        for next in [keys.file.find(source).cloned()].into_iter().chain(of_pulls(false)) {
+        let secrets = keys.secrets.find(source).into_iter().map(|secret| Some(secret.clone()));
+        // What is open to anybody stays so, whatever a pull or a secret shows.
+        for next in [keys.file.find(source).cloned()].into_iter().chain(secrets).chain(of_pulls(false)) {
             if !all.contains(&next) {
                 all.push(next);
             }
@@ -146,7 +154,7 @@ impl Keyring {
 
     fn holds_at(&self, source: &Source, credentials: &Credentials, now: Instant) -> bool {
         let mut keys = self.keys();
-        let in_file = keys.file.find(source) == Some(credentials);
+        let in_file = keys.file.find(source) == Some(credentials) || keys.secrets.find(source).contains(&credentials);
         let pulled = keys.pulls.get_mut(source).and_then(|of_source| {
             self.forget(of_source, now);
             of_source.iter_mut().find(|key| key.credentials == *credentials)
@@ -303,6 +311,24 @@ mod tests {
         drop(busy);
         again.keep();
         assert_eq!(names(&keyring, "app"), ["busy0", "nobody"]);
+    }
+
+    #[test]
+    fn pull_secrets_come_behind_the_auth_file_and_before_what_nobody_has_tried() {
+        let keyring = with_file(Duration::from_secs(60));
+        let mut secrets = SharedCredentials::default();
+        let mut file = Authfile::default();
+        file.insert("h.io", user("secret"));
+        file.insert("i.io", user("secret"));
+        secrets.add(&file);
+        keyring.share(secrets);
+        let _pull = keyring.offer(&source("app"), user("pull")).unwrap();
+        assert_eq!(names(&keyring, "app"), ["file", "secret", "pull"]);
+        let other = Source::new("i.io", "app").unwrap();
+        assert_eq!(keyring.candidates(&other), [None, Some(user("secret"))], "what is open stays so");
+        assert!(keyring.holds(&other, &user("secret")) && keyring.holds(&source("app"), &user("secret")));
+        keyring.share(SharedCredentials::default());
+        assert!(!keyring.holds(&other, &user("secret")) && !keyring.knows(&other));
     }
 
     #[test]

@@ -1,0 +1,161 @@
+//! Eight nodes start the same lazy image at once, each with a containerd and a network namespace of its own. The registry
+//! sends what the start needs about once.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Barrier,
+    thread,
+    time::Instant,
+};
+
+use shoal::processes::{ContainerdProcess, NodeProcess, RegistryProcess, containerd_socket};
+use shoal_proto::control::StatusRequest;
+use tokio::runtime::Runtime;
+use toml::Value;
+
+use crate::{
+    bed::can_run_containers,
+    hosts::Hosts,
+    image::{DATA_BYTES, Layers},
+    support::drop_caches,
+};
+
+const NODES: u8 = 8;
+/// The host of the seed peer; the registry is where the bridge is, and the nodes are behind.
+const SEED: u8 = 1;
+/// What the registry may send, by what one node needs for the start: headers, tags that each node resolves, and manifest and
+/// config, which each makes known to its containerd.
+const EGRESS: f64 = 1.1;
+
+/// A node, and its containerd. The second goes first.
+struct Node {
+    containerd: ContainerdProcess,
+    daemon: NodeProcess,
+    folder: PathBuf,
+    /// Of its container: runc's state is everyone's, so it is another one on each.
+    id: String,
+}
+
+fn shoal(hosts: &Hosts, host: u8) -> Command {
+    hosts.command(host, env!("CARGO_BIN_EXE_shoal"))
+}
+
+/// A daemon in `folder`, with these settings and those that all have.
+fn daemon(hosts: &Hosts, host: u8, folder: &Path, registry: &str, more: &[(&str, Value)]) -> NodeProcess {
+    let address = hosts.address(host);
+    let text = |text: String| Value::String(text);
+    let mut settings = vec![
+        ("control.listen", Value::Array(vec![text(format!("/ip4/{address}/tcp/4801"))])),
+        ("data.listen", text(format!("{address}:4802"))),
+        ("http.enabled", Value::Boolean(false)),
+        ("cluster.insecure_open", Value::Boolean(true)),
+        ("registry.plain_http", Value::Array(vec![text(registry.to_owned())])),
+    ];
+    settings.extend_from_slice(more);
+    NodeProcess::start(&format!("host{host}"), folder, shoal(hosts, host), &settings).expect("a daemon starts")
+}
+
+fn node(hosts: &Hosts, host: u8, folder: &Path, registry: &str, join: &Value) -> Node {
+    // Paths of sockets are short.
+    let own = folder.join(format!("c{host}"));
+    fs::create_dir(&own).expect("a folder");
+    let snapshots = own.join("s");
+    let path = |path: &Path| Value::String(path.display().to_string());
+    let settings = [
+        ("control.bootstrap_peers", join.clone()),
+        ("snapshotter.socket", path(&snapshots)),
+        ("snapshotter.containerd", path(&containerd_socket(&own))),
+    ];
+    let daemon = daemon(hosts, host, folder, registry, &settings);
+    let containerd = hosts.command(host, "containerd");
+    let containerd = ContainerdProcess::start_by(containerd, &own, &snapshots).expect("containerd starts");
+    Node { containerd, daemon, folder: folder.join(format!("host{host}")), id: format!("first{host}") }
+}
+
+impl Node {
+    /// Pulls lazily and runs a command that reads most of the image; gives what it says, and the seconds that it took.
+    fn start(&self, image: &str) -> (String, f64) {
+        let begun = Instant::now();
+        let mut pull = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        pull.arg("ctl").arg("--socket").arg(self.folder.join("shoal.sock")).args(["rpull", image]);
+        let mut run = self.containerd.ctr();
+        run.args(["run", "--rm", "--snapshotter", "shoal", image, &self.id, "/bin/sha256sum", "/data"]);
+        let mut said = String::new();
+        for mut command in [pull, run] {
+            let output = command.output().expect("it runs");
+            let error = String::from_utf8_lossy(&output.stderr);
+            let log = || fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+            assert!(output.status.success(), "{command:?}: {error}\n{}", log());
+            said = String::from_utf8(output.stdout).expect("text");
+        }
+        (said, begun.elapsed().as_secs_f64())
+    }
+}
+
+/// Bytes of pieces and objects that a node was given.
+async fn received(daemon: &NodeProcess) -> u64 {
+    let mut client = daemon.client().await.expect("it answers");
+    let status = client.status(StatusRequest {}).await.expect("it answers").into_inner();
+    let total = status.total.expect("figures");
+    let kinds = [total.bytes, total.objects].map(Option::unwrap_or_default);
+    kinds.iter().map(|by| by.peer + by.seed + by.registry).sum()
+}
+
+#[test]
+fn eight_nodes_start_an_image_at_once_and_the_registry_sends_it_about_once() {
+    const TEST: &str = "eight nodes with containerds of their own";
+    if !can_run_containers(TEST) {
+        return;
+    }
+    let Some(hosts) = Hosts::new(TEST, SEED + NODES) else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let layout = folder.path().join("layout");
+    shoal_rafs::oci::Layout::new(&layout).create().expect("a layout");
+    Layers::new().push_lazy(&layout, "1");
+
+    let listen = (hosts.address(0), 5000).into();
+    let served = RegistryProcess::start(shoal(&hosts, 0), &layout, listen, folder.path()).expect("a registry");
+    let registry = served.address().to_string();
+    let image = format!("{registry}/app:1");
+    let runtime = Runtime::new().expect("a runtime");
+    let mut seed = daemon(&hosts, SEED, folder.path(), &registry, &[("role", Value::String("seed".into()))]);
+    let seed_status = runtime.block_on(seed.ready()).expect("the seed peer answers");
+    let join = Value::try_from(&seed_status.control_addresses).expect("texts");
+    let mut nodes: Vec<_> = (1..=NODES).map(|n| node(&hosts, SEED + n, folder.path(), &registry, &join)).collect();
+    runtime.block_on(async {
+        for node in &mut nodes {
+            node.daemon.ready().await.expect("the node answers");
+            node.daemon.knows_seeds("default", 1).await.expect("it finds the seed peer");
+        }
+    });
+
+    drop_caches();
+    let together = Barrier::new(nodes.len());
+    let started: Vec<_> = thread::scope(|scope| {
+        let start = |node| {
+            let (together, image) = (&together, &image);
+            move || {
+                together.wait();
+                Node::start(node, image)
+            }
+        };
+        let all: Vec<_> = nodes.iter().map(|node| scope.spawn(start(node))).collect();
+        all.into_iter().map(|one| one.join().expect("it starts")).collect()
+    });
+    let received = nodes.iter().map(|node| runtime.block_on(received(&node.daemon)));
+    // Nobody has asked for the same twice, or who has asked least has not.
+    let needed = received.min().expect("nodes");
+    drop(nodes);
+    drop(seed);
+    let sent = served.stop().expect("its figures").bytes_sent;
+    let slowest = started.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
+    let ratio = sent as f64 / needed as f64;
+    println!(
+        "{NODES} nodes: the registry sent {sent} bytes, {ratio:.3} x the {needed} that a node needs; the slowest took {slowest:.2} s"
+    );
+    assert!(needed > DATA_BYTES as u64);
+    assert!(started.iter().all(|(said, _)| *said == Layers::data_digest()), "{started:?}");
+    assert!(ratio <= EGRESS, "{ratio:.3}");
+}
