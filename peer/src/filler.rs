@@ -45,7 +45,7 @@ use self::{filling::Filling, line::Line};
 use crate::{
     handover::Handover,
     images::{Image, NamedImage},
-    native::NativeFiles,
+    native::{self, NativeFiles},
     node::Node,
     reader::Reader,
     store::StoreError,
@@ -191,7 +191,7 @@ impl Filler {
         }
         let (image, store) = (reader.image(), &self.0.node.store);
         let names = image.native_names();
-        store.put_object(names.bootstrap(), image.bootstrap.as_bytes())?;
+        native::put_bootstrap(store, image)?;
         let mut fills = self.fills();
         let mut blobs = Vec::new();
         let mut table = self.0.lock();

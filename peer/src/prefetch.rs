@@ -119,7 +119,7 @@ fn fetches(node: &Node, missing: Vec<(Item, u64)>) -> impl Stream<Item = Result<
 
 /// The pieces that the prefetch table lists, in its order; one that holds several chunks may come several times.
 fn listed(image: &Image) -> Vec<(&ImageBlob, u32)> {
-    let chunks = image.bootstrap.prefetch_chunks().unwrap_or_else(|error| {
+    let chunks = image.metadata.prefetch_chunks().unwrap_or_else(|error| {
         tracing::warn!(layer = %image.layer, "cannot follow the prefetch table: {error}");
         Vec::new()
     });

@@ -16,6 +16,7 @@ mod gzip_layers;
 mod kept_mounts;
 mod lazy_mounts;
 mod limits;
+mod many_files;
 mod mirror;
 mod native_mounts;
 mod next_version;
