@@ -146,7 +146,8 @@ fn a_newer_schema_is_refused_and_left_alone() {
     let put_schema = |version: u32, more: &[&str]| {
         let mut options = rocksdb::Options::default();
         options.create_missing_column_families(true);
-        let families = [&["default", "meta", "blobs", "pieces", "digests", "mounts", "pins"][..], more].concat();
+        let families =
+            [&["default", "meta", "blobs", "pieces", "digests", "mounts", "pins", "layers"][..], more].concat();
         let db = rocksdb::DB::open_cf(&options, dir.path(), families).unwrap();
         db.put_cf(db.cf_handle("meta").unwrap(), b"schema", version.to_be_bytes()).unwrap();
     };

@@ -11,6 +11,7 @@ mod credentials;
 mod demo;
 mod disputed_blob;
 mod encrypted_images;
+mod every_mode;
 mod full_disk;
 mod gzip_layers;
 mod kept_mounts;
