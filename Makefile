@@ -42,7 +42,7 @@ bench-cold-start:
 
 bench-mount: setup
 	scripts/cargo build --release --workspace --locked
-	"$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(JSON),--json "$(JSON)")
+	"$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(PEER_DAEMON),--peer "$(PEER_DAEMON)") $(if $(JSON),--json "$(JSON)")
 
 bench-many-files: setup
 	scripts/cargo build --release --workspace --locked
