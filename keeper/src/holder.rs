@@ -6,9 +6,9 @@
 //!   daemon ── Group ──────────────────>              the next one, if it finds no keeper that has it
 //! ```
 //!
-//! When the last process closes a group, holes of files are read as zeros. With daemon and keeper alone that happens when both are
-//! killed at once, for instance with the cgroup that they share. The holder is what neither of them is: it knows no daemon, takes no events, is asked nothing,
-//! allocates nothing, and has left the cgroup that it was started in. While it alone has the group, readers wait.
+//! When the last process closes a group, holes of files are read as zeros. With daemon and keeper alone that happens when both
+//! are killed at once, for instance with the cgroup that they share. The holder is what neither of them is: it serves nobody,
+//! takes no events, is asked nothing, and has left the cgroup that it was started in. While it alone has the group, readers wait.
 //!
 //! It is a [`Keeper`](crate::Keeper) that reads the group only when it has been alone for longer than its patience; then it denies.
 

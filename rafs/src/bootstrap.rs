@@ -49,6 +49,7 @@ mod walk;
 mod windows;
 mod xattr;
 
+#[cfg(feature = "mount")]
 pub(crate) use directory::BlockStart;
 pub(crate) use error::At;
 pub use error::BootstrapError;

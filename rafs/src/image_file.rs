@@ -105,8 +105,8 @@ impl ImageFile {
         Ok(Self { bootstrap, own: Some(Own::Inside(own, path.to_owned())) })
     }
 
-    /// The metadata of the image in a file of either kind, and where its blobs are if the others lie in `dir`. A bootstrap is read in place; what lies in
-    /// a blob is read and verified in full.
+    /// The metadata of the image in a file of either kind, and where its blobs are if the others lie in `dir`. A bootstrap is
+    /// read in place; what lies in a blob is read and verified in full.
     ///
     /// # Errors
     /// As for [`open`](Self::open), and those of [`Metadata::open`].

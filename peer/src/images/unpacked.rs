@@ -64,8 +64,8 @@ impl Unpacked {
         Ok(Self { layer, diff_id, metadata, bootstrap: id, copies, backend, kept: Vec::new() })
     }
 
-    /// Keeps what is in it in the store, so that it need not be unpacked and verified again, and reads the bootstrap from there from now on: it
-    /// takes no memory then. Nothing is kept of what has keys in it, or cannot be read in place. Blocks.
+    /// Keeps what is in it in the store, so that it need not be unpacked and verified again, and reads the bootstrap from there
+    /// from now on: it takes no memory then. Nothing is kept of what has keys in it, or cannot be read in place. Blocks.
     pub(super) fn keep(mut self, store: &Store) -> Self {
         if let Err(error) = self.try_keep(store) {
             tracing::debug!(layer = %self.layer, "its bootstrap stays in memory: {}", crate::chain(&*error));

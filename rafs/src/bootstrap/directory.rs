@@ -92,6 +92,7 @@ impl<'a> Entries<'a> {
     }
 
     /// The block of the last entry.
+    #[cfg(feature = "mount")]
     pub(crate) fn start(&self) -> BlockStart {
         self.start
     }

@@ -18,7 +18,7 @@ pub(super) enum Source {
     /// All of them in memory.
     Memory(Bytes),
     /// In a file, of which a look reads what it needs.
-    File(Windows),
+    File(Box<Windows>),
 }
 
 /// What inodes are read with. Says nothing yet about the tree.
@@ -54,7 +54,7 @@ impl Source {
     pub(super) fn again(&self) -> Self {
         match self {
             Self::Memory(bytes) => Self::Memory(bytes.clone()),
-            Self::File(windows) => Self::File(windows.again()),
+            Self::File(windows) => Self::File(Box::new(windows.again())),
         }
     }
 

@@ -58,7 +58,7 @@ pub enum Look<'a> {
     /// Of what is in memory.
     Whole(&'a Bootstrap),
     /// Of a file.
-    InPlace(Box<Fresh>),
+    InPlace(Fresh),
 }
 
 /// What a look has read. Opaque.
@@ -117,7 +117,7 @@ impl Metadata {
         if v5::is_v5(&magic) {
             return whole();
         }
-        let source = Source::File(Windows::new(Arc::clone(&file), size));
+        let source = Source::File(Box::new(Windows::new(Arc::clone(&file), size)));
         let header = superblock::read(&source)?;
         if header.is_tarfs() {
             return whole();
@@ -135,7 +135,7 @@ impl Metadata {
     pub fn look(&self) -> Look<'_> {
         match self {
             Self::Whole(bootstrap) => Look::Whole(bootstrap),
-            Self::InPlace(place) => Look::InPlace(Box::new(Fresh(place.image.again()))),
+            Self::InPlace(place) => Look::InPlace(Fresh(place.image.again())),
         }
     }
 
