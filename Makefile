@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build calibrate demo test bench bench-build bench-cold-start bench-mount cluster lint fuzz oracle setup interop
+.PHONY: build calibrate demo test bench bench-build bench-cold-start bench-many-files bench-mount cluster lint fuzz oracle setup interop
 
 setup:
 	@scripts/setup
@@ -42,7 +42,11 @@ bench-cold-start:
 
 bench-mount: setup
 	scripts/cargo build --release --workspace --locked
-	"$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(JSON),--json "$(JSON)")
+	"$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(PEER_DAEMON),--peer "$(PEER_DAEMON)") $(if $(JSON),--json "$(JSON)")
+
+bench-many-files: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-many-files" $(if $(FILES),"$(FILES)") $(if $(JSON),--json "$(JSON)")
 
 oracle:
 	scripts/oracle

@@ -1,11 +1,12 @@
 //! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput. And
 //! [`cluster`], which measures real daemons behind shaped links, [`calibration`] of the simulator by it, [`cold_start`], which
-//! measures containers, and [`mounts`].
+//! measures containers, [`mounts`], and [`many_files`].
 
 pub mod calibration;
 pub mod cluster;
 pub mod cold_start;
 mod figures;
+pub mod many_files;
 pub mod mounts;
 pub mod run;
 

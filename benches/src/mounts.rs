@@ -6,12 +6,14 @@
 //! native   the same daemon; the image is fetched and decoded whole, and mounted by the kernel
 //! erofs    the same kernel driver with files that were made by hand: no daemon was ever there
 //! ext4     the tree that the image was made of, on the disk of the temporary folder
+//! peer     upstream's daemon over FUSE, if there is one: PEER_DAEMON; it reads the same blobs from the disk of the temporary folder
 //! ```
 //!
 //! Two images: a tree of many files, and one file of a gigabyte. *Cold* is an empty store and an empty page cache; *local* is
 //! everything on this machine's disk and an empty page cache; *hot* is everything in the page cache. `erofs` and `ext4` are
 //! never cold.
 
+mod peer;
 mod reads;
 mod report;
 mod way;
@@ -27,7 +29,10 @@ use shoal::{command::Failure, processes::RegistryProcess};
 use shoal_rafs::{BlobDirReader, Bootstrap, expand_blob};
 
 pub use self::report::Report;
-use self::way::{Daemon, Files, Way};
+use self::{
+    peer::Peer,
+    way::{Daemon, Files, Way},
+};
 use crate::half_compressible;
 
 /// Bounds of the tree of many files: what is taken of a folder of this machine.
@@ -53,11 +58,11 @@ struct Image {
     names: Vec<PathBuf>,
 }
 
-/// Measures `rounds` rounds with the `shoal` binary given, and files of the folder `source`.
+/// Measures `rounds` rounds with the `shoal` binary given, files of the folder `source`, and upstream's daemon if it is given.
 ///
 /// # Errors
 /// Needs root, FUSE and EROFS; or a command failed.
-pub async fn run(shoal: &Path, source: &Path, rounds: usize) -> Result<Report, Failure> {
+pub async fn run(shoal: &Path, source: &Path, peer: Option<&Path>, rounds: usize) -> Result<Report, Failure> {
     let folder = tempfile::Builder::new().prefix("shoal-mounts-").tempdir()?;
     let at = |name: &str| folder.path().join(name);
     fs::create_dir_all(at("many"))?;
@@ -73,9 +78,11 @@ pub async fn run(shoal: &Path, source: &Path, rounds: usize) -> Result<Report, F
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
     let registry = RegistryProcess::start(Command::new(shoal), &layout, listen, folder.path())?;
     let daemon = Daemon::start(shoal, folder.path(), registry.address()).await?;
+    let peer = peer.map(|program| Peer::new(program, folder.path()));
     let mut report = Report::new(images.many.names.len(), images.many.bytes()?);
     for round in 1..=rounds {
-        for way in [Way::Fuse(&daemon), Way::Native(&daemon), Way::Erofs(folder.path()), Way::Ext4] {
+        let ways = [Way::Fuse(&daemon), Way::Native(&daemon), Way::Erofs(folder.path()), Way::Ext4];
+        for way in ways.into_iter().chain(peer.iter().map(Way::Peer)) {
             let figures = way.measure(&images.many, &images.large, round as u64).await?;
             eprintln!("mounts: round {round} of {rounds}: {} {}", way.name(), figures.in_one_line());
             report.add(way.name(), figures);
@@ -107,7 +114,7 @@ impl Image {
             expanded.push(path);
         }
         let names = reads::files(source)?;
-        Ok(Self { tag, source: source.to_owned(), files: Files { bootstrap, blobs: expanded }, names })
+        Ok(Self { tag, source: source.to_owned(), files: Files { bootstrap, blobs: expanded, stored: blobs }, names })
     }
 
     fn bytes(&self) -> Result<u64, Failure> {

@@ -105,7 +105,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; it refuses if it has one.
     pub fn guard(&mut self, group: &Group) -> Result<(), ClientError> {
-        self.done(&Request::Guard, Some(group.as_fd()))
+        self.guard_with(group.as_fd())
+    }
+
+    pub(crate) fn guard_with(&mut self, group: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done(&Request::Guard, Some(group))
     }
 
     /// A copy of the group that it holds.
@@ -173,6 +177,12 @@ impl Client {
             Reply::Refused { reason } => Err(ClientError::Refused(reason)),
             reply => Ok((reply, connection)),
         }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -128,6 +128,16 @@ impl Group {
         Ok(())
     }
 
+    /// The inodes that have a mark of this group, as the kernel tells of its descriptor: `fanotify ino:INODE sdev:..` in
+    /// hexadecimal.
+    ///
+    /// # Errors
+    /// There is no proc(5).
+    pub fn marked(&self) -> io::Result<Vec<u64>> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
+        Ok(text.lines().filter_map(inode_of_mark).collect())
+    }
+
     /// Denies whatever another process has read of the group and not answered. To be called by a new reader, before it reads; gives
     /// how many events there were.
     pub fn settle(&self) -> usize {
@@ -188,6 +198,11 @@ fn range(mut infos: &[u8]) -> Option<(u64, u64)> {
     None
 }
 
+fn inode_of_mark(line: &str) -> Option<u64> {
+    let inode = line.strip_prefix("fanotify ino:")?.split(' ').next()?;
+    u64::from_str_radix(inode, 16).ok()
+}
+
 fn check(outcome: libc::c_int) -> io::Result<libc::c_int> {
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome) }
 }
@@ -195,6 +210,13 @@ fn check(outcome: libc::c_int) -> io::Result<libc::c_int> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_told_from_the_other_lines() {
+        let text = "pos:\t0\nflags:\t02004002\nfanotify flags:3b event-flags:88002\n\
+            fanotify ino:4f969 sdev:800013 mflags:0 mask:100000 ignored_mask:0 fhandle-bytes:8\n";
+        assert_eq!(text.lines().filter_map(inode_of_mark).collect::<Vec<_>>(), [0x4f969]);
+    }
 
     #[test]
     fn a_range_is_found_behind_other_records_and_nothing_in_what_is_cut_off() {

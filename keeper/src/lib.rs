@@ -26,6 +26,9 @@
 //! it dies, and denies those that nobody has answered within its patience. It has no use for the file itself. While it holds a
 //! group it does not end for want of a daemon, but denies everything: without the group, readers would be given holes as zeros.
 //!
+//! **A holder** is a second process of this kind, which a keeper with a group starts: it has the group open and nothing else to do, so
+//! that readers wait, rather than see zeros, when daemon and keeper are killed at once. See [`Holder`].
+//!
 //! **The wire.** A Unix socket of packets (SOCK_SEQPACKET). Every packet is a message: a byte with the [version](VERSION), a
 //! byte with the kind, and fields of a length (two bytes, little-endian) and that many bytes. Each request has one answer, in
 //! order. Both sides check that the other is of the same user, or root. Who sends what cannot be read is cut off.
@@ -38,6 +41,7 @@
 
 mod client;
 mod group;
+mod holder;
 mod message;
 mod packet;
 mod peer_user;
@@ -47,6 +51,7 @@ mod table;
 
 pub use client::{Client, ClientError, Taker, Told};
 pub use group::{Event, Group, MAX_DESCRIPTORS, Verdict};
+pub use holder::{Holder, held, holder_socket};
 pub use message::{
     MAX_DEVICE, MAX_PACKET, MAX_PATH, MAX_REASON, MAX_RECORD, Malformed, Mount, Reply, Request, VERSION,
 };

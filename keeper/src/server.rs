@@ -17,6 +17,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::Client;
 use crate::group::{Group, MAX_DESCRIPTORS, Verdict};
+use crate::holder::Holder;
 use crate::message::{Reply, Request};
 use crate::packet;
 use crate::peer_user::is_trusted;
@@ -27,6 +28,8 @@ use crate::table::Table;
 const MAX_CLIENTS: usize = 16;
 /// Time to the next attempt to accept a connection after one has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time between looks for marks, when nobody is expected any more; or the patience, if that is shorter.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long mounts are kept without a daemon if nobody says otherwise: time for an operator to look, and short enough for
 /// readers that hang to be noticed as what they are.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(600);
@@ -73,6 +76,9 @@ pub struct Keeper {
     table: Table<OwnedFd>,
     /// A copy of the table's, to be read.
     group: Option<Group>,
+    duty: Duty,
+    /// Of a keeper that has one.
+    holder: Option<Holder>,
     pending: Pending<OwnedFd>,
     /// The daemon that is told of events.
     taker: Option<OwnedFd>,
@@ -80,6 +86,15 @@ pub struct Keeper {
     alone: Instant,
     /// None has been for longer than the patience.
     given_up: bool,
+}
+
+/// What is done with the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    /// It is read.
+    Read,
+    /// It is held, and read by somebody else; or denied, when nobody has come for longer than the patience.
+    Hold,
 }
 
 /// What happens to a connection after a request.
@@ -123,11 +138,27 @@ impl Keeper {
             clients: Vec::new(),
             table: Table::default(),
             group: None,
+            duty: Duty::Read,
+            holder: None,
             pending: Pending::new(patience),
             taker: None,
             alone: Instant::now(),
             given_up: false,
         })
+    }
+
+    /// The same, with another process that has the group, too.
+    #[must_use]
+    pub fn with_holder(mut self, holder: Holder) -> Self {
+        self.holder = Some(holder);
+        self
+    }
+
+    /// A holder: it has the group for the case that nobody else has, and does not read it while a keeper is connected.
+    #[must_use]
+    pub fn holding(mut self) -> Self {
+        self.duty = Duty::Hold;
+        self
     }
 
     fn listen(path: &Path) -> io::Result<OwnedFd> {
@@ -155,7 +186,7 @@ impl Keeper {
     }
 
     /// Keeps, until it is told to stop or nobody comes any more. With a group it stays even then, and denies every read: if it
-    /// ended they would be of holes.
+    /// ended they would be of holes. It ends when no file has a mark any more.
     ///
     /// # Errors
     /// [`KeeperError::Wait`].
@@ -166,12 +197,19 @@ impl Keeper {
             }
             if self.is_alone() && self.alone.elapsed() >= self.patience {
                 let mounts = self.table.let_go();
-                if self.group.is_none() {
+                if !self.is_needed() {
+                    if let Some(holder) = &mut self.holder {
+                        holder.release();
+                    }
                     return Ok(Ended::Alone { mounts });
                 }
                 if !std::mem::replace(&mut self.given_up, true) {
                     tracing::warn!("no daemon has come back, {mounts} mounts are let go, reads of others are denied");
+                    self.follow_group().map_err(KeeperError::Wait)?;
                 }
+            }
+            if let (Some(holder), Some(group)) = (&mut self.holder, self.table.group()) {
+                holder.hold(group.as_fd());
             }
             let late = if self.given_up { self.pending.take_all() } else { self.pending.overdue(Instant::now()) };
             late.into_iter().for_each(|file| self.answer(file, Verdict::Deny));
@@ -198,15 +236,26 @@ impl Keeper {
         }
     }
 
+    /// Whether somebody may still read a file that is not filled.
+    fn is_needed(&self) -> bool {
+        let group = self.table.group().and_then(|group| group.try_clone().ok()).map(Group::from);
+        group.is_some_and(|group| group.marked().map_or(true, |marked| !marked.is_empty()))
+    }
+
     fn is_alone(&self) -> bool {
         self.clients.is_empty() && self.taker.is_none()
     }
 
     /// Waits until there is something to be done, or it is time to look at who has waited for too long.
     fn wait(&self) -> io::Result<Ready> {
-        let alone = (self.is_alone() && !self.given_up).then(|| self.patience.saturating_sub(self.alone.elapsed()));
+        let alone = self.is_alone().then(|| match self.given_up {
+            true => LOOK.min(self.patience),
+            false => self.patience.saturating_sub(self.alone.elapsed()),
+        });
         let due = self.pending.due().map(|due| due.saturating_duration_since(Instant::now()));
-        let limit = alone.into_iter().chain(due).min();
+        let retry = self.holder.as_ref().filter(|_| self.group.is_some()).and_then(Holder::due);
+        let retry = retry.map(|retry| retry.saturating_duration_since(Instant::now()));
+        let limit = alone.into_iter().chain(due).chain(retry).min();
         let limit = limit.map(|limit| Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 }));
         let room = if self.pending.untold().is_some() { PollFlags::OUT } else { PollFlags::empty() };
         let group = self.group.as_ref().filter(|_| !self.pending.is_full());
@@ -214,6 +263,9 @@ impl Keeper {
         sockets.extend(self.taker.iter().map(|taker| PollFd::new(taker, PollFlags::IN | room)));
         sockets.extend(group.map(|group| PollFd::new(group, PollFlags::IN)));
         sockets.extend(self.clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
+        // Its end is seen in the next round.
+        let holder = self.holder.as_ref().and_then(Holder::connection);
+        sockets.extend(holder.map(|holder| PollFd::from_borrowed_fd(holder, PollFlags::RDHUP)));
         match poll(&mut sockets, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
@@ -226,7 +278,11 @@ impl Keeper {
         // That there is room for more does not mean that it has said something.
         let taker = !next(self.taker.is_some()).difference(PollFlags::OUT).is_empty();
         let group = !next(group.is_some()).is_empty();
-        let clients = (0..).zip(revents).filter(|(_, client)| !client.is_empty()).map(|(place, _)| place).collect();
+        let clients = (0..self.clients.len())
+            .zip(revents)
+            .filter(|(_, client)| !client.is_empty())
+            .map(|(place, _)| place)
+            .collect();
         Ok(Ready { knocks, clients, taker, group })
     }
 
@@ -294,8 +350,13 @@ impl Keeper {
 
     /// Reads the group that the table has got, or does not any more.
     fn follow_group(&mut self) -> io::Result<()> {
-        match (self.table.group(), &self.group) {
+        let reads = self.duty == Duty::Read || self.given_up;
+        match (self.table.group().filter(|_| reads), &self.group) {
             (Some(group), None) => {
+                // First, as a holder that has been alone reads it itself.
+                if let Some(holder) = &mut self.holder {
+                    holder.hold(group.as_fd());
+                }
                 let group = Group::from(group.try_clone()?);
                 let left = group.settle();
                 tracing::info!("a group of events is guarded, {left} of them were left unanswered");
@@ -304,6 +365,9 @@ impl Keeper {
             (None, Some(_)) => {
                 self.pending.take_all().into_iter().for_each(|file| self.answer(file, Verdict::Deny));
                 self.group = None;
+                if let Some(holder) = &mut self.holder {
+                    holder.release();
+                }
             }
             _ => {}
         }
@@ -326,6 +390,10 @@ impl Keeper {
         } else {
             self.clients.push(client);
             self.given_up = false;
+            // A holder reads no more before it says anything to a keeper.
+            if let Err(error) = self.follow_group() {
+                tracing::warn!("the group cannot be copied: {error}");
+            }
         }
     }
 
@@ -358,6 +426,10 @@ impl Keeper {
         let (reply, connection) = match request {
             Ok(request) => {
                 tracing::debug!("{request:?}");
+                if self.duty == Duty::Hold && request == Request::Guard && connection.is_some() {
+                    // Another copy of the same: who makes a new one has asked here first.
+                    self.table.answer(Request::Release, None);
+                }
                 self.table.answer(request, connection)
             }
             Err(malformed) => (Reply::Refused { reason: malformed.to_string() }, None),

@@ -14,7 +14,8 @@ use rustix::net::{
     socketpair,
 };
 use shoal_keeper::{
-    Client, ClientError, Ended, Group, Keeper, KeeperError, MAX_PACKET, Mount, Reply, Request, VERSION, Verdict,
+    Client, ClientError, Ended, Group, Holder, Keeper, KeeperError, MAX_PACKET, Mount, Reply, Request, VERSION,
+    Verdict, held, holder_socket,
 };
 
 /// Longer than any test takes.
@@ -273,4 +274,68 @@ fn what_another_reader_of_the_group_has_left_is_denied_first() {
     assert_eq!(waits.join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
     assert_eq!(group.answer(number, Verdict::Allow).unwrap_err().kind(), io::ErrorKind::NotFound);
     bed.client().release().unwrap();
+}
+
+#[test]
+fn a_holder_takes_no_event_while_a_keeper_is_there_and_denies_them_when_nobody_comes() {
+    let Some((group, file)) = marked("a holder of a group") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("sock");
+    let patience = Duration::from_millis(100);
+    let holder = Keeper::bind(&holder_socket(&socket), patience).unwrap().holding();
+    let holder = thread::spawn(move || holder.run().unwrap());
+    let mut keeper = Client::connect(&holder_socket(&socket)).unwrap();
+    keeper.guard(&group).unwrap();
+    // The next keeper has another copy.
+    keeper.guard(&group).unwrap();
+    drop(group);
+
+    let waits = reader(file.path());
+    thread::sleep(3 * patience);
+    assert!(!waits.is_finished(), "nobody has answered");
+    let copy = held(&socket).unwrap().unwrap();
+    let event = std::iter::repeat_with(|| copy.read().unwrap()).find_map(|mut events| events.pop()).unwrap();
+    copy.answer(event.file.as_raw_fd(), Verdict::Allow).unwrap();
+    assert_eq!(waits.join().unwrap().unwrap(), 0);
+
+    drop(keeper);
+    reader(file.path()).join().unwrap().unwrap_err();
+    // Who comes after that reads the group, and nobody else does.
+    let keeper = Client::connect(&holder_socket(&socket)).unwrap();
+    assert!(held(&socket).unwrap().is_some());
+    let waits = reader(file.path());
+    thread::sleep(3 * patience);
+    assert!(!waits.is_finished(), "nobody has answered");
+    let event = std::iter::repeat_with(|| copy.read().unwrap()).find_map(|mut events| events.pop()).unwrap();
+    copy.answer(event.file.as_raw_fd(), Verdict::Deny).unwrap();
+    waits.join().unwrap().unwrap_err();
+
+    drop(keeper);
+    copy.unmark(file.as_file().as_fd()).unwrap();
+    assert_eq!(holder.join().unwrap(), Ended::Alone { mounts: 0 });
+}
+
+#[test]
+fn a_keeper_has_a_holder_for_as_long_as_it_has_a_group() {
+    let Some((group, _file)) = marked("a keeper with a holder") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("sock");
+    let holder = Holder::new(&socket, |path| {
+        let holder = Keeper::bind(path, PATIENCE).map_err(io::Error::other)?.holding();
+        thread::spawn(move || holder.run());
+        Ok(())
+    });
+    let keeper = Keeper::bind(&socket, PATIENCE).unwrap().with_holder(holder);
+    let keeper = thread::spawn(move || keeper.run().unwrap());
+    let mut client = Client::connect(&socket).unwrap();
+    assert!(held(&socket).unwrap().is_none());
+    client.guard(&group).unwrap();
+    assert!(held(&socket).unwrap().is_some());
+    client.release().unwrap();
+    // It has been told before this is answered, and ends.
+    while Client::connect(&holder_socket(&socket)).is_ok() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    client.stop().unwrap();
+    assert_eq!(keeper.join().unwrap(), Ended::Stopped);
 }

@@ -25,10 +25,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, Metadata},
     io,
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::MetadataExt,
-    },
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -45,7 +42,7 @@ use self::{filling::Filling, line::Line};
 use crate::{
     handover::Handover,
     images::{Image, NamedImage},
-    native::NativeFiles,
+    native::{self, NativeFiles},
     node::Node,
     reader::Reader,
     store::StoreError,
@@ -130,6 +127,9 @@ impl Filler {
         wanted: bool,
     ) -> Result<Option<Self>, FillError> {
         let left = Client::connect(handover.socket()).and_then(|mut keeper| keeper.group());
+        // Daemon and keeper may have been killed at once.
+        let left =
+            left.and_then(|left| left.map_or_else(|| shoal_keeper::held(handover.socket()), |left| Ok(Some(left))));
         let group = match left {
             Ok(Some(group)) => {
                 unmark_whole(&node, &group)?;
@@ -165,7 +165,7 @@ impl Filler {
     /// The files cannot be looked at.
     pub(crate) fn has_guarded(&self, image: &Image) -> Result<bool, FillError> {
         let store = &self.0.node.store;
-        let marked = marked(&self.0.group).map_err(FillError::Mark)?;
+        let marked = self.0.group.marked().map_err(FillError::Mark)?;
         let table = self.0.lock();
         for path in image.native_names().decoded().iter().filter_map(|id| store.filling(*id)) {
             let metadata = fs::metadata(path).map_err(FillError::Mark)?;
@@ -191,7 +191,7 @@ impl Filler {
         }
         let (image, store) = (reader.image(), &self.0.node.store);
         let names = image.native_names();
-        store.put_object(names.bootstrap(), image.bootstrap.as_bytes())?;
+        native::put_bootstrap(store, image)?;
         let mut fills = self.fills();
         let mut blobs = Vec::new();
         let mut table = self.0.lock();
@@ -250,7 +250,7 @@ impl Filler {
                 }
                 None => {
                     let filling = self.0.filling(reader, place, id);
-                    if !marked(&self.0.group).map_err(FillError::Mark)?.contains(&file_id.1) {
+                    if !self.0.group.marked().map_err(FillError::Mark)?.contains(&file_id.1) {
                         filling.was_not_guarded();
                     }
                     self.0.group.mark(file.as_fd()).map_err(FillError::Mark)?;
@@ -321,7 +321,7 @@ impl Inner {
 
     /// Files that are marked; none if that cannot be told.
     fn marks(&self) -> Option<usize> {
-        marked(&self.group).ok().map(|inodes| inodes.len())
+        self.group.marked().ok().map(|inodes| inodes.len())
     }
 
     /// Sees to an event.
@@ -369,7 +369,7 @@ impl Table {
 
     /// Forgets files that were given up and that nobody has open any more: their marks have gone.
     fn forget_unmarked(&mut self, group: &Group) {
-        let Ok(marked) = marked(group) else { return };
+        let Ok(marked) = group.marked() else { return };
         self.files.retain(|(_, inode), filling| !filling.is_over() || marked.contains(inode));
     }
 }
@@ -455,27 +455,4 @@ fn file_id(file: &File) -> io::Result<FileId> {
 
 fn id_of(metadata: &Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
-}
-
-/// The inodes with a mark of the group, as the kernel tells of its descriptor: `fanotify ino:INODE sdev:..` in hexadecimal.
-fn marked(group: &Group) -> io::Result<Vec<u64>> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", group.as_fd().as_raw_fd()))?;
-    Ok(text.lines().filter_map(inode_of_mark).collect())
-}
-
-fn inode_of_mark(line: &str) -> Option<u64> {
-    let inode = line.strip_prefix("fanotify ino:")?.split(' ').next()?;
-    u64::from_str_radix(inode, 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn marks_are_told_from_the_other_lines() {
-        let text = "pos:\t0\nflags:\t02004002\nfanotify flags:3b event-flags:88002\n\
-            fanotify ino:4f969 sdev:800013 mflags:0 mask:100000 ignored_mask:0 fhandle-bytes:8\n";
-        assert_eq!(text.lines().filter_map(inode_of_mark).collect::<Vec<_>>(), [0x4f969]);
-    }
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use shoal_proto::{BlobId, Fingerprint, ObjectId, ObjectKind, Priority};
 use shoal_rafs::{
-    Bootstrap, PieceTable,
+    Metadata, PieceTable,
     oci::{
         ImageManifest, LayerIndex, LayerSeal, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Registry,
         SealError, Source,
@@ -62,7 +62,11 @@ pub struct Image {
     /// The meta blobs of its gzip layers that the bootstrap layer has no copy of.
     pub(crate) metas: Vec<ObjectId>,
     /// Its tree.
-    pub bootstrap: Bootstrap,
+    pub metadata: Metadata,
+    /// The sha256 of its bootstrap.
+    pub(crate) bootstrap: ObjectId,
+    /// What its bootstrap layer was unpacked to, as far as that is kept.
+    pub(crate) unpacked: Vec<ObjectId>,
     /// Its blobs, in the order of the bootstrap's blob table.
     pub blobs: Vec<ImageBlob>,
     /// What is read of it just after it was mounted.
@@ -232,7 +236,7 @@ impl Images {
         let image = self.layer(source, found.manifest.bootstrap.id, sealed).await?;
         let mut objects = vec![manifest, found.id, image.layer];
         objects.dedup();
-        objects.extend(&image.metas);
+        objects.extend(image.metas.iter().chain(&image.unpacked));
         let blobs = image.blobs.iter().map(|blob| blob.handle.key()).collect();
         Ok(NamedImage { manifest, image, needs: Footprint { blobs, objects, ..Footprint::default() } })
     }
@@ -408,19 +412,10 @@ impl Images {
 
     async fn load(&self, source: Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Arc<Image>, ImageError> {
         let manifest = sealed.as_ref().map(|sealed| sealed.manifest);
-        let bytes = self.object(&source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
-        let registry = self.origin.registry().clone();
-        let unpack = move || {
-            // The store keeps the layer as it came: the keys of the image are in memory alone.
-            let opened = match &sealed {
-                None if !bytes.starts_with(&GZIP) => Err(SealError::NoManifest { layer }),
-                sealed => registry.open_layer(layer, bytes, sealed.as_ref().map(|sealed| &sealed.seal)),
-            };
-            let opened = opened.map_err(|e| ImageError::Layer { layer, source: Arc::new(e.into()) })?;
-            Unpacked::read(&opened, layer)
+        let unpacked = match self.kept(layer).await {
+            Some(unpacked) => unpacked,
+            None => self.unpack(&source, layer, sealed).await?,
         };
-        let unpacked = tokio::task::spawn_blocking(unpack).await;
-        let unpacked = unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         if let Some(place) = &unpacked.backend {
             self.origin.registry().note_backend(&source, place);
         }
@@ -440,8 +435,31 @@ impl Images {
             };
             self.driver.add(blob.key, Target::Blob(Arc::new(target))).await;
         }
-        tracing::info!(%layer, blobs = image.blobs.len(), inodes = image.bootstrap.inode_count(), "image loaded");
+        tracing::info!(%layer, blobs = image.blobs.len(), inodes = image.metadata.inode_count(), "image loaded");
         Ok(Arc::new(image))
+    }
+
+    /// A bootstrap layer that was unpacked before.
+    async fn kept(&self, layer: ObjectId) -> Option<Unpacked> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || Unpacked::kept(&store, layer)).await.ok().flatten()
+    }
+
+    async fn unpack(&self, source: &Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Unpacked, ImageError> {
+        let bytes = self.object(source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
+        let (registry, store) = (self.origin.registry().clone(), self.store.clone());
+        let unpack = move || {
+            // The store keeps the layer as it came: the keys of the image are in memory alone.
+            let opened = match &sealed {
+                None if !bytes.starts_with(&GZIP) => Err(SealError::NoManifest { layer }),
+                sealed => registry.open_layer(layer, bytes, sealed.as_ref().map(|sealed| &sealed.seal)),
+            };
+            let opened = opened.map_err(|e| ImageError::Layer { layer, source: Arc::new(e.into()) })?;
+            let unpacked = Unpacked::read(&opened, layer)?;
+            Ok(if sealed.is_some() { unpacked } else { unpacked.keep(&store) })
+        };
+        let unpacked = tokio::task::spawn_blocking(unpack).await;
+        unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// The meta blobs of an image, by digest.
@@ -457,7 +475,7 @@ impl Images {
 /// Opens the blobs of an image in the store. Blocks.
 fn open(store: &Store, unpacked: Unpacked, metas: &Metas, source: Source) -> Result<Image, ImageError> {
     let tables = unpacked.tables(metas)?;
-    let Unpacked { layer, diff_id, bootstrap, .. } = unpacked;
+    let Unpacked { layer, diff_id, metadata, bootstrap, kept, .. } = unpacked;
     let blobs = tables.into_iter().map(|table| {
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
         let key = scheduled(handle.key());
@@ -466,8 +484,8 @@ fn open(store: &Store, unpacked: Unpacked, metas: &Metas, source: Source) -> Res
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
     let metas = metas.keys().copied().collect();
-    let starts = StartRecord::default();
-    Ok(Image { source, layer, diff_id, metas, bootstrap, blobs, starts, native: OnceLock::new() })
+    let (native, starts) = (OnceLock::new(), StartRecord::default());
+    Ok(Image { source, layer, diff_id, metas, metadata, bootstrap, unpacked: kept, blobs, starts, native })
 }
 
 /// What the scheduler calls a blob of the store.

@@ -1,6 +1,6 @@
 //! The index: what the store knows across restarts, in RocksDB.
 //!
-//! Six column families; integers are big-endian, so that keys sort by number and a blob's records lie together.
+//! Seven column families; integers are big-endian, so that keys sort by number and a blob's records lie together.
 //!
 //! ```text
 //! meta     "schema"                              -> version u32
@@ -9,6 +9,7 @@
 //! digests  algorithm 1 | digest 32               -> blob 32 | variant 4 | piece 4 | chunk 4 | fingerprint 32
 //! mounts   mountpoint, the bytes of its path     -> JSON
 //! pins     reference                             -> JSON
+//! layers   sha256 of a bootstrap layer, 32       -> JSON
 //! ```
 //!
 //! A *variant* is one reading of a blob: images that describe a blob's pieces alike share one, images that disagree
@@ -30,7 +31,7 @@ mod rocks;
 
 use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 
-use shoal_proto::{BlobId, Digest, Fingerprint};
+use shoal_proto::{BlobId, Digest, Fingerprint, ObjectId};
 
 pub use rocks::{RocksIndex, SCHEMA_VERSION};
 
@@ -145,6 +146,8 @@ pub enum Change {
     Pin(Vec<u8>, Vec<u8>),
     /// Removes the pin of a reference.
     DropPin(Vec<u8>),
+    /// Writes what a bootstrap layer unpacks to.
+    Layer(ObjectId, Vec<u8>),
 }
 
 /// What a commit must survive once it returns.
@@ -182,6 +185,9 @@ pub trait Records: Send + Sync {
 
     /// All pins: reference to record.
     fn pins(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError>;
+
+    /// What a bootstrap layer unpacks to.
+    fn layer(&self, layer: ObjectId) -> Result<Option<Vec<u8>>, IndexError>;
 
     /// Applies all changes or none, in order.
     fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError>;

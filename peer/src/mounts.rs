@@ -321,7 +321,7 @@ impl Mounts {
         traced: bool,
     ) -> Result<Unrecorded, MountsError> {
         let named = self.node.image(reference).await?;
-        let trace = traced.then(|| Arc::new(Trace::new(named.image.bootstrap.clone())));
+        let trace = traced.then(|| Arc::new(Trace::new(named.image.metadata.clone())));
         self.settings.options.trace.clone_from(&trace);
         let _hold = self.node.store.hold(named.needs.clone());
         let session = self.serve(reference, mountpoint, self.reader(&named.image), None).await?;
@@ -339,7 +339,7 @@ impl Mounts {
         effort: Effort,
     ) -> Result<Option<Native>, MountsError> {
         let lazy = self.settings.native_lazy;
-        if named.image.bootstrap.is_encrypted() {
+        if named.image.metadata.is_encrypted() {
             if mode == MountMode::Native {
                 return Err(MountsError::Encrypted);
             }
@@ -473,7 +473,7 @@ impl Mounts {
                 tasks.push(tokio::spawn(filler::complete(named.image.clone(), mount.fills().clone(), after)));
             }
             Session::Fuse(_)
-                if mode == MountMode::Auto && !after.is_zero() && !named.image.bootstrap.is_encrypted() =>
+                if mode == MountMode::Auto && !after.is_zero() && !named.image.metadata.is_encrypted() =>
             {
                 tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), after)));
             }

@@ -3,7 +3,6 @@
 
 use std::{io, path::PathBuf};
 
-use sha2::{Digest as _, Sha256};
 use shoal_proto::{BlobId, DecodedId, ObjectId};
 use shoal_rafs::{DecodedPiece, expand_pieces};
 use shoal_scheduler::{Event, Item};
@@ -61,16 +60,17 @@ pub(crate) struct NativeFiles {
 }
 
 impl NativeNames {
-    /// Hashes the bootstrap and all that it says of pieces.
+    /// Hashes all that the image says of pieces.
     pub(crate) fn of(image: &Image) -> Self {
-        let bootstrap = ObjectId::new(Sha256::digest(image.bootstrap.as_bytes()).into());
-        Self { bootstrap, blobs: image.blobs.iter().map(|blob| blob.table.decoded_id()).collect() }
+        Self { bootstrap: image.bootstrap, blobs: image.blobs.iter().map(|blob| blob.table.decoded_id()).collect() }
     }
 
     /// What the store must keep for the image to be mounted natively, and read by peers.
     pub(crate) fn needs(&self, NamedImage { needs, .. }: &NamedImage) -> Footprint {
         let mut needs = needs.clone();
-        needs.objects.push(self.bootstrap);
+        if !needs.objects.contains(&self.bootstrap) {
+            needs.objects.push(self.bootstrap);
+        }
         needs.decoded.clone_from(&self.blobs);
         needs
     }
@@ -78,11 +78,6 @@ impl NativeNames {
     /// What the decoded forms of its blobs are called, in the order of its blob table.
     pub(crate) fn decoded(&self) -> &[DecodedId] {
         &self.blobs
-    }
-
-    /// What its bootstrap is called.
-    pub(crate) fn bootstrap(&self) -> ObjectId {
-        self.bootstrap
     }
 
     /// Where the bootstrap is, or would be.
@@ -127,8 +122,17 @@ fn make_files(store: &Store, image: &Image) -> Result<NativeFiles, NativeError> 
             store.put_decoded(id, len, |file| expand_pieces(&blob.table, |piece| decoded(blob, piece), file))?;
         }
     }
-    store.put_object(names.bootstrap, image.bootstrap.as_bytes())?;
+    put_bootstrap(store, image)?;
     names.find(store).ok_or_else(|| StoreError::Full { what: "a decoded form".into() }.into())
+}
+
+/// Sees to it that the bootstrap of an image is a file.
+pub(crate) fn put_bootstrap(store: &Store, image: &Image) -> Result<(), StoreError> {
+    if store.has_object(image.bootstrap) {
+        return Ok(());
+    }
+    let bytes = image.metadata.read().map_err(|source| StoreError::io("reading a bootstrap", source))?;
+    store.put_object(image.bootstrap, &bytes)
 }
 
 /// A piece from the store, verified.

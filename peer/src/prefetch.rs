@@ -166,7 +166,7 @@ fn every(image: &Image) -> impl Iterator<Item = (&ImageBlob, u32)> {
 
 /// The pieces that the prefetch table lists, in its order; one that holds several chunks may come several times.
 fn listed(image: &Image) -> Vec<(&ImageBlob, u32)> {
-    let chunks = image.bootstrap.prefetch_chunks().unwrap_or_else(|error| {
+    let chunks = image.metadata.prefetch_chunks().unwrap_or_else(|error| {
         tracing::warn!(layer = %image.layer, "cannot follow the prefetch table: {error}");
         Vec::new()
     });

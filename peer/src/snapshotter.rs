@@ -459,6 +459,7 @@ impl Snapshotter {
 
 /// User and group of an image's root directory.
 fn root_owner(image: &Image) -> Option<Owner> {
-    let root = image.bootstrap.inode(image.bootstrap.root()).ok()?;
+    let look = image.metadata.look();
+    let root = look.inode(image.metadata.root()).ok()?;
     Some((root.uid(), root.gid()))
 }

@@ -51,6 +51,7 @@ mod whole_files;
 use std::{
     fmt,
     fs::File,
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -75,7 +76,7 @@ pub use eviction::Evicted;
 pub use handle::BlobHandle;
 pub use holdings::{Footprint, Hold};
 pub use limits::StoreLimits;
-pub use records::{MountRecord, PinRecord};
+pub use records::{LayerRecord, MountRecord, PinRecord};
 pub use spool::Spool;
 
 /// How a store behaves.
@@ -257,6 +258,12 @@ impl Store {
         self.blobs.files.read_object(id)
     }
 
+    /// The file of an object, to be read in place and not verified again. It counts as used.
+    pub fn open_object(&self, id: ObjectId) -> io::Result<File> {
+        self.blobs.holdings.used(Holding::Object(id));
+        File::open(self.object_path(id))
+    }
+
     /// Whether an object is kept, without reading it.
     pub fn has_object(&self, id: ObjectId) -> bool {
         self.blobs.files.object_path(id).exists()
@@ -378,6 +385,16 @@ impl Store {
     /// left out, and logged.
     pub fn mounts(&self) -> Result<Vec<MountRecord>, StoreError> {
         records::list(&*self.blobs.records)
+    }
+
+    /// Records what a bootstrap layer unpacks to.
+    pub fn put_layer(&self, layer: ObjectId, record: &LayerRecord) -> Result<(), StoreError> {
+        records::put_layer(&*self.blobs.records, layer, record)
+    }
+
+    /// What a bootstrap layer unpacks to, if it was recorded; its objects may have been evicted since.
+    pub fn layer(&self, layer: ObjectId) -> Result<Option<LayerRecord>, StoreError> {
+        records::layer(&*self.blobs.records, layer)
     }
 
     /// Records a pin, in place of an earlier one of the same reference. Durable on return; it takes a

@@ -10,6 +10,8 @@
 //! the chunks is the matter of [`PieceTable`]s, which are made of a bootstrap and, for blobs with batches, of the blob's
 //! own chunk table.
 //!
+//! Whoever only mounts an image need not have all of this: see [`Metadata`].
+//!
 //! RAFS v5 is translated first, see `builder/v5.rs`.
 //!
 //! In *tarfs* mode the blobs are tars as they are, and a block has 512 bytes. Such images have digests of chunks if Shoal
@@ -40,20 +42,25 @@ mod directory;
 mod error;
 mod image;
 mod inode;
+mod metadata;
 mod superblock;
 mod tables;
 mod walk;
+mod windows;
 mod xattr;
 
+#[cfg(feature = "mount")]
+pub(crate) use directory::BlockStart;
 pub(crate) use error::At;
 pub use error::BootstrapError;
 pub(crate) use image::{slice, view};
 pub use inode::{ChunkRef, Entry, Inode, Kind};
+pub use metadata::{InPlace, Look, Metadata, NamedChunks};
 pub use superblock::SuperBlocks;
 pub(crate) use superblock::algorithms;
 pub(crate) use walk::is_name;
 
-use image::Image;
+use image::{Content, Image, Source};
 use superblock::Declared;
 
 /// Where an inode lies: its offset from the start of the meta area in units of 32 bytes. Unique within an image.
@@ -198,7 +205,9 @@ impl std::fmt::Debug for Bootstrap {
 }
 
 struct Inner {
+    bytes: Bytes,
     image: Image,
+    content: Content,
     root: Nid,
     algorithm: Algorithm,
     compressor: Compressor,
@@ -212,10 +221,15 @@ struct Inner {
 impl Bootstrap {
     /// Verifies a bootstrap in full. Time and memory are proportional to `bytes`.
     pub fn parse(bytes: Bytes) -> Result<Self, BootstrapError> {
-        if v5::is_v5(&bytes) {
-            return Self::parse_in(v5::translate(&bytes)?.into(), Origin::V5);
+        Self::parse_as(bytes, Origin::File)
+    }
+
+    /// Of RAFS v5 it is always a file.
+    fn parse_as(bytes: Bytes, origin: Origin) -> Result<Self, BootstrapError> {
+        match v5::is_v5(&bytes) {
+            true => Self::parse_in(v5::translate(&bytes)?.into(), Origin::V5),
+            false => Self::parse_in(bytes, origin),
         }
-        Self::parse_in(bytes, Origin::File)
     }
 
     /// Like [`parse`](Self::parse), for a bootstrap that was found inside the blob `own`.
@@ -226,30 +240,21 @@ impl Bootstrap {
     /// Like [`parse`](Self::parse), for a bootstrap that somebody took out of the blob `own`. How large that became, it does
     /// not know; it says how many bytes came before it.
     pub fn parse_extracted(bytes: Bytes, own: BlobId) -> Result<Self, BootstrapError> {
-        match v5::is_v5(&bytes) {
-            true => Self::parse(bytes),
-            false => Self::parse_in(bytes, Origin::Extracted(own)),
-        }
+        Self::parse_as(bytes, Origin::Extracted(own))
     }
 
     fn parse_in(bytes: Bytes, origin: Origin) -> Result<Self, BootstrapError> {
-        let header = superblock::read(&bytes)?;
-        let blobs = tables::blobs(&bytes, &header, origin)?;
-        let chunks = chunks::Chunks::read(&bytes, &header, &blobs)?;
-        let mut image = Image {
-            block: header.block,
-            meta_offset: header.meta_offset,
-            chunk_size: header.chunk_size,
-            owners: header.owners(),
-            blobs,
-            chunks,
-            bytes,
-        };
-        let mut walked = walk::walk(&image, header.root)?;
-        if !image.chunks.have_digests() {
-            image.chunks = chunks::Chunks::of_files(&header, &image.blobs, std::mem::take(&mut walked.indexed))?;
+        let source = Source::Memory(bytes.clone());
+        let header = superblock::read(&source)?;
+        let blobs = tables::blobs(&source, &header, origin)?;
+        let chunks = chunks::Chunks::read(chunks::Chunks::table(&bytes, &header)?, &header, &blobs)?;
+        let (image, mut content) = (Image::new(source, &header), Content { blobs, chunks });
+        let mut walked = walk::walk(&image, &content, header.root)?;
+        if !content.chunks.have_digests() {
+            let indexed = std::mem::take(&mut walked.indexed);
+            content.chunks = chunks::Chunks::of_files(&header, &content.blobs, indexed)?;
         }
-        let prefetch = tables::prefetch(&image, &header, |nid| walked.reached(nid))?;
+        let prefetch = tables::prefetch(&image.source, &header, |nid| walked.reached(nid))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 root: header.root,
@@ -258,7 +263,9 @@ impl Bootstrap {
                 declared: header.declared,
                 super_blocks: header.super_blocks(),
                 tables: header.tables(),
+                bytes,
                 image,
+                content,
                 prefetch,
                 walked,
             }),
@@ -273,7 +280,7 @@ impl Bootstrap {
 
     /// The bytes that were parsed; for RAFS v5 those of the translation.
     pub fn as_bytes(&self) -> &Bytes {
-        &self.inner.image.bytes
+        &self.inner.bytes
     }
 
     /// Size of every chunk but the last of a file: a power of two from 4 KiB to 16 MiB.
@@ -294,7 +301,7 @@ impl Bootstrap {
     /// Whether chunks have digests, by which they can be verified one by one. Only in tarfs mode they may have none; then the
     /// digest of each is zero, and means nothing.
     pub fn has_digests(&self) -> bool {
-        self.inner.image.chunks.have_digests()
+        self.inner.content.chunks.have_digests()
     }
 
     /// Digest algorithm in the super block; a blob may have another.
@@ -309,7 +316,7 @@ impl Bootstrap {
 
     /// The data blobs, in the order of the device table.
     pub fn blobs(&self) -> &[Blob] {
-        &self.inner.image.blobs
+        &self.inner.content.blobs
     }
 
     /// The pieces of a blob; `blob` is a position in [`blobs`](Self::blobs). With its own chunk table, both tables are
@@ -319,11 +326,7 @@ impl Bootstrap {
     ///
     /// Panics if there is no such blob.
     pub fn piece_table(&self, blob: u32, table: Option<&ChunkTable>) -> Result<PieceTable, PieceTableError> {
-        if !self.has_digests() {
-            return Err(PieceTableError::NoDigests);
-        }
-        let described = &self.blobs()[blob as usize];
-        piece::group(described, self.named(blob), table)
+        self.inner.content.piece_table(blob, table)
     }
 
     /// The pieces of a tar whose chunks have no digests: these, in the order of the chunks, were made of the tar that the
@@ -345,7 +348,7 @@ impl Bootstrap {
 
     /// A chunk as the image names it. Whether its stored bytes are compressed, it knows of plain chunks only.
     pub fn chunk(&self, id: ChunkId) -> Option<Chunk> {
-        self.inner.image.chunk(id).map(|named| named.chunk)
+        self.inner.content.chunk(id).map(|named| named.chunk)
     }
 
     /// Every chunk of a blob that the image names, by index.
@@ -354,7 +357,7 @@ impl Bootstrap {
     }
 
     pub(crate) fn named_chunk(&self, id: ChunkId) -> Option<Named> {
-        self.inner.image.chunk(id)
+        self.inner.content.chunk(id)
     }
 
     /// Both super blocks, for people who want to see them.
@@ -363,9 +366,7 @@ impl Bootstrap {
     }
 
     pub(crate) fn named(&self, blob: u32) -> impl Iterator<Item = Named> {
-        let image = &self.inner.image;
-        let described = image.blobs.get(blob as usize);
-        described.into_iter().flat_map(move |described| image.chunks.of(blob as usize, described))
+        self.inner.content.named(blob)
     }
 
     /// The root directory.
@@ -395,7 +396,7 @@ impl Bootstrap {
 
     /// The chunk table as it lies in the file.
     pub(crate) fn records(&self) -> impl Iterator<Item = &ChunkRecord> {
-        self.inner.image.chunks.records()
+        self.inner.content.chunks.records()
     }
 
     /// Decodes an inode. Only inodes of the tree exist: any other nid is [`BootstrapError::UnknownInode`].

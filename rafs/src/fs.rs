@@ -2,7 +2,7 @@
 //!
 //! An image never changes, so the kernel may keep every answer for ever: names (also those that do not exist),
 //! attributes, links, directories, pages. Files are opened without asking. What is left to do here is the first look
-//! at each name and the first read of each page. Metadata is answered from the bootstrap in memory; reads go to the
+//! at each name and the first read of each page. Metadata is answered from the bootstrap, wherever that is; reads go to the
 //! [`ChunkSource`] and are answered by whichever thread delivers the last chunk, so that no FUSE thread ever waits.
 //!
 //! Permissions, POSIX ACLs included, are checked by the kernel. Writes do not get here: the mount is read-only.
@@ -20,16 +20,18 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use crate::bootstrap::{Bootstrap, BootstrapError, Inode, Kind};
+use crate::bootstrap::{BootstrapError, Inode, Kind, Look, Metadata};
 use crate::source::ChunkSource;
 use crate::trace::Trace;
 
 mod attr;
 mod latency;
+mod positions;
 mod read;
 
 use attr::Numbers;
 use latency::Latencies;
+use positions::Positions;
 
 /// How long the kernel may keep answers: 136 years.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -74,13 +76,14 @@ pub(crate) struct MountState {
 
 /// A mounted image.
 pub(crate) struct ImageFs {
-    bootstrap: Bootstrap,
+    metadata: Metadata,
     source: Arc<dyn ChunkSource>,
     /// The image's name in log lines.
     name: Arc<str>,
     state: Arc<MountState>,
     trace: Option<Arc<Trace>>,
     numbers: Numbers,
+    positions: Positions,
     /// Anyone may look, so requests need no uid: containers with user namespaces can map owners.
     idmap: bool,
     no_open: bool,
@@ -89,34 +92,34 @@ pub(crate) struct ImageFs {
 
 impl ImageFs {
     pub(crate) fn new(
-        bootstrap: Bootstrap,
+        metadata: Metadata,
         source: Arc<dyn ChunkSource>,
         name: Arc<str>,
         state: Arc<MountState>,
         trace: Option<Arc<Trace>>,
         idmap: bool,
     ) -> Self {
-        let numbers = Numbers::new(bootstrap.root());
-        Self { bootstrap, source, name, state, trace, numbers, idmap, no_open: false, no_opendir: false }
+        let (numbers, positions) = (Numbers::new(metadata.root()), Positions::default());
+        Self { metadata, source, name, state, trace, numbers, positions, idmap, no_open: false, no_opendir: false }
     }
 
-    fn inode(&self, ino: INodeNo) -> Result<Inode<'_>, Errno> {
-        self.bootstrap.inode(self.numbers.nid(ino)).map_err(|error| self.errno(ino, &error))
+    fn inode<'l>(&self, look: &'l Look<'_>, ino: INodeNo) -> Result<Inode<'l>, Errno> {
+        look.inode(self.numbers.nid(ino)).map_err(|error| self.errno(ino, &error))
     }
 
     fn attributes(&self, inode: &Inode<'_>) -> FileAttr {
         attr::attributes(inode, self.numbers.ino(inode.nid()))
     }
 
-    /// The bootstrap was verified before it was mounted: whatever is wrong now, the reader cannot mend it.
+    /// Whatever is wrong with a bootstrap that was mounted, the reader cannot mend it.
     fn errno(&self, ino: INodeNo, error: &BootstrapError) -> Errno {
         tracing::error!(image = %self.name, inode = ino.0, "cannot read metadata: {error}");
         if matches!(error, BootstrapError::UnknownInode { .. }) { Errno::ESTALE } else { Errno::EIO }
     }
 
     /// The inode that a name leads to.
-    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<Option<Inode<'_>>, Errno> {
-        let parent_inode = self.inode(parent)?;
+    fn find<'l>(&self, look: &'l Look<'_>, parent: INodeNo, name: &OsStr) -> Result<Option<Inode<'l>>, Errno> {
+        let parent_inode = self.inode(look, parent)?;
         // Asked of anything, not only of directories, when the kernel has an inode's number and nothing else.
         if name.as_bytes() == b"." {
             return Ok(Some(parent_inode));
@@ -126,7 +129,7 @@ impl ImageFs {
         }
         let found = parent_inode.lookup(name.as_bytes());
         let nid = found.map_err(|error| self.errno(parent, &error))?;
-        nid.map(|nid| self.inode(self.numbers.ino(nid))).transpose()
+        nid.map(|nid| self.inode(look, self.numbers.ino(nid))).transpose()
     }
 
     /// Gives `add` the entries of a directory from `offset` on, with what the kernel is to send to continue behind
@@ -137,14 +140,19 @@ impl ImageFs {
         offset: u64,
         mut add: impl FnMut(&Inode<'_>, u64, &OsStr) -> bool,
     ) -> Result<(), Errno> {
-        let directory = self.inode(ino)?;
+        let look = self.metadata.look();
+        let directory = self.inode(&look, ino)?;
         if directory.kind() != Kind::Directory {
             return Err(Errno::ENOTDIR);
         }
-        for (entry, next) in directory.entries_from(offset).zip(offset.saturating_add(1)..) {
+        let mut entries = directory.entries_near(offset, self.positions.last(ino));
+        let mut next = offset;
+        while let Some(entry) = entries.next() {
             let entry = entry.map_err(|error| self.errno(ino, &error))?;
-            let inode = self.inode(self.numbers.ino(entry.nid))?;
+            let inode = self.inode(&look, self.numbers.ino(entry.nid))?;
+            next = next.saturating_add(1);
             if add(&inode, next, OsStr::from_bytes(entry.name)) {
+                self.positions.note(ino, entries.start());
                 break;
             }
         }
@@ -170,7 +178,8 @@ impl Filesystem for ImageFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.find(parent, name) {
+        let look = self.metadata.look();
+        match self.find(&look, parent, name) {
             Ok(Some(inode)) => reply.entry(&FOR_EVER, &self.attributes(&inode), GENERATION),
             // Rather than ENOENT, which the kernel would not keep.
             Ok(None) => reply.entry(&FOR_EVER, &attr::absent(), GENERATION),
@@ -179,14 +188,15 @@ impl Filesystem for ImageFs {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.inode(ino) {
+        match self.inode(&self.metadata.look(), ino) {
             Ok(inode) => reply.attr(&FOR_EVER, &self.attributes(&inode)),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = self.inode(ino).and_then(|inode| match inode.kind() {
+        let look = self.metadata.look();
+        let target = self.inode(&look, ino).and_then(|inode| match inode.kind() {
             Kind::Symlink => inode.target().map_err(|error| self.errno(ino, &error)),
             _ => Err(Errno::EINVAL),
         });
@@ -215,7 +225,8 @@ impl Filesystem for ImageFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let inode = match self.inode(ino) {
+        let look = self.metadata.look();
+        let inode = match self.inode(&look, ino) {
             Ok(inode) if inode.kind() == Kind::File => inode,
             Ok(_) => return reply.error(Errno::EINVAL),
             Err(errno) => return reply.error(errno),
@@ -271,33 +282,48 @@ impl Filesystem for ImageFs {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let blocks = self.bootstrap.blobs().iter().map(|blob| blob.decoded_size / 4096).sum();
-        reply.statfs(blocks, 0, 0, self.bootstrap.inode_count(), 0, 4096, 255, 4096);
+        let blocks = self.metadata.blobs().iter().map(|blob| blob.decoded_size / 4096).sum();
+        reply.statfs(blocks, 0, 0, self.metadata.inode_count(), 0, 4096, 255, 4096);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.inode(ino).map(|inode| inode.xattr(name.as_bytes())) {
-            Ok(Some(value)) => sized(value, size, reply),
-            Ok(None) => reply.error(Errno::ENODATA),
+        let look = self.metadata.look();
+        // Of one that is broken nobody knows the name: it may be an ACL, and the kernel would take it for absent.
+        let value = self.inode(&look, ino).and_then(|inode| {
+            let mut value = None;
+            for xattr in inode.raw_xattrs() {
+                let xattr = xattr.map_err(|error| self.errno(ino, &error))?;
+                if value.is_none() && xattr.is_named(name.as_bytes()) {
+                    value = Some(xattr.value);
+                }
+            }
+            value.ok_or(Errno::ENODATA)
+        });
+        match value {
+            Ok(value) => sized(value, size, reply),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let mut names = Vec::new();
-        match self.inode(ino) {
-            Ok(inode) => inode.xattrs().for_each(|(name, _)| {
-                names.extend_from_slice(&name);
+        let look = self.metadata.look();
+        let names = self.inode(&look, ino).and_then(|inode| {
+            let mut names = Vec::new();
+            for xattr in inode.raw_xattrs() {
+                names.extend(xattr.map_err(|error| self.errno(ino, &error))?.name());
                 names.push(0);
-            }),
-            Err(errno) => return reply.error(errno),
+            }
+            Ok(names)
+        });
+        match names {
+            Ok(names) => sized(&names, size, reply),
+            Err(errno) => reply.error(errno),
         }
-        sized(&names, size, reply);
     }
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         // The kernel checks modes itself and does not ask.
-        match self.inode(ino) {
+        match self.inode(&self.metadata.look(), ino) {
             Ok(_) if mask.contains(AccessFlags::W_OK) => reply.error(Errno::EROFS),
             Ok(_) => reply.ok(),
             Err(errno) => reply.error(errno),

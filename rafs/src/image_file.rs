@@ -15,7 +15,7 @@ use shoal_proto::BlobId;
 
 use crate::blob::{self, ChunkTableError, Toc};
 use crate::blob_dir::BlobPaths;
-use crate::bootstrap::{Bootstrap, BootstrapError, OwnBlob, TocRange};
+use crate::bootstrap::{Bootstrap, BootstrapError, Metadata, OwnBlob, TocRange};
 use crate::codec::{self, Compressor};
 
 /// Most bytes of a bootstrap inside a blob.
@@ -43,6 +43,14 @@ pub enum ImageFileError {
         /// What is wrong there.
         #[source]
         source: ChunkTableError,
+    },
+    /// Its bootstrap is broken.
+    #[error("{}: {source}", path.display())]
+    Bootstrap {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: BootstrapError,
     },
     /// It is a blob without a bootstrap inside.
     #[error("{} is a blob, and has no bootstrap inside", path.display())]
@@ -95,6 +103,27 @@ impl ImageFile {
         };
         let own = OwnBlob { id, encoded_size: size, toc };
         Ok(Self { bootstrap, own: Some(Own::Inside(own, path.to_owned())) })
+    }
+
+    /// The metadata of the image in a file of either kind, and where its blobs are if the others lie in `dir`. A bootstrap is
+    /// read in place; what lies in a blob is read and verified in full.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and those of [`Metadata::open`].
+    pub fn open_in_place(path: &Path, dir: Option<&Path>) -> Result<(Metadata, BlobPaths), ImageFileError> {
+        let failed = |source| ImageFileError::Io { path: path.to_owned(), source };
+        let broken = |source| ImageFileError::Bootstrap { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        if !blob::members(&file, size).map_err(failed)?.is_empty() {
+            let file = Self::open(path)?;
+            return Ok((file.parse().map_err(broken)?.into(), file.blob_paths(dir)));
+        }
+        let metadata = match id_in_name(path) {
+            Some(id) => Metadata::open_extracted(file, id),
+            None => Metadata::open(file),
+        };
+        Ok((metadata.map_err(broken)?, BlobPaths::new(dir, None)))
     }
 
     /// Like [`open`](Self::open), for an image whose own blob, or its only one, is the file `blob`, whatever that is called. Of

@@ -57,8 +57,8 @@ pub use blob::{
 };
 pub use blob_dir::{BlobDir, BlobDirError, BlobDirReader, BlobPaths, DECODED_CACHE_BYTES};
 pub use bootstrap::{
-    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, Inode, Kind, MetaBlob, Nid, OwnBlob,
-    SuperBlocks, TocRange,
+    Blob, Bootstrap, BootstrapError, ChunkRef, ChunkTableRange, Entry, InPlace, Inode, Kind, Look, MetaBlob,
+    Metadata, NamedChunks, Nid, OwnBlob, SuperBlocks, TocRange,
 };
 pub use builder::{
     ArchiveLimits, BlobTarget, BuildError, BuildOptions, BuildReport, Builder, Encryption, ForeignLink, LayerBlob,

@@ -39,7 +39,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{getegid, geteuid};
 
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::Metadata;
 use crate::fs::{ImageFs, MountState};
 use crate::source::ChunkSource;
 use crate::trace::Trace;
@@ -189,7 +189,7 @@ impl Mount {
     /// Mounts an image at an existing directory. Returns when it can be used. A dead mount in that place, left behind
     /// by a process that was killed, is taken away first.
     pub fn new(
-        bootstrap: Bootstrap,
+        image: impl Into<Metadata>,
         source: Arc<dyn ChunkSource>,
         mountpoint: &Path,
         options: MountOptions,
@@ -199,7 +199,7 @@ impl Mount {
         let device = device.map_err(|source| MountError::NoFuse { source })?.into();
         let failed = |source| MountError::Mount { path: mountpoint.clone(), source };
         mount(&device, &mountpoint, &options).map_err(failed)?;
-        let started = Self::start(bootstrap, source, device, &mountpoint, &options);
+        let started = Self::start(image.into(), source, device, &mountpoint, &options);
         started.map_err(|error| {
             let _ = detach(&mountpoint);
             failed(error)
@@ -210,20 +210,20 @@ impl Mount {
     /// wait for is answered here.
     ///
     /// # Errors
-    /// [`MountError::Resume`]: it is not at its mountpoint any more, or what was served is not what `bootstrap` says. Its
+    /// [`MountError::Resume`]: it is not at its mountpoint any more, or what was served is not what `image` says. Its
     /// connection is closed then.
     pub fn resume(
-        bootstrap: Bootstrap,
+        image: impl Into<Metadata>,
         source: Arc<dyn ChunkSource>,
         kept: KeptMount,
         options: MountOptions,
     ) -> Result<Self, MountError> {
         let path = kept.mountpoint.clone();
-        Self::take_over(bootstrap, source, kept, &options).map_err(|source| MountError::Resume { path, source })
+        Self::take_over(image.into(), source, kept, &options).map_err(|source| MountError::Resume { path, source })
     }
 
     fn start(
-        bootstrap: Bootstrap,
+        metadata: Metadata,
         source: Arc<dyn ChunkSource>,
         connection: OwnedFd,
         mountpoint: &Path,
@@ -231,16 +231,21 @@ impl Mount {
     ) -> io::Result<Self> {
         let entry = table::top(mountpoint)?.ok_or_else(|| io::Error::other("the mount went away at once"))?;
         let state = Arc::new(MountState::default());
-        let fs = file_system(bootstrap.clone(), source, &state, options);
+        let fs = file_system(metadata.clone(), source, &state, options);
         let (session, agreement) = session::open(fs, &connection, config(options))?;
-        let session_record = SessionRecord::new(&bootstrap, agreement);
         let (device, mountpoint) = (entry.device, mountpoint.to_owned());
         set_read_ahead(&device, options.read_ahead_kib);
-        Self::run(session, state, KeptMount { device, mountpoint, connection, session: session_record }, options)
+        if options.keeper.is_none() {
+            // Nobody needs a record, for which all of the bootstrap may have to be read.
+            return Self::run(session, state, (device, mountpoint), None, options);
+        }
+        let record = SessionRecord::new(&metadata, agreement)?;
+        let place = (device.clone(), mountpoint.clone());
+        Self::run(session, state, place, Some(KeptMount { device, mountpoint, connection, session: record }), options)
     }
 
     fn take_over(
-        bootstrap: Bootstrap,
+        metadata: Metadata,
         source: Arc<dyn ChunkSource>,
         kept: KeptMount,
         options: &MountOptions,
@@ -248,26 +253,28 @@ impl Mount {
         if !kept.is_mounted()? {
             return Err(io::Error::other("it is not mounted any more"));
         }
-        if !kept.session.fits(&bootstrap) {
+        if !kept.session.fits(&metadata)? {
             return Err(io::Error::other(
                 "another image was mounted there, or by a version that numbers inodes differently",
             ));
         }
         let state = Arc::new(MountState::default());
-        let fs = file_system(bootstrap, source, &state, options);
+        let fs = file_system(metadata, source, &state, options);
         let session = session::resume(fs, &kept.connection, kept.session.agreement, config(options))?;
-        Self::run(session, state, kept, options)
+        let place = (kept.device.clone(), kept.mountpoint.clone());
+        Self::run(session, state, place, Some(kept), options)
     }
 
     /// Serves, in threads of its own.
     fn run(
         session: Session<ImageFs>,
         state: Arc<MountState>,
-        kept: KeptMount,
+        (device, mountpoint): (String, PathBuf),
+        kept: Option<KeptMount>,
         options: &MountOptions,
     ) -> io::Result<Self> {
-        let (device, mountpoint, keeper) = (kept.device.clone(), kept.mountpoint.clone(), options.keeper.clone());
-        if let Some(keeper) = &keeper {
+        let keeper = options.keeper.clone();
+        if let (Some(keeper), Some(kept)) = (&keeper, kept) {
             keeper.keep(kept);
         }
         let end = Arc::new(End::default());
@@ -364,13 +371,13 @@ impl Drop for Mount {
 }
 
 fn file_system(
-    bootstrap: Bootstrap,
+    metadata: Metadata,
     source: Arc<dyn ChunkSource>,
     state: &Arc<MountState>,
     options: &MountOptions,
 ) -> ImageFs {
     let name = Arc::from(options.fs_name.as_str());
-    ImageFs::new(bootstrap, source, name, Arc::clone(state), options.trace.clone(), options.allow_other)
+    ImageFs::new(metadata, source, name, Arc::clone(state), options.trace.clone(), options.allow_other)
 }
 
 /// Whether the session has ended.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::bootstrap::{Bootstrap, BootstrapError, Kind, Nid};
+use crate::bootstrap::{Bootstrap, BootstrapError, Kind, Metadata, Nid};
 use crate::source::ChunkId;
 
 mod list;
@@ -10,13 +10,16 @@ mod list;
 pub(crate) use list::{Hint, Name};
 pub use list::{PrefetchList, PrefetchListError};
 
-impl Bootstrap {
+impl Metadata {
     /// The regular files of the prefetch table, each once and in order. A directory stands for all that is below it, in
     /// the order of the tree, level by level; a table that names the root alone stands for everything.
+    ///
+    /// # Errors
+    /// Something that it leads to cannot be read.
     pub fn prefetch_files(&self) -> Result<Vec<Nid>, BootstrapError> {
         let mut seen = HashSet::new();
         let mut files = Vec::new();
-        for &listed in self.prefetch() {
+        for listed in self.prefetch()? {
             let mut level = vec![listed];
             while !level.is_empty() {
                 let mut below = Vec::new();
@@ -25,7 +28,8 @@ impl Bootstrap {
                     if !seen.insert(nid) {
                         continue;
                     }
-                    let inode = self.inode(nid)?;
+                    let look = self.look();
+                    let inode = look.inode(nid)?;
                     if inode.kind() == Kind::File {
                         files.push(nid);
                     }
@@ -41,11 +45,15 @@ impl Bootstrap {
     }
 
     /// The chunks of [`prefetch_files`](Self::prefetch_files), each once, in order.
+    ///
+    /// # Errors
+    /// As there.
     pub fn prefetch_chunks(&self) -> Result<Vec<ChunkId>, BootstrapError> {
         let mut seen = HashSet::new();
         let mut chunks = Vec::new();
         for nid in self.prefetch_files()? {
-            let of_file = self.inode(nid)?.chunks().map(|chunk| chunk.id);
+            let look = self.look();
+            let of_file = look.inode(nid)?.chunks().map(|chunk| chunk.id);
             chunks.extend(of_file.filter(|id| seen.insert(*id)));
         }
         Ok(chunks)
@@ -55,26 +63,17 @@ impl Bootstrap {
     /// the root is empty.
     pub(crate) fn paths(&self, wanted: &HashSet<Nid>) -> Result<HashMap<Nid, Vec<u8>>, BootstrapError> {
         let mut paths = HashMap::new();
-        let mut level = vec![(Vec::new(), self.root())];
-        while !level.is_empty() {
-            let mut below = Vec::new();
-            for (path, directory) in level {
-                for entry in self.inode(directory)?.entries() {
-                    let entry = entry?;
-                    let path = || [&path, &b"/"[..], entry.name].concat();
-                    if entry.name == b"." || entry.name == b".." {
-                        continue;
-                    }
-                    if wanted.contains(&entry.nid) {
-                        paths.entry(entry.nid).or_insert_with(path);
-                    }
-                    if entry.kind == Kind::Directory {
-                        below.push((path(), entry.nid));
-                    }
-                }
+        self.walk(self.root(), Vec::new(), |path: &Vec<u8>, entry| {
+            let is_wanted = wanted.contains(&entry.nid);
+            if !is_wanted && entry.kind != Kind::Directory {
+                return Vec::new();
             }
-            level = below;
-        }
+            let path = [path, &b"/"[..], entry.name].concat();
+            if is_wanted {
+                paths.entry(entry.nid).or_insert_with(|| path.clone());
+            }
+            path
+        })?;
         if wanted.contains(&self.root()) {
             paths.insert(self.root(), Vec::new());
         }
@@ -83,8 +82,27 @@ impl Bootstrap {
 
     /// The paths that the prefetch table lists, in order.
     pub(crate) fn prefetch_paths(&self) -> Result<Vec<Vec<u8>>, BootstrapError> {
-        let paths = self.paths(&self.prefetch().iter().copied().collect())?;
-        Ok(self.prefetch().iter().filter_map(|nid| paths.get(nid).cloned()).collect())
+        let listed = self.prefetch()?;
+        let paths = self.paths(&listed.iter().copied().collect())?;
+        Ok(listed.iter().filter_map(|nid| paths.get(nid).cloned()).collect())
+    }
+}
+
+impl Bootstrap {
+    /// See [`Metadata::prefetch_files`].
+    ///
+    /// # Errors
+    /// None, as it is verified.
+    pub fn prefetch_files(&self) -> Result<Vec<Nid>, BootstrapError> {
+        Metadata::from(self.clone()).prefetch_files()
+    }
+
+    /// See [`Metadata::prefetch_chunks`].
+    ///
+    /// # Errors
+    /// None, as it is verified.
+    pub fn prefetch_chunks(&self) -> Result<Vec<ChunkId>, BootstrapError> {
+        Metadata::from(self.clone()).prefetch_chunks()
     }
 }
 

@@ -8,12 +8,12 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::bootstrap::{Bootstrap, BootstrapError, Nid};
+use crate::bootstrap::{BootstrapError, Metadata, Nid};
 
 /// Reads of one mounted image. Memory is bounded by the number of chunks that its files have.
 #[derive(Debug)]
 pub struct Trace {
-    image: Bootstrap,
+    image: Metadata,
     /// Locked for a look.
     reads: Mutex<Reads>,
 }
@@ -57,13 +57,14 @@ pub enum TraceError {
 
 impl Trace {
     /// A trace of an image, empty at first.
-    pub fn new(image: Bootstrap) -> Self {
-        Self { image, reads: Mutex::default() }
+    pub fn new(image: impl Into<Metadata>) -> Self {
+        Self { image: image.into(), reads: Mutex::default() }
     }
 
     /// Notes that `len` bytes of a file were asked for from `offset` on.
     pub fn read(&self, nid: Nid, offset: u64, len: u64) {
-        let Ok(inode) = self.image.inode(nid) else { return };
+        let look = self.image.look();
+        let Ok(inode) = look.inode(nid) else { return };
         let chunk_size = u64::from(self.image.chunk_size());
         if offset >= inode.size() {
             return;
@@ -106,6 +107,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::bootstrap::Bootstrap;
     use crate::builder::{BuildOptions, Builder};
 
     #[test]

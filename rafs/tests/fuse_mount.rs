@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use shoal_rafs::{Blob, BuildOptions, ChunkTable, Unmounted};
+use shoal_rafs::{
+    Blob, BlobDir, BlobDirReader, BuildOptions, ChunkTable, ImageFile, Metadata, Mount, MountOptions, Unmounted,
+};
 
 #[path = "support/bed.rs"]
 mod bed;
@@ -49,6 +51,28 @@ fn a_mount_is_the_tree_that_the_image_was_made_of() {
         assert_eq!(mount.unmount().unwrap(), Unmounted::Gone);
         assert_eq!(fs::read_dir(bed.path("mnt")).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn a_bootstrap_that_is_read_in_place_is_the_same_tree() {
+    let Some(mut bed) = Bed::new() else { return };
+    support::nasty_tree(&bed.path("source"));
+    fs::create_dir(bed.source("crowd")).unwrap();
+    for number in 0..5000 {
+        fs::write(bed.source("crowd").join(format!("{number}")), format!("{}", number % 7)).unwrap();
+    }
+    let expected = facts(&bed.path("source"));
+    let built = bed.build(0x1000);
+    let (image, paths) = ImageFile::open_in_place(&built.boot, Some(&built.blobs)).unwrap();
+    assert!(matches!(image, Metadata::InPlace(_)));
+    let source = Arc::new(BlobDir::new(BlobDirReader::lazily(&image, &paths).unwrap(), 2).unwrap());
+    let mount = Mount::new(image, source, &bed.path("mnt"), MountOptions::default()).unwrap();
+    assert_same(&expected, &facts(&bed.path("mnt")));
+    // Two who list a directory at the same time disturb each other's positions.
+    let (one, mut other) = (fs::read_dir(bed.mounted("crowd")).unwrap(), fs::read_dir(bed.mounted("crowd")).unwrap());
+    let pairs = one.inspect(|_| drop(other.next()));
+    assert_eq!(pairs.map(|entry| entry.unwrap().file_name()).collect::<std::collections::HashSet<_>>().len(), 5000);
+    assert_eq!(mount.stats().errors, 0);
 }
 
 #[test]

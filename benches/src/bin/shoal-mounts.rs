@@ -17,6 +17,9 @@ struct Arguments {
     /// A folder of this machine whose files are copied into the image: 220 MB of them.
     #[arg(default_value = "/usr/lib")]
     source: PathBuf,
+    /// Upstream's daemon, to be measured as well: a `nydusd` that knows `nydusd fuse`.
+    #[arg(long, env = "PEER_DAEMON", value_name = "FILE")]
+    peer: Option<PathBuf>,
     /// How often everything is done.
     #[arg(long, default_value_t = 10)]
     rounds: usize,
@@ -30,7 +33,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
+    let peer = arguments.peer.as_deref().filter(|path| !path.as_os_str().is_empty());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(mounts::run(&shoal, &arguments.source, arguments.rounds))?;
+    let report = runtime.block_on(mounts::run(&shoal, &arguments.source, peer, arguments.rounds))?;
     arguments.run.publish(&report.table(), &report.json())
 }

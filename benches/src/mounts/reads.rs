@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
@@ -14,6 +15,8 @@ use shoal::command::Failure;
 
 /// Files that are opened at random.
 const OPENS: usize = 300;
+/// Who read at the same time.
+const READERS: usize = 4;
 /// Reads at random places of the large file.
 const RANDOM_READS: usize = 2000;
 const PAGE: usize = 4096;
@@ -26,6 +29,7 @@ pub(super) struct Figures {
     pub(super) cold_open_ms: Vec<f64>,
     pub(super) cold_open_bytes_fetched: Option<f64>,
     pub(super) local_all_seconds: f64,
+    pub(super) parallel_all_seconds: f64,
     pub(super) hot_all_seconds: f64,
     pub(super) find_seconds: f64,
     pub(super) seq_read_mib_s: f64,
@@ -36,8 +40,13 @@ impl Figures {
     pub(super) fn in_one_line(&self) -> String {
         let cold = self.cold_all_seconds.map_or_else(String::new, |seconds| format!("cold {seconds:.2} s, "));
         format!(
-            "{cold}local {:.2} s, hot {:.3} s, find {:.2} s, sequential {:.0} MiB/s, random {:.0}/s",
-            self.local_all_seconds, self.hot_all_seconds, self.find_seconds, self.seq_read_mib_s, self.rand_read_iops
+            "{cold}local {:.2} s, by 4 {:.2} s, hot {:.3} s, find {:.2} s, sequential {:.0} MiB/s, random {:.0}/s",
+            self.local_all_seconds,
+            self.parallel_all_seconds,
+            self.hot_all_seconds,
+            self.find_seconds,
+            self.seq_read_mib_s,
+            self.rand_read_iops
         )
     }
 }
@@ -69,6 +78,18 @@ pub(super) fn all(root: &Path, names: &[PathBuf]) -> Result<f64, Failure> {
         let mut file = File::open(root.join(name))?;
         while file.read(&mut buffer)? > 0 {}
     }
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Seconds to read all files by several who take turns in choosing one.
+pub(super) fn parallel(root: &Path, names: &[PathBuf]) -> Result<f64, Failure> {
+    let started = Instant::now();
+    let share = |first: usize| -> Vec<_> { names.iter().skip(first).step_by(READERS).cloned().collect() };
+    let read = |first| all(root, &share(first)).map(drop).map_err(|error| error.to_string());
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS).map(|first| scope.spawn(move || read(first))).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().map_err(|_| "a reader panicked".to_owned())?)
+    })?;
     Ok(started.elapsed().as_secs_f64())
 }
 

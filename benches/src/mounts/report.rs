@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::reads::Figures;
 use crate::figures::{median, percentile, spread};
 
-/// The order in which ways are shown. `peer` is the field's daemon, which is not measured yet.
-const WAYS: [&str; 4] = ["fuse", "native", "erofs", "ext4"];
+/// The order in which ways are shown. `peer` is the field's daemon, where there is one.
+const WAYS: [&str; 5] = ["fuse", "native", "erofs", "ext4", "peer"];
 
 /// All rounds.
 #[derive(Debug, Default)]
@@ -26,6 +26,7 @@ struct Medians {
     cold_open_ms: Latencies,
     cold_open_bytes_fetched: Option<f64>,
     local_all_seconds: f64,
+    parallel_all_seconds: f64,
     hot_all_seconds: f64,
     find_seconds: f64,
     seq_read_mib_s: f64,
@@ -85,6 +86,7 @@ impl Report {
             row("cold, open p99, ms", &opens(99)),
             row("fetched for these, MiB", &|round| round.cold_open_bytes_fetched.map(|bytes| mib(bytes as u64))),
             row("local, all, s", &|round| Some(round.local_all_seconds)),
+            row("local, all by 4, s", &|round| Some(round.parallel_all_seconds)),
             row("hot, all, s", &|round| Some(round.hot_all_seconds)),
             row("local, find -ls, s", &|round| Some(round.find_seconds)),
             row("local, 1 GiB, MiB/s", &|round| Some(round.seq_read_mib_s)),
@@ -108,6 +110,7 @@ impl Medians {
             cold_open_ms: Latencies { p50, p95, p99 },
             cold_open_bytes_fetched: some(|round| round.cold_open_bytes_fetched),
             local_all_seconds: of(|round| round.local_all_seconds),
+            parallel_all_seconds: of(|round| round.parallel_all_seconds),
             hot_all_seconds: of(|round| round.hot_all_seconds),
             find_seconds: of(|round| round.find_seconds),
             seq_read_mib_s: of(|round| round.seq_read_mib_s),

@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 
 use super::{
     Image,
+    peer::{Mounted, Peer},
     reads::{self, Figures, drop_caches},
 };
 
@@ -27,6 +28,8 @@ use super::{
 pub(super) struct Files {
     pub(super) bootstrap: PathBuf,
     pub(super) blobs: Vec<PathBuf>,
+    /// Blobs as registries have them, for who decodes them itself.
+    pub(super) stored: PathBuf,
 }
 
 /// A node beside a registry.
@@ -43,12 +46,15 @@ pub(super) enum Way<'a> {
     /// With a folder to mount in.
     Erofs(&'a Path),
     Ext4,
+    /// The field's daemon.
+    Peer(&'a Peer),
 }
 
 /// An image in a folder. Dropping it takes away what is not the daemon's.
 struct Placed {
     root: PathBuf,
     _mount: Option<NativeMount>,
+    peer: Option<Mounted>,
 }
 
 impl Way<'_> {
@@ -58,28 +64,31 @@ impl Way<'_> {
             Self::Native(_) => "native",
             Self::Erofs(_) => "erofs",
             Self::Ext4 => "ext4",
+            Self::Peer(_) => "peer",
         }
     }
 
     /// One round.
     pub(super) async fn measure(&self, many: &Image, large: &Image, seed: u64) -> Result<Figures, Failure> {
         let mut figures = Figures::default();
-        if let Some(daemon) = self.daemon() {
-            daemon.forget(many).await?;
+        if self.forget(many).await? {
             drop_caches()?;
             let started = Instant::now();
             let placed = self.place(many).await?;
             reads::all(&placed.root, &many.names)?;
             figures.cold_all_seconds = Some(started.elapsed().as_secs_f64());
             self.take_away(placed).await?;
-            daemon.forget(many).await?;
+            self.forget(many).await?;
         }
         drop_caches()?;
-        let before = self.received().await?;
+        let before = self.received(None).await?;
         let placed = self.place(many).await?;
         figures.cold_open_ms = reads::opens(&placed.root, &many.names, seed)?;
-        figures.cold_open_bytes_fetched = before.zip(self.received().await?).map(|(before, after)| after - before);
-        self.complete(many).await?;
+        let after = self.received(Some(&placed)).await?;
+        figures.cold_open_bytes_fetched = before.zip(after).map(|(before, after)| after - before);
+        self.complete(many, &placed).await?;
+        drop_caches()?;
+        figures.parallel_all_seconds = reads::parallel(&placed.root, &many.names)?;
         drop_caches()?;
         figures.local_all_seconds = reads::all(&placed.root, &many.names)?;
         figures.hot_all_seconds = reads::all(&placed.root, &many.names)?;
@@ -88,7 +97,7 @@ impl Way<'_> {
         self.take_away(placed).await?;
 
         let placed = self.place(large).await?;
-        self.complete(large).await?;
+        self.complete(large, &placed).await?;
         let file = placed.root.join(&large.names[0]);
         drop_caches()?;
         figures.seq_read_mib_s = reads::sequential(&file)?;
@@ -101,7 +110,16 @@ impl Way<'_> {
     fn daemon(&self) -> Option<&Daemon> {
         match self {
             Self::Fuse(daemon) | Self::Native(daemon) => Some(daemon),
-            Self::Erofs(_) | Self::Ext4 => None,
+            Self::Erofs(_) | Self::Ext4 | Self::Peer(_) => None,
+        }
+    }
+
+    /// Has nothing of an image any more, beside the registry; false where it is never anywhere else.
+    async fn forget(&self, image: &Image) -> Result<bool, Failure> {
+        match self {
+            Self::Fuse(daemon) | Self::Native(daemon) => daemon.forget(image).await.map(|()| true),
+            Self::Peer(peer) => peer.forget(image).map(|()| true),
+            Self::Erofs(_) | Self::Ext4 => Ok(false),
         }
     }
 
@@ -116,17 +134,23 @@ impl Way<'_> {
                 let root = folder.join("erofs");
                 fs::create_dir_all(&root)?;
                 let mount = NativeMount::new(&image.files.bootstrap, &image.files.blobs, &root)?;
-                Ok(Placed { root, _mount: Some(mount) })
+                Ok(Placed { root, _mount: Some(mount), peer: None })
             }
-            Self::Ext4 => Ok(Placed { root: image.source.clone(), _mount: None }),
+            Self::Ext4 => Ok(Placed { root: image.source.clone(), _mount: None, peer: None }),
+            Self::Peer(peer) => {
+                let mounted = peer.mount(image)?;
+                Ok(Placed { root: mounted.root().to_owned(), _mount: None, peer: Some(mounted) })
+            }
         }
     }
 
     /// Has everything on this machine.
-    async fn complete(&self, image: &Image) -> Result<(), Failure> {
-        match self.daemon() {
-            Some(daemon) => daemon.fetch(image).await,
-            None => Ok(()),
+    async fn complete(&self, image: &Image, placed: &Placed) -> Result<(), Failure> {
+        match self {
+            Self::Fuse(daemon) | Self::Native(daemon) => daemon.fetch(image).await,
+            // It keeps what is read.
+            Self::Peer(_) => reads::all(&placed.root, &image.names).map(drop),
+            Self::Erofs(_) | Self::Ext4 => Ok(()),
         }
     }
 
@@ -137,11 +161,16 @@ impl Way<'_> {
         }
     }
 
-    /// Bytes that came from the registry so far; none without a daemon.
-    async fn received(&self) -> Result<Option<f64>, Failure> {
-        match self.daemon() {
-            Some(daemon) => Ok(Some(daemon.received().await? as f64)),
-            None => Ok(None),
+    /// Bytes that came from the registry so far, or for the field's daemon from where the blobs lie; none without a daemon.
+    async fn received(&self, placed: Option<&Placed>) -> Result<Option<f64>, Failure> {
+        match self {
+            Self::Fuse(daemon) | Self::Native(daemon) => Ok(Some(daemon.received().await? as f64)),
+            // Its process is not there before it mounts.
+            Self::Peer(_) => match placed.and_then(|placed| placed.peer.as_ref()) {
+                Some(mounted) => mounted.bytes_read().map(|bytes| Some(bytes as f64)),
+                None => Ok(Some(0.0)),
+            },
+            Self::Erofs(_) | Self::Ext4 => Ok(None),
         }
     }
 }
@@ -173,7 +202,7 @@ impl Daemon {
         let (reference, mountpoint) = (self.reference(image), root.display().to_string());
         let request = MountRequest { reference, mountpoint, mode: mode.into(), decode: false };
         self.client().await?.mount(request).await.map_err(|s| api::said(&s))?;
-        Ok(Placed { root, _mount: None })
+        Ok(Placed { root, _mount: None, peer: None })
     }
 
     async fn unmount(&self, root: &Path) -> Result<(), Failure> {

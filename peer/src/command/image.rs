@@ -85,13 +85,18 @@ pub(super) fn open(path: &Path) -> Result<(ImageFile, Bootstrap), Failure> {
 }
 
 /// The same where the content of files will be read as well.
-pub(super) fn open_with_blobs(path: &Path, blob_dir: Option<&Path>) -> Result<(ImageFile, Bootstrap), Failure> {
+fn open_with_blobs(path: &Path, blob_dir: Option<&Path>) -> Result<(ImageFile, Bootstrap), Failure> {
     let (file, bootstrap) = open(path)?;
     if file.own_blob().is_none() && blob_dir.is_none() {
-        let message = format!("{} has no blob inside: give --blob-dir", path.display());
-        super::bad_usage(clap::error::ErrorKind::MissingRequiredArgument, &message);
+        no_blob_dir(path);
     }
     Ok((file, bootstrap))
+}
+
+/// Ends the process: the blobs of an image are nowhere.
+pub(super) fn no_blob_dir(path: &Path) -> ! {
+    let message = format!("{} has no blob inside: give --blob-dir", path.display());
+    super::bad_usage(clap::error::ErrorKind::MissingRequiredArgument, &message)
 }
 
 /// An image in files, whose content is read.

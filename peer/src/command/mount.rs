@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use shoal_rafs::{
-    BlobDir, BlobDirReader, ChunkSource, Mount as Session, MountOptions, MountStats, Trace, oci::Reference,
+    BlobDir, BlobDirReader, ChunkSource, ImageFile, Mount as Session, MountOptions, MountStats, Trace, oci::Reference,
 };
 
 use super::{Failure, bad_usage, human_bytes, image, runtime, stop_signal};
@@ -81,8 +81,11 @@ fn from_files(
     trace_file: Option<&std::path::Path>,
     with_stats: bool,
 ) -> Result<ExitCode, Failure> {
-    let (file, image) = image::open_with_blobs(bootstrap, blob_dir)?;
-    let reader = BlobDirReader::at(&image, &file.blob_paths(blob_dir))?;
+    let (image, paths) = ImageFile::open_in_place(bootstrap, blob_dir)?;
+    if image.blobs().iter().any(|blob| paths.path(blob.id).is_none()) {
+        image::no_blob_dir(bootstrap);
+    }
+    let reader = BlobDirReader::lazily(&image, &paths)?;
     let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::new(reader, 0)?);
     let trace = trace_file.map(|_| Arc::new(Trace::new(image.clone())));
     runtime()?.block_on(async {

@@ -10,7 +10,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, ErrorKind, IteratorMode,
     LogLevel, Options, PrefixRange, ReadOptions, WriteBatch, WriteOptions,
 };
-use shoal_proto::{BlobId, Digest};
+use shoal_proto::{BlobId, Digest, ObjectId};
 
 use super::{BlobKey, Change, ChunkPlace, IndexError, PieceRecord, Records, Survives, VariantRecord, keys};
 
@@ -23,7 +23,8 @@ const PIECES: &str = "pieces";
 const DIGESTS: &str = "digests";
 const MOUNTS: &str = "mounts";
 const PINS: &str = "pins";
-const FAMILIES: [&str; 6] = [META, BLOBS, PIECES, DIGESTS, MOUNTS, PINS];
+const LAYERS: &str = "layers";
+const FAMILIES: [&str; 7] = [META, BLOBS, PIECES, DIGESTS, MOUNTS, PINS, LAYERS];
 
 const SCHEMA: &[u8] = b"schema";
 
@@ -153,6 +154,7 @@ impl RocksIndex {
             Change::DropMount(path) => batch.delete_cf(self.family(MOUNTS), path),
             Change::Pin(reference, record) => batch.put_cf(self.family(PINS), reference, record),
             Change::DropPin(reference) => batch.delete_cf(self.family(PINS), reference),
+            Change::Layer(layer, record) => batch.put_cf(self.family(LAYERS), layer.as_bytes(), record),
         }
     }
 }
@@ -218,6 +220,10 @@ impl Records for RocksIndex {
 
     fn pins(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, IndexError> {
         self.texts(PINS)
+    }
+
+    fn layer(&self, layer: ObjectId) -> Result<Option<Vec<u8>>, IndexError> {
+        self.get(LAYERS, layer.as_bytes())
     }
 
     fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError> {

@@ -29,6 +29,7 @@ struct Model {
     places: BTreeMap<Digest, ChunkPlace>,
     mounts: BTreeMap<Vec<u8>, Vec<u8>>,
     pins: BTreeMap<Vec<u8>, Vec<u8>>,
+    layers: BTreeMap<ObjectId, Vec<u8>>,
 }
 
 impl Model {
@@ -45,6 +46,7 @@ impl Model {
             Change::DropMount(path) => drop(self.mounts.remove(&path)),
             Change::Pin(reference, record) => drop(self.pins.insert(reference, record)),
             Change::DropPin(reference) => drop(self.pins.remove(&reference)),
+            Change::Layer(layer, record) => drop(self.layers.insert(layer, record)),
         }
     }
 
@@ -71,6 +73,9 @@ impl Model {
         }
         assert_eq!(index.mounts().unwrap(), self.mounts);
         assert_eq!(index.pins().unwrap(), self.pins);
+        for layer in (0..3).map(|layer| ObjectId::new([layer; 32])) {
+            assert_eq!(index.layer(layer).unwrap().as_ref(), self.layers.get(&layer));
+        }
     }
 }
 
@@ -93,6 +98,8 @@ fn change() -> impl Strategy<Value = Change> {
         path.clone().prop_map(Change::DropMount),
         (path.clone(), any::<[u8; 3]>()).prop_map(|(reference, record)| Change::Pin(reference, record.to_vec())),
         path.prop_map(Change::DropPin),
+        (0..3u8, any::<[u8; 3]>())
+            .prop_map(|(layer, record)| Change::Layer(ObjectId::new([layer; 32]), record.to_vec())),
     ]
 }
 
@@ -139,7 +146,8 @@ fn a_newer_schema_is_refused_and_left_alone() {
     let put_schema = |version: u32, more: &[&str]| {
         let mut options = rocksdb::Options::default();
         options.create_missing_column_families(true);
-        let families = [&["default", "meta", "blobs", "pieces", "digests", "mounts", "pins"][..], more].concat();
+        let families =
+            [&["default", "meta", "blobs", "pieces", "digests", "mounts", "pins", "layers"][..], more].concat();
         let db = rocksdb::DB::open_cf(&options, dir.path(), families).unwrap();
         db.put_cf(db.cf_handle("meta").unwrap(), b"schema", version.to_be_bytes()).unwrap();
     };

@@ -110,10 +110,10 @@ pub(super) fn serve(
     options: MountOptions,
     kept: Option<KeptMount>,
 ) -> Result<Mount, MountError> {
-    let (bootstrap, source) = (reader.image().bootstrap.clone(), Arc::new(reader));
+    let (metadata, source) = (reader.image().metadata.clone(), Arc::new(reader));
     if let Some(kept) = kept {
         let device = kept.device.clone();
-        match Mount::resume(bootstrap.clone(), source.clone(), kept, options.clone()) {
+        match Mount::resume(metadata.clone(), source.clone(), kept, options.clone()) {
             Ok(mount) => {
                 tracing::info!("{} goes on", mountpoint.display());
                 return Ok(mount);
@@ -124,7 +124,7 @@ pub(super) fn serve(
             keeper.forget(&device);
         }
     }
-    Mount::new(bootstrap, source, mountpoint, options)
+    Mount::new(metadata, source, mountpoint, options)
 }
 
 /// Mounts natively, unless an earlier daemon has and that mount is still there. Blocks.

@@ -54,7 +54,7 @@ pub(super) struct Mounted {
 impl Mounted {
     /// Whether its image may be mounted natively some day, beside this mount.
     pub(super) fn may_graduate(&self) -> bool {
-        self.mode == MountMode::Auto && !self.session.is_native() && !self.reader.image().bootstrap.is_encrypted()
+        self.mode == MountMode::Auto && !self.session.is_native() && !self.reader.image().metadata.is_encrypted()
     }
 
     pub(super) fn status(&self, mountpoint: &Path) -> MountStatus {

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use shoal_proto::{BlobId, Digest};
+use shoal_proto::{BlobId, Digest, ObjectId};
 
 use super::disk::Disk;
 use crate::index::{BlobKey, Change, ChunkPlace, IndexError, PieceRecord, Records, Survives, VariantRecord};
@@ -265,6 +265,10 @@ impl Records for Machine {
         Ok(BTreeMap::new())
     }
 
+    fn layer(&self, _: ObjectId) -> Result<Option<Vec<u8>>, IndexError> {
+        Ok(None)
+    }
+
     fn commit(&self, changes: &[Change], survives: Survives) -> Result<(), IndexError> {
         let failed = |source| IndexError::Damaged { path: PathBuf::new(), source };
         let mut state = self.step().map_err(failed)?;
@@ -281,7 +285,11 @@ impl Records for Machine {
                 }
                 Change::Piece(key, piece, record) => drop(records.pieces.insert((key, piece), record)),
                 Change::Digest(digest, place) => drop(records.places.insert(digest, place)),
-                Change::Mount(..) | Change::DropMount(..) | Change::Pin(..) | Change::DropPin(..) => {
+                Change::Mount(..)
+                | Change::DropMount(..)
+                | Change::Pin(..)
+                | Change::DropPin(..)
+                | Change::Layer(..) => {
                     panic!("no mounts or pins on this machine")
                 }
             }

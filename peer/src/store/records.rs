@@ -1,4 +1,5 @@
-//! Mount records: what a restarted daemon mounts again; and pins: what it goes on to keep.
+//! Mount records: what a restarted daemon mounts again; pins: what it goes on to keep; and what bootstrap layers unpack to,
+//! so that this is done once.
 
 use std::{
     ffi::OsString,
@@ -45,6 +46,34 @@ pub struct PinRecord {
     /// When the pin ends, in seconds since 1970; none for never.
     #[serde(default)]
     pub until: Option<u64>,
+}
+
+/// What is in a bootstrap layer that was unpacked and verified, as objects of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// The sha256 of its tar.
+    #[serde(with = "object_id")]
+    pub diff_id: ObjectId,
+    /// The bootstrap, of which everything was verified.
+    #[serde(with = "object_id")]
+    pub bootstrap: ObjectId,
+    /// Its BLAKE3, in hexadecimal.
+    pub bootstrap_hash: String,
+    /// Bytes of the bootstrap.
+    pub bootstrap_bytes: u64,
+    /// The chunk tables that it has copies of and that are needed: id of the blob, object.
+    pub chunk_tables: Vec<(String, String)>,
+    /// Where it says that its blobs are, if not in the registry.
+    pub backend: Option<String>,
+}
+
+pub(super) fn put_layer(records: &dyn Records, layer: ObjectId, record: &LayerRecord) -> Result<(), StoreError> {
+    let value = to_json(record, || format!("layer {layer}"))?;
+    Ok(records.commit(&[Change::Layer(layer, value)], Survives::Kill)?)
+}
+
+pub(super) fn layer(records: &dyn Records, layer: ObjectId) -> Result<Option<LayerRecord>, StoreError> {
+    Ok(records.layer(layer)?.and_then(|value| from_json(&value, || format!("layer {layer}"))))
 }
 
 pub(super) fn put(records: &dyn Records, record: &MountRecord) -> Result<(), StoreError> {

@@ -14,7 +14,7 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{Signal, kill_process},
 };
-use shoal_keeper::Group;
+use shoal_keeper::{Group, holder_socket};
 use tempfile::TempDir;
 
 use crate::{
@@ -113,12 +113,22 @@ impl Bed {
     }
 
     fn kill_keeper(&self) {
-        // It may be on its way just now.
-        if let Some(keeper) = listener(&self.daemon.keeper_socket()) {
-            let _ = kill_process(keeper, Signal::KILL);
-            // Until then it would still take a daemon's connection.
-            wait("the keeper is gone", || listener(&self.daemon.keeper_socket()) != Some(keeper));
-        }
+        kill_listener(&self.daemon.keeper_socket());
+    }
+
+    /// The third that has the group.
+    fn kill_holder(&self) {
+        kill_listener(&holder_socket(&self.daemon.keeper_socket()));
+    }
+}
+
+/// Kills whoever listens there.
+pub(crate) fn kill_listener(socket: &Path) {
+    // It may be on its way just now.
+    if let Some(process) = listener(socket) {
+        let _ = kill_process(process, Signal::KILL);
+        // Until then it would still take a connection.
+        wait("it is gone", || listener(socket) != Some(process));
     }
 }
 
@@ -134,7 +144,7 @@ impl Drop for Bed {
 }
 
 /// Whether the kernel gives events, and the file system of temporary files takes marks for them.
-fn raises_events() -> io::Result<()> {
+pub(crate) fn raises_events() -> io::Result<()> {
     Group::new()?.mark(tempfile::tempfile()?.as_fd())
 }
 
@@ -238,14 +248,53 @@ fn guarded(daemon: &Daemon) -> bool {
 }
 
 #[test]
-fn after_both_have_been_killed_at_once_it_is_mounted_anew() {
+fn when_both_are_killed_at_once_readers_wait_and_are_not_given_zeros() {
     let Some(mut bed) = Bed::new("daemon and keeper of a lazy native mount are killed at once", &[]) else { return };
+    let mountpoint = bed.mount();
+    assert!(fs::read(mountpoint.join("d0/f1")).expect("a file") == bed.source("d0/f1"));
+    let open = File::open(mountpoint.join("large")).expect("a file");
+    bed.daemon.kill();
+    bed.kill_keeper();
+    let path = mountpoint.join("d1/f12");
+    let reader = thread::spawn(move || fs::read(path));
+    thread::sleep(Duration::from_millis(300));
+    assert!(!reader.is_finished(), "nobody has what it reads");
+    bed.daemon.start_again();
+    assert!(reader.join().expect("it ends").expect("it is answered") == bed.source("d1/f12"));
+    let mut bytes = Vec::new();
+    (&open).read_to_end(&mut bytes).expect("it is answered");
+    assert!(bytes == bed.source("large"));
+    assert!(!bed.daemon.log().contains("may have shown zeros"), "{}", bed.daemon.log());
+    assert_same(bed.source.path(), &mountpoint);
+}
+
+#[test]
+fn a_holder_that_dies_is_replaced_and_ends_with_the_last_mount() {
+    let Some(mut bed) = Bed::new("the holder of a lazy native mount is killed", &[]) else { return };
+    let mountpoint = bed.mount();
+    let socket = holder_socket(&bed.daemon.keeper_socket());
+    let held = || matches!(shoal_keeper::held(&bed.daemon.keeper_socket()), Ok(Some(_)));
+    wait("a holder has the group", held);
+    let first = listener(&socket).expect("a holder");
+    kill_process(first, Signal::KILL).expect("it can be killed");
+    wait("another has it", || held() && listener(&socket) != Some(first));
+    assert_same(bed.source.path(), &mountpoint);
+    bed.daemon.umount(&mountpoint);
+    bed.daemon.stop();
+    wait("it ends", || listener(&socket).is_none());
+}
+
+#[test]
+fn after_all_three_have_been_killed_at_once_it_is_mounted_anew() {
+    let Some(mut bed) = Bed::new("daemon, keeper and holder of a lazy native mount are killed", &[]) else { return };
     let mountpoint = bed.mount();
     assert!(fs::read(mountpoint.join("d0/f1")).expect("a file") == bed.source("d0/f1"));
     // What the story does not forbid, and no test may rely on, is that this is read as zeros meanwhile.
     let open = File::open(mountpoint.join("large")).expect("a file");
+    // The keeper would start another holder.
     bed.daemon.kill();
     bed.kill_keeper();
+    bed.kill_holder();
     bed.daemon.start_again();
     assert!(bed.daemon.log().contains("may have shown zeros"), "{}", bed.daemon.log());
     assert_eq!(kind(&mountpoint), "erofs");
@@ -318,6 +367,7 @@ fn after_a_reboot_it_is_mounted_again_and_what_was_left_of_its_files_counts_for_
     bed.daemon.kill();
     unmount(&mountpoint, UnmountFlags::DETACH).expect("it is mounted");
     bed.kill_keeper();
+    bed.kill_holder();
     let decoded = bed.daemon.data_dir().join("decoded");
     let left = bed.decoded().into_iter().find(|name| name.starts_with(".filling-")).expect("what was filled");
     let file = File::options().write(true).open(decoded.join(left)).expect("a file");

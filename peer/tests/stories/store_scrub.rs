@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::support::{Daemon, Registry, assert_same, can_mount, drop_caches, json, tree};
 
-/// The files of the blobs, and the largest object, which is the bootstrap layer.
+/// The files of the blobs, and the only object that is compressed, which is the bootstrap layer.
 fn files(data_dir: &Path) -> (PathBuf, PathBuf) {
     let entries =
         |dir: &str| fs::read_dir(data_dir.join(dir)).expect("a folder").map(|entry| entry.expect("an entry").path());
     let blob = entries("blobs").next().expect("a blob").join("encoded");
-    let object = entries("objects").max_by_key(|path| path.metadata().expect("an object").len());
+    let object = entries("objects").find(|path| fs::read(path).expect("an object").starts_with(&[0x1f, 0x8b]));
     (blob, object.expect("an object"))
 }
 
@@ -70,7 +70,7 @@ fn damage_is_found_dropped_and_fetched_again() {
     daemon.stop();
     flip(&blob, 100);
     flip(&object, 20);
-    // Without the bootstrap nobody knows what the pieces should be.
+    // Without the layer nobody knows what the pieces should be.
     let damaged = scrub_offline(&daemon.data_dir());
     assert_eq!((damaged.status.code(), figures(&damaged)), (Some(1), [1, 0, all, 0]));
     daemon.start_again();

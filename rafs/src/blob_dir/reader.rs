@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use shoal_proto::BlobId;
 
 use super::{BlobDirError, BlobPaths, DECODED_CACHE_BYTES, tar};
 use crate::blob::ChunkTable;
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Blob, Bootstrap, Metadata};
 use crate::chunk_cache::Lru;
 use crate::error_chain::chain;
 use crate::piece::{DecodedPiece, PieceTable};
@@ -25,10 +25,25 @@ pub(crate) struct PieceId {
     pub(crate) piece: u32,
 }
 
+#[derive(Debug)]
+enum Blobs {
+    Ready(Vec<BlobFile>),
+    Later(Box<Later>),
+}
+
+/// Blob files whose pieces are not known before somebody reads one.
+#[derive(Debug)]
+struct Later {
+    metadata: Metadata,
+    paths: BlobPaths,
+    files: Vec<File>,
+    ready: OnceLock<Result<Vec<BlobFile>, Box<str>>>,
+}
+
 /// The blob files of one image, in a folder, named by blob id.
 #[derive(Debug)]
 pub struct BlobDirReader {
-    blobs: Vec<BlobFile>,
+    blobs: Blobs,
     /// For readers that go from chunk to chunk of a batch.
     recent: Mutex<Lru<PieceId, Arc<DecodedPiece>>>,
 }
@@ -47,10 +62,40 @@ impl BlobDirReader {
             let (path, table) = places.ok_or(BlobDirError::NoFolder { blob: described.id })?;
             BlobFile::open(bootstrap, blob, &path, &table)
         });
-        Ok(Self {
-            blobs: blobs.collect::<Result<_, _>>()?,
-            recent: Mutex::new(Lru::new(DECODED_CACHE_BYTES as usize)),
-        })
+        Ok(Self::over(Blobs::Ready(blobs.collect::<Result<_, _>>()?)))
+    }
+
+    /// Opens every blob of an image that may be read in place. Then chunk tables are read when the first chunk is, as that takes
+    /// time, and memory, for each chunk; if it fails, every read does.
+    pub fn lazily(metadata: &Metadata, paths: &BlobPaths) -> Result<Self, BlobDirError> {
+        if let Metadata::Whole(bootstrap) = metadata {
+            return Self::at(bootstrap, paths);
+        }
+        let files = metadata.blobs().iter().map(|described| {
+            let path = paths.path(described.id).ok_or(BlobDirError::NoFolder { blob: described.id })?;
+            File::open(&path).map_err(|source| BlobDirError::Open { path, source })
+        });
+        let (files, metadata, paths) = (files.collect::<Result<_, _>>()?, metadata.clone(), paths.clone());
+        Ok(Self::over(Blobs::Later(Box::new(Later { metadata, paths, files, ready: OnceLock::new() }))))
+    }
+
+    fn over(blobs: Blobs) -> Self {
+        Self { blobs, recent: Mutex::new(Lru::new(DECODED_CACHE_BYTES as usize)) }
+    }
+
+    /// The blobs with their pieces, or why there are none.
+    fn blobs(&self) -> Result<&[BlobFile], &str> {
+        match &self.blobs {
+            Blobs::Ready(blobs) => Ok(blobs),
+            Blobs::Later(later) => {
+                let ready = later.ready.get_or_init(|| later.make().map_err(|error| chain(&*error).into()));
+                ready.as_deref().map_err(|reason| &**reason)
+            }
+        }
+    }
+
+    fn blob(&self, blob: u32) -> Option<&BlobFile> {
+        self.blobs().ok()?.get(blob as usize)
     }
 
     /// One chunk, read, decoded and verified, or from a piece that was read a moment ago.
@@ -72,7 +117,7 @@ impl BlobDirReader {
 
     /// Reads, decodes and verifies a piece. The error names its first chunk.
     pub(crate) fn piece(&self, id: PieceId) -> Result<DecodedPiece, ChunkError> {
-        match self.blobs.get(id.blob as usize) {
+        match self.blob(id.blob) {
             Some(blob) => blob.read(id.piece),
             None => Err(self.error(ChunkId { blob: id.blob, index: 0 }, "the image has no such blob")),
         }
@@ -80,20 +125,42 @@ impl BlobDirReader {
 
     /// The piece that holds a chunk, if the image names it.
     pub(crate) fn piece_of(&self, chunk: ChunkId) -> Option<PieceId> {
-        let piece = self.blobs.get(chunk.blob as usize)?.table.piece_of_chunk(chunk.index)?;
+        let piece = self.blob(chunk.blob)?.table.piece_of_chunk(chunk.index)?;
         Some(PieceId { blob: chunk.blob, piece })
     }
 
     /// The pieces of a blob, by its position in the blob table.
     pub(crate) fn table(&self, blob: u32) -> Option<&PieceTable> {
-        self.blobs.get(blob as usize).map(|blob| &blob.table)
+        self.blob(blob).map(|blob| &blob.table)
     }
 
     pub(crate) fn error(&self, chunk: ChunkId, reason: &str) -> ChunkError {
         // A blob that the image does not have has no id.
-        let blob = self.blobs.get(chunk.blob as usize).map_or(BlobId::new([0; 32]), |blob| blob.table.blob());
+        let blob = self.blob(chunk.blob).map_or(BlobId::new([0; 32]), |blob| blob.table.blob());
+        let reason = self.blobs().err().unwrap_or(reason);
         ChunkError { blob, index: chunk.index, reason: reason.into() }
     }
+}
+
+impl Later {
+    fn make(&self) -> Result<Vec<BlobFile>, Box<dyn std::error::Error + Send + Sync>> {
+        let named = self.metadata.named_chunks()?;
+        let blobs = self.metadata.blobs().iter().zip(&self.files).zip(0..).map(|((described, file), blob)| {
+            let path = self.paths.chunk_table(described).ok_or(BlobDirError::NoFolder { blob: described.id })?;
+            let table = named.piece_table(blob, chunk_table(described, &path)?.as_ref());
+            Ok(BlobFile {
+                table: table.map_err(|source| BlobDirError::Pieces { path, source })?,
+                file: file.try_clone()?,
+            })
+        });
+        blobs.collect()
+    }
+}
+
+/// The chunk table of a blob in the file `path`, where the bootstrap does not say all.
+fn chunk_table(described: &Blob, path: &Path) -> Result<Option<ChunkTable>, BlobDirError> {
+    let table = described.needs_chunk_table().then(|| ChunkTable::read_with(path, described.cipher.as_ref()));
+    table.transpose().map_err(|source| BlobDirError::ChunkTable { path: path.to_owned(), source })
 }
 
 /// One stored blob.
@@ -117,12 +184,7 @@ impl BlobFile {
             let table = tar::pieces(bootstrap, blob, &file, &path)?;
             return Ok(Self { file, table });
         }
-        let chunks = described
-            .needs_chunk_table()
-            .then(|| ChunkTable::read_with(table, described.cipher.as_ref()))
-            .transpose();
-        let chunks = chunks.map_err(|source| BlobDirError::ChunkTable { path: table.to_owned(), source })?;
-        let table = bootstrap.piece_table(blob, chunks.as_ref());
+        let table = bootstrap.piece_table(blob, chunk_table(described, table)?.as_ref());
         let table = table.map_err(|source| BlobDirError::Pieces { path, source })?;
         Ok(Self { file, table })
     }

@@ -30,10 +30,7 @@ pub(super) type Indexed = (At, ChunkRef);
 
 impl Chunks {
     /// Checks every record by itself, and that the chunks of a blob have different indexes and places.
-    pub(super) fn read(bytes: &Bytes, header: &Header, blobs: &[Blob]) -> Result<Self, BootstrapError> {
-        let range = &header.chunk_table;
-        let place = At::new("chunk table", range.start);
-        let table = bytes.slice_ref(slice(bytes, place, range.end - range.start)?);
+    pub(super) fn read(table: Bytes, header: &Header, blobs: &[Blob]) -> Result<Self, BootstrapError> {
         let mut chunks = Self { table, orders: blobs.iter().map(|_| Vec::new()).collect(), digests: true };
         if header.is_tarfs() && !blobs.is_empty() && !chunks.has_all_digests() {
             return Ok(Self { digests: false, table: Bytes::new(), ..chunks });
@@ -51,6 +48,13 @@ impl Chunks {
             chunks.sort(header, blob, position)?;
         }
         Ok(chunks)
+    }
+
+    /// The part of the file that holds the records.
+    pub(super) fn table(bytes: &Bytes, header: &Header) -> Result<Bytes, BootstrapError> {
+        let range = &header.chunk_table;
+        let place = At::new("chunk table", range.start);
+        Ok(bytes.slice_ref(slice(bytes, place, range.end - range.start)?))
     }
 
     /// Records without digests of what files say of their chunks, which lie in `blobs`.

@@ -6,6 +6,7 @@ use zerocopy::FromBytes;
 
 use super::error::At;
 use super::inode::{Entry, Inode, Kind};
+use super::walk::is_name;
 use super::{BootstrapError, Nid};
 use crate::layout::{DIRENT, Dirent};
 
@@ -55,24 +56,45 @@ impl<'a> Block<'a> {
             Some(end) if last => &name[..end],
             _ => name,
         };
+        at.require(is_name(name), || format!("name {:?}", String::from_utf8_lossy(name)))?;
         let kind = Kind::from_dirent_type(dirent.file_type);
         let kind = kind.ok_or_else(|| at.invalid(format!("unknown file type {}", dirent.file_type)))?;
         Ok(Entry { name, nid: Nid(dirent.nid.get()), kind })
     }
 }
 
+/// Where a block of a directory begins, for whoever goes on in the middle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct BlockStart {
+    /// Number of the block.
+    block: u64,
+    /// Entries before it.
+    entries: u64,
+}
+
 /// Entries of all blocks in order. Ends after the first error.
-pub(super) struct Entries<'a> {
+#[derive(Debug)]
+pub(crate) struct Entries<'a> {
     inode: Inode<'a>,
     block: u64,
     current: Option<Block<'a>>,
+    /// Where that is.
+    start: BlockStart,
     next: usize,
     skip: u64,
 }
 
 impl<'a> Entries<'a> {
-    pub(super) fn new(inode: Inode<'a>, skip: u64) -> Self {
-        Self { inode, block: 0, current: None, next: 0, skip }
+    /// Without the first `skip` of them. Blocks before `near` are not looked at if those are among them.
+    pub(super) fn new(inode: Inode<'a>, skip: u64, near: BlockStart) -> Self {
+        let start = if near.entries <= skip { near } else { BlockStart::default() };
+        Self { inode, block: start.block, current: None, start, next: 0, skip: skip - start.entries }
+    }
+
+    /// The block of the last entry.
+    #[cfg(feature = "mount")]
+    pub(crate) fn start(&self) -> BlockStart {
+        self.start
     }
 
     fn advance(&mut self) -> Result<Option<Entry<'a>>, BootstrapError> {
@@ -84,6 +106,8 @@ impl<'a> Entries<'a> {
             if self.block >= self.inode.directory_blocks() {
                 return Ok(None);
             }
+            let before = self.current.map_or(0, |block| block.count() as u64);
+            self.start = BlockStart { block: self.block, entries: self.start.entries + before };
             let block = self.inode.directory_block(self.block)?;
             self.block += 1;
             self.next = self.skip.min(block.count() as u64) as usize;

@@ -33,6 +33,16 @@ pub enum BootstrapError {
         /// What was asked for.
         nid: Nid,
     },
+    /// A part of a file that is read in place could not be read.
+    #[error("{structure} at byte {offset} cannot be read: {source}")]
+    Read {
+        /// What lies there.
+        structure: &'static str,
+        /// Where it starts in the bootstrap.
+        offset: u64,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The file could not be read.
     #[error("cannot read bootstrap {}", path.display())]
     Io {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::directory::{self, Block};
+use super::directory::{self, Block, BlockStart, Entries};
 use super::error::At;
 use super::image::Image;
 use super::xattr;
@@ -104,8 +104,8 @@ pub struct Inode<'a> {
     layout: u16,
     /// Offset of the inode.
     offset: u64,
-    /// Offset of the first xattr byte, the end of the inode's fixed part.
-    xattr_offset: u64,
+    /// What lies behind the inode's fixed part.
+    xattrs: &'a [u8],
     /// Offset of the first byte behind the xattrs.
     end: u64,
 }
@@ -129,6 +129,7 @@ impl<'a> Inode<'a> {
         let (uid, gid) = image.owners.unwrap_or((fields.uid.get(), fields.gid.get()));
         let mtime = (fields.mtime.get() as i64, fields.mtime_nsec.get());
         at.require(mtime.1 < 1_000_000_000, || format!("{} nanoseconds", mtime.1))?;
+        let xattrs = image.slice(At::new("xattrs", xattr_offset), xattr_len)?;
         let inode = Self {
             image,
             nid,
@@ -143,10 +144,9 @@ impl<'a> Inode<'a> {
             u: fields.u.get(),
             layout: (format >> 1) & 7,
             offset,
-            xattr_offset,
+            xattrs,
             end: xattr_offset + xattr_len,
         };
-        image.slice(At::new("xattrs", xattr_offset), xattr_len)?;
         inode.check_data()?;
         Ok(inode)
     }
@@ -189,19 +189,17 @@ impl<'a> Inode<'a> {
         at.require(fits, || format!("chunks of 2^{bits} bytes in a file of {}", self.size))?;
         let len = self.chunk_count().checked_mul(layout::CHUNK_INDEX);
         let len = len.ok_or_else(|| at.invalid(format!("a file of {} bytes", self.size)))?;
-        self.image.slice(At::new("chunk indexes", self.indexes_offset()), len)?;
-        Ok(())
+        self.image.require(At::new("chunk indexes", self.indexes_offset()), len)
     }
 
     fn check_blocks(&self) -> Result<(), BootstrapError> {
         let tail = self.inline_tail();
         let at = At::new("inline data", self.end);
-        self.image.slice(at, tail)?;
+        self.image.require(at, tail)?;
         at.require(tail == 0 || self.end % self.image.block + tail <= self.image.block, || {
             format!("{tail} bytes cross a block border")
         })?;
-        self.image.slice(At::new("data blocks", self.blocks_offset()), self.size - tail)?;
-        Ok(())
+        self.image.require(At::new("data blocks", self.blocks_offset()), self.size - tail)
     }
 
     /// Bytes after the inode that belong to its data.
@@ -332,7 +330,12 @@ impl<'a> Inode<'a> {
 
     /// Like [`entries`](Self::entries), without the first `skip` of them. Skips whole blocks at once.
     pub fn entries_from(&self, skip: u64) -> impl Iterator<Item = Result<Entry<'a>, BootstrapError>> + use<'a> {
-        directory::Entries::new(*self, skip)
+        self.entries_near(skip, BlockStart::default())
+    }
+
+    /// Like [`entries_from`](Self::entries_from), for whoever has been in the middle before.
+    pub(crate) fn entries_near(&self, skip: u64, near: BlockStart) -> Entries<'a> {
+        Entries::new(*self, skip, near)
     }
 
     /// Finds a name in a directory; `None` in what is none.
@@ -345,14 +348,16 @@ impl<'a> Inode<'a> {
         if self.kind != Kind::Symlink {
             return Ok(&[]);
         }
-        // In one place, as all of it is looked at when the bootstrap is parsed.
+        // In one place, as was seen when it was decoded.
         let offset = if self.inline_tail() > 0 { self.end } else { self.blocks_offset() };
-        self.image.slice(At::new("data blocks", offset), self.size)
+        let target = self.image.slice(At::new("data blocks", offset), self.size)?;
+        self.at().require(!target.contains(&0), || "a symlink whose target has a NUL".into())?;
+        Ok(target)
     }
 
-    /// Full names and values of the xattrs, in stored order.
+    /// Full names and values of the xattrs, in stored order, up to the first that is broken: in a [`Bootstrap`](super::Bootstrap)
+    /// none is.
     pub fn xattrs(&self) -> impl Iterator<Item = (Vec<u8>, &'a [u8])> + use<'a> {
-        // Verified when the bootstrap was parsed, so there are no errors to pass on.
         self.raw_xattrs().map_while(Result::ok).map(|xattr| (xattr.name(), xattr.value))
     }
 
@@ -361,9 +366,8 @@ impl<'a> Inode<'a> {
         self.raw_xattrs().map_while(Result::ok).find(|xattr| xattr.is_named(name)).map(|xattr| xattr.value)
     }
 
-    pub(super) fn raw_xattrs(&self) -> xattr::Xattrs<'a> {
-        let range = self.xattr_offset as usize..self.end as usize;
-        xattr::Xattrs::new(self.xattr_offset, self.image.bytes.get(range).unwrap_or(&[]))
+    pub(crate) fn raw_xattrs(&self) -> xattr::Xattrs<'a> {
+        xattr::Xattrs::new(self.end - self.xattrs.len() as u64, self.xattrs)
     }
 
     /// Number of chunks of a file; 0 for other kinds.

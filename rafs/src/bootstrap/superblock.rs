@@ -6,7 +6,7 @@ use serde::Serialize;
 use shoal_proto::Algorithm;
 
 use super::error::At;
-use super::image::view;
+use super::image::Source;
 use super::{BootstrapError, Nid};
 use crate::codec::Compressor;
 use crate::layout::{self, ExtSuperBlock, SuperBlock, flags};
@@ -120,8 +120,8 @@ impl Header {
 }
 
 /// Reads and checks both super blocks and the places of all tables.
-pub(super) fn read(bytes: &[u8]) -> Result<Header, BootstrapError> {
-    let size = bytes.len() as u64;
+pub(super) fn read(source: &Source) -> Result<Header, BootstrapError> {
+    let size = source.size();
     let whole = |block: u64| {
         At::new("bootstrap", 0).require(size >= layout::BLOCK && size.is_multiple_of(block), || {
             format!("its size of {size} bytes must be a multiple of {block}, and at least {}", layout::BLOCK)
@@ -129,12 +129,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Header, BootstrapError> {
     };
     whole(layout::TAR_BLOCK)?;
     let at = At::new("super block", layout::SUPER_OFFSET);
-    let block: &SuperBlock = view(bytes, at)?;
+    let block: &SuperBlock = source.view(at)?;
     check_super(at, block)?;
     let block_size = 1 << block.block_bits;
     whole(block_size)?;
     let ext_at = At::new("extended super block", layout::EXT_SUPER_OFFSET);
-    let ext: &ExtSuperBlock = view(bytes, ext_at)?;
+    let ext: &ExtSuperBlock = source.view(ext_at)?;
     let (algorithm, compressor) = check_ext(ext_at, ext)?;
     let tarfs = ext.flags.get() & flags::TARFS != 0;
     ext_at.require(tarfs == (block_size == layout::TAR_BLOCK), || {

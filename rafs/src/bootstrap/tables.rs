@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use shoal_proto::{Algorithm, BlobId};
 
 use super::error::At;
-use super::image::{Image, view};
+use super::image::Source;
 use super::superblock::Header;
 use super::{Blob, BootstrapError, ChunkTableRange, MetaBlob, Nid, Origin, OwnBlob, TocRange};
 use crate::blob;
@@ -14,15 +14,15 @@ use crate::codec::Compressor;
 use crate::layout::{self, BlobEntry, DeviceSlot, features};
 
 /// All blobs in the order of the table.
-pub(super) fn blobs(bytes: &[u8], header: &Header, origin: Origin) -> Result<Vec<Blob>, BootstrapError> {
+pub(super) fn blobs(source: &Source, header: &Header, origin: Origin) -> Result<Vec<Blob>, BootstrapError> {
     let count = (header.device_table.end - header.device_table.start) / 128;
     let mut ids = BTreeSet::new();
     let mut blobs = Vec::new();
     for index in 0..count {
         let device_at = At::new("device slot", header.device_table.start + 128 * index);
-        let device: &DeviceSlot = view(bytes, device_at)?;
+        let device: &DeviceSlot = source.view(device_at)?;
         let at = At::new("blob entry", header.blob_table.start + 256 * index);
-        let entry: &BlobEntry = view(bytes, at)?;
+        let entry: &BlobEntry = source.view(at)?;
         let blob = blob_of(at, entry, device, header.chunk_size, origin)?;
         at.require(u64::from(entry.index.get()) == index, || format!("index {} at position {index}", entry.index))?;
         at.require(ids.insert(blob.id), || format!("blob {} is listed twice", blob.id))?;
@@ -189,12 +189,12 @@ fn check_chunk_table(at: At, table: &ChunkTableRange, entry: &BlobEntry) -> Resu
 
 /// The prefetch table, in order; each must be in the tree.
 pub(super) fn prefetch(
-    image: &Image,
+    source: &Source,
     header: &Header,
     reached: impl Fn(Nid) -> bool,
 ) -> Result<Vec<Nid>, BootstrapError> {
     let at = At::new("prefetch table", header.prefetch_table.start);
-    let table = image.slice(at, header.prefetch_table.end - header.prefetch_table.start)?;
+    let table = source.slice(at, header.prefetch_table.end - header.prefetch_table.start)?;
     let nids = table.chunks_exact(4).map(|nid| {
         let nid = Nid(u64::from(u32::from_le_bytes([nid[0], nid[1], nid[2], nid[3]])));
         at.require(reached(nid), || format!("inode {nid} is not in the tree")).map(|()| nid)

@@ -8,25 +8,25 @@ use crate::layout::{self, XATTR_HEADER, XattrEntry};
 
 /// One attribute; the name on disk lacks its prefix.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Xattr<'a> {
+pub(crate) struct Xattr<'a> {
     prefix: &'static [u8],
     suffix: &'a [u8],
-    pub(super) value: &'a [u8],
+    pub(crate) value: &'a [u8],
 }
 
 impl Xattr<'_> {
-    pub(super) fn name(&self) -> Vec<u8> {
+    pub(crate) fn name(&self) -> Vec<u8> {
         [self.prefix, self.suffix].concat()
     }
 
-    pub(super) fn is_named(&self, name: &[u8]) -> bool {
+    pub(crate) fn is_named(&self, name: &[u8]) -> bool {
         name.strip_prefix(self.prefix) == Some(self.suffix)
     }
 }
 
 /// Iterates over the attributes of one inode. Ends after the first error.
 #[derive(Debug)]
-pub(super) struct Xattrs<'a> {
+pub(crate) struct Xattrs<'a> {
     offset: u64,
     bytes: &'a [u8],
     position: usize,

@@ -29,7 +29,7 @@ use super::overlay::Overlay;
 use super::prefetch::Prefetched;
 use super::tree::{ChunkPlace, Draft, Inode, Tree};
 use super::{BuildError, LayerNotes, MAX_NOTES, replace};
-use crate::bootstrap::{Bootstrap, BootstrapError};
+use crate::bootstrap::{Bootstrap, BootstrapError, Metadata};
 use crate::layout::ChunkRecord;
 use crate::prefetch::PrefetchList;
 
@@ -198,7 +198,7 @@ pub fn merge_with(layers: &[Bootstrap], options: &MergeOptions, output: &Path) -
 fn prefetch_of(layers: &[Bootstrap]) -> Result<PrefetchList, MergeError> {
     let mut paths = Vec::new();
     for (position, layer) in layers.iter().enumerate() {
-        let listed = layer.prefetch_paths();
+        let listed = Metadata::from(layer.clone()).prefetch_paths();
         paths.extend(listed.map_err(|source| MergeError::Bootstrap { layer: position + 1, source })?);
     }
     Ok(PrefetchList::exact(paths.iter().map(Vec::as_slice)))

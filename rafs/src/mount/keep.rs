@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::init::Agreement;
 use super::{detach, table};
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::Metadata;
 
 /// Version of [`SessionRecord`], and of all that a kernel may have been told by who wrote it: how nodes are numbered, what
 /// positions in a directory mean.
@@ -72,13 +72,18 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
-    pub(super) fn new(bootstrap: &Bootstrap, agreement: Agreement) -> Self {
-        let bootstrap = blake3::hash(bootstrap.as_bytes()).to_hex().to_string();
-        Self { version: SESSION_VERSION, bootstrap, agreement }
+    /// # Errors
+    /// The bootstrap cannot be read.
+    pub(super) fn new(metadata: &Metadata, agreement: Agreement) -> io::Result<Self> {
+        let bootstrap = hex::encode(metadata.hash()?);
+        Ok(Self { version: SESSION_VERSION, bootstrap, agreement })
     }
 
     /// Whether answers from this bootstrap continue those that were given.
-    pub(super) fn fits(&self, bootstrap: &Bootstrap) -> bool {
-        *self == Self::new(bootstrap, self.agreement)
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn fits(&self, metadata: &Metadata) -> io::Result<bool> {
+        Ok(*self == Self::new(metadata, self.agreement)?)
     }
 }

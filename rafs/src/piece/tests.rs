@@ -15,6 +15,12 @@ fn table(pieces: Vec<Piece>) -> Result<PieceTable, PieceTableError> {
     PieceTable::new(BlobId::new([1; 32]), 10_000, 5, pieces)
 }
 
+/// What docs/mounts.md says of the memory for chunks goes by this.
+#[test]
+fn a_piece_of_one_chunk_has_nothing_beside_it() {
+    assert!(size_of::<Piece>() <= 176, "{} bytes", size_of::<Piece>());
+}
+
 #[test]
 fn only_bytes_with_the_right_digest_come_out() {
     let plain = b"abcabcabc".repeat(100);

@@ -4,6 +4,7 @@
 //! process cannot be forked, also not to start the daemon that would answer.
 
 use std::{
+    collections::BTreeMap,
     env,
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
@@ -11,11 +12,11 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -23,13 +24,15 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use crate::support::{files, wait};
+use crate::support::{files, noise, wait};
 
 /// Where the process that reads is told what to compare.
 const SOURCE: &str = "SHOAL_TEST_SOURCE";
 const MOUNT: &str = "SHOAL_TEST_MOUNT";
 /// Set where reads may end with errors; what they give must be right all the same.
 const ERRORS: &str = "SHOAL_TEST_ERRORS";
+/// A folder whose files nobody reads before they are asked for.
+pub(crate) const FRESH: &str = "fresh";
 /// What it says when all its threads have read more.
 const WENT_ON: &str = "went on";
 
@@ -57,10 +60,19 @@ impl Readers {
         Self { process, said }
     }
 
+    /// Begins to read the files of a folder below [`FRESH`], for the first time, all at once. What ends with an error is read again.
+    pub(crate) fn begin(&mut self, folder: &str) {
+        self.tell(&format!("{FRESH}/{folder}\n"));
+    }
+
+    fn tell(&mut self, line: &str) {
+        let stdin = self.process.stdin.as_mut().expect("a pipe");
+        stdin.write_all(line.as_bytes()).expect("a reader has failed, see above");
+    }
+
     /// Waits until each of the threads has seen several files more.
     pub(crate) fn go_on(&mut self) {
-        let stdin = self.process.stdin.as_mut().expect("a pipe");
-        stdin.write_all(b"\n").expect("a reader has failed, see above");
+        self.tell("\n");
         let mut line = String::new();
         // The test program has something to say, too.
         while !line.ends_with(&format!("{WENT_ON}\n")) {
@@ -87,19 +99,27 @@ impl Drop for Readers {
 #[test]
 fn read_in_a_process_of_its_own() {
     let (Some(source), Some(mount)) = (env::var_os(SOURCE), env::var_os(MOUNT)) else { return };
-    let threads = Threads::start(source.as_ref(), mount.as_ref());
+    let mut threads = Threads::start(source.as_ref(), mount.as_ref());
     for line in io::stdin().lines() {
-        line.expect("a pipe");
+        let line = line.expect("a pipe");
+        if !line.is_empty() {
+            threads.begin(source.as_ref(), mount.as_ref(), &line);
+            continue;
+        }
         threads.go_on();
         writeln!(io::stdout(), "{WENT_ON}").expect("a pipe");
     }
     let looks: u64 = threads.threads.iter().map(|(looks, _)| looks.load(Relaxed)).sum();
     threads.end();
-    eprintln!("readers looked at {looks} files and saw {} errors", SEEN.load(Relaxed));
+    let seen = SEEN.lock().expect("nobody panicked with it");
+    let (longest, errors) = (LONGEST.load(Relaxed), seen.values().sum::<u64>());
+    eprintln!("readers looked at {looks} files, at one for up to {longest} ms, and saw {errors} errors: {seen:?}");
 }
 
-/// Errors that were seen.
-static SEEN: AtomicU64 = AtomicU64::new(0);
+/// Errors that were seen, by what the system said.
+static SEEN: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+/// Milliseconds that the longest look took, its failure included.
+static LONGEST: AtomicU64 = AtomicU64::new(0);
 
 /// Threads of each way.
 const EACH: usize = 2;
@@ -107,12 +127,15 @@ const EACH: usize = 2;
 /// A way of reading one file: whether it is the same in the mount as in the source.
 type Way = fn(&Path, &Path) -> io::Result<bool>;
 
-const WAYS: [(&str, Way); 4] = [("read", whole), ("pread", parts), ("stat and readdir", names), ("mmap", mapped)];
+const WAYS: [(&str, Way); 5] =
+    [("read", whole), ("pread", parts), ("random preads", random), ("stat and readdir", names), ("mmap", mapped)];
 
 /// They read until they are told to stop.
 struct Threads {
     stop: Arc<AtomicBool>,
     threads: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
+    /// They end by themselves.
+    fresh: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
@@ -123,7 +146,15 @@ impl Threads {
             let (source, mount, count) = (source.to_owned(), mount.to_owned(), looks.clone());
             (looks, thread::spawn(move || go_round(name, *way, &source, &mount, &count, &stop)))
         });
-        Self { threads: threads.collect(), stop }
+        Self { threads: threads.collect(), stop, fresh: Vec::new() }
+    }
+
+    /// Reads each file below a folder of the mount, until that succeeds.
+    fn begin(&mut self, source: &Path, mount: &Path, folder: &str) {
+        for file in files(&source.join(folder)) {
+            let (source, mount) = (source.join(folder).join(&file), mount.join(folder).join(file));
+            self.fresh.push(thread::spawn(move || while !look("a fresh read", whole, &source, &mount) {}));
+        }
     }
 
     /// Waits until each of them has seen several files more.
@@ -143,25 +174,37 @@ impl Threads {
         for (_, thread) in self.threads {
             thread.join().expect("a reader saw nothing wrong");
         }
+        self.fresh.into_iter().for_each(|thread| thread.join().expect("a reader saw nothing wrong"));
     }
 }
 
 fn go_round(name: &str, way: Way, source: &Path, mount: &Path, looks: &AtomicU64, stop: &AtomicBool) {
-    let (all, errors) = (files(source), env::var_os(ERRORS).is_some());
+    let mut all = files(source);
+    all.retain(|file| !file.starts_with(FRESH));
     for file in all.iter().cycle() {
         if stop.load(Relaxed) {
             return;
         }
-        match way(&source.join(file), &mount.join(file)) {
-            Ok(same) => assert!(same, "{name}: {} is not what it was", file.display()),
-            Err(_) if errors => {
-                SEEN.fetch_add(1, Relaxed);
-                thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => panic!("{name}: {}: {error}", file.display()),
-        }
+        look(name, way, &source.join(file), &mount.join(file));
         looks.fetch_add(1, Relaxed);
     }
+}
+
+/// Compares a file; false if that ended with an error, where there may be some.
+fn look(name: &str, way: Way, source: &Path, mount: &Path) -> bool {
+    let began = Instant::now();
+    let outcome = way(source, mount);
+    LONGEST.fetch_max(began.elapsed().as_millis() as u64, Relaxed);
+    match outcome {
+        Ok(same) => assert!(same, "{name}: {} is not what it was", mount.display()),
+        Err(error) if env::var_os(ERRORS).is_some() => {
+            *SEEN.lock().expect("nobody panics with it").entry(error.to_string()).or_default() += 1;
+            thread::sleep(Duration::from_millis(1));
+            return false;
+        }
+        Err(error) => panic!("{name}: {}: {error}", mount.display()),
+    }
+    true
 }
 
 /// Opens a file so that what is read of it comes from the daemon.
@@ -185,6 +228,25 @@ fn parts(source: &Path, mount: &Path) -> io::Result<bool> {
     for at in (0..expected.len()).step_by(7 * block.len()) {
         let here = file.read_at(&mut block, at as u64)?;
         if block[..here] != expected[at..(at + block.len()).min(expected.len())] {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Ranges of any place and length, also behind the end.
+fn random(source: &Path, mount: &Path) -> io::Result<bool> {
+    static SEED: AtomicU64 = AtomicU64::new(1);
+    let (file, expected) = (open(mount)?, fs::read(source)?);
+    let numbers = noise(SEED.fetch_add(1, Relaxed), 16 * 16);
+    let mut buffer = vec![0; 200_000];
+    for number in numbers.chunks_exact(16) {
+        let (at, len) = number.split_at(8);
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes")) as usize;
+        let (at, len) = (number(at) % (expected.len() + 100), number(len) % buffer.len());
+        let here = file.read_at(&mut buffer[..len], at as u64)?;
+        let rest = expected.get(at..).unwrap_or_default();
+        if buffer[..here] != rest[..here.min(rest.len())] || (here == 0) != (len == 0 || rest.is_empty()) {
             return Ok(false);
         }
     }
