@@ -4,7 +4,7 @@
 //! the scheduler's loop, the exchange, the mounts of the last run, and last what lets others in: snapshots for
 //! containerd, control API and metrics. Stop is the reverse: nothing new is let in, mounts go or are left to the keeper,
 //! leases and records are withdrawn, the store is closed. So it is when another version takes the daemon's place, but that
-//! mounts are left to the keeper in any case, and sockets open: see [`upgrade`](crate::upgrade).
+//! mounts are left to the keeper in any case, and sockets open: see `upgrade.rs`.
 
 mod containerd;
 mod ending;

@@ -20,7 +20,7 @@ use shoal_scheduler::Time;
 use self::due::Due;
 
 /// Part of a link's rate that may stay unused, and of a flow's rate by which it may be off, in a simulation.
-pub(crate) const TOLERANCE: f64 = 0.02;
+pub(crate) const TOLERANCE: f64 = 0.05;
 /// Links on the path of a flow at most: node, rack and zone at both ends.
 pub(crate) const MAX_HOPS: usize = 6;
 /// Part of a link's rate that is rounding and no excess.
