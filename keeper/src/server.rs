@@ -435,8 +435,14 @@ impl Keeper {
             Err(malformed) => (Reply::Refused { reason: malformed.to_string() }, None),
         };
         let takes = takes && reply == Reply::Done;
-        packet::send(client, &reply.encode(), connection.map(AsFd::as_fd), SendFlags::DONTWAIT)?;
-        self.follow_group()?;
+        match connection {
+            Some(given) => packet::send(client, &reply.encode(), Some(given.as_fd()), SendFlags::DONTWAIT)?,
+            None => {
+                // Before the answer: what is said to be guarded is held, too.
+                self.follow_group()?;
+                packet::send(&self.clients[place], &reply.encode(), None, SendFlags::DONTWAIT)?;
+            }
+        }
         Ok(if takes { After::Takes } else { After::Stays })
     }
 }

@@ -162,19 +162,21 @@ impl Tracker {
         // Copies of long ago may be gone, as their receivers are forgotten.
         let recent = |given: &Given| now.since(given.since) < self.config.memory;
         let spread = |given: &Given| recent(given) && given.copies >= self.config.copies;
-        let spread = self.find(first).is_some_and(|at| spread(&self.given[at]));
+        let known = self.find(first);
+        let spread = known.is_some_and(|at| spread(&self.given[at]));
         let relaxed = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
         let ceiling = relaxed.saturating_mul(match priority {
             Priority::Prefetch => self.config.ceiling,
             Priority::OnDemand => self.config.ceiling.saturating_mul(2),
         });
-        let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, first) };
+        let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, known) };
         let fair = priority == Priority::OnDemand || self.is_fair(now, peer, bytes, ceiling);
         if alternates.is_empty() && self.uploads < ceiling.max(1) && fair {
             self.uploads = self.uploads.saturating_add(bytes);
             self.add_share(peer, bytes);
             let memory = self.config.memory;
-            let given = self.given(first);
+            let at = known.unwrap_or_else(|| self.remember(first));
+            let given = &mut self.given[at];
             if now.since(given.since) >= memory {
                 (given.copies, given.since) = (0, now);
             }
@@ -238,8 +240,8 @@ impl Tracker {
 
     /// Peers that received the first piece of a run, the least named first. The others were mostly sent with it, and who
     /// lacks one says so.
-    fn name(&mut self, now: Time, asker: PeerId, first: Item) -> Vec<PeerId> {
-        let Some(at) = self.find(first) else { return Vec::new() };
+    fn name(&mut self, now: Time, asker: PeerId, first: Option<usize>) -> Vec<PeerId> {
+        let Some(at) = first else { return Vec::new() };
         let asker = self.peers.find(&asker);
         let (peers, memory) = (&mut self.peers, self.config.memory);
         let receivers = &mut self.given[at].receivers;
@@ -260,8 +262,7 @@ impl Tracker {
     pub fn sent(&mut self, now: Time, peer: PeerId, item: Item, bytes: u64) {
         self.count(now, bytes);
         let peer = self.mention(peer);
-        self.given(item);
-        let Some(at) = self.find(item) else { return };
+        let at = self.find(item).unwrap_or_else(|| self.remember(item));
         let receivers = &mut self.given[at].receivers;
         retain(receivers, &mut self.peers, |receiver| receiver.peer != peer);
         if receivers.len() >= MAX_RECEIVERS {
@@ -270,29 +271,27 @@ impl Tracker {
         receivers.push(Receiver { peer, named: 0, at: now });
     }
 
+    /// Where a piece that is remembered is in `given`.
     fn find(&self, item: Item) -> Option<usize> {
         let piece = (self.blobs.find(&item.blob)?, item.piece);
         self.index.get(&piece).map(|at| at.wrapping_sub(self.forgotten) as usize)
     }
 
-    /// What is remembered of a piece, from now on if it was not. The oldest makes room for it.
-    fn given(&mut self, item: Item) -> &mut Given {
-        let at = self.find(item).unwrap_or_else(|| {
-            if self.given.len() >= self.config.max_items.max(1)
-                && let Some(oldest) = self.given.pop_front()
-            {
-                self.forgotten = self.forgotten.wrapping_add(1);
-                self.index.remove(&oldest.piece);
-                self.blobs.release(oldest.piece.0);
-                oldest.receivers.into_iter().for_each(|receiver| self.peers.release(receiver.peer));
-            }
-            let piece = (self.blobs.mention(item.blob), item.piece);
-            let at = self.given.len();
-            self.index.insert(piece, self.forgotten.wrapping_add(at as u32));
-            self.given.push_back(Given { piece, copies: 0, since: Time::ZERO, receivers: SmallVec::new() });
-            at
-        });
-        &mut self.given[at]
+    /// Remembers a piece from now on, and gives its place; the oldest makes room for it.
+    fn remember(&mut self, item: Item) -> usize {
+        if self.given.len() >= self.config.max_items.max(1)
+            && let Some(oldest) = self.given.pop_front()
+        {
+            self.forgotten = self.forgotten.wrapping_add(1);
+            self.index.remove(&oldest.piece);
+            self.blobs.release(oldest.piece.0);
+            oldest.receivers.into_iter().for_each(|receiver| self.peers.release(receiver.peer));
+        }
+        let piece = (self.blobs.mention(item.blob), item.piece);
+        let at = self.given.len();
+        self.index.insert(piece, self.forgotten.wrapping_add(at as u32));
+        self.given.push_back(Given { piece, copies: 0, since: Time::ZERO, receivers: SmallVec::new() });
+        at
     }
 
     /// A request of `peer` that was admitted with so many bytes is over, however it went.
@@ -450,6 +449,7 @@ mod tests {
         assert!(tracker.given.iter().all(|given| given.receivers.len() == MAX_RECEIVERS));
         assert_eq!((tracker.index.len(), tracker.peers.len()), (2, MAX_RECEIVERS));
         let later = Time::ZERO + TrackerConfig::default().memory;
-        assert!(tracker.name(later, peer(50), item(4)).is_empty());
+        let last = tracker.find(item(4));
+        assert!(last.is_some() && tracker.name(later, peer(50), last).is_empty());
     }
 }
