@@ -39,6 +39,7 @@ mod homes;
 mod inflow;
 mod limits;
 mod names;
+mod peer;
 mod peers;
 mod requests;
 mod scheduler;
@@ -47,6 +48,7 @@ mod swarm;
 mod time;
 mod timer;
 mod tracker;
+mod wants;
 
 pub use allowance::{Allowance, Rates, Waits};
 pub use announce::announce_interval;

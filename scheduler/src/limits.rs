@@ -13,7 +13,8 @@ use crate::{
     blobs::Piece,
     flights::MAX_REQUESTS,
     inflow::Lane,
-    peers::{Peer, Slot},
+    peer::Peer,
+    peers::Slot,
     scheduler::Scheduler,
     timer::Timer,
 };
