@@ -16,20 +16,13 @@ mod session;
 mod start;
 mod table;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use shoal_proto::{ObjectId, control::MountStatus};
-use shoal_rafs::{
-    KeptMount, Mount, MountError, MountOptions, Trace, Unmounted,
-    oci::{Reference, ReferenceError},
-};
+use shoal_rafs::{KeptMount, Mount, MountError, MountOptions, Trace, Unmounted, oci::Reference};
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::error::MountsError;
+pub(crate) use self::error::MountsError;
 use self::{
     session::Session,
     table::{Mounted, SharedTable, Slot},
@@ -37,13 +30,13 @@ use self::{
 use crate::{
     config::{MountMode, OnStop, PrefetchConfig},
     exchange::Exchange,
-    filler::{self, FillError, Filler, Fills},
-    images::{Image, ImageError, NamedImage},
+    filler::{self, Filler, Fills},
+    images::{Image, NamedImage},
     native::{self, NativeError, NativeFiles},
     node::Node,
-    prefetch::{self, PrefetchError},
+    prefetch,
     reader::Reader,
-    store::{Hold, StoreError},
+    store::Hold,
 };
 
 /// All mounts. Cheap to clone.
