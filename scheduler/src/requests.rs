@@ -21,6 +21,16 @@ pub(crate) enum Asked {
     Registry,
 }
 
+impl Asked {
+    /// The peer, if it is one.
+    pub(crate) fn peer(self) -> Option<Slot> {
+        match self {
+            Self::Peer(peer) | Self::Home(peer) => Some(peer),
+            Self::Registry => None,
+        }
+    }
+}
+
 /// The pieces of a request: one where they are large.
 pub(crate) type Pieces = SmallVec<[u32; 4]>;
 
@@ -43,10 +53,7 @@ pub(crate) struct Request {
 impl Request {
     /// The peer asked. It is connected: when it goes, its requests are given up first.
     pub(crate) fn peer(&self) -> Option<Slot> {
-        match self.asked {
-            Asked::Peer(peer) | Asked::Home(peer) => Some(peer),
-            Asked::Registry => None,
-        }
+        self.asked.peer()
     }
 
     /// The pieces that it still owes.

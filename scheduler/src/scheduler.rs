@@ -236,7 +236,7 @@ impl Scheduler {
 
     /// How many neighbours are known to have a piece, of those that may be asked for it.
     pub fn holders(&self, item: Item) -> u32 {
-        self.blobs.get(item.blob).map_or(0, |blob| blob.holders(item.piece))
+        self.blobs.piece(item).map_or(0, |piece| self.holders_of(piece))
     }
 
     /// Lengths of the queues.

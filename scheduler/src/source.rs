@@ -54,7 +54,7 @@ impl Scheduler {
             && let Some((slot, piece)) = self.next_unheld(now)
             && self.may_ask(now, Priority::Prefetch)
         {
-            self.ask(now, slot, Asked::Home(slot), piece);
+            self.ask(now, Asked::Home(slot), piece);
         }
         self.fill_peers(now, Priority::Prefetch);
         self.fill_registry(now);
@@ -77,7 +77,7 @@ impl Scheduler {
         let room = flight.for_peer || self.inflow.room(Lane::Peers(priority), &self.config);
         let gate = match self.neighbour(piece) {
             Some(slot) if room && self.may_ask(now, priority) => {
-                return self.ask(now, slot, Asked::Peer(slot), piece);
+                return self.ask(now, Asked::Peer(slot), piece);
             }
             Some(_) => Some(Gate::Window),
             None => self.next_gate(now, piece),
@@ -183,7 +183,7 @@ impl Scheduler {
     }
 
     /// How many neighbours have a piece.
-    fn holders_of(&self, piece: Piece) -> u32 {
+    pub(crate) fn holders_of(&self, piece: Piece) -> u32 {
         self.blobs.at(piece.blob).map_or(0, |blob| blob.holders(piece.piece))
     }
 
@@ -218,9 +218,9 @@ impl Scheduler {
     fn fill(&mut self, now: Time, slot: Slot, priority: Priority) {
         let Some(gate) = self.peers.at(slot).map(|peer| Gate::Home(peer.id)) else { return };
         if let Some(piece) = self.waiting_for(slot, priority) {
-            self.ask(now, slot, Asked::Peer(slot), piece);
+            self.ask(now, Asked::Peer(slot), piece);
         } else if let Some((_, piece)) = self.queues.first(gate).filter(|(rank, _)| rank.priority() == priority) {
-            self.ask(now, slot, Asked::Home(slot), piece);
+            self.ask(now, Asked::Home(slot), piece);
         } else {
             self.peers.unmark(slot, priority);
         }
@@ -255,7 +255,8 @@ impl Scheduler {
     }
 
     /// Asks a peer for a piece and the pieces after it that wait for the same.
-    fn ask(&mut self, now: Time, slot: Slot, asked: Asked, first: Piece) {
+    fn ask(&mut self, now: Time, asked: Asked, first: Piece) {
+        let Some(slot) = asked.peer() else { return };
         let (Some(peer), Some(flight)) = (self.peers.at(slot), self.flights.at(first)) else { return };
         let (id, priority) = (peer.id, flight.priority());
         let room = peer.room(now, priority, &self.config).max(1) as usize;
