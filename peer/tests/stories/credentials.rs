@@ -15,13 +15,13 @@ pub(crate) mod registry_double;
 use self::registry_double::{Auth, RegistryDouble};
 use crate::support::{Built, Daemon, assert_same, can_mount, tree, wait};
 
-const RIGHT: &str = "correct horse";
-const WRONG: &str = "battery staple";
+pub(crate) const RIGHT: &str = "correct horse";
+pub(crate) const WRONG: &str = "battery staple";
 /// Base64 of `user:` and either of them.
 const ENCODED: [&str; 2] = ["dXNlcjpjb3JyZWN0IGhvcnNl", "dXNlcjpiYXR0ZXJ5IHN0YXBsZQ"];
-const BASIC: &str = "Basic dXNlcjpjb3JyZWN0IGhvcnNl";
+pub(crate) const BASIC: &str = "Basic dXNlcjpjb3JyZWN0IGhvcnNl";
 
-fn registry(auth: Auth) -> RegistryDouble {
+pub(crate) fn registry(auth: Auth) -> RegistryDouble {
     RegistryDouble::start(auth, |bytes| hex::encode(Sha256::digest(bytes)))
 }
 

@@ -7,6 +7,7 @@ mod admission;
 mod batch_image;
 mod blob_backend;
 mod converted;
+mod credential_helpers;
 mod credentials;
 mod demo;
 mod disputed_blob;

@@ -173,6 +173,11 @@ impl Registry {
     }
 }
 
+/// Whether this is how variables of the environment are called.
+fn is_variable(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+}
+
 /// A node daemon as a process, in a folder that outlives its restarts.
 pub(crate) struct Daemon {
     name: String,
@@ -182,7 +187,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts and waits until it answers. `settings` are `KEY=VALUE`; `SHOAL_LOG` is the level of its log.
+    /// Starts and waits until it answers. `settings` are `KEY=VALUE`; those in capitals, such as `SHOAL_LOG`, are its
+    /// environment.
     pub(crate) fn start(name: &str, folder: &Path, settings: &[String]) -> Self {
         let folder = folder.join(name);
         fs::create_dir_all(folder.join("mnt")).expect("a folder");
@@ -199,8 +205,8 @@ impl Daemon {
         let ports =
             ["control.listen=[\"/ip4/127.0.0.1/tcp/0\"]", "data.listen=127.0.0.1:0", "http.listen=127.0.0.1:0"];
         for setting in ports.iter().map(ToString::to_string).chain(settings.iter().cloned()) {
-            match setting.strip_prefix("SHOAL_LOG=") {
-                Some(level) => command.env("SHOAL_LOG", level),
+            match setting.split_once('=').filter(|(name, _)| is_variable(name)) {
+                Some((name, value)) => command.env(name, value),
                 None => command.arg("--set").arg(setting),
             };
         }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::Source;
 
+mod answers;
 mod helper;
 mod keyring;
 mod shared;
@@ -151,18 +152,10 @@ impl Authfile {
         Ok(Self { entries, helpers, store: document.creds_store.filter(|store| !store.is_empty()) })
     }
 
-    /// Asks the credential helpers that the file names for these registries, unless it has credentials itself. Runs
-    /// programs and waits for them.
-    pub fn ask_helpers<'a>(&mut self, registries: impl IntoIterator<Item = &'a str>) -> Result<(), AuthfileError> {
-        for registry in registries {
-            let helper = self.helpers.get(registry).or(self.store.as_ref());
-            if let Some(helper) = helper.filter(|_| !self.entries.contains_key(registry))
-                && let Some(credentials) = helper::ask(helper, server(registry))?
-            {
-                self.insert(registry, credentials);
-            }
-        }
-        Ok(())
+    /// The helper that knows credentials for `source`, where the file has none itself.
+    fn helper(&self, source: &Source) -> Option<&str> {
+        let named = || self.helpers.get(source.registry()).or(self.store.as_ref());
+        self.find(source).is_none().then(named).flatten().map(String::as_str)
     }
 
     /// Adds or replaces the credentials for a registry, or a registry and the beginning of a path.
@@ -314,7 +307,7 @@ mod tests {
                 "h.io": {{"username": "host", "password": "secret"}},
                 "H.io/team": {{"auth": "{team}"}},
                 "helper.io": {{}}
-            }}, "credHelpers": {{"https://Helper.io": "own"}}, "credsStore": "desktop"}}"#,
+            }}}}"#,
             hub = STANDARD.encode("hub:secret"),
             team = STANDARD.encode("team:secret"),
         );
@@ -326,12 +319,6 @@ mod tests {
         assert_eq!(find("h.io", "teams/app"), Some(user("host")));
         assert_eq!(find("helper.io", "a"), None);
         assert_eq!(find("elsewhere.io", "a"), None);
-        assert_eq!(file.helpers["helper.io"], "own");
-        // Who has an entry is not asked for; the others are, and their helpers are not installed here.
-        let mut asked = file.clone();
-        asked.ask_helpers(["h.io", "docker.io"]).unwrap();
-        let error = asked.ask_helpers(["helper.io"]).unwrap_err();
-        assert!(matches!(&error, AuthfileError::Helper { helper, .. } if helper == "own"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{io, ops::Range, time::Duration};
 
 use shoal_proto::ObjectId;
 
-use super::{ManifestError, ReferenceError};
+use super::{AuthfileError, ManifestError, ReferenceError};
 
 /// Longest excerpt of an error body that is kept, in bytes.
 pub(super) const EXCERPT_BYTES: usize = 256;
@@ -30,6 +30,9 @@ pub enum RegistryError {
         /// Whether this program had credentials for it.
         given: bool,
     },
+    /// What knows the credentials for the registry did not tell them.
+    #[error(transparent)]
+    Authfile(#[from] AuthfileError),
     /// The registry names a place to get tokens from that must not see the credentials.
     #[error("{registry} asks for tokens from {realm:?}, which is neither https nor on the same host")]
     BadRealm {

@@ -228,11 +228,15 @@ impl Proxy {
     }
 
     /// The way to read `source` by now; none where the registry itself is to be read.
-    pub(super) fn way(&self, source: &Source, in_background: bool) -> Option<&Http> {
+    pub(super) async fn way(&self, source: &Source, in_background: bool) -> Option<&Http> {
         let http = &self.ways[usize::from(in_background)];
         let seen = self.options.form != ProxyForm::Tunnel || http.is_plain(source.registry());
-        let private = seen && !self.options.credentials && http.options.auth.knows(source);
-        if !self.options.lists(source) || private {
+        if !self.options.lists(source) {
+            return None;
+        }
+        let auth = &http.options.auth;
+        // One that does not say whether it has any may have some.
+        if seen && !self.options.credentials && (auth.ask_helper(source).await.is_err() || auth.knows(source)) {
             return None;
         }
         let look = self.state.health.look(Instant::now());

@@ -128,7 +128,7 @@ impl Registry {
         }
         let asked = |proxy: &&Arc<Proxy>| what == What::Content || (what == What::Rest && !proxy.falls_back());
         if let Some(proxy) = self.proxy.as_ref().filter(asked)
-            && let Some(way) = proxy.way(source, self.in_background)
+            && let Some(way) = proxy.way(source, self.in_background).await
         {
             match ask(way, source).await {
                 Ok(answer) => return Ok(answer),

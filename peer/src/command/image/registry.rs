@@ -25,7 +25,7 @@ pub(super) struct RegistryArgs {
 }
 
 impl RegistryArgs {
-    /// A client for the registries of these references. Asks the credential helpers that the auth file names.
+    /// A client for the registries of these references.
     pub(super) fn client<'a>(
         &self,
         references: impl IntoIterator<Item = &'a Reference>,
@@ -42,8 +42,7 @@ impl RegistryArgs {
     ) -> Result<Registry, Failure> {
         let sources = references.into_iter().map(Reference::source).filter(|source| !source.is_layout());
         let hosts: Vec<_> = sources.map(|source| source.registry().to_owned()).collect();
-        let mut auth = self.authfile.as_deref().map(Authfile::load).transpose()?.unwrap_or_default();
-        auth.ask_helpers(hosts.iter().map(String::as_str))?;
+        let auth = self.authfile.as_deref().map(Authfile::load).transpose()?.unwrap_or_default();
         Ok(Registry::new(RegistryOptions {
             plain_http: if self.plain_http { hosts } else { Vec::new() },
             ca_files: self.ca_file.clone(),

@@ -1,4 +1,7 @@
-//! Who to be, where: what the auth file says, what pull secrets of a cluster say, and what pulls have shown.
+//! Who to be, where: what the auth file and its credential helpers say, what pull secrets of a cluster say, and what pulls have
+//! shown.
+//!
+//! Helpers are programs, and asked when a registry wants to know who asks, not before; see [`Keyring::ask_helper`].
 //!
 //! Credentials of a pull are for its repository alone. They are tried as soon as the pull begins, because it makes this client
 //! read, but behind all others: nobody has said yet that they are any good. When the pull has succeeded they come first, and
@@ -7,6 +10,7 @@
 
 use std::{
     fmt,
+    hash::{DefaultHasher, Hash, Hasher},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -14,7 +18,7 @@ use std::{
 
 use lru::LruCache;
 
-use super::{Authfile, Credentials, SharedCredentials};
+use super::{Authfile, AuthfileError, Credentials, SharedCredentials, answers::Answers, helper};
 use crate::oci::Source;
 
 /// Most repositories for which pulls are remembered; those that were used longest ago are forgotten first.
@@ -23,6 +27,8 @@ const MAX_REPOSITORIES: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
 const MAX_OF_ONE: usize = 4;
 /// Longest user name or password of a pull. Tokens of clouds have a few thousand letters.
 const MAX_LENGTH: usize = 16 * 1024;
+/// Most helpers that run at a time. Each registry has one of as many queues.
+const QUEUES: usize = 16;
 
 /// Credentials of this process. Cheap to clone; clones share them.
 #[derive(Clone, Default)]
@@ -36,10 +42,13 @@ struct Shared {
     lifetime: Duration,
     /// Held for a look or a change.
     keys: Mutex<Keys>,
+    /// Held while a helper runs, so that a hundred reads that start together ask one once.
+    asking: [tokio::sync::Mutex<()>; QUEUES],
 }
 
 struct Keys {
     file: Authfile,
+    answers: Answers,
     secrets: SharedCredentials,
     pulls: LruCache<Source, Vec<Key>>,
     /// Keys that there have been.
@@ -49,7 +58,15 @@ struct Keys {
 impl Default for Keys {
     fn default() -> Self {
         let pulls = LruCache::sparse(MAX_REPOSITORIES);
-        Self { file: Authfile::default(), secrets: SharedCredentials::default(), pulls, made: 0 }
+        let (answers, secrets) = (Answers::default(), SharedCredentials::default());
+        Self { file: Authfile::default(), answers, secrets, pulls, made: 0 }
+    }
+}
+
+impl Keys {
+    /// What the auth file or its helper has for `source`.
+    fn own(&self, source: &Source, now: Instant) -> Option<Credentials> {
+        self.answers.find(&self.file, source, now)
     }
 }
 
@@ -76,13 +93,44 @@ impl Keyring {
     /// Remembers what pulls have shown for so long after its last use.
     pub fn new(file: Authfile, lifetime: Duration) -> Self {
         let keys = Keys { file, ..Keys::default() };
-        Self { shared: Arc::new(Shared { lifetime, keys: Mutex::new(keys) }) }
+        Self { shared: Arc::new(Shared { lifetime, keys: Mutex::new(keys), ..Shared::default() }) }
     }
 
     /// Puts another auth file in the place of the one before. What was got with credentials that are not in it is not used any
-    /// more.
+    /// more, and its helpers are asked anew.
     pub fn replace(&self, file: Authfile) {
-        self.keys().file = file;
+        let mut keys = self.keys();
+        keys.file = file;
+        keys.answers.clear();
+    }
+
+    /// Runs the credential helper that the auth file names for `source`, if there is one and it has not said lately what it
+    /// has. At most 16 run at a time, each for half a minute at most. May be dropped at any time.
+    ///
+    /// # Errors
+    /// That it gave no answer, now or up to half a minute ago.
+    pub(in crate::oci) async fn ask_helper(&self, source: &Source) -> Result<(), AuthfileError> {
+        if self.wanted(source)?.is_none() {
+            return Ok(());
+        }
+        let mut hasher = DefaultHasher::new();
+        source.registry().hash(&mut hasher);
+        let _turn = self.shared.asking[(hasher.finish() % QUEUES as u64) as usize].lock().await;
+        // Somebody may have asked meanwhile.
+        let Some((helper, registry)) = self.wanted(source)? else { return Ok(()) };
+        let given = helper::ask(&helper, &registry).await;
+        self.keys().answers.note(source, helper, given, Instant::now());
+        self.wanted(source).map(drop).inspect_err(|error| tracing::warn!("no credentials: {error}"))
+    }
+
+    fn wanted(&self, source: &Source) -> Result<Option<(String, String)>, AuthfileError> {
+        let Keys { file, answers, .. } = &mut *self.keys();
+        answers.wanted(file, source, Instant::now())
+    }
+
+    /// Notes that the registry did not take these: a helper that gave them is asked again, soon.
+    pub(in crate::oci) fn refused(&self, source: &Source, credentials: &Credentials) {
+        self.keys().answers.refused(source, credentials);
     }
 
     /// Puts other pull secrets in the place of those before. They come behind the auth file, or nothing at all where that has nothing.
@@ -121,8 +169,8 @@ impl Keyring {
         Some(Offer { keyring: self.clone(), source: source.clone(), number: key.number, good: false })
     }
 
-    /// All that may be shown to read `source`, in the order in which it is tried; once nothing at all, where the auth file has
-    /// nothing.
+    /// All that may be shown to read `source`, in the order in which it is tried; once nothing at all, where the auth file and
+    /// what its helper has said have nothing.
     pub(in crate::oci) fn candidates(&self, source: &Source) -> Vec<Option<Credentials>> {
         self.candidates_at(source, Instant::now())
     }
@@ -139,7 +187,7 @@ impl Keyring {
         let mut all: Vec<Option<Credentials>> = of_pulls(true).collect();
         let secrets = keys.secrets.find(source).into_iter().map(|secret| Some(secret.clone()));
         // What is open to anybody stays so, whatever a pull or a secret shows.
-        for next in [keys.file.find(source).cloned()].into_iter().chain(secrets).chain(of_pulls(false)) {
+        for next in [keys.own(source, now)].into_iter().chain(secrets).chain(of_pulls(false)) {
             if !all.contains(&next) {
                 all.push(next);
             }
@@ -154,7 +202,8 @@ impl Keyring {
 
     fn holds_at(&self, source: &Source, credentials: &Credentials, now: Instant) -> bool {
         let mut keys = self.keys();
-        let in_file = keys.file.find(source) == Some(credentials) || keys.secrets.find(source).contains(&credentials);
+        let in_file =
+            keys.own(source, now).as_ref() == Some(credentials) || keys.secrets.find(source).contains(&credentials);
         let pulled = keys.pulls.get_mut(source).and_then(|of_source| {
             self.forget(of_source, now);
             of_source.iter_mut().find(|key| key.credentials == *credentials)

@@ -80,11 +80,16 @@ impl Grants {
         {
             return Ok(Some(newer.value.clone()));
         }
-        *grant = None;
+        if let Some(by) =
+            grant.take().filter(|grant| Some(&grant.value) == refused.as_ref()).and_then(|grant| grant.by)
+        {
+            http.options.auth.refused(request.source, &by);
+        }
         let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let Some(challenge) = Challenge::parse(values) else { return Ok(None) };
+        // Others may still open it.
+        let mut refusal = http.options.auth.ask_helper(request.source).await.err().map(RegistryError::from);
         let candidates = http.options.auth.candidates(request.source);
-        let mut refusal = None;
         while let Some(next) = candidates.get(*tried) {
             *tried += 1;
             let fresh = match &challenge {
@@ -95,7 +100,10 @@ impl Grants {
                     match fetch(http, request, realm, service.clone(), next).await {
                         Ok(fresh) => Some(fresh),
                         Err(error @ RegistryError::Unauthorized { .. }) => {
-                            refusal = Some(error);
+                            if let Some(next) = next {
+                                http.options.auth.refused(request.source, next);
+                            }
+                            refusal.get_or_insert(error);
                             continue;
                         }
                         Err(error) => return Err(error),

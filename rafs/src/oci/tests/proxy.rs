@@ -387,6 +387,25 @@ async fn links_that_the_registry_signed_are_followed_past_it() {
     }
 }
 
+/// A helper may have credentials, and one that does not answer does not say that it has none.
+#[tokio::test]
+async fn what_a_helper_may_know_is_not_shown_to_the_proxy() {
+    let body = noise(43, 5_000);
+    let (registry, proxy) = (holder(body.clone()).await, ProxyDouble::start());
+    let source = registry.source();
+    for (file, reads) in [
+        (r#"{"credsStore": "not-installed"}"#.to_owned(), 0),
+        (format!(r#"{{"credHelpers": {{"{}": "not-installed"}}}}"#, source.registry()), 0),
+        (r#"{"credHelpers": {"h.io": "not-installed"}}"#.to_owned(), 3),
+    ] {
+        let auth = Authfile::parse(file.as_bytes(), "auth.json").unwrap();
+        let proxy = Some(through(&proxy));
+        let client = Registry::new(RegistryOptions { auth: auth.into(), proxy, ..options() }).unwrap();
+        read_all(&client, &source, &body).await;
+        assert_eq!(client.proxy_stats().unwrap().reads, reads, "{file}");
+    }
+}
+
 /// Through a tunnel a proxy sees the names of registries and nothing else.
 #[tokio::test]
 async fn a_tunnel_carries_tls_to_a_real_registry() {
