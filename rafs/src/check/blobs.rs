@@ -1,7 +1,7 @@
 //! The blob files: size, sha256, both copies of the chunk table, digest and checksum of every chunk, on all processors.
 //!
-//! The file is hashed by one thread while the others read and decode pieces of it, so the disk is read once as long as
-//! the page cache holds what lies between them.
+//! One file after the other. It is hashed by one thread while the others read and decode pieces of it, and the kernel reads ahead
+//! of the first of them; so the disk is read once, as long as the page cache holds what lies between them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
+use rustix::fs::{Advice, fadvise};
 use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 
@@ -26,7 +27,7 @@ use crate::source::ChunkId;
 /// Checks the blobs that `paths` lead to; of the others, what the bootstrap says of them. `threads` of 0 is one per
 /// processor.
 pub(super) fn check(image: &Bootstrap, paths: &BlobPaths, threads: usize, report: &mut CheckReport) {
-    let mut work = Work { files: Vec::new(), pieces: Vec::new(), checksums: image.checksums() };
+    let mut work = Work { files: Vec::new(), tasks: Vec::new(), checksums: image.checksums() };
     for (blob, index) in image.blobs().iter().zip(0..) {
         report.blobs.push(CheckedBlob {
             id: blob.id.to_string(),
@@ -53,11 +54,18 @@ pub(super) fn check(image: &Bootstrap, paths: &BlobPaths, threads: usize, report
 }
 
 struct Work<'a> {
-    /// To be hashed.
     files: Vec<Opened<'a>>,
-    /// To be decoded: position of the file, number of the piece.
-    pieces: Vec<(u32, u32)>,
+    /// In the order in which they are begun, so that what one file needs is close together.
+    tasks: Vec<Task>,
     checksums: HashMap<ChunkId, u32>,
+}
+
+#[derive(Clone, Copy)]
+enum Task {
+    /// The file at this position is to be hashed.
+    Hash(u32),
+    /// Of the file at this position the piece with this number is to be decoded.
+    Piece(u32, u32),
 }
 
 struct Opened<'a> {
@@ -120,7 +128,8 @@ impl<'a> Work<'a> {
         };
         let file = self.files.len() as u32;
         let numbers = pieces.iter().flat_map(|pieces| pieces.table.pieces());
-        self.pieces.extend(numbers.map(|(number, _)| (file, number)));
+        self.tasks.push(Task::Hash(file));
+        self.tasks.extend(numbers.map(|(number, _)| Task::Piece(file, number)));
         self.files.push(Opened { index, blob, path, pieces });
     }
 
@@ -128,7 +137,7 @@ impl<'a> Work<'a> {
         let next = AtomicUsize::new(0);
         let threads = if threads == 0 { thread::available_parallelism().map_or(1, usize::from) } else { threads };
         let mut found = thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.min(self.files.len() + self.pieces.len()))
+            let others: Vec<_> = (1..threads.min(self.tasks.len()))
                 // What cannot be started is done by the others.
                 .filter_map(|_| thread::Builder::new().spawn_scoped(scope, || self.thread(&next)).ok())
                 .collect();
@@ -154,11 +163,10 @@ impl<'a> Work<'a> {
         let mut found = Found::default();
         loop {
             let task = next.fetch_add(1, Relaxed);
-            // Whole files first, so that they are hashed while their pieces are read.
-            match (self.files.get(task), task.checked_sub(self.files.len()).and_then(|at| self.pieces.get(at))) {
-                (Some(file), _) => self.hash(task, file, &mut found),
-                (None, Some((file, number))) => self.piece(task, *file, *number, &mut found),
-                (None, None) => return found,
+            match self.tasks.get(task) {
+                Some(Task::Hash(file)) => self.hash(task, &self.files[*file as usize], &mut found),
+                Some(Task::Piece(file, number)) => self.piece(task, *file, *number, &mut found),
+                None => return found,
             }
         }
     }
@@ -226,6 +234,8 @@ struct Hashed {
 
 fn hash(path: &Path, prefix: u64) -> std::io::Result<Hashed> {
     let mut file = File::open(path)?;
+    // No more than a hint, and not for every file system.
+    let _ = fadvise(&file, 0, None, Advice::Sequential);
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let (mut size, mut at_prefix) = (0, None);
