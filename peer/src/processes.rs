@@ -1,10 +1,11 @@
-//! A registry, daemons and containerd as child processes, each with a folder of its own: those of the demo, of the harnesses
+//! Registries, daemons and containerd as child processes, each with a folder of its own: those of the demo, of the harnesses
 //! that measure, and of tests. Whatever happens, none outlives whoever started it: they stop with SIGTERM, are killed when they don't, and
 //! get a SIGTERM should their parent be killed itself.
 //!
 //! Start them from a thread that lives as long as they should: the kernel takes its end for the end of the parent.
 
 mod containerd;
+mod docker_registry;
 
 use std::{
     fs::File,
@@ -26,7 +27,10 @@ use crate::{
     layout_server::RegistryFigures,
 };
 
-pub use self::containerd::{ContainerdProcess, socket as containerd_socket};
+pub use self::{
+    containerd::{ContainerdProcess, socket as containerd_socket},
+    docker_registry::DockerRegistryProcess,
+};
 
 /// How long a process may take to start, and to stop before it is killed. Many of them on few cores need their time.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,10 +11,9 @@ use std::{
     thread,
 };
 
+use shoal::processes::DockerRegistryProcess;
 use shoal_rafs::oci::{Authfile, Credentials, Registry, RegistryOptions};
 use tempfile::TempDir;
-
-use crate::support::wait;
 
 /// Whom a private registry lets in.
 pub(crate) const USER: &str = "user";
@@ -28,7 +26,7 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// Debian's `docker-registry`.
 pub(crate) struct RegistryServer {
-    child: Child,
+    _process: DockerRegistryProcess,
     /// Of the relay.
     pub(crate) host: String,
     private: bool,
@@ -36,23 +34,14 @@ pub(crate) struct RegistryServer {
     _folder: TempDir,
 }
 
-impl Drop for RegistryServer {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl RegistryServer {
     /// None, with a line that says why, where it is not installed. With a user and a password it lets nobody else in.
     pub(crate) fn start(test: &str, user: Option<(&str, &str)>) -> Option<Self> {
-        if Command::new("docker-registry").arg("version").stdout(Stdio::null()).status().is_err() {
+        if !DockerRegistryProcess::is_installed() {
             println!("skipped: {test} (needs docker-registry)");
             return None;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let address = free_address();
         let passwords = folder.path().join("htpasswd");
         let auth = match user {
             None => String::new(),
@@ -63,21 +52,10 @@ impl RegistryServer {
                 format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", passwords.display())
             }
         };
-        let config = folder.path().join("config.yml");
-        let storage = folder.path().join("storage");
-        let text = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\n{auth}http:\n  addr: {address}\n",
-            storage.display(),
-        );
-        fs::write(&config, text).expect("a file");
-        let mut command = Command::new("docker-registry");
-        command.args(["serve".as_ref(), config.as_os_str()]).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("it starts");
-        wait("the registry listens", || TcpStream::connect(address).is_ok());
+        let process = DockerRegistryProcess::start(folder.path(), &auth).expect("it starts");
         let sent = Arc::new(AtomicU64::new(0));
-        let host = relay(address, sent.clone()).to_string();
-        Some(Self { child, host, private: user.is_some(), sent, _folder: folder })
+        let host = relay(process.address(), sent.clone()).to_string();
+        Some(Self { _process: process, host, private: user.is_some(), sent, _folder: folder })
     }
 
     /// What it has sent so far, headers and all.
