@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build calibrate demo test bench bench-build bench-cold-start bench-many-files bench-mount cluster lint fuzz oracle setup interop
+.PHONY: build calibrate demo test bench bench-build bench-check bench-cold-start bench-convert bench-many-files bench-mount cluster lint fuzz oracle setup interop
 
 setup:
 	@scripts/setup
@@ -39,6 +39,16 @@ bench-cold-start:
 	SHOAL_SETUP=test scripts/setup
 	scripts/cargo build --release --workspace --locked
 	"$(BIN)/shoal-cold-start" "$$(scripts/cold-start-image)" $(if $(JSON),--json "$(JSON)")
+
+# The same image, unless SOURCE says another: what `shoal image copy` takes.
+bench-convert:
+	SHOAL_SETUP=test scripts/setup
+	scripts/cargo build --release --workspace --locked
+	source="$(SOURCE)"; "$(BIN)/shoal-conversion" "$${source:-oci:$$(scripts/cold-start-image):1}" $(if $(JSON),--json "$(JSON)")
+
+bench-check: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-image-check" $(MIB) $(if $(JSON),--json "$(JSON)")
 
 bench-mount: setup
 	scripts/cargo build --release --workspace --locked

@@ -21,7 +21,7 @@ mod report;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     time::Instant,
 };
 
@@ -32,7 +32,10 @@ use self::{
     host::{DEFAULT, Host, KUBERNETES},
     link::Link,
 };
-use crate::cluster::check_tools;
+use crate::{
+    cluster::check_tools,
+    machine::{drop_caches, finish},
+};
 
 /// What the container runs.
 const COMMAND: [&str; 3] = ["python3", "-c", "import sys"];
@@ -179,13 +182,5 @@ fn oci(layout: &Path, tag: &str) -> String {
 }
 
 fn image_command(shoal: &Path, verb: &str, from: &str, to: &str) -> Result<(), Failure> {
-    let mut command = Command::new(shoal);
-    let done = command.args(["image", verb, from, to]).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
-    if done.success() { Ok(()) } else { Err(format!("shoal image {verb} {from} {to}: {done}").into()) }
-}
-
-/// As after a boot, as far as files are concerned.
-fn drop_caches() -> Result<(), Failure> {
-    rustix::fs::sync();
-    Ok(std::fs::write("/proc/sys/vm/drop_caches", "3")?)
+    finish(Command::new(shoal).args(["image", verb, from, to]))
 }

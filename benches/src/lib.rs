@@ -1,11 +1,14 @@
 //! Fixtures for the benches: each bench below `benches/` answers one question and states its throughput. And
 //! [`cluster`], which measures real daemons behind shaped links, [`calibration`] of the simulator by it, [`cold_start`], which
-//! measures containers, [`mounts`], and [`many_files`].
+//! measures containers, [`conversion`], [`image_check`], [`mounts`], and [`many_files`].
 
 pub mod calibration;
 pub mod cluster;
 pub mod cold_start;
+pub mod conversion;
 mod figures;
+pub mod image_check;
+mod machine;
 pub mod many_files;
 pub mod mounts;
 pub mod run;
@@ -42,4 +45,22 @@ pub fn write_tree(folder: &Path, files: usize, len: usize) {
         }
         std::fs::write(folder.join(format!("f{n}")), bytes).expect("the tree can be written");
     }
+}
+
+/// A header of POSIX tar: a file that anybody may read.
+fn tar_header(name: &str, size: usize) -> [u8; 512] {
+    let mut header = [0; 512];
+    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000644\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, &format!("{size:011o}\0"));
+    put(136, "14000000000\0");
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
 }

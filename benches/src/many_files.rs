@@ -22,6 +22,11 @@ use shoal::{
 use shoal_proto::control::{MountMode, MountRequest, PrefetchRequest, UnmountRequest};
 use shoal_rafs::{BuildOptions, Builder};
 
+use crate::{
+    machine::{finish, memory_kib},
+    tar_header,
+};
+
 /// Files in a folder.
 const FOLDER: usize = 1000;
 /// Different contents, and thereby chunks.
@@ -100,7 +105,7 @@ fn build(files: usize, boot: &Path, blobs: &Path) -> Result<(), Failure> {
         for number in 0..files {
             let content = format!("content number {:8}\n", number % CONTENTS);
             let mut block = [0; 1024];
-            block[..512].copy_from_slice(&header(&path(number), content.len()));
+            block[..512].copy_from_slice(&tar_header(&path(number), content.len()));
             block[512..512 + content.len()].copy_from_slice(content.as_bytes());
             out.write_all(&block)?;
         }
@@ -114,24 +119,6 @@ fn build(files: usize, boot: &Path, blobs: &Path) -> Result<(), Failure> {
 
 fn path(number: usize) -> String {
     format!("d{:04}/file-number-{number}", number / FOLDER)
-}
-
-/// A header of POSIX tar: a file that anybody may read.
-fn header(name: &str, size: usize) -> [u8; 512] {
-    let mut header = [0; 512];
-    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
-    put(100, "0000644\0");
-    put(108, "0000000\0");
-    put(116, "0000000\0");
-    put(124, &format!("{size:011o}\0"));
-    put(136, "14000000000\0");
-    put(148, "        ");
-    put(156, "0");
-    put(257, "ustar\x0000");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    header
 }
 
 fn from_files(shoal: &Path, boot: &Path, blobs: &Path, root: &Path, files: usize) -> Result<Served, Failure> {
@@ -207,7 +194,7 @@ async fn take_away(client: &mut Client, node: &NodeProcess) -> Result<(), Failur
 }
 
 fn look(mounted: Duration, pid: u32, root: &Path, files: usize) -> Result<Served, Failure> {
-    let (rss_kib, anonymous_kib) = (memory(pid, "VmRSS:")?, memory(pid, "RssAnon:")?);
+    let (rss_kib, anonymous_kib) = (memory_kib(pid, "VmRSS:")?, memory_kib(pid, "RssAnon:")?);
     let started = Instant::now();
     let listed = fs::read_dir(root.join(format!("d{:04}", files / FOLDER / 2)))?.count();
     let list = started.elapsed();
@@ -221,28 +208,17 @@ fn look(mounted: Duration, pid: u32, root: &Path, files: usize) -> Result<Served
     }
     let stat_us = started.elapsed().as_secs_f64() * 1e6 / STATS as f64;
     let started = Instant::now();
-    finish(Command::new("find").arg(root).arg("-ls").stdout(Stdio::null()))?;
+    finish(Command::new("find").arg(root).arg("-ls"))?;
     let find_seconds = started.elapsed().as_secs_f64();
     Ok(Served {
         mount_ms: mounted.as_secs_f64() * 1e3,
         rss_kib,
         anonymous_kib,
-        listed_anonymous_kib: memory(pid, "RssAnon:")?,
+        listed_anonymous_kib: memory_kib(pid, "RssAnon:")?,
         list_ms: list.as_secs_f64() * 1e3,
         stat_us,
         find_seconds,
     })
-}
-
-fn memory(pid: u32, what: &str) -> Result<u64, Failure> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = status.lines().find_map(|line| line.strip_prefix(what)?.trim().strip_suffix(" kB"));
-    Ok(kib.ok_or_else(|| format!("no {what} of {pid} in proc"))?.trim().parse()?)
-}
-
-fn finish(command: &mut Command) -> Result<(), Failure> {
-    let status = command.stdout(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }
 
 impl Report {

@@ -33,7 +33,7 @@ use self::{
     peer::Peer,
     way::{Daemon, Files, Way},
 };
-use crate::half_compressible;
+use crate::{half_compressible, machine::finish};
 
 /// Bounds of the tree of many files: what is taken of a folder of this machine.
 const TREE_FILES: usize = 5500;
@@ -140,12 +140,4 @@ fn copy_some(source: &Path, target: &Path) -> Result<(), Failure> {
         }
     }
     if files == 0 { Err(format!("{} has no files", source.display()).into()) } else { Ok(()) }
-}
-
-fn finish(command: &mut Command) -> Result<(), Failure> {
-    let output = command.output()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()).into()),
-    }
 }

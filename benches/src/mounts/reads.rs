@@ -133,12 +133,6 @@ pub(super) fn random(path: &Path, seed: u64) -> Result<f64, Failure> {
     Ok(RANDOM_READS as f64 / started.elapsed().as_secs_f64())
 }
 
-/// As after a boot, as far as files are concerned.
-pub(super) fn drop_caches() -> Result<(), Failure> {
-    rustix::fs::sync();
-    Ok(fs::write("/proc/sys/vm/drop_caches", "3")?)
-}
-
 /// The same places for the same seed: splitmix64.
 struct Random(u64);
 

@@ -21,8 +21,9 @@ use tonic::transport::Channel;
 use super::{
     Image,
     peer::{Mounted, Peer},
-    reads::{self, Figures, drop_caches},
+    reads::{self, Figures},
 };
+use crate::machine::drop_caches;
 
 /// What the kernel's EROFS driver mounts.
 pub(super) struct Files {
