@@ -168,8 +168,10 @@ impl Control for Api {
     async fn scrub(&self, _: Request<ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let (progress, received) = mpsc::channel(4);
         let (store, driver) = (self.parts.node.store.clone(), self.parts.node.driver.clone());
+        let node = self.parts.node.clone();
         tokio::task::spawn_blocking(move || {
-            let result = scrub::run(&store, &mut Scrubbing { progress: &progress, driver: &driver });
+            let open = |layer, bytes, seal: &_| node.images.registry().open_layer(layer, bytes, Some(seal));
+            let result = scrub::run(&store, &open, &mut Scrubbing { progress: &progress, driver: &driver });
             // A caller that has gone does not need it.
             let _ = progress.blocking_send(result.map_err(|e| failed(&e)));
         });

@@ -3,8 +3,9 @@
 //! to fetch it from.
 //!
 //! An object is verified by its name. A piece is verified against every bootstrap in the store that names it; the index
-//! knows too little of it. The same holds for decoded forms of blobs. Pieces of images whose bootstrap was evicted cannot be verified before it is back, and are
-//! counted.
+//! knows too little of it. The same holds for decoded forms of blobs. Pieces of images whose bootstrap was evicted cannot be
+//! verified before it is back, and are counted; so are those of encrypted images, where nobody has the key. Where somebody has it,
+//! what opens a bootstrap layer is in the image's manifest, which is in the store as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +13,12 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use shoal_proto::{Bitfield, DecodedId, ObjectId, control::ScrubProgress};
-use shoal_rafs::{PieceTable, check_expanded};
+use shoal_rafs::{
+    PieceTable, check_expanded,
+    oci::{LayerSeal, Manifest, SealError},
+};
 use shoal_scheduler::Item;
 
 use crate::{
@@ -32,15 +37,28 @@ pub(crate) trait Listener {
     fn lost(&mut self, item: Item);
 }
 
+/// Decrypts a bootstrap layer, with whatever keys there are.
+pub(crate) type Opener<'a> = dyn Fn(ObjectId, Bytes, &LayerSeal) -> Result<Bytes, SealError> + 'a;
+
 /// Verifies the whole store, and gives the result. Blocks. Does not count as use.
 ///
 /// # Errors
 /// The index fails, or a damaged object cannot be removed. What a disk cannot read counts as damaged.
-pub(crate) fn run(store: &Store, listener: &mut dyn Listener) -> Result<ScrubProgress, StoreError> {
+pub(crate) fn run(
+    store: &Store,
+    open: &Opener<'_>,
+    listener: &mut dyn Listener,
+) -> Result<ScrubProgress, StoreError> {
     let now = ScrubProgress { total_bytes: store.usage()?.bytes, ..ScrubProgress::default() };
-    let mut scrub = Scrub { store, listener, now, verified: BTreeMap::new(), forms: BTreeSet::new() };
+    let (verified, forms, seals) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+    let mut scrub = Scrub { store, open, listener, now, verified, forms, seals };
     for id in store.object_ids() {
         if !scrub.object(id)? {
+            return Ok(scrub.now);
+        }
+    }
+    for (layer, seal) in std::mem::take(&mut scrub.seals) {
+        if !scrub.sealed(layer, &seal)? {
             return Ok(scrub.now);
         }
     }
@@ -51,12 +69,15 @@ pub(crate) fn run(store: &Store, listener: &mut dyn Listener) -> Result<ScrubPro
 
 struct Scrub<'a> {
     store: &'a Store,
+    open: &'a Opener<'a>,
     listener: &'a mut dyn Listener,
     now: ScrubProgress,
     /// Pieces that need not be looked at for another image.
     verified: BTreeMap<BlobKey, Bitfield>,
     /// Decoded forms that need not be looked at either.
     forms: BTreeSet<DecodedId>,
+    /// How bootstrap layers are encrypted, from the manifests that name them.
+    seals: BTreeMap<ObjectId, LayerSeal>,
 }
 
 impl Scrub<'_> {
@@ -71,8 +92,32 @@ impl Scrub<'_> {
             return Ok(true);
         };
         self.now.objects += 1;
-        // Most objects are manifests and no layers, which shows in their first bytes.
-        for table in self.tables(&bytes, id)? {
+        if bytes.starts_with(b"{")
+            && let Ok(Manifest::Image(manifest)) = Manifest::parse(&bytes)
+        {
+            self.seals.extend(manifest.seal.map(|seal| (manifest.bootstrap.id, seal)));
+        }
+        self.layer(&bytes, id)
+    }
+
+    /// Verifies what an encrypted bootstrap layer names, if it is here and can be opened.
+    fn sealed(&mut self, layer: ObjectId, seal: &LayerSeal) -> Result<bool, StoreError> {
+        if !self.store.has_object(layer) {
+            return Ok(true);
+        }
+        let Some(bytes) = self.store.inspect_object(layer)? else { return Ok(true) };
+        match (self.open)(layer, bytes, seal) {
+            Ok(opened) => self.layer(&opened, layer),
+            Err(error) => {
+                tracing::info!("pieces are not verified: {}", crate::chain(&error));
+                Ok(true)
+            }
+        }
+    }
+
+    /// Verifies what a bootstrap layer names. Most objects are manifests and no layers, which shows in their first bytes.
+    fn layer(&mut self, bytes: &[u8], id: ObjectId) -> Result<bool, StoreError> {
+        for table in self.tables(bytes, id)? {
             if !self.blob(&table)? {
                 return Ok(false);
             }
@@ -80,8 +125,7 @@ impl Scrub<'_> {
         Ok(self.listener.progress(self.now))
     }
 
-    /// The blobs of a bootstrap layer as far as the store can tell their pieces; none for any other object, and none for an
-    /// encrypted layer: what that says nobody can tell who has but the object.
+    /// The blobs of a bootstrap layer as far as the store can tell their pieces; none for any other object.
     fn tables(&self, bytes: &[u8], id: ObjectId) -> Result<Vec<Arc<PieceTable>>, StoreError> {
         let Ok(layer) = Unpacked::read(bytes, id) else { return Ok(Vec::new()) };
         let meta = |(id, _)| Ok(self.store.inspect_object(id)?.map(|bytes| (id, bytes)));

@@ -24,6 +24,8 @@ mod registry;
 mod stat;
 mod unpack;
 
+pub(super) use registry::DecryptionArgs;
+
 pub(super) use build::{
     DigesterName, Job, MAX_ENCRYPTED_CHUNK, SourceKind, encryption, power_of_two, print_report as print_build_report,
 };

@@ -6,14 +6,15 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use clap::Subcommand;
+use clap::{Subcommand, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
 use shoal_proto::control::{
     BlobUsage, PinStatus, ScrubProgress, ScrubRequest, StoreStatus, StoreUsageReply, StoreUsageRequest,
 };
+use shoal_rafs::oci::open_bootstrap_layer;
 use shoal_scheduler::Item;
 
-use super::{Failure, human_bytes, print_json, runtime};
+use super::{Failure, bad_usage, human_bytes, image::DecryptionArgs, print_json, runtime};
 use crate::{
     api::{connect, said},
     scrub,
@@ -56,6 +57,9 @@ pub(super) struct Usage {
 pub(super) struct Scrub {
     #[command(flatten)]
     place: Place,
+    /// What opens encrypted images. A daemon uses its own keys.
+    #[command(flatten)]
+    decryption: DecryptionArgs,
 }
 
 impl Store {
@@ -73,10 +77,16 @@ impl Store {
                 }
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Scrub(Scrub { place }) => {
+            Self::Scrub(Scrub { place, decryption }) => {
+                let keys = decryption.keys()?;
                 let mut bar = Bar::new()?;
+                let open_layer = |layer, bytes, seal: &_| open_bootstrap_layer(layer, bytes, Some(seal), &keys);
                 let result = match &place.data_dir {
-                    Some(dir) => scrub::run(&open(dir)?, &mut bar)?,
+                    Some(dir) => scrub::run(&open(dir)?, &open_layer, &mut bar)?,
+                    None if !keys.is_empty() => bad_usage(
+                        ErrorKind::MissingRequiredArgument,
+                        "--decryption-key is for a store without a daemon: give --data-dir",
+                    ),
                     None => ask_scrub(&place.socket, &mut bar)?,
                 };
                 bar.0.finish_and_clear();
@@ -194,7 +204,10 @@ fn print_scrub(result: &ScrubProgress) {
         println!("{objects} objects, {pieces} pieces and {decoded} decoded forms were damaged: dropped");
     }
     if result.unverified_pieces > 0 {
-        println!("{} pieces are of images whose bootstrap is not here: not verified", result.unverified_pieces);
+        println!(
+            "{} pieces are of images whose bootstrap or key is not here: not verified",
+            result.unverified_pieces
+        );
     }
 }
 

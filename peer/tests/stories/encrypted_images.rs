@@ -10,8 +10,11 @@ use rcgen::KeyPair;
 use shoal_rafs::Bootstrap;
 use tempfile::TempDir;
 
-use crate::support::{
-    Built, Daemon, Registry, assert_same, can_mount, drop_caches, files, json, shoal, total_bytes, tree, wait,
+use crate::{
+    store_scrub::flip,
+    support::{
+        Built, Daemon, Registry, assert_same, can_mount, drop_caches, files, json, shoal, total_bytes, tree, wait,
+    },
 };
 
 /// In a file of the image.
@@ -143,6 +146,44 @@ fn an_encrypted_image_travels_as_it_is_and_is_read_with_the_key() {
         bed.says_nothing(daemon);
     }
     nodes.iter_mut().for_each(Daemon::stop);
+}
+
+/// Exit code, damaged pieces, pieces that nobody could verify, and good ones.
+fn scrubbed(output: &std::process::Output) -> (Option<i32>, [u64; 3]) {
+    let result = json(output);
+    let figures = ["damaged_pieces", "unverified_pieces", "pieces"];
+    (output.status.code(), figures.map(|key| result[key].as_u64().expect("a figure")))
+}
+
+#[test]
+fn a_store_is_scrubbed_by_who_has_the_key() {
+    if !can_mount("encrypted_images") {
+        return;
+    }
+    let bed = Bed::new();
+    let mut node = bed.daemon("node", &[bed.keys.setting()]);
+    node.mount(&bed.registry.reference("1"));
+    assert_same(bed.source.path(), &node.mountpoint());
+    let all = node.status()["mounts"][0]["pieces"].as_u64().expect("a figure");
+    assert_eq!(scrubbed(&node.store(&["scrub", "--json"])), (Some(0), [0, 0, all]));
+    let folder = fs::read_dir(node.data_dir().join("blobs")).expect("a folder").next().expect("a blob");
+    let blob = folder.expect("an entry").path().join("encoded");
+    flip(&blob, 100);
+    assert_eq!(scrubbed(&node.store(&["scrub", "--json"])), (Some(1), [1, 0, all - 1]));
+    node.stop();
+    let offline = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.args(["store", "scrub", "--json", "--data-dir"]).arg(node.data_dir()).args(more);
+        command.output().expect("shoal store runs")
+    };
+    let key = bed.keys.private.to_str().expect("UTF-8");
+    assert_eq!(scrubbed(&offline(&[])), (Some(0), [0, all - 1, 0]));
+    // In another piece.
+    flip(&blob, 300_000);
+    assert_eq!(scrubbed(&offline(&["--decryption-key", key])), (Some(1), [1, 0, all - 2]));
+    let refused = node.store(&["scrub", "--decryption-key", key]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    bed.shows_nothing(&node.data_dir());
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn files(data_dir: &Path) -> (PathBuf, PathBuf) {
     (blob, object.expect("an object"))
 }
 
-fn flip(path: &Path, at: u64) {
+pub(crate) fn flip(path: &Path, at: u64) {
     let file = fs::File::options().read(true).write(true).open(path).expect("a file");
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("a byte");

@@ -64,7 +64,7 @@ impl RegistryArgs {
 
 /// What encrypted images are read with.
 #[derive(Debug, clap::Args)]
-pub(super) struct DecryptionArgs {
+pub(in crate::command) struct DecryptionArgs {
     /// A PEM file with a private key, not encrypted itself, that opens the bootstrap layer of an encrypted image; may be given
     /// several times.
     #[arg(long, value_name = "FILE")]
@@ -72,7 +72,7 @@ pub(super) struct DecryptionArgs {
 }
 
 impl DecryptionArgs {
-    pub(super) fn keys(&self) -> Result<DecryptionKeys, Failure> {
+    pub(in crate::command) fn keys(&self) -> Result<DecryptionKeys, Failure> {
         Ok(DecryptionKeys::read(self.decryption_key.iter().map(PathBuf::as_path))?)
     }
 }
