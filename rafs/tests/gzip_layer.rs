@@ -58,6 +58,7 @@ impl Layer {
         let report = self.check();
         assert!(report.ok, "{:#?}", report.problems);
         assert_eq!(report.blobs[0].verified_chunks, report.blobs[0].named_chunks);
+        assert!(self.report.chunks >= self.report.unique_chunks && self.report.unique_chunks > 0);
         let image = Bootstrap::open(&self.boot()).unwrap();
         image::facts(&image, &BlobDirReader::open(&image, &self.blobs()).unwrap())
     }

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
+use flate2::bufread::GzDecoder;
+
 /// Bytes that are read at once.
 const BUFFER: usize = 256 << 10;
 
@@ -13,7 +15,7 @@ pub(crate) fn decompress<'a>(mut stream: impl Read + 'a) -> io::Result<Box<dyn B
     let kind = compressed_with(&head);
     let stream = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(stream));
     match kind {
-        Some("gzip") => Ok(buffered(flate2::bufread::MultiGzDecoder::new(stream))),
+        Some("gzip") => Ok(buffered(Members { member: Some(GzDecoder::new(stream)) })),
         Some("zstd") => Ok(buffered(zstd::stream::read::Decoder::with_buffer(stream)?)),
         Some(other) => {
             let message = format!("{other} is not supported: decompress it first");
@@ -42,6 +44,32 @@ fn compressed_with(head: &[u8]) -> Option<&'static str> {
         [b'B', b'Z', b'h', ..] => Some("bzip2"),
         [0xFD, b'7', b'z', b'X', b'Z', 0] => Some("xz"),
         _ => None,
+    }
+}
+
+/// The members of a gzip stream, one behind the other. Unlike the library's own reader it tells garbage of a few bytes from a member
+/// that is cut off.
+struct Members<R> {
+    /// None behind the last one.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let len = member.read(buffer)?;
+            if len > 0 || buffer.is_empty() {
+                return Ok(len);
+            }
+            match member.get_mut().fill_buf()?.first() {
+                None => self.member = None,
+                Some(0x1F) => self.member = self.member.take().map(|member| GzDecoder::new(member.into_inner())),
+                Some(_) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "what follows is no gzip member"));
+                }
+            }
+        }
+        Ok(0)
     }
 }
 

@@ -295,7 +295,7 @@ impl<'a> Index<'a> {
         let contexts = self.contexts(&checkpoints)?;
         drop(checkpoints);
         let mut report = BuildReport {
-            chunks: self.places.iter().map(|places| places.len() as u64).sum(),
+            chunks: tree.inodes.iter().map(|inode| inode.chunks.len() as u64).sum(),
             unique_chunks: self.records.len() as u64,
             prefetched: prefetch.len() as u64,
             ..BuildReport::of(tree)
