@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::support::{Daemon, Registry, assert_same, can_mount, json, noise, shoal};
 
 /// A tar of what is in a folder, by the system's `tar`.
-fn tar(folder: &Path) -> Vec<u8> {
+pub(crate) fn tar(folder: &Path) -> Vec<u8> {
     let packed = Command::new("tar").arg("-C").arg(folder).args(["--numeric-owner", "-cf", "-", "."]).output();
     let packed = packed.expect("tar runs");
     assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
@@ -22,7 +22,7 @@ fn tar(folder: &Path) -> Vec<u8> {
 }
 
 /// The same bytes, compressed.
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().expect("a file");
     fs::write(file.path(), bytes).expect("its bytes");
     let packed = Command::new("gzip").arg("-nc").arg(file.path()).output().expect("gzip runs");
@@ -30,12 +30,12 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     packed.stdout
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 /// Puts bytes into a layout; gives the descriptor.
-fn put(layout: &Path, media_type: &str, bytes: &[u8]) -> Value {
+pub(crate) fn put(layout: &Path, media_type: &str, bytes: &[u8]) -> Value {
     let digest = digest(bytes);
     let dir = layout.join("blobs/sha256");
     fs::create_dir_all(&dir).expect("a folder");
@@ -82,6 +82,12 @@ pub(crate) fn image(layout: &Path, expected: &Path, packed: bool) -> u64 {
         });
     }
     let bytes = layers.iter().filter_map(|layer| layer["size"].as_u64()).sum();
+    publish(layout, "plain", &layers, &diff_ids);
+    bytes
+}
+
+/// Makes an image of layers that are in a layout the only one there.
+pub(crate) fn publish(layout: &Path, tag: &str, layers: &[Value], diff_ids: &[String]) {
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": { "Cmd": ["/bin/sh"] },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
@@ -90,11 +96,10 @@ pub(crate) fn image(layout: &Path, expected: &Path, packed: bool) -> u64 {
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
     let mut entry = put(layout, media_type, manifest.to_string().as_bytes());
-    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "plain" });
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
     let index = json!({ "schemaVersion": 2, "manifests": [entry] });
     fs::write(layout.join("index.json"), index.to_string()).expect("an index");
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a marker");
-    bytes
 }
 
 fn try_shoal(arguments: &[&str]) -> Output {
@@ -160,6 +165,8 @@ fn an_archive_is_converted_to_an_archive() {
         |target: &str| json(&shoal(&["image", "convert", "--json", "--state", &state, &plain, target], &[]));
     let first = convert(&lazy);
     shoal(&["image", "check", &lazy, "--source", &plain], &[]);
+    let told = format!("{lazy}@{}", first["manifest"].as_str().expect("a digest"));
+    assert_eq!(first["reference"], told, "not the folder that it was made in");
     // A new archive has no blobs yet, so they are made again; the image is the same.
     assert_eq!(convert(&archive("again.tar:v1"))["manifest"], first["manifest"]);
 }

@@ -40,4 +40,5 @@ mod store_limit;
 mod store_scrub;
 mod tarfs;
 mod upgrade;
+mod upstream_images;
 mod wrong_bytes;

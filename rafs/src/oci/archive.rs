@@ -115,13 +115,15 @@ pub struct OpenLocation {
     reference: Reference,
     /// Of an archive: the folder, and for a new one the file that it will be.
     folder: Option<(TempDir, Option<PathBuf>)>,
+    /// What people call an archive.
+    archive: Option<String>,
 }
 
 impl OpenLocation {
     /// An image that is to be read. Reads an archive to its end and verifies its blobs.
     pub fn source(location: &Location) -> Result<Self, LayoutArchiveError> {
         let (file, tag) = match location {
-            Location::Reference(reference) => return Ok(Self { reference: reference.clone(), folder: None }),
+            Location::Reference(reference) => return Ok(Self::unopened(reference)),
             Location::Archive { file, tag } => (file, tag),
         };
         let folder = folder()?;
@@ -133,18 +135,32 @@ impl OpenLocation {
             unpack(opened, &name, folder.path())?;
         }
         let reference = Reference::new(Source::layout(folder.path())?, tag.as_deref(), None)?;
-        Ok(Self { reference, folder: Some((folder, None)) })
+        Ok(Self { reference, folder: Some((folder, None)), archive: Some(archive_name(file, tag.as_deref())) })
     }
 
     /// An image that is to be written.
     pub fn target(location: &Location) -> Result<Self, LayoutArchiveError> {
         let (file, tag) = match location {
-            Location::Reference(reference) => return Ok(Self { reference: reference.clone(), folder: None }),
+            Location::Reference(reference) => return Ok(Self::unopened(reference)),
             Location::Archive { file, tag } => (file, tag),
         };
         let folder = folder()?;
         let reference = Reference::new(Source::layout(folder.path())?, tag.as_deref(), None)?;
-        Ok(Self { reference, folder: Some((folder, Some(file.clone()))) })
+        let archive = Some(archive_name(file, tag.as_deref()));
+        Ok(Self { reference, folder: Some((folder, Some(file.clone()))), archive })
+    }
+
+    fn unopened(reference: &Reference) -> Self {
+        Self { reference: reference.clone(), folder: None, archive: None }
+    }
+
+    /// What to tell people where a report says `reported`: an archive has a name, and not the folder that stood for it.
+    pub fn told(&self, reported: &str) -> String {
+        match (&self.archive, reported.rsplit_once('@')) {
+            (None, _) => reported.to_owned(),
+            (Some(archive), None) => archive.clone(),
+            (Some(archive), Some((_, digest))) => format!("{archive}@{digest}"),
+        }
     }
 
     /// What to read or write through a [`Registry`](super::Registry).
@@ -168,6 +184,11 @@ impl OpenLocation {
         };
         write().map_err(io_error(format!("cannot write {}", file.display())))
     }
+}
+
+fn archive_name(file: &Path, tag: Option<&str>) -> String {
+    let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
+    format!("oci-archive:{}{tag}", file.display())
 }
 
 fn folder() -> Result<TempDir, LayoutArchiveError> {

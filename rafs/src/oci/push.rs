@@ -112,7 +112,7 @@ pub struct PushedLayer {
     pub id: ObjectId,
     /// Its bytes.
     pub size: u64,
-    /// Whether it was there before.
+    /// Whether it was there before, or in another repository of the registry, which it was mounted from.
     pub existed: bool,
 }
 

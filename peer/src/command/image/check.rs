@@ -61,7 +61,8 @@ impl Check {
         let references = [image.reference()].into_iter().chain(source);
         let registry = self.registry.client_with(references, rules, self.decryption.keys()?)?;
         let report = check_image(&registry, image.reference(), source, &self.platform);
-        let report = runtime()?.block_on(report)?;
+        let mut report = runtime()?.block_on(report)?;
+        report.reference = image.told(&report.reference);
         if self.registry.json {
             print_json(&report)?
         } else {

@@ -138,7 +138,7 @@ impl Convert {
             ConvertEvent::Layer(layer) if layer.reused => watched.inc(layer.source_bytes),
             ConvertEvent::Layer(_) => {}
         };
-        let report = runtime()?.block_on(async {
+        let mut report = runtime()?.block_on(async {
             tokio::select! {
                 report = self.work(&registry, (from.reference(), to.reference()), recipients, watch) => report,
                 // What is not finished is removed as the conversion is dropped.
@@ -146,6 +146,12 @@ impl Convert {
             }
         })?;
         bar.finish_and_clear();
+        match &mut report {
+            Report::Converted(ConvertReport { reference, .. })
+            | Report::Reversed(ReverseReport { reference, .. }) => {
+                *reference = to.told(reference);
+            }
+        }
         to.finish()?;
         match &report {
             Report::Converted(report) if self.registry.json => print_json(report)?,

@@ -31,7 +31,8 @@ impl Copy {
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         let watch = |_, size| bar.inc(size);
         let copied = copy(&registry, from.reference(), to.reference(), self.platform.as_ref(), watch);
-        let report = runtime()?.block_on(copied)?;
+        let mut report = runtime()?.block_on(copied)?;
+        report.reference = to.told(&report.reference);
         bar.finish_and_clear();
         to.finish()?;
         if self.registry.json {

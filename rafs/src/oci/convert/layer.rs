@@ -81,7 +81,8 @@ impl Conversion<'_> {
         record: Record,
         (reused, placed): (bool, Placed),
     ) -> (Record, ConvertedLayer) {
-        let existed = placed == Placed::Existed;
+        // What is mounted from the cache's repository is not sent.
+        let existed = placed != Placed::Sent;
         let blob = record.blob().map(|blob| PushedLayer { id: blob.id, size: blob.size, existed });
         let Descriptor { id, size } = layer.descriptor;
         let indexed = record.is_index();
