@@ -4,12 +4,18 @@ use std::{
     fs,
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Child,
 };
 
 use tempfile::TempDir;
 
-use crate::support::{Built, Daemon, Registry, assert_same, can_mount, shoal, tree, wait};
+#[path = "../../../rafs/src/oci/tests/nginx.rs"]
+mod nginx;
+
+use crate::{
+    registry_server::free_address,
+    support::{Built, Daemon, Registry, assert_same, can_mount, shoal, tree, wait},
+};
 
 /// nginx with a folder that can be read and written.
 struct Nginx {
@@ -21,42 +27,13 @@ struct Nginx {
 impl Nginx {
     /// `None`, and a line saying so, where it is not installed.
     fn start() -> Option<Self> {
-        let runs = |program: &&str| {
-            Command::new(program).arg("-v").stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-        };
-        let Some(program) = ["nginx", "/usr/sbin/nginx"].into_iter().find(runs) else {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = free_address().to_string();
+        let Some(mut command) = nginx::command(folder.path(), &address) else {
             println!("skipped: blob_backend (nginx is not installed)");
             return None;
         };
-        let folder = tempfile::tempdir().expect("a folder");
-        // Free now; a race for it is lost by one of us, and then the test says so.
-        let address =
-            TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").to_string();
-        let place = folder.path().display();
-        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!("{kind}_temp_path {place}/{kind};\n"))
-            .concat();
-        let config = format!(
-            "daemon off;\nmaster_process off;\npid {place}/pid;\nerror_log {place}/error.log;\n\
-             events {{ worker_connections 64; }}\n\
-             http {{ access_log {place}/access.log; client_max_body_size 0;\n{temporary}\
-             server {{ listen {address}; root {place}/root; dav_methods PUT; create_full_put_path on; }} }}\n"
-        );
-        fs::create_dir(folder.path().join("root")).expect("a folder");
-        fs::write(folder.path().join("nginx.conf"), config).expect("its configuration");
-        let child = Command::new(program)
-            .args([
-                "-p",
-                &place.to_string(),
-                "-e",
-                &format!("{place}/error.log"),
-                "-c",
-                &format!("{place}/nginx.conf"),
-            ])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
-        let server = Self { child, folder, address };
+        let server = Self { child: command.spawn().expect("it starts"), folder, address };
         wait("nginx listens", || TcpStream::connect(&server.address).is_ok());
         Some(server)
     }

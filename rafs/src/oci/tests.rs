@@ -13,6 +13,7 @@ mod double;
 mod encrypted;
 mod layout;
 mod mirrors;
+mod nginx;
 mod oci_ref;
 mod probe;
 mod proxy;
@@ -22,6 +23,7 @@ mod reverse;
 mod servers;
 mod source;
 mod through_registry;
+mod token_registry;
 mod uploads;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};

@@ -26,16 +26,17 @@ impl Drop for BlobServer {
 }
 
 impl BlobServer {
-    async fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
+    /// `command` makes it in its folder, for the address where it is to listen; `None` where it cannot be had.
+    async fn start(command: impl FnOnce(&Path, &str) -> Option<Command>) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         // Free now; a race for it is lost by one of us, and then the test says so.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut command = command(dir.path(), port);
+        let host = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut command = command(dir.path(), &host)?;
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let server = Self { child, host: format!("127.0.0.1:{port}"), dir };
+        let server = Self { child, host, dir };
         for _ in 0..1200 {
             if tokio::net::TcpStream::connect(&server.host).await.is_ok() {
-                return server;
+                return Some(server);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -43,34 +44,13 @@ impl BlobServer {
     }
 }
 
-/// `None`, and a line saying so, where it is not installed. What is below `/blobs/` anybody may read and write, what is
-/// below `/private/` the user `user` with the password `secret`; both lie in the folder `root`.
+/// See [`nginx::command`]. `None`, and a line saying so, where it is not installed.
 pub(super) async fn nginx() -> Option<BlobServer> {
-    let program = ["nginx", "/usr/sbin/nginx"].into_iter().find(|program| runs(program, "-v"));
-    let Some(program) = program else {
+    let server = BlobServer::start(nginx::command).await;
+    if server.is_none() {
         println!("skipped: nginx is not installed");
-        return None;
-    };
-    let start = |dir: &Path, port| {
-        let place = dir.display();
-        std::fs::create_dir_all(dir.join("root/blobs")).unwrap();
-        std::fs::write(dir.join("htpasswd"), "user:{PLAIN}secret\n").unwrap();
-        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!("{kind}_temp_path {place}/{kind};\n"))
-            .concat();
-        let config = format!(
-            "daemon off;\nmaster_process off;\npid {place}/pid;\nerror_log {place}/error.log;\n\
-             events {{ worker_connections 64; }}\n\
-             http {{ access_log {place}/access.log; client_max_body_size 0;\n{temporary}\
-             server {{ listen 127.0.0.1:{port}; root {place}/root; dav_methods PUT; create_full_put_path on;\n\
-             location /private/ {{ auth_basic here; auth_basic_user_file {place}/htpasswd; }} }} }}\n"
-        );
-        std::fs::write(dir.join("nginx.conf"), config).unwrap();
-        let mut command = Command::new(program);
-        command.arg("-p").arg(dir).arg("-e").arg(dir.join("error.log")).arg("-c").arg(dir.join("nginx.conf"));
-        command
-    };
-    Some(BlobServer::start(start).await)
+    }
+    server
 }
 
 /// An S3 server with a bucket called `bucket`. `None`, and a line saying so, where it is not installed.
@@ -83,12 +63,13 @@ pub(super) async fn s3() -> Option<BlobServer> {
         println!("skipped: no S3 server is installed");
         return None;
     };
-    let start = |_: &Path, port: u16| {
+    let start = |_: &Path, address: &str| {
+        let (host, port) = address.split_once(':')?;
         let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
-        command
+        command.args(["-H", host, "-p", port]);
+        Some(command)
     };
-    let server = BlobServer::start(start).await;
+    let server = BlobServer::start(start).await?;
     let mut stream = tokio::net::TcpStream::connect(&server.host).await.unwrap();
     let request =
         format!("PUT /bucket HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", server.host);
