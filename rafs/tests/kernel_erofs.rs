@@ -1,53 +1,18 @@
 //! The kernel's own EROFS driver mounts what the builder makes: bootstrap and expanded blob, no daemon.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, mount};
 use shoal_proto::Algorithm;
 use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, expand_blob, export_block, merge};
 
+#[path = "support/erofs.rs"]
+mod erofs;
 mod support;
 
+use erofs::{Mounted, available, expanded, mounted};
 use support::archive::{PAX, Tar, gnu_tar, open_tarfs, tar_facts};
-
-struct Mounted<'a>(&'a Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        unmount(self.0, UnmountFlags::DETACH).unwrap();
-    }
-}
-
-fn available() -> bool {
-    let known =
-        fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|line| line.trim() == "erofs");
-    if !support::is_root() || !known {
-        println!("skipped: the kernel EROFS mount needs root and erofs in /proc/filesystems");
-        return false;
-    }
-    true
-}
-
-/// Builds an image of `source` in `work`: its bootstrap is `boot`. Gives it, and its blobs, expanded.
-fn expanded(source: &Path, work: &Path, options: BuildOptions) -> (Bootstrap, BlobDirReader, Vec<PathBuf>) {
-    fs::create_dir_all(work.join("mnt")).unwrap();
-    let boot = work.join("boot");
-    let report = Builder::new(options).build(source, &boot, &work.join("blobs")).unwrap();
-    assert_eq!(report.notes, [""; 0]);
-    let image = Bootstrap::open(&boot).unwrap();
-    let reader = BlobDirReader::open(&image, &work.join("blobs")).unwrap();
-    let blobs = (0..image.blobs().len() as u32).map(|blob| {
-        let path = work.join(format!("device-{blob}"));
-        expand_blob(&image, &reader, blob, &File::create_new(&path).unwrap()).unwrap();
-        path
-    });
-    let blobs = blobs.collect();
-    (image, reader, blobs)
-}
 
 /// Builds an image of `source`, mounts it and compares.
 fn round_trip(source: &Path, work: &Path, options: BuildOptions) {
@@ -66,16 +31,6 @@ fn flat(image: &Bootstrap, reader: &BlobDirReader, source: &Path, work: &Path) {
     mount(&path, &target, "erofs", MountFlags::RDONLY, None).expect("mount(2) of the flat image");
     let _mounted = Mounted(&target);
     support::assert_same(&support::facts(source), &support::facts(&target));
-}
-
-/// Mounts a bootstrap with these devices, and compares.
-fn mounted(boot: &Path, devices: &[PathBuf], target: &Path, expected: &BTreeMap<PathBuf, support::Facts>) {
-    let devices = devices.iter().map(|path| [b"device=", path.as_os_str().as_bytes()].concat()).collect::<Vec<_>>();
-    let data = CString::new(devices.join(&b","[..])).unwrap();
-    fs::create_dir_all(target).unwrap();
-    mount(boot, target, "erofs", MountFlags::RDONLY, data.as_c_str()).expect("mount(2) of type erofs");
-    let _mounted = Mounted(target);
-    support::assert_same(expected, &support::facts(target));
 }
 
 /// No expanded form is needed: the tar is the device.
