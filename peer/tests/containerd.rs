@@ -30,6 +30,8 @@ mod lazy;
 mod many_nodes;
 #[path = "containerd/mirror.rs"]
 mod mirror;
+#[path = "containerd/one_tag.rs"]
+mod one_tag;
 #[path = "containerd/ordinary.rs"]
 mod ordinary;
 #[path = "containerd/pull_credentials.rs"]

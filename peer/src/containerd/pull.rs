@@ -8,12 +8,14 @@
 //! An image that is not lazy is pulled where the snapshotter reads it all the same, by what is published next to it.
 //!
 //! The name stands for the lazy manifest itself, also where the reference is that of an index: an index that has both an
-//! ordinary and a lazy manifest for a platform does not tell containerd which of them is meant.
+//! ordinary and a lazy manifest for a platform does not tell containerd which of them is meant. In such an index the config of the
+//! lazy one has a media type that keeps others away, and containerd too: it gets a copy of the manifest without that.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use shoal_proto::{ObjectId, ObjectKind};
 use shoal_rafs::oci::{BLOB_MARK, BOOTSTRAP_MARK, OrdinaryManifest, Reference};
 use tonic::Status;
@@ -29,6 +31,9 @@ use crate::{
 
 /// Most bytes of an image's config, as containerd's own limit has it.
 const MAX_CONFIG: u64 = 8 << 20;
+/// Media types of configs that containerd reads.
+const CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 /// After this time containerd drops the lease of a pull that never ended.
 const LEASE_EXPIRES: Duration = Duration::from_secs(3600);
 
@@ -139,6 +144,16 @@ impl Found {
     }
 }
 
+/// The manifest as containerd can read it; as it is, if it can.
+fn readable(manifest: &Bytes) -> Bytes {
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(manifest) else { return manifest.clone() };
+    match value.pointer_mut("/config/mediaType") {
+        Some(kind) if !kind.as_str().is_some_and(|kind| CONFIGS.contains(&kind)) => *kind = CONFIGS[0].into(),
+        _ => return manifest.clone(),
+    }
+    value.to_string().into()
+}
+
 fn diff_ids(reference: &Reference, found: &Found, config: &[u8]) -> Result<Vec<ObjectId>, PullError> {
     let broken = |source| PullError::Config { reference: reference.to_string(), source };
     let config: Config = serde_json::from_slice(config).map_err(broken)?;
@@ -164,12 +179,13 @@ impl Pull<'_> {
         let config_digest = format!("sha256:{}", found.config);
         let snapshot = format!("containerd.io/gc.ref.snapshot.{}", client.snapshotter());
         client.put_content(&config_digest, config.to_vec(), Labels::from([(snapshot, top)])).await?;
-        let digest = format!("sha256:{}", found.id);
+        let bytes = readable(&found.bytes);
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
         let to_config = ("containerd.io/gc.ref.content.config".to_owned(), config_digest);
-        client.put_content(&digest, found.bytes.to_vec(), Labels::from([to_config])).await?;
+        client.put_content(&digest, bytes.to_vec(), Labels::from([to_config])).await?;
         let media_type = found.media_type.clone();
         let name = self.name();
-        client.put_image(&name, Descriptor { media_type, digest, size: found.bytes.len() as i64 }).await?;
+        client.put_image(&name, Descriptor { media_type, digest, size: bytes.len() as i64 }).await?;
         Ok(Pulled { name, manifest: found.id })
     }
 
@@ -235,6 +251,19 @@ mod tests {
         let bytes = json!({ "schemaVersion": 2, "config": config, "layers": layers }).to_string();
         let manifest = ImageManifest::parse(bytes.as_bytes()).unwrap();
         FoundManifest { id: ObjectId::new([7; 32]), bytes: Bytes::from(bytes), manifest }.into()
+    }
+
+    #[test]
+    fn a_config_of_a_kind_of_its_own_is_none_to_containerd() {
+        let manifest =
+            |kind: &str| Bytes::from(json!({ "layers": [], "config": { "mediaType": kind, "size": 1 } }).to_string());
+        for known in CONFIGS {
+            assert_eq!(readable(&manifest(known)), manifest(known));
+        }
+        assert_eq!(readable(&manifest("application/vnd.nydus.image.config.v1+json")), manifest(CONFIGS[0]));
+        for other in ["{}", "no JSON", r#"{"config": []}"#] {
+            assert_eq!(readable(&Bytes::from(other)), other);
+        }
     }
 
     #[test]
