@@ -128,6 +128,36 @@ fn a_full_disk_ends_the_build_without_a_trace() {
 }
 
 #[test]
+fn a_tree_that_changes_while_it_is_read_ends_the_build_without_a_trace() {
+    let changes: [(fn(&Path), &str); 4] = [
+        (|last| fs::write(last, b"longer than before").unwrap(), "it had 6 bytes and has 18"),
+        (|last| fs::write(last, b"other!").unwrap(), "it was written to"),
+        (|last| fs::rename(last.with_file_name("../other"), last).unwrap(), "another file has its name"),
+        (|last| fs::remove_file(last).unwrap(), "No such file"),
+    ];
+    for (change, said) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, boot, blobs) = (dir.path().join("source"), dir.path().join("boot"), dir.path().join("blobs"));
+        fs::create_dir(&source).unwrap();
+        // Far more chunks than are under way at a time, so the last file is not read before the first chunk is done.
+        fs::write(source.join("a"), support::noise(1, 200 * support::CHUNK)).unwrap();
+        let last = source.join("z");
+        fs::write(&last, b"before").unwrap();
+        fs::write(dir.path().join("other"), b"before").unwrap();
+        let (once, changed) = (std::sync::Once::new(), last.clone());
+        let options =
+            BuildOptions { threads: NonZeroUsize::new(1), ..options(Compressor::None, Algorithm::Blake3, 0x1000) };
+        let builder = Builder::new(options).on_progress(move |_| once.call_once(|| change(&changed)));
+        let error = builder.build(&source, &boot, &blobs).unwrap_err();
+        let told =
+            format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default());
+        assert!(told.contains(&last.display().to_string()) && told.contains(said), "{told}");
+        assert!(!boot.exists());
+        assert_eq!(fs::read_dir(&blobs).map_or(0, Iterator::count), 0, "{told}");
+    }
+}
+
+#[test]
 fn gnu_tar_restores_the_source_from_an_unpacked_image() {
     let dir = tempfile::tempdir().unwrap();
     let (source, restored) = (dir.path().join("source"), dir.path().join("restored"));
