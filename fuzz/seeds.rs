@@ -1,10 +1,12 @@
 //! `cargo run --release --example seeds` writes starting points for the fuzz targets into `seeds/`, taken from freshly
 //! built images: every kind of node, full and partial directory blocks, xattrs, hard links, a compressed and a plain chunk
-//! table, one with batches, one of a gzip layer, an image over a tar, an encrypted image, an image without a blob.
+//! table, one with batches, one of a gzip layer, an image over a tar, an encrypted image, an image without a blob. Archives are those
+//! of GNU tar in its formats, plain and compressed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use shoal_rafs::{
     BlobDirReader, Bootstrap, BuildOptions, Builder, CipherKey, Compressor, Encryption, chunk_table_file,
@@ -36,6 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     key[0] = 0;
     let encryption = Encryption::Key(CipherKey::new(key, [9; 16])?);
     image(&source, dir.path(), &corpus, "encrypted", BuildOptions { encryption, ..batched })?;
+    archives(dir.path(), &corpus)?;
     gzip_layer(&source, dir.path(), &corpus)?;
     tarfs(&source, dir.path(), &corpus)?;
     // Two entries of a table of contents: flags, name, digest, three numbers.
@@ -47,6 +50,49 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::create_dir_all(corpus.join("toc"))?;
     fs::write(corpus.join("toc/two"), [entry(b"image.blob", 0), entry(b"image.boot", 612)].concat())?;
     Ok(())
+}
+
+/// A small tree as GNU tar writes it: names and targets longer than a header holds, a hard link, a pipe, holes, attributes.
+fn archives(work: &Path, corpus: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let (source, corpus) = (work.join("small"), corpus.join("tar_source"));
+    fs::create_dir_all(source.join("d"))?;
+    fs::create_dir_all(&corpus)?;
+    fs::write(source.join("d/a"), b"some words ".repeat(30))?;
+    fs::hard_link(source.join("d/a"), source.join("d/b"))?;
+    symlink("a", source.join("d/link"))?;
+    symlink("t".repeat(120), source.join("long-link"))?;
+    fs::write(source.join("n".repeat(120)), "x")?;
+    let sparse = fs::File::create(source.join("sparse"))?;
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 20_000)?;
+    run(Command::new("mkfifo").arg(source.join("pipe")))?;
+    // Not every file system keeps them.
+    let _ = xattr::set(source.join("d/a"), "user.name", b"value");
+    for (name, options) in [
+        ("ustar", &["--format=ustar", "--exclude=n*", "--exclude=long-link"][..]),
+        ("gnu", &["--format=gnu", "--sparse"]),
+        ("pax", &["--format=posix", "--xattrs", "--pax-option=delete=atime,delete=ctime"]),
+        ("pax-sparse-0.1", &["--format=posix", "--sparse", "--sparse-version=0.1"]),
+        ("pax-sparse-1.0", &["--format=posix", "--sparse", "--sparse-version=1.0"]),
+        ("gzip", &["--format=gnu", "--gzip"]),
+        ("zstd", &["--format=gnu", "--zstd"]),
+    ] {
+        let mut tar = Command::new("tar");
+        tar.args([
+            "--sort=name",
+            "--mtime=@1700000000",
+            "--owner=0",
+            "--group=0",
+            "--numeric-owner",
+            "--blocking-factor=1",
+        ]);
+        run(tar.args(options).arg("-cf").arg(corpus.join(name)).arg("-C").arg(&source).arg("."))?;
+    }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<(), Box<dyn std::error::Error>> {
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }
 
 /// The tree as a layer in gzip of two members, and an index over it.
@@ -98,7 +144,7 @@ fn pair(bootstrap: &[u8], meta: &[u8], corpus: &Path, name: &str) -> Result<(), 
     Ok(())
 }
 
-/// Builds one image and puts its bootstrap, its chunk table and a tar of it into the corpora.
+/// Builds one image and puts its bootstrap and its chunk table into the corpora.
 fn image(
     source: &Path,
     work: &Path,
@@ -109,9 +155,6 @@ fn image(
     let (boot, blobs) = (work.join("boot"), work.join("blobs"));
     let report = Builder::new(options).build(source, &boot, &blobs)?;
     let image = Bootstrap::open(&boot)?;
-    fs::create_dir_all(corpus.join("tar_source"))?;
-    let tar = fs::File::create(corpus.join("tar_source").join(name))?;
-    unpack(&image, &BlobDirReader::open(&image, &blobs)?, tar)?;
     fs::create_dir_all(corpus.join("bootstrap_load"))?;
     fs::copy(&boot, corpus.join("bootstrap_load").join(name))?;
     fs::create_dir_all(corpus.join("blob_meta"))?;
