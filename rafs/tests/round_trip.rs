@@ -127,9 +127,12 @@ fn a_full_disk_ends_the_build_without_a_trace() {
     assert_eq!(left, [0, 1], "only the empty directory of blobs is left");
 }
 
+/// What happens to a file.
+type Change = fn(&Path);
+
 #[test]
 fn a_tree_that_changes_while_it_is_read_ends_the_build_without_a_trace() {
-    let changes: [(fn(&Path), &str); 4] = [
+    let changes: [(Change, &str); 4] = [
         (|last| fs::write(last, b"longer than before").unwrap(), "it had 6 bytes and has 18"),
         (|last| fs::write(last, b"other!").unwrap(), "it was written to"),
         (|last| fs::rename(last.with_file_name("../other"), last).unwrap(), "another file has its name"),
