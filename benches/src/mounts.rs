@@ -7,7 +7,7 @@
 //! erofs      the same kernel driver with files that were made by hand: no daemon was ever there
 //! ext4       the tree that the image was made of, on the disk of the temporary folder
 //! bare_fuse  files of the same sizes in memory, by the same FUSE library
-//! peer       upstream's daemon over FUSE, if there is one; it reads the same blobs from the disk of the temporary folder
+//! peer       upstream's daemon over FUSE, if there is one; it reads the same blobs from the same registry
 //! ```
 //!
 //! Two images: a tree of many files, and one large file. *Cold* is an empty store and an empty page cache; *local* is
@@ -99,7 +99,7 @@ pub async fn run(options: Options<'_>) -> Result<Report, Failure> {
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
     let registry = RegistryProcess::start(Command::new(shoal), &layout, listen, folder.path())?;
     let daemon = Daemon::start(shoal, folder.path(), registry.address()).await?;
-    let peer = options.peer.map(|program| Peer::new(program, folder.path()));
+    let peer = options.peer.map(|program| Peer::new(program, folder.path(), registry.address()));
     let fio = fio::version();
     let tools = Tools { fio: fio.is_some() };
     let reader = fio.unwrap_or_else(|| "shoal-mounts".to_owned());
@@ -139,7 +139,7 @@ impl Image {
             expanded.push(path);
         }
         let names = reads::files(source)?;
-        Ok(Self { tag, source: source.to_owned(), files: Files { bootstrap, blobs: expanded, stored: blobs }, names })
+        Ok(Self { tag, source: source.to_owned(), files: Files { bootstrap, blobs: expanded }, names })
     }
 
     fn bytes(&self) -> Result<u64, Failure> {

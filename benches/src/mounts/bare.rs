@@ -178,7 +178,7 @@ mod tests {
         let image = Image {
             tag: "test",
             source: folder.path().to_owned(),
-            files: super::super::Files { bootstrap: PathBuf::new(), blobs: Vec::new(), stored: PathBuf::new() },
+            files: super::super::Files { bootstrap: PathBuf::new(), blobs: Vec::new() },
             names: ["a/b", "a/c"].map(PathBuf::from).to_vec(),
         };
         let files = Files::of(&image).unwrap();

@@ -1,10 +1,11 @@
-//! Upstream's daemon, as a process for each mount: `nydusd fuse`, over blobs in a folder, with its cache of decoded chunks in
-//! another. Or a program that has what is used of its command line, such as `peer-mount` of the workspace `oracle`, which is
+//! Upstream's daemon, as a process for each mount: `nydusd fuse`, over blobs in a registry, with its cache of decoded chunks in a
+//! folder. Or a program that has what is used of its command line, such as `peer-mount` of the workspace `oracle`, which is
 //! made of its packages.
 
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
+    net::SocketAddr,
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Peer {
     program: PathBuf,
     folder: PathBuf,
+    registry: SocketAddr,
 }
 
 /// A mount of it, which ends when this is dropped.
@@ -35,8 +37,8 @@ pub(super) struct Mounted {
 }
 
 impl Peer {
-    pub(super) fn new(program: &Path, folder: &Path) -> Self {
-        Self { program: program.to_owned(), folder: folder.join("peer") }
+    pub(super) fn new(program: &Path, folder: &Path, registry: SocketAddr) -> Self {
+        Self { program: program.to_owned(), folder: folder.join("peer"), registry }
     }
 
     fn cache(&self, image: &Image) -> PathBuf {
@@ -57,7 +59,7 @@ impl Peer {
         fs::create_dir_all(&root)?;
         fs::create_dir_all(&cache)?;
         let config = self.folder.join("config.json");
-        fs::write(&config, configuration(&image.files.stored, &cache).to_string())?;
+        fs::write(&config, configuration(self.registry, &cache).to_string())?;
         let before = fs::metadata(&root)?.dev();
         let socket = self.folder.join("api");
         // The one of the last mount; it would be taken for a daemon to go on for.
@@ -82,13 +84,13 @@ impl Peer {
     }
 }
 
-/// Blobs in a folder, decoded chunks kept, and otherwise its defaults (`nydus-api`, `RafsConfig`): reads from the backend are made
+/// Blobs in the registry that the others read, too, decoded chunks kept, and otherwise its defaults (`nydus-api`, `RafsConfig`): reads from the backend are made
 /// up to 1 MiB (`amplify_io`), and nothing is fetched that nobody has asked for (`fs_prefetch.enable`). It has to be told a mode;
 /// `direct` is what it has elsewhere where nobody says.
-fn configuration(blobs: &Path, cache: &Path) -> serde_json::Value {
+fn configuration(registry: SocketAddr, cache: &Path) -> serde_json::Value {
     json!({
         "device": {
-            "backend": { "type": "localfs", "config": { "dir": blobs } },
+            "backend": { "type": "registry", "config": { "scheme": "http", "host": registry.to_string(), "repo": "app" } },
             "cache": { "type": "blobcache", "config": { "work_dir": cache } },
         },
         "mode": "direct",
@@ -139,8 +141,8 @@ mod tests {
 
     #[test]
     fn it_is_told_where_blobs_and_cache_are() {
-        let config = configuration(Path::new("/b"), Path::new("/c"));
-        assert_eq!(config["device"]["backend"]["config"]["dir"], "/b");
+        let config = configuration(([127, 0, 0, 1], 5000).into(), Path::new("/c"));
+        assert_eq!(config["device"]["backend"]["config"]["host"], "127.0.0.1:5000");
         assert_eq!(config["device"]["cache"]["config"]["work_dir"], "/c");
     }
 }

@@ -28,8 +28,6 @@ use super::{
 pub(super) struct Files {
     pub(super) bootstrap: PathBuf,
     pub(super) blobs: Vec<PathBuf>,
-    /// Blobs as registries have them, for who decodes them itself.
-    pub(super) stored: PathBuf,
 }
 
 /// A node beside a registry.
@@ -217,7 +215,7 @@ impl Way<'_> {
         }
     }
 
-    /// Bytes that came from the registry so far, or for the field's daemon from where the blobs lie; none without a daemon.
+    /// Bytes that came from the registry so far, for the field's daemon what it says itself; none without a daemon.
     async fn received(&self, placed: Option<&Placed>) -> Result<Option<f64>, Failure> {
         match self {
             Self::Fuse(daemon) | Self::Native(daemon) => Ok(Some(daemon.received().await? as f64)),
