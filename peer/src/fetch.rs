@@ -22,7 +22,7 @@ use shoal_rafs::oci::{RegistryError, Source};
 use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
 use tokio::sync::mpsc;
 
-use self::accept::accept_piece;
+use self::accept::{Rejected, accept_piece};
 pub(crate) use self::target::{BlobTarget, ListTarget, ObjectTarget, Target};
 use crate::{
     contacts::{Contacts, Fault},
@@ -138,7 +138,11 @@ impl Drop for Awaited<'_> {
     }
 }
 
+/// Pieces that came together and are verified in one go, at most: handing each to another thread costs as much as a small one takes.
+const TOGETHER: usize = 32;
+
 /// One request of the scheduler, under way.
+#[derive(Clone)]
 struct Running {
     fetcher: Fetcher,
     request: RequestId,
@@ -338,18 +342,47 @@ impl Running {
 
     async fn read_run(&self, blob: &BlobTarget, pieces: &[u32]) {
         let read = self.fetcher.origin.at(self.priority).pieces(&blob.source, &blob.table, pieces);
-        let mut read = std::pin::pin!(read);
-        while let Some(next) = read.next().await {
-            match next {
-                Ok((piece, bytes)) => {
-                    if !self.take(piece, bytes, Provenance::Registry, None).await {
-                        self.fetcher.origin.registry().distrust(&blob.source);
-                        self.failed(Failure::WrongBytes).await;
-                    }
+        let mut read = std::pin::pin!(read.ready_chunks(TOGETHER));
+        while let Some(ready) = read.next().await {
+            let (mut came, mut broken) = (Vec::with_capacity(ready.len()), None);
+            for next in ready {
+                match next {
+                    Ok(piece) => came.push(piece),
+                    Err(error) => broken = Some(error),
                 }
-                Err(error) => return self.registry_failed(&blob.source, &error).await,
+            }
+            for _ in 0..self.take_all(came).await {
+                self.fetcher.origin.registry().distrust(&blob.source);
+                self.failed(Failure::WrongBytes).await;
+            }
+            if let Some(error) = broken {
+                return self.registry_failed(&blob.source, &error).await;
             }
         }
+    }
+
+    /// As [`take`](Self::take) for pieces that the registry gave; each is reported as soon as it is verified. Gives how many were
+    /// wrong.
+    async fn take_all(&self, came: Vec<(u32, Bytes)>) -> usize {
+        let this = self.clone();
+        let take = move || {
+            let Target::Blob(blob) = &this.target else { return 0 };
+            let wrong = came.into_iter().filter(|(piece, bytes)| {
+                let accepted = accept_piece(blob, *piece, bytes.clone(), Provenance::Registry);
+                match this.noted(*piece, bytes.len() as u64, Provenance::Registry, accepted) {
+                    Ok(delivered) => {
+                        if let Some(commands) = this.fetcher.commands.upgrade() {
+                            // As for `send`.
+                            let _ = commands.blocking_send(delivered);
+                        }
+                        false
+                    }
+                    Err(Wrong) => true,
+                }
+            });
+            wrong.count()
+        };
+        tokio::task::spawn_blocking(take).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// Reads a blob to make its hash list; once more where it was wrong and may have come from elsewhere than the registry.
@@ -400,19 +433,36 @@ impl Running {
             self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
             return true;
         }
-        match self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await {
+        let accepted = self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await;
+        match self.noted(piece, length, from, accepted) {
+            Ok(delivered) => {
+                self.send(delivered).await;
+                true
+            }
+            Err(Wrong) => false,
+        }
+    }
+
+    /// Counts what was made of a piece or an object, and gives what the scheduler is to be told of it.
+    fn noted(
+        &self,
+        piece: u32,
+        length: u64,
+        from: Provenance,
+        accepted: Result<(Fetched, u64), Rejected>,
+    ) -> Result<Command, Wrong> {
+        match accepted {
             Ok((fetched, chunks)) => {
                 match fetched {
                     Fetched::Object { .. } => self.fetcher.traffic.object(from, length),
                     _ => self.fetcher.traffic.piece(from, length, chunks),
                 }
-                self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
-                true
+                Ok(Command::Delivered { request: self.request, item: self.item(piece), bytes: length, fetched })
             }
             Err(rejected) => {
                 tracing::warn!(blob = %BlobId::new(self.blob.id), piece, ?from, "rejected: {rejected}");
                 self.fetcher.traffic.rejected(length, rejected.chunks);
-                false
+                Err(Wrong)
             }
         }
     }
@@ -436,6 +486,9 @@ impl Running {
         }
     }
 }
+
+/// It was rejected.
+struct Wrong;
 
 /// What a peer is told of where an image's bytes come from.
 pub(crate) fn on_the_wire(source: &Source) -> ImageSource {
