@@ -47,7 +47,12 @@ impl Mode {
 
     /// Mounts an image at the daemon's mountpoint. Of one that is mounted natively and not lazily everything is fetched first.
     pub(crate) fn mount(self, daemon: &Daemon, reference: &str) -> PathBuf {
-        let mountpoint = daemon.mountpoint();
+        self.mount_at(daemon, reference, &daemon.mountpoint());
+        daemon.mountpoint()
+    }
+
+    /// The same elsewhere.
+    pub(crate) fn mount_at(self, daemon: &Daemon, reference: &str, mountpoint: &Path) {
         let path = mountpoint.to_str().expect("UTF-8");
         let (options, expected): (&[&str], _) = match self {
             Self::Fuse => (&["--mode", "fuse"], "fuse.shoal"),
@@ -55,8 +60,7 @@ impl Mode {
             Self::Native => (&["--mode", "native", "--wait-complete"], "erofs"),
         };
         daemon.ctl(&[&["mount"], options, &[reference, path]].concat());
-        assert_eq!(kind(&mountpoint), expected, "{}", daemon.log());
-        mountpoint
+        assert_eq!(kind(mountpoint), expected, "{}", daemon.log());
     }
 }
 
