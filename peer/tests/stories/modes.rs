@@ -42,7 +42,12 @@ impl Mode {
     /// Settings of a daemon that mounts so, with a keeper.
     pub(crate) fn settings(self) -> Vec<String> {
         let lazy = format!("mounts.native_lazy={}", self == Self::Lazy);
-        vec![lazy, "mounts.keeper=on".into(), "mounts.keeper_patience=30s".into(), "read.ahead_bytes=0".into()]
+        vec![lazy, "mounts.keeper=on".into(), "mounts.keeper_patience=30s".into()]
+    }
+
+    /// The same for one that fetches what is read and no more.
+    pub(crate) fn settings_without_ahead(self) -> Vec<String> {
+        [self.settings(), vec!["read.ahead_bytes=0".into()]].concat()
     }
 
     /// Mounts an image at the daemon's mountpoint. Of one that is mounted natively and not lazily everything is fetched first.

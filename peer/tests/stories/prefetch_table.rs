@@ -40,7 +40,7 @@ fn listed_files_are_here_before_they_are_read(mode: Mode) {
     registry.switch_on();
 
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let daemon = Daemon::start("node", folder.path(), &mode.settings());
+    let daemon = Daemon::start("node", folder.path(), &mode.settings_without_ahead());
     mode.mount(&daemon, &registry.reference("1"));
     let present = || daemon.status()["mounts"][0]["present_pieces"].as_u64().expect("a figure");
     wait("the listed files are here", || present() >= 11);

@@ -17,7 +17,7 @@ fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back(mode: Mode) {
     registry.publish(source.path(), "1");
     registry.switch_on();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let settings = [mode.settings(), vec!["read.deadline=\"2s\"".into()]].concat();
+    let settings = [mode.settings_without_ahead(), vec!["read.deadline=\"2s\"".into()]].concat();
     let daemon = Daemon::start("node", folder.path(), &settings);
     mode.mount(&daemon, &registry.reference("1"));
 
