@@ -5,6 +5,7 @@
 //! Nothing that has not verified leaves this module: [`Target::accept`] is the only way into the store.
 
 mod accept;
+mod registry;
 mod target;
 
 use std::{
@@ -18,7 +19,7 @@ use futures::StreamExt;
 use shoal_proto::{
     Asked, BlobId, FEATURE_HASH_LISTS, HashList, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request,
 };
-use shoal_rafs::oci::{RegistryError, Source};
+use shoal_rafs::oci::Source;
 use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
 use tokio::sync::mpsc;
 
@@ -28,8 +29,7 @@ use crate::{
     contacts::{Contacts, Fault},
     data::{Answer, AnswerError, AnswerStream, DataPlane, Throttle},
     driver::{Command, Fetched},
-    origin::{self, OriginError},
-    plain::{Whole, WholeError},
+    origin,
     store::{ChunkPlace, Store},
     traffic::{Provenance, Traffic},
 };
@@ -137,9 +137,6 @@ impl Drop for Awaited<'_> {
         }
     }
 }
-
-/// Pieces that came together and are verified in one go, at most: handing each to another thread costs as much as a small one takes.
-const TOGETHER: usize = 32;
 
 /// One request of the scheduler, under way.
 #[derive(Clone)]
@@ -309,114 +306,6 @@ impl Running {
             };
             self.report(event).await;
         }
-    }
-
-    async fn read_registry(&self, pieces: &[u32]) {
-        match &self.target {
-            Target::Object(object) => {
-                let (id, kind, limit) = (object.id, object.kind, object.limit);
-                let origin = self.fetcher.origin.at(self.priority);
-                match origin.object(&object.source, id, kind, limit).await {
-                    Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
-                    Err(error) => self.registry_failed(&object.source, &error).await,
-                }
-            }
-            Target::List(list) => match self.read_whole(list).await {
-                Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
-                Err(WholeError::Origin(error)) => self.registry_failed(&list.source, &error).await,
-                Err(error) => {
-                    tracing::warn!(blob = %list.blob, "{}: {}", list.source, crate::chain(&error));
-                    self.failed(Failure::Registry { retry_after: None, permanent: true }).await;
-                }
-            },
-            Target::Blob(blob) => {
-                let mut rest = pieces;
-                while let Some((named, _)) = rest.first().and_then(|&piece| blob.naming(piece)) {
-                    let run = rest.iter().take_while(|&&piece| named.table.piece(piece).is_some()).count();
-                    self.read_run(named, &rest[..run]).await;
-                    rest = &rest[run..];
-                }
-            }
-        }
-    }
-
-    async fn read_run(&self, blob: &BlobTarget, pieces: &[u32]) {
-        let read = self.fetcher.origin.at(self.priority).pieces(&blob.source, &blob.table, pieces);
-        let mut read = std::pin::pin!(read.ready_chunks(TOGETHER));
-        while let Some(ready) = read.next().await {
-            let (mut came, mut broken) = (Vec::with_capacity(ready.len()), None);
-            for next in ready {
-                match next {
-                    Ok(piece) => came.push(piece),
-                    Err(error) => broken = Some(error),
-                }
-            }
-            for _ in 0..self.take_all(came).await {
-                self.fetcher.origin.registry().distrust(&blob.source);
-                self.failed(Failure::WrongBytes).await;
-            }
-            if let Some(error) = broken {
-                return self.registry_failed(&blob.source, &error).await;
-            }
-        }
-    }
-
-    /// As [`take`](Self::take) for pieces that the registry gave; each is reported as soon as it is verified. Gives how many were
-    /// wrong.
-    async fn take_all(&self, came: Vec<(u32, Bytes)>) -> usize {
-        let this = self.clone();
-        let take = move || {
-            let Target::Blob(blob) = &this.target else { return 0 };
-            let wrong = came.into_iter().filter(|(piece, bytes)| {
-                let accepted = accept_piece(blob, *piece, bytes.clone(), Provenance::Registry);
-                match this.noted(*piece, bytes.len() as u64, Provenance::Registry, accepted) {
-                    Ok(delivered) => {
-                        if let Some(commands) = this.fetcher.commands.upgrade() {
-                            // As for `send`.
-                            let _ = commands.blocking_send(delivered);
-                        }
-                        false
-                    }
-                    Err(Wrong) => true,
-                }
-            });
-            wrong.count()
-        };
-        tokio::task::spawn_blocking(take).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-    }
-
-    /// Reads a blob to make its hash list; once more where it was wrong and may have come from elsewhere than the registry.
-    async fn read_whole(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
-        match self.read_whole_once(list).await {
-            Err(WholeError::Origin(OriginError::Registry(error @ RegistryError::WrongDigest { .. })))
-                if self.fetcher.origin.registry().distrust(&list.source) =>
-            {
-                tracing::warn!(blob = %list.blob, "{}: {error}: it is read again", list.source);
-                self.read_whole_once(list).await
-            }
-            read => read,
-        }
-    }
-
-    async fn read_whole_once(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
-        let mut told = Instant::now();
-        let mut reading = Whole::begin(&self.fetcher, &list.source, list.blob, self.priority).await?;
-        while reading.step(self.priority).await? {
-            if told.elapsed() >= PROGRESS_INTERVAL {
-                told = Instant::now();
-                self.report(Event::Progress { request: self.request }).await;
-            }
-        }
-        reading.keep().await
-    }
-
-    async fn registry_failed(&self, source: &Source, error: &OriginError) {
-        tracing::warn!("{source}: {}", crate::chain(error));
-        let (retry_after, permanent) = match error {
-            OriginError::Registry(error) => (error.retry_after(), !error.is_transient()),
-            OriginError::Unnamed { .. } => (None, true),
-        };
-        self.failed(Failure::Registry { retry_after, permanent }).await;
     }
 
     /// Verifies, stores and reports one piece or object; false when it is wrong.
