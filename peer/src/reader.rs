@@ -58,6 +58,7 @@ struct Inner {
 impl Reader {
     pub(crate) fn new(node: Arc<Node>, image: Arc<Image>, runtime: Handle) -> Self {
         let cache = node.decoded.clone();
+        let windows = Mutex::new(Windows::new(node.read_ahead));
         Self(Arc::new(Inner {
             node,
             image,
@@ -65,7 +66,7 @@ impl Reader {
             traffic: Traffic::default(),
             errors: AtomicU64::new(0),
             seen: Mutex::default(),
-            windows: Mutex::default(),
+            windows,
             runtime,
         }))
     }
@@ -182,13 +183,13 @@ impl Inner {
     /// the first.
     fn begin_following(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
         let on_its_way = lock(&self.node.ahead).has(Item { blob: blob.key, piece });
-        let next = lock(&self.windows).missed(blob.key, piece, on_its_way, blob, self.node.read_ahead);
+        let next = lock(&self.windows).missed(blob.key, piece, on_its_way, blob);
         self.fetch_ahead(blob, next);
     }
 
     /// A piece is read: its reader may come to the end of what was fetched ahead.
     fn follow(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
-        let next = lock(&self.windows).read(blob.key, piece, blob, self.node.read_ahead);
+        let next = lock(&self.windows).read(blob.key, piece, blob);
         self.fetch_ahead(blob, next);
     }
 
