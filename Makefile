@@ -44,8 +44,8 @@ bench-cold-start:
 bench-mount:
 	SHOAL_SETUP=bench scripts/setup
 	scripts/cargo build --release --workspace --locked
-	PEER_DAEMON="$$(PEER_DAEMON="$(PEER_DAEMON)" PEER="$(PEER)" scripts/peer-daemon)" \
-	    "$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(JSON),--json "$(JSON)")
+	peer="$$(PEER_DAEMON="$(PEER_DAEMON)" PEER="$(PEER)" scripts/peer-daemon)"; \
+	    env -u PEER_DAEMON "$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $${peer:+--peer "$$peer"} $(if $(JSON),--json "$(JSON)")
 
 bench-many-files: setup
 	scripts/cargo build --release --workspace --locked
