@@ -2,17 +2,24 @@
 //! way after the other in each round.
 //!
 //! ```text
-//! fuse     a daemon with an empty store, over FUSE; what is missing comes from a registry on this machine
-//! native   the same daemon; the image is fetched and decoded whole, and mounted by the kernel
-//! erofs    the same kernel driver with files that were made by hand: no daemon was ever there
-//! ext4     the tree that the image was made of, on the disk of the temporary folder
-//! peer     upstream's daemon over FUSE, if there is one: PEER_DAEMON; it reads the same blobs from the disk of the temporary folder
+//! fuse       a daemon with an empty store, over FUSE; what is missing comes from a registry on this machine
+//! native     the same daemon; the image is fetched and decoded whole, and mounted by the kernel
+//! erofs      the same kernel driver with files that were made by hand: no daemon was ever there
+//! ext4       the tree that the image was made of, on the disk of the temporary folder
+//! bare_fuse  files of the same sizes in memory, by the same FUSE library
+//! peer       upstream's daemon over FUSE, if there is one; it reads the same blobs from the same registry
 //! ```
 //!
-//! Two images: a tree of many files, and one file of a gigabyte. *Cold* is an empty store and an empty page cache; *local* is
+//! Two images: a tree of many files, and one large file. *Cold* is an empty store and an empty page cache; *local* is
 //! everything on this machine's disk and an empty page cache; *hot* is everything in the page cache. `erofs` and `ext4` are
-//! never cold.
+//! never cold, `bare_fuse` is always hot.
+//!
+//! What was fetched for the opens is what the daemon received from the registry, the bootstrap included; of upstream's daemon what it
+//! has read from its backend by its own count, without the bootstrap, which it has as a file.
 
+mod bare;
+mod bars;
+mod fio;
 mod peer;
 mod reads;
 mod report;
@@ -31,7 +38,7 @@ use shoal_rafs::{BlobDirReader, Bootstrap, expand_blob};
 pub use self::report::Report;
 use self::{
     peer::Peer,
-    way::{Daemon, Files, Way},
+    way::{Daemon, Files, Tools, Way},
 };
 use crate::{half_compressible, machine::finish};
 
@@ -39,8 +46,6 @@ use crate::{half_compressible, machine::finish};
 const TREE_FILES: usize = 5500;
 const TREE_BYTES: u64 = 220 << 20;
 const MAX_FILE: u64 = 4 << 20;
-/// Bytes of the large file.
-const LARGE: usize = 1 << 30;
 
 /// What is measured.
 struct Images {
@@ -58,18 +63,34 @@ struct Image {
     names: Vec<PathBuf>,
 }
 
-/// Measures `rounds` rounds with the `shoal` binary given, files of the folder `source`, and upstream's daemon if it is given.
+/// What to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// The `shoal` binary.
+    pub shoal: &'a Path,
+    /// The folder whose files are copied into the image.
+    pub source: &'a Path,
+    /// Upstream's daemon, if there is one.
+    pub peer: Option<&'a Path>,
+    /// Bytes of the large file.
+    pub large: usize,
+    /// How often everything is done.
+    pub rounds: usize,
+}
+
+/// Measures all ways, one after the other in each round.
 ///
 /// # Errors
 /// Needs root, FUSE and EROFS; or a command failed.
-pub async fn run(shoal: &Path, source: &Path, peer: Option<&Path>, rounds: usize) -> Result<Report, Failure> {
+pub async fn run(options: Options<'_>) -> Result<Report, Failure> {
+    let Options { shoal, source, rounds, .. } = options;
     let folder = tempfile::Builder::new().prefix("shoal-mounts-").tempdir()?;
     let at = |name: &str| folder.path().join(name);
     fs::create_dir_all(at("many"))?;
     fs::create_dir_all(at("large"))?;
     eprintln!("mounts: copying files of {}", source.display());
     copy_some(source, &at("many"))?;
-    fs::write(at("large/file"), half_compressible(LARGE))?;
+    fs::write(at("large/file"), half_compressible(options.large))?;
     let layout = at("layout");
     let images = Images {
         many: Image::make(shoal, "many", &at("many"), folder.path(), &layout)?,
@@ -78,12 +99,16 @@ pub async fn run(shoal: &Path, source: &Path, peer: Option<&Path>, rounds: usize
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
     let registry = RegistryProcess::start(Command::new(shoal), &layout, listen, folder.path())?;
     let daemon = Daemon::start(shoal, folder.path(), registry.address()).await?;
-    let peer = peer.map(|program| Peer::new(program, folder.path()));
-    let mut report = Report::new(images.many.names.len(), images.many.bytes()?);
+    let peer = options.peer.map(|program| Peer::new(program, folder.path(), registry.address()));
+    let fio = fio::version();
+    let tools = Tools { fio: fio.is_some() };
+    let reader = fio.unwrap_or_else(|| "shoal-mounts".to_owned());
+    let mut report = Report::new(images.many.names.len(), images.many.bytes()?, reader, options.peer);
     for round in 1..=rounds {
-        let ways = [Way::Fuse(&daemon), Way::Native(&daemon), Way::Erofs(folder.path()), Way::Ext4];
+        let folder = folder.path();
+        let ways = [Way::Fuse(&daemon), Way::Native(&daemon), Way::Erofs(folder), Way::Ext4, Way::Bare(folder)];
         for way in ways.into_iter().chain(peer.iter().map(Way::Peer)) {
-            let figures = way.measure(&images.many, &images.large, round as u64).await?;
+            let figures = way.measure(&images.many, &images.large, tools, round as u64).await?;
             eprintln!("mounts: round {round} of {rounds}: {} {}", way.name(), figures.in_one_line());
             report.add(way.name(), figures);
         }
@@ -114,7 +139,7 @@ impl Image {
             expanded.push(path);
         }
         let names = reads::files(source)?;
-        Ok(Self { tag, source: source.to_owned(), files: Files { bootstrap, blobs: expanded, stored: blobs }, names })
+        Ok(Self { tag, source: source.to_owned(), files: Files { bootstrap, blobs: expanded }, names })
     }
 
     fn bytes(&self) -> Result<u64, Failure> {

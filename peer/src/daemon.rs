@@ -60,7 +60,6 @@ use crate::{
     plain::Collector,
     preheat::{self, PreheatParts, Preheats},
     pull_secrets,
-    reader::Ahead,
     serve::Server,
     starts::CollectedStarts,
     store::{Store, StoreOptions},
@@ -334,7 +333,7 @@ impl Core {
             traffic,
             deadline: config.read.deadline,
             read_ahead: config.read.ahead_bytes,
-            ahead: Ahead::default(),
+            ahead: Mutex::default(),
         };
         Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, inbox, sender })
     }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{Stream, stream::FuturesUnordered};
 use shoal_proto::{BlobId, PeerId, Priority};
 use shoal_rafs::DecodedPiece;
 use shoal_scheduler::{
@@ -110,6 +111,8 @@ pub(crate) enum Command {
     Add { key: BlobKey, target: Target, event: Event },
     /// See [`DriverHandle::want`].
     Want { want: WantId, item: Item, priority: Priority, deadline: Time, origin: WantOrigin, reply: Reply },
+    /// The scheduler hears all of these before it is asked what to do.
+    Together(Vec<Command>),
     /// A fetch brought an item, verified and stored.
     Delivered { request: RequestId, item: Item, bytes: u64, fetched: Fetched },
     /// A piece was here as part of another blob, and is now here as itself.
@@ -205,19 +208,62 @@ impl DriverHandle {
         patience: Duration,
         origin: WantOrigin,
     ) -> Result<Fetched, WantFailed> {
+        let (command, answer) = self.prepare(item, priority, patience, origin);
+        self.send(command).await;
+        answer.wait().await
+    }
+
+    /// As [`want`](Self::want) for several items, of which the scheduler hears at once: what lies side by side is asked for
+    /// together, while of wants that come one by one each would be a request. Gives each outcome when it is there.
+    pub(crate) async fn want_together(
+        &self,
+        items: &[Item],
+        priority: Priority,
+        patience: Duration,
+        origin: WantOrigin,
+    ) -> impl Stream<Item = (Item, Result<Fetched, WantFailed>)> {
+        let (mut commands, outcomes) = (Vec::with_capacity(items.len()), FuturesUnordered::new());
+        for &item in items {
+            let (command, answer) = self.prepare(item, priority, patience, origin);
+            commands.push(command);
+            outcomes.push(async move { (item, answer.wait().await) });
+        }
+        self.send(Command::Together(commands)).await;
+        outcomes
+    }
+
+    /// What the loop is to be told of a want, and what waits for its answer.
+    fn prepare(
+        &self,
+        item: Item,
+        priority: Priority,
+        patience: Duration,
+        origin: WantOrigin,
+    ) -> (Command, Awaited<'_>) {
         let want = WantId(self.next.fetch_add(1, Relaxed));
         let (reply, answer) = oneshot::channel();
         let deadline = self.clock.now() + patience;
-        let mut guard = Unwant { want: Some(want), commands: &self.commands };
-        self.send(Command::Want { want, item, priority, deadline, origin, reply }).await;
-        let outcome = answer.await.unwrap_or(Err(WantFailed::Stopping));
-        guard.want = None;
-        outcome
+        let unwant = Unwant { want: Some(want), commands: &self.commands };
+        (Command::Want { want, item, priority, deadline, origin, reply }, Awaited { unwant, answer })
     }
 
     async fn send(&self, command: Command) {
         // The loop ends only when the node stops; whoever waits for an answer then sees its reply dropped.
         let _ = self.commands.send(command).await;
+    }
+}
+
+/// The answer to a want, which is taken back when this is dropped before it has come.
+struct Awaited<'a> {
+    unwant: Unwant<'a>,
+    answer: oneshot::Receiver<Result<Fetched, WantFailed>>,
+}
+
+impl Awaited<'_> {
+    async fn wait(mut self) -> Result<Fetched, WantFailed> {
+        let outcome = (&mut self.answer).await.unwrap_or(Err(WantFailed::Stopping));
+        self.unwant.want = None;
+        outcome
     }
 }
 
@@ -348,6 +394,7 @@ impl Driver {
                 self.waiters.insert(want, (item, reply));
                 Event::Want { want, item, priority, deadline, origin }
             }
+            Command::Together(commands) => return commands.into_iter().for_each(|command| self.handle(command)),
             Command::Delivered { request, item, bytes, fetched } => {
                 return self.arrived(item, fetched, Event::Delivered { request, item, bytes });
             }

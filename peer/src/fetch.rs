@@ -5,6 +5,7 @@
 //! Nothing that has not verified leaves this module: [`Target::accept`] is the only way into the store.
 
 mod accept;
+mod registry;
 mod target;
 
 use std::{
@@ -18,18 +19,17 @@ use futures::StreamExt;
 use shoal_proto::{
     Asked, BlobId, FEATURE_HASH_LISTS, HashList, ImageSource, ObjectId, ObjectKind, PeerId, Priority, Request,
 };
-use shoal_rafs::oci::{RegistryError, Source};
+use shoal_rafs::oci::Source;
 use shoal_scheduler::{BlobKey, Event, Failure, Item, RequestId};
 use tokio::sync::mpsc;
 
-use self::accept::accept_piece;
+use self::accept::{Rejected, accept_piece};
 pub(crate) use self::target::{BlobTarget, ListTarget, ObjectTarget, Target};
 use crate::{
     contacts::{Contacts, Fault},
     data::{Answer, AnswerError, AnswerStream, DataPlane, Throttle},
     driver::{Command, Fetched},
-    origin::{self, OriginError},
-    plain::{Whole, WholeError},
+    origin,
     store::{ChunkPlace, Store},
     traffic::{Provenance, Traffic},
 };
@@ -139,6 +139,7 @@ impl Drop for Awaited<'_> {
 }
 
 /// One request of the scheduler, under way.
+#[derive(Clone)]
 struct Running {
     fetcher: Fetcher,
     request: RequestId,
@@ -307,85 +308,6 @@ impl Running {
         }
     }
 
-    async fn read_registry(&self, pieces: &[u32]) {
-        match &self.target {
-            Target::Object(object) => {
-                let (id, kind, limit) = (object.id, object.kind, object.limit);
-                let origin = self.fetcher.origin.at(self.priority);
-                match origin.object(&object.source, id, kind, limit).await {
-                    Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
-                    Err(error) => self.registry_failed(&object.source, &error).await,
-                }
-            }
-            Target::List(list) => match self.read_whole(list).await {
-                Ok(bytes) => drop(self.take(0, bytes, Provenance::Registry, None).await),
-                Err(WholeError::Origin(error)) => self.registry_failed(&list.source, &error).await,
-                Err(error) => {
-                    tracing::warn!(blob = %list.blob, "{}: {}", list.source, crate::chain(&error));
-                    self.failed(Failure::Registry { retry_after: None, permanent: true }).await;
-                }
-            },
-            Target::Blob(blob) => {
-                let mut rest = pieces;
-                while let Some((named, _)) = rest.first().and_then(|&piece| blob.naming(piece)) {
-                    let run = rest.iter().take_while(|&&piece| named.table.piece(piece).is_some()).count();
-                    self.read_run(named, &rest[..run]).await;
-                    rest = &rest[run..];
-                }
-            }
-        }
-    }
-
-    async fn read_run(&self, blob: &BlobTarget, pieces: &[u32]) {
-        let read = self.fetcher.origin.at(self.priority).pieces(&blob.source, &blob.table, pieces);
-        let mut read = std::pin::pin!(read);
-        while let Some(next) = read.next().await {
-            match next {
-                Ok((piece, bytes)) => {
-                    if !self.take(piece, bytes, Provenance::Registry, None).await {
-                        self.fetcher.origin.registry().distrust(&blob.source);
-                        self.failed(Failure::WrongBytes).await;
-                    }
-                }
-                Err(error) => return self.registry_failed(&blob.source, &error).await,
-            }
-        }
-    }
-
-    /// Reads a blob to make its hash list; once more where it was wrong and may have come from elsewhere than the registry.
-    async fn read_whole(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
-        match self.read_whole_once(list).await {
-            Err(WholeError::Origin(OriginError::Registry(error @ RegistryError::WrongDigest { .. })))
-                if self.fetcher.origin.registry().distrust(&list.source) =>
-            {
-                tracing::warn!(blob = %list.blob, "{}: {error}: it is read again", list.source);
-                self.read_whole_once(list).await
-            }
-            read => read,
-        }
-    }
-
-    async fn read_whole_once(&self, list: &ListTarget) -> Result<Bytes, WholeError> {
-        let mut told = Instant::now();
-        let mut reading = Whole::begin(&self.fetcher, &list.source, list.blob, self.priority).await?;
-        while reading.step(self.priority).await? {
-            if told.elapsed() >= PROGRESS_INTERVAL {
-                told = Instant::now();
-                self.report(Event::Progress { request: self.request }).await;
-            }
-        }
-        reading.keep().await
-    }
-
-    async fn registry_failed(&self, source: &Source, error: &OriginError) {
-        tracing::warn!("{source}: {}", crate::chain(error));
-        let (retry_after, permanent) = match error {
-            OriginError::Registry(error) => (error.retry_after(), !error.is_transient()),
-            OriginError::Unnamed { .. } => (None, true),
-        };
-        self.failed(Failure::Registry { retry_after, permanent }).await;
-    }
-
     /// Verifies, stores and reports one piece or object; false when it is wrong.
     async fn take(&self, piece: u32, bytes: Bytes, from: Provenance, giver: Option<PeerId>) -> bool {
         let (length, item) = (bytes.len() as u64, self.item(piece));
@@ -400,19 +322,36 @@ impl Running {
             self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
             return true;
         }
-        match self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await {
+        let accepted = self.target.clone().accept(self.fetcher.store.clone(), piece, bytes, from).await;
+        match self.noted(piece, length, from, accepted) {
+            Ok(delivered) => {
+                self.send(delivered).await;
+                true
+            }
+            Err(Wrong) => false,
+        }
+    }
+
+    /// Counts what was made of a piece or an object, and gives what the scheduler is to be told of it.
+    fn noted(
+        &self,
+        piece: u32,
+        length: u64,
+        from: Provenance,
+        accepted: Result<(Fetched, u64), Rejected>,
+    ) -> Result<Command, Wrong> {
+        match accepted {
             Ok((fetched, chunks)) => {
                 match fetched {
                     Fetched::Object { .. } => self.fetcher.traffic.object(from, length),
                     _ => self.fetcher.traffic.piece(from, length, chunks),
                 }
-                self.send(Command::Delivered { request: self.request, item, bytes: length, fetched }).await;
-                true
+                Ok(Command::Delivered { request: self.request, item: self.item(piece), bytes: length, fetched })
             }
             Err(rejected) => {
                 tracing::warn!(blob = %BlobId::new(self.blob.id), piece, ?from, "rejected: {rejected}");
                 self.fetcher.traffic.rejected(length, rejected.chunks);
-                false
+                Err(Wrong)
             }
         }
     }
@@ -436,6 +375,9 @@ impl Running {
         }
     }
 }
+
+/// It was rejected.
+struct Wrong;
 
 /// What a peer is told of where an image's bytes come from.
 pub(crate) fn on_the_wire(source: &Source) -> ImageSource {

@@ -1,6 +1,9 @@
 //! The node without its outside: what readers, prefetch and the control API share.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use shoal_rafs::{ChunkCache, oci::Reference};
 
@@ -29,8 +32,8 @@ pub(crate) struct Node {
     pub(crate) deadline: Duration,
     /// Encoded bytes behind a fetched piece that are fetched, too.
     pub(crate) read_ahead: u64,
-    /// What is on its way for that reason.
-    pub(crate) ahead: Ahead,
+    /// What is on its way for that reason. Locked for a look.
+    pub(crate) ahead: Mutex<Ahead>,
 }
 
 impl Node {

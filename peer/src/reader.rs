@@ -4,8 +4,10 @@
 //! since handing them to another thread would cost more than that. Everything slower goes to the runtime, which answers from
 //! there.
 
+mod ahead;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,11 +16,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::StreamExt;
 use shoal_proto::{Bitfield, Priority};
 use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::runtime::Handle;
 
+pub(crate) use self::ahead::Ahead;
+use self::ahead::{Lengths, Windows};
 use crate::{
     driver::Fetched,
     images::{Image, ImageBlob},
@@ -45,12 +50,15 @@ struct Inner {
     errors: AtomicU64,
     /// Pieces that were counted, by blob. Locked for one look.
     seen: Mutex<HashMap<BlobKey, Bitfield>>,
+    /// Where it is read, to be ahead of it. Locked for one look.
+    windows: Mutex<Windows>,
     runtime: Handle,
 }
 
 impl Reader {
     pub(crate) fn new(node: Arc<Node>, image: Arc<Image>, runtime: Handle) -> Self {
         let cache = node.decoded.clone();
+        let windows = Mutex::new(Windows::new(node.read_ahead));
         Self(Arc::new(Inner {
             node,
             image,
@@ -58,6 +66,7 @@ impl Reader {
             traffic: Traffic::default(),
             errors: AtomicU64::new(0),
             seen: Mutex::default(),
+            windows,
             runtime,
         }))
     }
@@ -89,14 +98,17 @@ impl ChunkSource for Reader {
         self.0.image.starts.note(chunk.blob, piece);
         let key = (blob.key, piece);
         match self.0.cache.read(&key, chunk.index, reply) {
-            Lead::Answered | Lead::Joined => {}
+            // Another mount may have read it, or it was fetched ahead.
+            Lead::Answered => self.0.count(blob, piece, Provenance::Local),
+            Lead::Joined => {}
             Lead::Leads => self.0.clone().lead(blob.clone(), piece, chunk.index, priority),
             Lead::Refused(reply) => {
                 self.0.errors.fetch_add(1, Relaxed);
                 let (blob, reason) = (blob.table.blob(), "too many reads wait".into());
-                reply(Err(ChunkError { blob, index: chunk.index, reason }));
+                return reply(Err(ChunkError { blob, index: chunk.index, reason }));
             }
         }
+        self.0.follow(blob, piece);
     }
 }
 
@@ -146,7 +158,7 @@ impl Inner {
         let (decoded, from) = match self.stored(blob, piece).await {
             Some(decoded) => (decoded, Provenance::Local),
             None => {
-                self.read_ahead(blob, piece);
+                self.begin_following(blob, piece);
                 self.fetched(blob, piece, priority).await.map_err(fail)?
             }
         };
@@ -167,28 +179,44 @@ impl Inner {
         }
     }
 
-    /// Asks for what lies behind a piece that had to be fetched: the builder puts the files of a folder side by side, so
-    /// it is likely to be read next, and one read of many small pieces costs little more than one of the first.
-    fn read_ahead(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
-        let mut left = self.node.read_ahead;
-        for next in piece.saturating_add(1)..blob.table.len() {
-            let length = blob.encoded_len(next) as u64;
-            if length > left {
-                return;
-            }
-            left -= length;
-            let item = Item { blob: blob.key, piece: next };
-            if length == 0 || blob.handle.is_present(next) || !self.node.ahead.begin(item) {
-                continue;
-            }
-            let inner = self.clone();
-            self.runtime.spawn(async move {
-                // Nobody waits for it; who reads it later asks again.
-                let _ =
-                    inner.node.driver.want(item, Priority::Prefetch, inner.node.deadline, WantOrigin::Local).await;
-                inner.node.ahead.end(item);
-            });
+    /// A piece has to be fetched: so is likely what lies behind it, and one read of many small pieces costs little more than one of
+    /// the first.
+    fn begin_following(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
+        let on_its_way = lock(&self.node.ahead).has(Item { blob: blob.key, piece });
+        let next = lock(&self.windows).missed(blob.key, piece, on_its_way, blob);
+        self.fetch_ahead(blob, next);
+    }
+
+    /// A piece is read: its reader may come to the end of what was fetched ahead.
+    fn follow(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
+        let next = lock(&self.windows).read(blob.key, piece, blob);
+        self.fetch_ahead(blob, next);
+    }
+
+    /// Fetches what is not here of these pieces, and keeps it decoded for a while: it is likely to be read next.
+    fn fetch_ahead(self: &Arc<Self>, blob: &ImageBlob, pieces: Vec<u32>) {
+        let missing = pieces.into_iter().filter(|piece| !blob.handle.is_present(*piece));
+        let missing: Vec<_> = missing.map(|piece| Item { blob: blob.key, piece }).collect();
+        if missing.is_empty() {
+            return;
         }
+        let items: Vec<_> = {
+            let mut ahead = lock(&self.node.ahead);
+            missing.into_iter().filter(|item| ahead.begin(*item)).collect()
+        };
+        let inner = self.clone();
+        self.runtime.spawn(async move {
+            let node = &inner.node;
+            let wants = node.driver.want_together(&items, Priority::Prefetch, node.deadline, WantOrigin::Local);
+            let mut outcomes = std::pin::pin!(wants.await);
+            while let Some((item, outcome)) = outcomes.next().await {
+                lock(&node.ahead).end(item);
+                // Nobody waits for it; who reads it later asks again.
+                if let Ok(Fetched::Piece { piece, .. }) = outcome {
+                    inner.cache.keep((item.blob, item.piece), piece);
+                }
+            }
+        });
     }
 
     async fn fetched(
@@ -251,25 +279,16 @@ fn at_hand(blob: &ImageBlob, piece: u32) -> Option<DecodedPiece> {
     blob.table.decode(piece, &blob.handle.read_at_once(piece)?).ok()
 }
 
-/// Pieces that are being fetched ahead of their readers: each once, and not too many.
-#[derive(Debug, Default)]
-pub(crate) struct Ahead(Mutex<HashSet<Item>>);
-
-impl Ahead {
-    /// Pieces on their way at a time; further ones are left to their readers.
-    const LIMIT: usize = 1024;
-
-    /// Whether the caller is to fetch `item`; it then says when that has [ended](Self::end).
-    fn begin(&self, item: Item) -> bool {
-        let mut ahead = lock(&self.0);
-        ahead.len() < Self::LIMIT && ahead.insert(item)
+impl Lengths for ImageBlob {
+    fn count(&self) -> u32 {
+        self.table.len()
     }
 
-    fn end(&self, item: Item) {
-        lock(&self.0).remove(&item);
+    fn of(&self, piece: u32) -> u64 {
+        self.encoded_len(piece) as u64
     }
 }
 
-fn lock<T>(seen: &Mutex<T>) -> MutexGuard<'_, T> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

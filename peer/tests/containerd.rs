@@ -20,6 +20,8 @@ mod image;
 
 #[path = "containerd/cri.rs"]
 mod cri;
+#[path = "containerd/filled.rs"]
+mod filled;
 #[path = "containerd/graduated.rs"]
 mod graduated;
 #[path = "containerd/kept.rs"]

@@ -96,6 +96,12 @@ impl<K: Hash + Eq + Clone> ChunkCache<K> {
         }
     }
 
+    /// Keeps a piece that nobody has asked for yet.
+    pub fn keep(&self, piece: K, decoded: Arc<DecodedPiece>) {
+        let len = decoded.decoded_len();
+        self.lock().pieces.insert(piece, decoded, len);
+    }
+
     /// Ends the read that the caller leads: keeps the piece and answers everybody who waits for one of its chunks. An
     /// error is told each with the index of his own chunk.
     pub fn complete(&self, piece: K, outcome: Result<Arc<DecodedPiece>, ChunkError>) {
@@ -184,6 +190,19 @@ mod tests {
         }
         let known = |key: u32| matches!(cache.read(&key, 5, Box::new(|_| {})), Lead::Answered);
         assert_eq!([3, 2, 1, 0].map(known), [true, true, false, false]);
+        assert!(cache.lock().pieces.bytes() <= 20);
+    }
+
+    #[test]
+    fn what_is_kept_before_it_is_asked_for_is_bounded_and_answers_nobody_who_waits() {
+        let cache = ChunkCache::new(20);
+        let (reply, waiting) = waiter();
+        assert!(matches!(cache.read(&0, 5, reply), Lead::Leads));
+        (0..4).for_each(|key| cache.keep(key, piece(4)));
+        assert!(waiting.try_recv().is_err());
+        cache.complete(0, Ok(piece(4)));
+        assert_eq!(waiting.recv().unwrap().unwrap(), [5; 4][..]);
+        assert!(matches!(cache.read(&3, 5, Box::new(|_| {})), Lead::Answered));
         assert!(cache.lock().pieces.bytes() <= 20);
     }
 

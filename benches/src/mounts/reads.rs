@@ -18,7 +18,7 @@ const OPENS: usize = 300;
 /// Who read at the same time.
 const READERS: usize = 4;
 /// Reads at random places of the large file.
-const RANDOM_READS: usize = 2000;
+pub(super) const RANDOM_READS: usize = 2000;
 const PAGE: usize = 4096;
 const BUFFER: usize = 1 << 20;
 
@@ -28,26 +28,29 @@ pub(super) struct Figures {
     pub(super) cold_all_seconds: Option<f64>,
     pub(super) cold_open_ms: Vec<f64>,
     pub(super) cold_open_bytes_fetched: Option<f64>,
-    pub(super) local_all_seconds: f64,
-    pub(super) parallel_all_seconds: f64,
-    pub(super) hot_all_seconds: f64,
-    pub(super) find_seconds: f64,
-    pub(super) seq_read_mib_s: f64,
-    pub(super) rand_read_iops: f64,
+    pub(super) local_all_seconds: Option<f64>,
+    pub(super) parallel_all_seconds: Option<f64>,
+    pub(super) hot_all_seconds: Option<f64>,
+    pub(super) find_seconds: Option<f64>,
+    pub(super) seq_read_mib_s: Option<f64>,
+    pub(super) hot_seq_read_mib_s: Option<f64>,
+    pub(super) rand_read_iops: Option<f64>,
 }
 
 impl Figures {
     pub(super) fn in_one_line(&self) -> String {
-        let cold = self.cold_all_seconds.map_or_else(String::new, |seconds| format!("cold {seconds:.2} s, "));
-        format!(
-            "{cold}local {:.2} s, by 4 {:.2} s, hot {:.3} s, find {:.2} s, sequential {:.0} MiB/s, random {:.0}/s",
-            self.local_all_seconds,
-            self.parallel_all_seconds,
-            self.hot_all_seconds,
-            self.find_seconds,
-            self.seq_read_mib_s,
-            self.rand_read_iops
-        )
+        let figures = [
+            ("cold", self.cold_all_seconds, "s"),
+            ("local", self.local_all_seconds, "s"),
+            ("by 4", self.parallel_all_seconds, "s"),
+            ("hot", self.hot_all_seconds, "s"),
+            ("find", self.find_seconds, "s"),
+            ("sequential", self.seq_read_mib_s, "MiB/s"),
+            ("hot", self.hot_seq_read_mib_s, "MiB/s"),
+            ("random", self.rand_read_iops, "reads/s"),
+        ];
+        let words = figures.iter().filter_map(|(name, value, unit)| Some(format!("{name} {:.3} {unit}", (*value)?)));
+        words.collect::<Vec<_>>().join(", ")
     }
 }
 

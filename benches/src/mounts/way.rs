@@ -19,8 +19,8 @@ use shoal_rafs::NativeMount;
 use tonic::transport::Channel;
 
 use super::{
-    Image,
-    peer::{Mounted, Peer},
+    Image, bare, fio,
+    peer::{self, Peer},
     reads::{self, Figures},
 };
 use crate::machine::drop_caches;
@@ -29,8 +29,6 @@ use crate::machine::drop_caches;
 pub(super) struct Files {
     pub(super) bootstrap: PathBuf,
     pub(super) blobs: Vec<PathBuf>,
-    /// Blobs as registries have them, for who decodes them itself.
-    pub(super) stored: PathBuf,
 }
 
 /// A node beside a registry.
@@ -47,6 +45,8 @@ pub(super) enum Way<'a> {
     /// With a folder to mount in.
     Erofs(&'a Path),
     Ext4,
+    /// Files of the same sizes in memory, with a folder to mount in: read hot, as nothing else says anything.
+    Bare(&'a Path),
     /// The field's daemon.
     Peer(&'a Peer),
 }
@@ -54,8 +54,35 @@ pub(super) enum Way<'a> {
 /// An image in a folder. Dropping it takes away what is not the daemon's.
 struct Placed {
     root: PathBuf,
-    _mount: Option<NativeMount>,
-    peer: Option<Mounted>,
+    mount: Mount,
+}
+
+enum Mount {
+    /// The daemon's, or none.
+    Elsewhere,
+    Erofs {
+        _mount: NativeMount,
+    },
+    Bare {
+        _mount: bare::Mounted,
+    },
+    Peer(peer::Mounted),
+}
+
+/// Who reads the large file: fio, or this program.
+#[derive(Clone, Copy)]
+pub(super) struct Tools {
+    pub(super) fio: bool,
+}
+
+impl Tools {
+    fn sequential(self, file: &Path) -> Result<f64, Failure> {
+        if self.fio { fio::sequential(file) } else { reads::sequential(file) }
+    }
+
+    fn random(self, file: &Path, seed: u64) -> Result<f64, Failure> {
+        if self.fio { fio::random(file, seed) } else { reads::random(file, seed) }
+    }
 }
 
 impl Way<'_> {
@@ -65,12 +92,19 @@ impl Way<'_> {
             Self::Native(_) => "native",
             Self::Erofs(_) => "erofs",
             Self::Ext4 => "ext4",
+            Self::Bare(_) => "bare_fuse",
             Self::Peer(_) => "peer",
         }
     }
 
     /// One round.
-    pub(super) async fn measure(&self, many: &Image, large: &Image, seed: u64) -> Result<Figures, Failure> {
+    pub(super) async fn measure(
+        &self,
+        many: &Image,
+        large: &Image,
+        tools: Tools,
+        seed: u64,
+    ) -> Result<Figures, Failure> {
         let mut figures = Figures::default();
         if self.forget(many).await? {
             drop_caches()?;
@@ -84,34 +118,50 @@ impl Way<'_> {
         drop_caches()?;
         let before = self.received(None).await?;
         let placed = self.place(many).await?;
-        figures.cold_open_ms = reads::opens(&placed.root, &many.names, seed)?;
-        let after = self.received(Some(&placed)).await?;
-        figures.cold_open_bytes_fetched = before.zip(after).map(|(before, after)| after - before);
-        self.complete(many, &placed).await?;
-        drop_caches()?;
-        figures.parallel_all_seconds = reads::parallel(&placed.root, &many.names)?;
-        drop_caches()?;
-        figures.local_all_seconds = reads::all(&placed.root, &many.names)?;
-        figures.hot_all_seconds = reads::all(&placed.root, &many.names)?;
-        drop_caches()?;
-        figures.find_seconds = reads::find(&placed.root)?;
+        if !self.is_memory() {
+            figures.cold_open_ms = reads::opens(&placed.root, &many.names, seed)?;
+            let after = self.received(Some(&placed)).await?;
+            figures.cold_open_bytes_fetched = before.zip(after).map(|(before, after)| after - before);
+            self.complete(many, &placed).await?;
+            drop_caches()?;
+            figures.parallel_all_seconds = Some(reads::parallel(&placed.root, &many.names)?);
+            drop_caches()?;
+        }
+        let local = reads::all(&placed.root, &many.names)?;
+        figures.hot_all_seconds = Some(reads::all(&placed.root, &many.names)?);
+        if !self.is_memory() {
+            figures.local_all_seconds = Some(local);
+            drop_caches()?;
+            figures.find_seconds = Some(reads::find(&placed.root)?);
+        }
         self.take_away(placed).await?;
 
         let placed = self.place(large).await?;
         self.complete(large, &placed).await?;
         let file = placed.root.join(&large.names[0]);
         drop_caches()?;
-        figures.seq_read_mib_s = reads::sequential(&file)?;
-        drop_caches()?;
-        figures.rand_read_iops = reads::random(&file, seed)?;
+        let local = tools.sequential(&file)?;
+        // Whatever has just read it, its pages are there then.
+        reads::sequential(&file)?;
+        figures.hot_seq_read_mib_s = Some(reads::sequential(&file)?);
+        if !self.is_memory() {
+            figures.seq_read_mib_s = Some(local);
+            drop_caches()?;
+            figures.rand_read_iops = Some(tools.random(&file, seed)?);
+        }
         self.take_away(placed).await?;
         Ok(figures)
+    }
+
+    /// Whether there is no disk in it.
+    fn is_memory(&self) -> bool {
+        matches!(self, Self::Bare(_))
     }
 
     fn daemon(&self) -> Option<&Daemon> {
         match self {
             Self::Fuse(daemon) | Self::Native(daemon) => Some(daemon),
-            Self::Erofs(_) | Self::Ext4 | Self::Peer(_) => None,
+            Self::Erofs(_) | Self::Ext4 | Self::Bare(_) | Self::Peer(_) => None,
         }
     }
 
@@ -120,7 +170,7 @@ impl Way<'_> {
         match self {
             Self::Fuse(daemon) | Self::Native(daemon) => daemon.forget(image).await.map(|()| true),
             Self::Peer(peer) => peer.forget(image).map(|()| true),
-            Self::Erofs(_) | Self::Ext4 => Ok(false),
+            Self::Erofs(_) | Self::Ext4 | Self::Bare(_) => Ok(false),
         }
     }
 
@@ -135,12 +185,16 @@ impl Way<'_> {
                 let root = folder.join("erofs");
                 fs::create_dir_all(&root)?;
                 let mount = NativeMount::new(&image.files.bootstrap, &image.files.blobs, &root)?;
-                Ok(Placed { root, _mount: Some(mount), peer: None })
+                Ok(Placed { root, mount: Mount::Erofs { _mount: mount } })
             }
-            Self::Ext4 => Ok(Placed { root: image.source.clone(), _mount: None, peer: None }),
+            Self::Ext4 => Ok(Placed { root: image.source.clone(), mount: Mount::Elsewhere }),
+            Self::Bare(folder) => {
+                let mount = bare::Mounted::new(image, folder)?;
+                Ok(Placed { root: mount.root().to_owned(), mount: Mount::Bare { _mount: mount } })
+            }
             Self::Peer(peer) => {
-                let mounted = peer.mount(image)?;
-                Ok(Placed { root: mounted.root().to_owned(), _mount: None, peer: Some(mounted) })
+                let mount = peer.mount(image)?;
+                Ok(Placed { root: mount.root().to_owned(), mount: Mount::Peer(mount) })
             }
         }
     }
@@ -151,7 +205,7 @@ impl Way<'_> {
             Self::Fuse(daemon) | Self::Native(daemon) => daemon.fetch(image).await,
             // It keeps what is read.
             Self::Peer(_) => reads::all(&placed.root, &image.names).map(drop),
-            Self::Erofs(_) | Self::Ext4 => Ok(()),
+            Self::Erofs(_) | Self::Ext4 | Self::Bare(_) => Ok(()),
         }
     }
 
@@ -162,16 +216,16 @@ impl Way<'_> {
         }
     }
 
-    /// Bytes that came from the registry so far, or for the field's daemon from where the blobs lie; none without a daemon.
+    /// Bytes that came from the registry so far, for the field's daemon what it says itself; none without a daemon.
     async fn received(&self, placed: Option<&Placed>) -> Result<Option<f64>, Failure> {
         match self {
             Self::Fuse(daemon) | Self::Native(daemon) => Ok(Some(daemon.received().await? as f64)),
             // Its process is not there before it mounts.
-            Self::Peer(_) => match placed.and_then(|placed| placed.peer.as_ref()) {
-                Some(mounted) => mounted.bytes_read().map(|bytes| Some(bytes as f64)),
-                None => Ok(Some(0.0)),
+            Self::Peer(_) => match placed.map(|placed| &placed.mount) {
+                Some(Mount::Peer(mounted)) => mounted.bytes_fetched().map(|bytes| Some(bytes as f64)),
+                _ => Ok(Some(0.0)),
             },
-            Self::Erofs(_) | Self::Ext4 => Ok(None),
+            Self::Erofs(_) | Self::Ext4 | Self::Bare(_) => Ok(None),
         }
     }
 }
@@ -203,7 +257,7 @@ impl Daemon {
         let (reference, mountpoint) = (self.reference(image), root.display().to_string());
         let request = MountRequest { reference, mountpoint, mode: mode.into(), decode: false };
         self.client().await?.mount(request).await.map_err(|s| api::said(&s))?;
-        Ok(Placed { root, _mount: None, peer: None })
+        Ok(Placed { root, mount: Mount::Elsewhere })
     }
 
     async fn unmount(&self, root: &Path) -> Result<(), Failure> {

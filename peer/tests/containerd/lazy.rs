@@ -65,14 +65,13 @@ fn a_change_is_committed_as_a_layer_over_the_lazy_image() {
     let snapshots = |arguments: &[&str]| bed.ctr(&[&["snapshots", "--snapshotter", "shoal"], arguments].concat());
     let mounted = tempfile::tempdir().expect("a temporary folder");
     let target = mounted.path().to_str().expect("UTF-8");
-    let mount = |key: &str| {
-        let mounts = snapshots(&["mounts", target, key]);
-        let made = std::process::Command::new("sh").args(["-c", &mounts]).status().expect("mount runs");
+    let make = |mounts: &str| {
+        let made = std::process::Command::new("sh").args(["-c", mounts]).status().expect("mount runs");
         assert!(made.success(), "{mounts}");
     };
     let unmount = || rustix::mount::unmount(mounted.path(), rustix::mount::UnmountFlags::empty()).expect("unmounted");
     snapshots(&["prepare", "work", &top]);
-    mount("work");
+    make(&snapshots(&["mounts", target, "work"]));
     std::fs::write(mounted.path().join("etc/motd"), "committed\n").expect("a write");
     std::fs::remove_file(mounted.path().join("data")).expect("a removal");
     unmount();
@@ -87,19 +86,27 @@ fn a_change_is_committed_as_a_layer_over_the_lazy_image() {
         assert!(said.contains(error), "{arguments:?}: {said}");
     }
 
-    snapshots(&["view", "look", "layer"]);
-    mount("look");
+    // `ctr` keeps no hold of views: once something was removed, containerd's garbage collection may be first.
+    let view = |key: &str, parent: &str| {
+        let mut mounts = Vec::new();
+        wait("a view that is not collected", || {
+            bed.try_ctr(&["snapshots", "--snapshotter", "shoal", "view", key, parent]);
+            let said = bed.try_ctr(&["snapshots", "--snapshotter", "shoal", "mounts", target, key]);
+            mounts = said.stdout;
+            said.status.success()
+        });
+        make(&String::from_utf8_lossy(&mounts));
+    };
+    view("look", "layer");
     let motd = std::fs::read_to_string(mounted.path().join("etc/motd")).expect("a read");
     assert_eq!((motd.as_str(), mounted.path().join("data").exists()), ("committed\n", false));
     assert!(std::fs::write(mounted.path().join("new"), "").is_err(), "a view is read-only");
     unmount();
     // A view of the lazy image itself, which is an overlay of one tree.
-    snapshots(&["view", "image", &top]);
-    mount("image");
+    view("image", &top);
     assert_eq!(std::fs::read(mounted.path().join("data")).expect("a read").len(), DATA_BYTES);
     unmount();
     for view in ["look", "image"] {
-        // `ctr` keeps no hold of views: once something was removed, containerd's garbage collection may be first.
         let removed = bed.try_ctr(&["snapshots", "--snapshotter", "shoal", "rm", view]);
         let said = String::from_utf8_lossy(&removed.stderr);
         assert!(removed.status.success() || said.contains("not found"), "{said}");
@@ -109,7 +116,10 @@ fn a_change_is_committed_as_a_layer_over_the_lazy_image() {
         let removed = bed.try_ctr(&["snapshots", "--snapshotter", "shoal", "rm", "layer"]);
         let said = String::from_utf8_lossy(&removed.stderr);
         assert!(removed.status.success() || said.contains("cannot remove snapshot with child"), "{said}");
-        std::thread::sleep(std::time::Duration::from_millis(if removed.status.success() { 0 } else { 100 }));
+        if !removed.status.success() {
+            bed.collect_garbage();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
         removed.status.success()
     });
     assert!(removed, "its views are gone");

@@ -3,11 +3,13 @@
 
 use shoal_rafs::ChunkTable;
 
-use crate::support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, total_bytes, tree, wait};
+use crate::{
+    modes::{Mode, unmount_below},
+    support::{Built, Daemon, Registry, assert_same, drop_caches, total_bytes, tree, wait},
+};
 
-#[test]
-fn batches_travel_and_are_kept() {
-    if !can_mount("batch_image") {
+fn batches_travel_and_are_kept(mode: Mode) {
+    if !mode.is_possible(&format!("batch_image ({mode:?})")) {
         return;
     }
     let source = tree(7, 60, 3_000);
@@ -21,9 +23,9 @@ fn batches_travel_and_are_kept() {
 
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut seed = Daemon::start("seed", folder.path(), &["role=seed".into()]);
-    let mut node = Daemon::start("node", folder.path(), &[seed.join()]);
+    let mut node = Daemon::start("node", folder.path(), &[mode.settings(), vec![seed.join()]].concat());
     node.wait_for_home();
-    node.mount(&registry.reference("1"));
+    mode.mount(&node, &registry.reference("1"));
     assert_same(source.path(), &node.mountpoint());
     let status = node.status();
     assert_eq!(total_bytes(&status, "registry"), 0, "{status}");
@@ -37,5 +39,21 @@ fn batches_travel_and_are_kept() {
     wait("mounted again", || node.mountpoint().join("link").is_symlink());
     drop_caches();
     assert_same(source.path(), &node.mountpoint());
-    node.stop();
+    drop(node);
+    unmount_below(folder.path());
+}
+
+#[test]
+fn over_fuse() {
+    batches_travel_and_are_kept(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    batches_travel_and_are_kept(Mode::Lazy);
+}
+
+#[test]
+fn natively() {
+    batches_travel_and_are_kept(Mode::Native);
 }

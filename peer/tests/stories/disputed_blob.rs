@@ -3,7 +3,10 @@
 
 use std::{fs, path::Path};
 
-use crate::support::{Built, Daemon, Registry, assert_same, can_mount, drop_caches, files, noise};
+use crate::{
+    modes::{Mode, unmount_below},
+    support::{Built, Daemon, Registry, assert_same, drop_caches, files, noise},
+};
 
 /// A tree whose files have the same names and sizes for every seed, and other bytes.
 fn sources(seed: u64) -> tempfile::TempDir {
@@ -42,9 +45,8 @@ fn assert_unreadable(mount: &Path) {
     }
 }
 
-#[test]
-fn neither_image_poisons_the_other() {
-    if !can_mount("disputed_blob") {
+fn neither_image_poisons_the_other(mode: Mode) {
+    if !mode.is_possible(&format!("disputed_blob ({mode:?})")) {
         return;
     }
     let (source, other) = (sources(10), sources(20));
@@ -56,7 +58,8 @@ fn neither_image_poisons_the_other() {
     let settings = ["read.deadline=\"1s\"".to_owned()];
     let seed = Daemon::start("seed", folder.path(), &[settings[0].clone(), "role=seed".into()]);
     let node = |name: &str| {
-        let node = Daemon::start(name, folder.path(), &[settings[0].clone(), seed.join()]);
+        let settings = [mode.settings(), vec![settings[0].clone(), seed.join()]].concat();
+        let node = Daemon::start(name, folder.path(), &settings);
         node.wait_for_home();
         node
     };
@@ -65,7 +68,7 @@ fn neither_image_poisons_the_other() {
         for tag in order {
             let mountpoint = folder.path().join(format!("{}-{tag}", daemon.pid()));
             fs::create_dir(&mountpoint).expect("a mountpoint");
-            daemon.mount_at(&registry.reference(tag), &mountpoint);
+            mode.mount_at(daemon, &registry.reference(tag), &mountpoint);
             if tag == "honest" { assert_same(source.path(), &mountpoint) } else { assert_unreadable(&mountpoint) }
         }
         // Again, when both are known and what is here is read from the store.
@@ -78,4 +81,15 @@ fn neither_image_poisons_the_other() {
     for mut daemon in [first, second] {
         daemon.stop();
     }
+    unmount_below(folder.path());
+}
+
+#[test]
+fn over_fuse() {
+    neither_image_poisons_the_other(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    neither_image_poisons_the_other(Mode::Lazy);
 }

@@ -106,7 +106,7 @@ fn no_wrong_byte_whatever_comes(mode: Mode) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (data, control, liar) = runtime.block_on(impostor(Arc::new(Liar)));
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut settings = mode.settings();
+    let mut settings = mode.settings_without_ahead();
     settings.extend([
         format!("control.bootstrap_peers=[\"{liar}\"]"),
         "read.deadline=3s".into(),

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     converted,
+    modes::{Mode, unmount_below},
     support::{Daemon, Registry, assert_same, can_mount, drop_caches, files, json, shoal, total_bytes, wait},
     wrong_bytes,
 };
@@ -48,9 +49,8 @@ impl Published {
     }
 }
 
-#[test]
-fn layers_as_they_are_travel_and_are_kept() {
-    if !can_mount("gzip_layers") {
+fn layers_as_they_are_travel_and_are_kept(mode: Mode) {
+    if !mode.is_possible(&format!("gzip_layers ({mode:?})")) {
         return;
     }
     let mut published = Published::new();
@@ -61,11 +61,12 @@ fn layers_as_they_are_travel_and_are_kept() {
 
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut seed = Daemon::start("seed", folder.path(), &["role=seed".into()]);
-    let mut node = Daemon::start("node", folder.path(), &[seed.join(), "read.decoded_cache_bytes=0".into()]);
+    let settings = [mode.settings(), vec![seed.join(), "read.decoded_cache_bytes=0".into()]].concat();
+    let mut node = Daemon::start("node", folder.path(), &settings);
     node.wait_for_home();
-    node.mount(&published.reference());
+    mode.mount(&node, &published.reference());
     let sent = published.registry.sent_bytes();
-    assert!(sent < published.layer_bytes / 5, "{sent} bytes were sent before anything was read");
+    assert!(mode == Mode::Native || sent < published.layer_bytes / 5, "{sent} bytes were sent before a read");
     assert_same(published.expected.path(), &node.mountpoint());
     let status = node.status();
     assert_eq!(total_bytes(&status, "registry"), 0, "{status}");
@@ -96,7 +97,23 @@ fn layers_as_they_are_travel_and_are_kept() {
     wait("mounted again", || node.mountpoint().join("data").is_dir());
     drop_caches();
     assert_same(published.expected.path(), &node.mountpoint());
-    node.stop();
+    drop(node);
+    unmount_below(folder.path());
+}
+
+#[test]
+fn layers_as_they_are_over_fuse() {
+    layers_as_they_are_travel_and_are_kept(Mode::Fuse);
+}
+
+#[test]
+fn layers_as_they_are_natively_and_lazily() {
+    layers_as_they_are_travel_and_are_kept(Mode::Lazy);
+}
+
+#[test]
+fn layers_as_they_are_natively() {
+    layers_as_they_are_travel_and_are_kept(Mode::Native);
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn kill_under_readers(mode: Mode, kills: usize) {
     registry.publish(source.path(), "1");
     registry.switch_on();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut daemon = Daemon::start("node", folder.path(), &mode.settings());
+    let mut daemon = Daemon::start("node", folder.path(), &mode.settings_without_ahead());
     let mountpoint = mode.mount(&daemon, &registry.reference("1"));
     fs::remove_file(source.path().join(LAST)).expect("the file");
     let mut readers = Readers::start_with(source.path(), &mountpoint, mode != Mode::Native);

@@ -30,6 +30,7 @@ mod one_owner;
 mod prefetch_table;
 mod preheat;
 mod pull_secrets;
+mod read_ahead;
 mod registry_down;
 mod registry_proxy;
 mod registry_server;

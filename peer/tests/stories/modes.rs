@@ -42,12 +42,22 @@ impl Mode {
     /// Settings of a daemon that mounts so, with a keeper.
     pub(crate) fn settings(self) -> Vec<String> {
         let lazy = format!("mounts.native_lazy={}", self == Self::Lazy);
-        vec![lazy, "mounts.keeper=on".into(), "mounts.keeper_patience=30s".into(), "read.ahead_bytes=0".into()]
+        vec![lazy, "mounts.keeper=on".into(), "mounts.keeper_patience=30s".into()]
+    }
+
+    /// The same for one that fetches what is read and no more.
+    pub(crate) fn settings_without_ahead(self) -> Vec<String> {
+        [self.settings(), vec!["read.ahead_bytes=0".into()]].concat()
     }
 
     /// Mounts an image at the daemon's mountpoint. Of one that is mounted natively and not lazily everything is fetched first.
     pub(crate) fn mount(self, daemon: &Daemon, reference: &str) -> PathBuf {
-        let mountpoint = daemon.mountpoint();
+        self.mount_at(daemon, reference, &daemon.mountpoint());
+        daemon.mountpoint()
+    }
+
+    /// The same elsewhere.
+    pub(crate) fn mount_at(self, daemon: &Daemon, reference: &str, mountpoint: &Path) {
         let path = mountpoint.to_str().expect("UTF-8");
         let (options, expected): (&[&str], _) = match self {
             Self::Fuse => (&["--mode", "fuse"], "fuse.shoal"),
@@ -55,8 +65,7 @@ impl Mode {
             Self::Native => (&["--mode", "native", "--wait-complete"], "erofs"),
         };
         daemon.ctl(&[&["mount"], options, &[reference, path]].concat());
-        assert_eq!(kind(&mountpoint), expected, "{}", daemon.log());
-        mountpoint
+        assert_eq!(kind(mountpoint), expected, "{}", daemon.log());
     }
 }
 

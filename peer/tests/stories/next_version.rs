@@ -2,11 +2,13 @@
 
 use std::fs;
 
-use crate::support::{Daemon, Registry, assert_same, can_mount, drop_caches, noise, total_bytes, tree, wait};
+use crate::{
+    modes::{Mode, unmount_below},
+    support::{Daemon, Registry, assert_same, drop_caches, noise, total_bytes, tree, wait},
+};
 
-#[test]
-fn only_what_changed_is_fetched() {
-    if !can_mount("next_version") {
+fn only_what_changed_is_fetched(mode: Mode) {
+    if !mode.is_possible(&format!("next_version ({mode:?})")) {
         return;
     }
     const FILES: usize = 40;
@@ -22,13 +24,13 @@ fn only_what_changed_is_fetched() {
     registry.switch_on();
 
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut daemon = Daemon::start("node", folder.path(), &[]);
+    let mut daemon = Daemon::start("node", folder.path(), &mode.settings());
     let first = daemon.mountpoint().join("first");
     let second = daemon.mountpoint().join("second");
     for mountpoint in [&first, &second] {
         fs::create_dir(mountpoint).expect("a folder");
     }
-    daemon.mount_at(&registry.reference("1"), &first);
+    mode.mount_at(&daemon, &registry.reference("1"), &first);
     daemon.ctl(&["prefetch", &registry.reference("1")]);
     let before = daemon.status();
     assert_eq!(total_bytes(&before, "local"), 0);
@@ -38,7 +40,7 @@ fn only_what_changed_is_fetched() {
     wait("the first version is mounted again", || first.join("link").is_symlink());
 
     let sent = registry.sent_bytes();
-    daemon.mount_at(&registry.reference("2"), &second);
+    mode.mount_at(&daemon, &registry.reference("2"), &second);
     assert_same(source.path(), &second);
     let fetched = registry.sent_bytes() - sent;
     assert!(fetched * 100 <= encoded * 25, "{fetched} of {encoded} bytes for a fifth that changed");
@@ -51,4 +53,21 @@ fn only_what_changed_is_fetched() {
     assert_same(source.path(), &second);
     daemon.ctl(&["umount", second.to_str().expect("UTF-8")]);
     daemon.ctl(&["umount", first.to_str().expect("UTF-8")]);
+    drop(daemon);
+    unmount_below(folder.path());
+}
+
+#[test]
+fn over_fuse() {
+    only_what_changed_is_fetched(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    only_what_changed_is_fetched(Mode::Lazy);
+}
+
+#[test]
+fn natively() {
+    only_what_changed_is_fetched(Mode::Native);
 }

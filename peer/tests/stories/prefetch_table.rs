@@ -2,8 +2,12 @@
 
 use std::{fs, path::Path, process::Stdio};
 
-use crate::support::{Built, Daemon, Registry, assert_same, can_mount, tree, wait};
 use shoal_rafs::{Bootstrap, Nid};
+
+use crate::{
+    modes::{Mode, unmount_below},
+    support::{Built, Daemon, Registry, assert_same, can_mount, tree, wait},
+};
 
 fn find(image: &Bootstrap, path: &str) -> Nid {
     path.split('/').fold(image.root(), |nid, name| {
@@ -23,9 +27,8 @@ fn list(bootstrap: &Path, paths: &[&str]) {
     fs::write(bootstrap, bytes).expect("the bootstrap");
 }
 
-#[test]
-fn listed_files_are_here_before_they_are_read() {
-    if !can_mount("prefetch_table") {
+fn listed_files_are_here_before_they_are_read(mode: Mode) {
+    if !mode.is_possible(&format!("prefetch_table ({mode:?})")) {
         return;
     }
     let source = tree(3, 40, 50_000);
@@ -37,8 +40,8 @@ fn listed_files_are_here_before_they_are_read() {
     registry.switch_on();
 
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut daemon = Daemon::start("node", folder.path(), &["read.ahead_bytes=0".into()]);
-    daemon.mount(&registry.reference("1"));
+    let daemon = Daemon::start("node", folder.path(), &mode.settings_without_ahead());
+    mode.mount(&daemon, &registry.reference("1"));
     let present = || daemon.status()["mounts"][0]["present_pieces"].as_u64().expect("a figure");
     wait("the listed files are here", || present() >= 11);
     registry.switch_off();
@@ -49,7 +52,18 @@ fn listed_files_are_here_before_they_are_read() {
     assert_eq!(present(), 11);
     registry.switch_on();
     assert_same(source.path(), &daemon.mountpoint());
-    daemon.stop();
+    drop(daemon);
+    unmount_below(folder.path());
+}
+
+#[test]
+fn over_fuse() {
+    listed_files_are_here_before_they_are_read(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    listed_files_are_here_before_they_are_read(Mode::Lazy);
 }
 
 /// `shoal mount --trace` notes what is read, in order; `--stats` sums it up.

@@ -3,11 +3,13 @@
 
 use std::{fs, time::Duration};
 
-use crate::support::{Daemon, Registry, assert_same, can_mount, drop_caches, files, tree, wait};
+use crate::{
+    modes::{Mode, unmount_below},
+    support::{Daemon, Registry, assert_same, drop_caches, files, tree, wait},
+};
 
-#[test]
-fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
-    if !can_mount("registry_down") {
+fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back(mode: Mode) {
+    if !mode.is_possible(&format!("registry_down ({mode:?})")) {
         return;
     }
     let source = tree(1, 8, 300_000);
@@ -15,8 +17,9 @@ fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
     registry.publish(source.path(), "1");
     registry.switch_on();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let daemon = Daemon::start("node", folder.path(), &["read.deadline=\"2s\"".into(), "read.ahead_bytes=0".into()]);
-    daemon.mount(&registry.reference("1"));
+    let settings = [mode.settings_without_ahead(), vec!["read.deadline=\"2s\"".into()]].concat();
+    let daemon = Daemon::start("node", folder.path(), &settings);
+    mode.mount(&daemon, &registry.reference("1"));
 
     let names: Vec<_> = files(source.path()).into_iter().filter(|name| !name.starts_with("empty")).collect();
     let content = |name| fs::read(source.path().join(name)).expect("the source");
@@ -38,4 +41,16 @@ fn present_chunks_are_read_and_absent_ones_fail_until_it_is_back() {
     registry.switch_on();
     wait("absent chunks can be read again", || read(unseen[0]).is_ok_and(|bytes| bytes == content(unseen[0])));
     assert_same(source.path(), &daemon.mountpoint());
+    drop(daemon);
+    unmount_below(folder.path());
+}
+
+#[test]
+fn over_fuse() {
+    present_chunks_are_read_and_absent_ones_fail_until_it_is_back(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    present_chunks_are_read_and_absent_ones_fail_until_it_is_back(Mode::Lazy);
 }

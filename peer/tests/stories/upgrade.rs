@@ -236,6 +236,34 @@ fn a_program_that_does_not_start_makes_way_for_the_one_before() {
 }
 
 #[test]
+fn a_program_that_is_killed_while_it_starts_leaves_the_mounts_to_whoever_is_started_next() {
+    let Some(mut bed) = Bed::new("a new version that is killed", &["mounts.keeper=on"]) else { return };
+    let (device, mut readers) = (bed.device(), bed.readers());
+    // With signal 9 nothing of the process can go on: who supervises it starts the daemon again. Before it has opened anything,
+    // and at times that are before, in and behind the moment in which it takes the mounts over.
+    for delay in ["0", "0.1", "0.2", "0.4"] {
+        readers.go_on();
+        drop_caches();
+        let kill = format!(
+            r#"case "$*" in *--check-config*) exec "$SHOAL" "$@";; esac
+            if [ {delay} = 0 ]; then kill -9 $$; fi
+            (sleep {delay}; kill -9 $$) & exec "$SHOAL" "$@""#
+        );
+        let binary = bed.script(&format!("killed-{delay}"), "755", &kill);
+        let asked = bed.daemon.try_ctl(&["upgrade", "--wait", "1s", "--binary", text(&binary)]);
+        println!("killed after {delay} s: {}", String::from_utf8_lossy(&asked.stderr).trim());
+        bed.daemon.start_again();
+        assert_eq!(bed.device(), device, "it is the same mount all along");
+    }
+    readers.go_on();
+    bed.upgrade(&[]);
+    readers.go_on();
+    assert_eq!(bed.device(), device);
+    readers.end();
+    assert_same(bed.source.path(), &bed.daemon.mountpoint());
+}
+
+#[test]
 fn a_mount_without_a_keeper_gets_one_or_is_not_risked() {
     // There is none, but one is used where there is.
     let Some(bed) = Bed::new("upgrade without a keeper", &["mounts.keeper=auto"]) else { return };
