@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build calibrate demo test bench bench-build bench-cold-start bench-many-files bench-mount cluster lint fuzz oracle setup interop
+.PHONY: build calibrate demo test bench bench-alone bench-build bench-cold-start bench-many-files bench-mount bench-waiting cluster lint fuzz oracle setup interop
 
 setup:
 	@scripts/setup
@@ -43,6 +43,15 @@ bench-cold-start:
 bench-mount: setup
 	scripts/cargo build --release --workspace --locked
 	"$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $(if $(PEER_DAEMON),--peer "$(PEER_DAEMON)") $(if $(JSON),--json "$(JSON)")
+
+bench-alone:
+	SHOAL_SETUP=test scripts/setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-alone" $(if $(JSON),--json "$(JSON)")
+
+bench-waiting: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-waiting" $(if $(JSON),--json "$(JSON)")
 
 bench-many-files: setup
 	scripts/cargo build --release --workspace --locked

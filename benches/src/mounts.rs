@@ -14,7 +14,7 @@
 //! never cold.
 
 mod peer;
-mod reads;
+pub(crate) mod reads;
 mod report;
 mod way;
 

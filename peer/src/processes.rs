@@ -5,6 +5,7 @@
 //! Start them from a thread that lives as long as they should: the kernel takes its end for the end of the parent.
 
 mod containerd;
+mod docker_registry;
 
 use std::{
     fs::File,
@@ -26,7 +27,10 @@ use crate::{
     layout_server::RegistryFigures,
 };
 
-pub use self::containerd::{ContainerdProcess, socket as containerd_socket};
+pub use self::{
+    containerd::{ContainerdProcess, socket as containerd_socket},
+    docker_registry::DockerRegistryProcess,
+};
 
 /// How long a process may take to start, and to stop before it is killed. Many of them on few cores need their time.
 const PATIENCE: Duration = Duration::from_secs(60);
