@@ -461,6 +461,8 @@ impl Receiver {
 
     /// Reads something and drops it; 0 at the end.
     async fn skip(&mut self) -> io::Result<usize> {
+        // Nothing is waited for any more.
+        self.awaited.store(0, Relaxed);
         self.header.resize(16 << 10, 0);
         self.stream.read(&mut self.header).await
     }
