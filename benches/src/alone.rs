@@ -93,14 +93,17 @@ impl Report {
     pub fn table(&self) -> String {
         let mut lines =
             vec![format!("{} files, {:.0} MiB; seconds, median (least to most)", self.files, mib(self.bytes))];
-        let kinds: [(_, fn(&Rounds) -> &[f64]); 3] =
-            [("mount", |rounds| &rounds.mount), ("all", |rounds| &rounds.all), ("touch", |rounds| &rounds.touch)];
-        for (name, of) in kinds {
+        let (plain, daemon) = (&self.plain, &self.daemon);
+        let kinds = [
+            ("mount", &plain.mount, &daemon.mount),
+            ("all", &plain.all, &daemon.all),
+            ("touch", &plain.touch, &daemon.touch),
+        ];
+        for (name, plain, daemon) in kinds {
             let cell = |values: &[f64]| {
                 let (least, most) = spread(values);
                 format!("{:.3} ({least:.3} to {most:.3})", median(values))
             };
-            let (plain, daemon) = (of(&self.plain), of(&self.daemon));
             let ratio = median(daemon) / median(plain);
             lines.push(format!("{name:<6} plain {:<26} daemon {:<26} {ratio:.3} x", cell(plain), cell(daemon)));
         }
@@ -138,7 +141,7 @@ pub async fn run(shoal: &Path, count: usize, len: usize, rounds: usize) -> Resul
         for plain in [round % 2 == 0, round % 2 != 0] {
             let (name, kinds) = if plain { ("plain", &mut report.plain) } else { ("daemon", &mut report.daemon) };
             let way = if plain { None } else { Some(&node) };
-            let (mount, all) = bench.round(way, |root, names| all(root, names)).await?;
+            let (mount, all) = bench.round(way, all).await?;
             let opened = |root: &Path, names: &[PathBuf]| {
                 opens(root, names, round as u64).map(|milliseconds| milliseconds.iter().sum::<f64>() / 1e3)
             };
