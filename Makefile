@@ -11,7 +11,7 @@ NODES ?= 4
 JSON ?=
 SCENARIO ?= simulations/scenarios/cluster-small.toml
 
-.PHONY: build calibrate demo test bench bench-build bench-check bench-cold-start bench-convert bench-many-files bench-mount cluster lint fuzz oracle setup interop
+.PHONY: build calibrate demo test bench bench-alone bench-build bench-check bench-cold-start bench-convert bench-many-files bench-mount bench-waiting cluster lint fuzz oracle setup interop
 
 setup:
 	@scripts/setup
@@ -56,6 +56,15 @@ bench-mount:
 	scripts/cargo build --release --workspace --locked
 	peer="$$(PEER_DAEMON="$(PEER_DAEMON)" PEER="$(PEER)" scripts/peer-daemon)"; \
 	    env -u PEER_DAEMON "$(BIN)/shoal-mounts" $(if $(SOURCE),"$(SOURCE)") $${peer:+--peer "$$peer"} $(if $(JSON),--json "$(JSON)")
+
+bench-alone:
+	SHOAL_SETUP=test scripts/setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-alone" $(if $(JSON),--json "$(JSON)")
+
+bench-waiting: setup
+	scripts/cargo build --release --workspace --locked
+	"$(BIN)/shoal-waiting" $(if $(JSON),--json "$(JSON)")
 
 bench-many-files: setup
 	scripts/cargo build --release --workspace --locked

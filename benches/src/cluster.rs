@@ -18,6 +18,7 @@ mod network;
 mod nodes;
 mod readers;
 mod report;
+mod waiting;
 
 use std::{
     path::{Path, PathBuf},
@@ -34,7 +35,6 @@ use shoal_sim::Scenario;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use self::network::{NAMESPACES, check_tools, remove, shape};
-pub use self::report::Report;
 use self::{
     image::{Image, Workshop},
     meter::Meter,
@@ -42,6 +42,10 @@ use self::{
     nodes::Nodes,
     readers::Readers,
     report::Figures,
+};
+pub use self::{
+    report::Report,
+    waiting::{Waiting, waiting},
 };
 
 /// Port of the registry.
@@ -54,6 +58,8 @@ struct Run<'a> {
     shoal: &'a Path,
     folder: PathBuf,
     interrupted: Arc<AtomicBool>,
+    /// Options of all daemons beside those that every run has.
+    also: Vec<(&'static str, toml::Value)>,
 }
 
 /// Runs a scenario with the `shoal` binary given. When `interrupted` is set, whatever waits for bytes gives up; dropping
@@ -68,7 +74,7 @@ pub async fn run(scenario: &Scenario, shoal: &Path, interrupted: Arc<AtomicBool>
     network::check_tools()?;
     raise_descriptors();
     let folder = work_folder()?;
-    let run = Run { scenario, shoal, folder: folder.path().to_owned(), interrupted };
+    let run = Run { scenario, shoal, folder: folder.path().to_owned(), interrupted, also: Vec::new() };
     eprintln!("cluster: building the image");
     let mut workshop = Workshop::new(scenario, folder.path())?;
     let earlier = match &scenario.image.shares {

@@ -2,6 +2,7 @@
 //! [`cluster`], which measures real daemons behind shaped links, [`calibration`] of the simulator by it, [`cold_start`], which
 //! measures containers, [`conversion`], [`image_check`], [`mounts`], and [`many_files`].
 
+pub mod alone;
 pub mod calibration;
 pub mod cluster;
 pub mod cold_start;

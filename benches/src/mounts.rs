@@ -21,7 +21,7 @@ mod bare;
 mod bars;
 mod fio;
 mod peer;
-mod reads;
+pub(crate) mod reads;
 mod report;
 mod way;
 

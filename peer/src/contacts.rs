@@ -98,6 +98,11 @@ impl Contacts {
         self.lock().get(&peer).map_or(Role::Node, |known| known.role)
     }
 
+    /// Its zone; empty while unknown.
+    pub(crate) fn zone(&self, peer: PeerId) -> String {
+        self.lock().get(&peer).map(|known| known.zone.clone()).unwrap_or_default()
+    }
+
     /// Notes a ban, for people to see; the data plane enforces it.
     pub(crate) fn ban(&self, peer: PeerId, time: Duration, reason: &str) {
         self.fault(peer, Fault::WrongBytes, reason);

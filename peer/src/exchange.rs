@@ -6,6 +6,7 @@
 //! here; the scheduler hears everything.
 
 mod starts;
+mod zones;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +22,7 @@ use shoal_proto::{
 use shoal_scheduler::{Event, Time, announce_interval};
 use tokio::sync::{mpsc, watch};
 
+use self::zones::Zones;
 use crate::{
     contacts::{Contacts, Fault},
     control::{Control, ControlEvent, Word},
@@ -33,6 +35,8 @@ use crate::{
 
 /// How often it is looked for news.
 const TICK: Duration = Duration::from_millis(100);
+/// How often zones hear of each other's news that have seed peers of their own.
+const ELSEWHERE: Duration = Duration::from_secs(2);
 /// Neighbours that a node looks for by itself, without a reason such as a home or a shared image.
 const FEW_NEIGHBOURS: usize = 8;
 /// Most neighbours that peer exchange leads to.
@@ -49,6 +53,8 @@ type Topic = (ObjectId, BlobId);
 pub(crate) struct Exchange {
     parts: Arc<ExchangeParts>,
     state: Arc<Mutex<State>>,
+    /// Locked for a look-up or a note.
+    zones: Arc<Mutex<Zones>>,
 }
 
 /// What the exchange works with.
@@ -77,12 +83,19 @@ struct State {
     /// Who wants to hear about which blob.
     interested: BTreeMap<Topic, BTreeSet<PeerId>>,
     /// What they were told.
-    told: BTreeMap<Topic, Told>,
+    told: BTreeMap<(Topic, Audience), Told>,
     /// Blobs with a provider record of ours.
     announced: BTreeSet<BlobId>,
 }
 
-/// What the neighbours know of a blob here, and since when.
+/// Neighbours that hear the same at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Audience {
+    OwnZone,
+    OtherZones,
+}
+
+/// What an audience knows of a blob here, and since when.
 struct Told {
     pieces: Bitfield,
     at: Time,
@@ -90,7 +103,8 @@ struct Told {
 
 impl Exchange {
     pub(crate) fn new(parts: ExchangeParts) -> Self {
-        Self { parts: Arc::new(parts), state: Arc::default() }
+        let zones = Arc::new(Mutex::new(Zones::new(parts.zone.clone())));
+        Self { parts: Arc::new(parts), state: Arc::default(), zones }
     }
 
     /// Runs until both planes have ended.
@@ -146,6 +160,7 @@ impl Exchange {
         match event {
             PeerEvent::Up { peer, hello } => {
                 self.parts.contacts.seen(peer, hello.role, &hello.zone, &hello.data_addresses);
+                self.zones().connected(peer, &hello.zone);
                 let up = Event::PeerUp { peer, role: hello.role, zone: hello.zone, labels: hello.labels };
                 self.parts.driver.event(up).await;
                 let mine = self.lock().mine.clone();
@@ -161,6 +176,7 @@ impl Exchange {
                 for peers in self.lock().interested.values_mut() {
                     peers.remove(&peer);
                 }
+                self.zones().gone(peer);
                 self.parts.driver.event(Event::PeerDown { peer }).await;
                 if matches!(why, Gone::Ours { why: Closing::Expired, .. }) {
                     // It may have a new certificate to show.
@@ -206,6 +222,7 @@ impl Exchange {
             ControlEvent::Lease { peer, zone, capacity, data_addresses, until } => {
                 self.parts.contacts.seen(peer, Role::Seed, &zone, &data_addresses);
                 self.parts.contacts.lease(peer, true);
+                self.zones().lease(peer, &zone);
                 if zone == self.parts.zone {
                     self.approach(peer, usize::MAX);
                 }
@@ -214,6 +231,7 @@ impl Exchange {
             }
             ControlEvent::LeaseEnded { peer } => {
                 self.parts.contacts.lease(peer, false);
+                self.zones().lease_ended(peer);
                 self.parts.driver.event(Event::LeaseEnded { peer }).await;
             }
             ControlEvent::Providers { peers, .. } => {
@@ -236,6 +254,9 @@ impl Exchange {
     fn approach(&self, peer: PeerId, enough: usize) {
         let parts = &self.parts;
         if peer == parts.me || parts.contacts.is_banned(peer) || parts.data.connected() >= enough {
+            return;
+        }
+        if self.zones().has_enough_of(&parts.contacts.zone(peer)) {
             return;
         }
         parts.data.connect(peer, &parts.contacts.addresses(peer));
@@ -262,17 +283,22 @@ impl Exchange {
             if peers.len() < MAX_INTERESTED {
                 peers.insert(peer);
             }
-            // Any of them will do; the ids are random, so their order is as good as a draw.
+            // Any of its own zone will do, or else of others; the ids are random, so their order is as good as a draw.
             let others = peers.range((std::ops::Bound::Excluded(peer), std::ops::Bound::Unbounded));
-            others.chain(peers.range(..peer)).copied().take(MAX_CONTACTS).collect::<Vec<_>>()
+            let mut others: Vec<_> = others.chain(peers.range(..peer)).copied().collect();
+            drop(state);
+            let zones = self.zones();
+            others.sort_by_key(|&other| !zones.are_together(peer, other));
+            others.truncate(MAX_CONTACTS);
+            others
         };
         if let Some(blob) = self.blob(topic) {
             let present = blob.handle.present();
             for have in windows(topic, &present, true) {
                 self.notify(peer, Message::Have(have));
             }
-            let at = self.parts.clock.now();
-            self.lock().told.entry(topic).or_insert(Told { pieces: present, at });
+            let (at, audience) = (self.parts.clock.now(), self.audience(peer));
+            self.lock().told.entry((topic, audience)).or_insert(Told { pieces: present, at });
         }
         let contacts =
             others.into_iter().map(|peer| Contact { peer, addresses: self.parts.contacts.addresses(peer) });
@@ -280,6 +306,10 @@ impl Exchange {
         if !contacts.is_empty() {
             self.notify(peer, Message::Peers { blob: topic.1, contacts });
         }
+    }
+
+    fn audience(&self, peer: PeerId) -> Audience {
+        if self.zones().is_other(peer) { Audience::OtherZones } else { Audience::OwnZone }
     }
 
     /// Tells who is interested what is new since the last time, or gone.
@@ -291,23 +321,54 @@ impl Exchange {
         };
         for (topic, peers) in topics {
             let Some(blob) = self.blob(topic) else { continue };
-            let Some((news, full)) = self.news(topic, &blob, peers.len()) else { continue };
-            for have in windows(topic, &news, full) {
-                for &peer in &peers {
-                    self.notify(peer, Message::Have(have.clone()));
-                }
+            let listeners = peers.len();
+            let (others, own): (Vec<_>, Vec<_>) = {
+                let zones = self.zones();
+                peers.into_iter().partition(|&peer| zones.is_other(peer))
+            };
+            let mut told = self.tell(topic, &blob, Audience::OwnZone, &own, listeners);
+            told |= self.tell(topic, &blob, Audience::OtherZones, &others, listeners);
+            if told {
+                self.parts.driver.told_news(blob.key);
+                self.announce(&blob).await;
             }
-            self.announce(&blob).await;
         }
     }
 
-    /// What so many listeners have yet to hear, once it is time to tell them, and whether that is all that there is: what has
+    /// Tells an audience its news, if there is any and it is time; of all `listeners` it may be a part.
+    fn tell(&self, topic: Topic, blob: &ImageBlob, to: Audience, peers: &[PeerId], listeners: usize) -> bool {
+        if peers.is_empty() {
+            return false;
+        }
+        let helps_itself = {
+            let zones = self.zones();
+            to == Audience::OtherZones && peers.iter().all(|&peer| zones.is_provided_for(peer))
+        };
+        let pause = |changed, pieces, rare| {
+            if helps_itself { ELSEWHERE } else { announce_interval(changed, pieces, rare, listeners) }
+        };
+        let Some((news, full)) = self.news(topic, blob, to, pause) else { return false };
+        for have in windows(topic, &news, full) {
+            for &peer in peers {
+                self.notify(peer, Message::Have(have.clone()));
+            }
+        }
+        true
+    }
+
+    /// What an audience has yet to hear, once it is time to tell it, and whether that is all that there is: what has
     /// gone can be said in no other way. It then counts as told.
-    fn news(&self, topic: Topic, blob: &ImageBlob, listeners: usize) -> Option<(Bitfield, bool)> {
+    fn news(
+        &self,
+        topic: Topic,
+        blob: &ImageBlob,
+        to: Audience,
+        pause: impl FnOnce(u32, u32, bool) -> Duration,
+    ) -> Option<(Bitfield, bool)> {
         let (now, rare) = (self.parts.clock.now(), self.parts.driver.has_rare_news(blob.key));
         let present = blob.handle.present();
         let mut state = self.lock();
-        let told = state.told.get(&topic);
+        let told = state.told.get(&(topic, to));
         let (mut news, mut gone) = (present.clone(), Bitfield::new(present.len()));
         if let Some(told) = told {
             news.subtract(&told.pieces);
@@ -315,15 +376,16 @@ impl Exchange {
             gone.subtract(&present);
         }
         let changed = news.count() + gone.count();
-        let pause = announce_interval(changed, news.len(), rare, listeners);
-        if changed == 0 || told.is_some_and(|told| now < told.at + pause) {
+        if changed == 0 {
+            return None;
+        }
+        let pause = pause(changed, news.len(), rare);
+        if told.is_some_and(|told| now < told.at + pause) {
             return None;
         }
         let full = !gone.is_empty();
         let said = if full { present.clone() } else { news };
-        state.told.insert(topic, Told { pieces: present, at: now });
-        drop(state);
-        self.parts.driver.told_news(blob.key);
+        state.told.insert((topic, to), Told { pieces: present, at: now });
         Some((said, full))
     }
 
@@ -361,6 +423,10 @@ impl Exchange {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn zones(&self) -> MutexGuard<'_, Zones> {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -68,6 +68,11 @@ impl Workshop {
         &self.layout
     }
 
+    /// Decoded bytes of a chunk.
+    pub(super) fn chunk_bytes(&self) -> u64 {
+        self.chunk as u64
+    }
+
     /// The image of the scenario.
     pub(super) async fn image(&mut self) -> Result<Image, Failure> {
         let seed = self.seed;

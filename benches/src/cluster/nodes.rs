@@ -99,6 +99,11 @@ impl Nodes {
         self.nodes.iter().filter(|node| node.host.role == Role::Node)
     }
 
+    /// The seed peers.
+    pub(super) fn seeds(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.host.role == Role::Seed)
+    }
+
     /// Whether each of those that read is alive, in their order.
     pub(super) fn alive(&self) -> Vec<bool> {
         self.readers().map(|node| node.alive).collect()
@@ -158,7 +163,7 @@ fn start(
     let own = format!("/ip4/{}/tcp/4801", host.address);
     let others: Vec<_> = join.iter().filter(|address| **address != own).cloned().collect();
     let registry = format!("{}:{}", network.registry().address, super::REGISTRY_PORT);
-    let settings = [
+    let mut settings = vec![
         ("role", role.to_string().into()),
         ("zone", host.zone.clone().into()),
         ("cluster.public_key", key.public_key().into()),
@@ -168,5 +173,6 @@ fn start(
         ("http.enabled", false.into()),
         ("registry.plain_http", vec![registry].into()),
     ];
+    settings.extend(run.also.iter().cloned());
     NodeProcess::start(name, &run.folder, host.command(run.shoal), &settings)
 }

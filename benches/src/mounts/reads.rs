@@ -55,7 +55,7 @@ impl Figures {
 }
 
 /// Regular files below a folder, relative to it, sorted.
-pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>, Failure> {
     let (mut found, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).map_err(|error| format!("cannot list {}: {error}", folder.display()))?;
@@ -74,7 +74,7 @@ pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Seconds to read all files one after the other.
-pub(super) fn all(root: &Path, names: &[PathBuf]) -> Result<f64, Failure> {
+pub(crate) fn all(root: &Path, names: &[PathBuf]) -> Result<f64, Failure> {
     let mut buffer = vec![0; BUFFER];
     let started = Instant::now();
     for name in names {
@@ -97,7 +97,7 @@ pub(super) fn parallel(root: &Path, names: &[PathBuf]) -> Result<f64, Failure> {
 }
 
 /// Milliseconds to open a file and read its first page, for each of some files by chance.
-pub(super) fn opens(root: &Path, names: &[PathBuf], seed: u64) -> Result<Vec<f64>, Failure> {
+pub(crate) fn opens(root: &Path, names: &[PathBuf], seed: u64) -> Result<Vec<f64>, Failure> {
     let mut random = Random(seed);
     let mut page = [0; PAGE];
     let open = |_| {

@@ -33,6 +33,12 @@ pub(super) const MAX_LISTED: usize = 24;
 /// Largest gossip message. A lease has some 300 bytes, a preheat that names its nodes 3000.
 const MAX_GOSSIP_BYTES: usize = 4096;
 
+/// Neighbours outside the mesh, at least, and what part of them, to whom each heartbeat names the messages of the last three: half
+/// of the usual. Leases come every few seconds, so with the usual numbers the names are more messages than the leases; and
+/// whoever misses one has the next.
+const LAZY: usize = 3;
+const LAZY_PART: f64 = 0.1;
+
 /// Connections of a node, in all. One that is idle is closed soon, so a bootstrap peer serves many more.
 const MAX_CONNECTIONS: u32 = 1024;
 
@@ -118,6 +124,8 @@ fn gossip(keypair: &Keypair) -> Result<Gossip, ControlError> {
         .validation_mode(ValidationMode::Strict)
         .validate_messages()
         .heartbeat_initial_delay(Duration::from_millis(200))
+        .gossip_lazy(LAZY)
+        .gossip_factor(LAZY_PART)
         .connection_handler_queue_len(256)
         .build()
         .map_err(|error| ControlError::Gossip(error.to_string()))?;

@@ -3,6 +3,7 @@
 //! One connection carries everything between two peers; `connection` says how frames of many requests share it.
 
 mod connection;
+mod intake;
 mod outbox;
 mod streams;
 
@@ -14,6 +15,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::task::TaskTracker;
 
 pub(super) use self::connection::{Connection, Reader, Writer};
+use self::intake::Intake;
 use super::{connection::HandshakeError, tls};
 
 /// Bytes of one part of a piece: a frame goes out whole, and what is urgent waits for it. 50 ms at 20 Mbit/s.
@@ -52,7 +54,7 @@ impl Tcp {
     pub(super) async fn dial(&self, address: SocketAddr) -> Result<Connection, HandshakeError> {
         let stream = TcpStream::connect(address).await?;
         configure(&stream)?;
-        let stream = self.connector.connect(tls::server_name(), stream).await?;
+        let stream = self.connector.connect(tls::server_name(), Intake::new(stream)).await?;
         Ok(Connection::start(stream.into(), &self.tasks)?)
     }
 
@@ -78,7 +80,7 @@ impl Tcp {
         let (acceptor, tasks) = (self.acceptor.clone(), self.tasks.clone());
         async move {
             configure(&stream)?;
-            let stream = acceptor.accept(stream).await?;
+            let stream = acceptor.accept(Intake::new(stream)).await?;
             Ok(Connection::start(stream.into(), &tasks)?)
         }
     }

@@ -1,9 +1,9 @@
-//! Debian's `docker-registry`, with its storage in a folder of its own: that of the tests and of the measurement of conversions.
+//! Debian's `docker-registry`, with its storage in a folder of its own: that of the tests and of measurements.
 
 use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -18,6 +18,7 @@ const PROGRAM: &str = "docker-registry";
 pub struct DockerRegistryProcess {
     // Held for its end.
     _process: Process,
+    storage: PathBuf,
     address: SocketAddr,
 }
 
@@ -52,11 +53,16 @@ impl DockerRegistryProcess {
             }
             std::thread::sleep(ASK_EVERY);
         }
-        Ok(Self { _process: process, address })
+        Ok(Self { _process: process, storage, address })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it keeps what was pushed.
+    pub fn storage(&self) -> &Path {
+        &self.storage
     }
 }

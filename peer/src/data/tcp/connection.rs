@@ -20,12 +20,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use shoal_proto::{MAX_OPEN, MAX_REASON, Message, PREFIX, PeerId, Request, Status, decode_body, header_len};
 use socket2::{SockRef, Socket};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    net::TcpStream,
     sync::{Semaphore, mpsc},
     time::timeout,
 };
@@ -33,6 +32,8 @@ use tokio_rustls::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    PART,
+    intake::{Awaited, Intake},
     outbox::{Outbox, Turn},
     streams::{Frame, Frames, Streams, ends},
 };
@@ -44,6 +45,8 @@ use crate::data::{
 
 /// How long an end may take to be told.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Bytes that TLS may hold encrypted and unsent: a part with its header, so that it is handed to the kernel at once.
+const ENCRYPTED: usize = PART + (4 << 10);
 /// Notices that wait for who reads them.
 const NOTICES: usize = 16;
 
@@ -113,9 +116,14 @@ impl Shared {
 }
 
 impl Connection {
-    pub(super) fn start(stream: TlsStream<TcpStream>, tasks: &TaskTracker) -> io::Result<Self> {
+    pub(super) fn start(mut stream: TlsStream<Intake>, tasks: &TaskTracker) -> io::Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let (tcp, session) = stream.get_ref();
+        match &mut stream {
+            TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED)),
+            TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED)),
+        }
+        let (intake, session) = stream.get_ref();
+        let (tcp, awaited) = (intake.socket(), intake.awaited());
         let peer = session.peer_certificates().and_then(tls::peer_of);
         let remote = tcp.peer_addr()?;
         let socket = SockRef::from(tcp).try_clone()?;
@@ -133,7 +141,12 @@ impl Connection {
         // As many as may be open, so that it is never full.
         let (to_accepted, accepted) = mpsc::channel(MAX_OPEN);
         tasks.spawn(write(shared.clone(), send, socket.try_clone()?));
-        tasks.spawn(read(shared.clone(), Receiver { stream: receive, header: Vec::new() }, to_notices, to_accepted));
+        tasks.spawn(read(
+            shared.clone(),
+            Receiver { stream: receive, awaited, header: Vec::new() },
+            to_notices,
+            to_accepted,
+        ));
         let notices = Mutex::new(Some(notices));
         Ok(Self(Arc::new(Handle { shared, peer, remote, socket, notices, accepted: accepted.into() })))
     }
@@ -316,15 +329,15 @@ impl Drop for Writer {
 }
 
 /// Sends what is queued until the connection ends, and then says why.
-async fn write(shared: Arc<Shared>, mut stream: WriteHalf<TlsStream<TcpStream>>, socket: Socket) {
+async fn write(shared: Arc<Shared>, mut stream: WriteHalf<TlsStream<Intake>>, socket: Socket) {
     let mut between_frames = true;
     let sending = async {
         loop {
             let frame = shared.outbox.next().await;
             between_frames = false;
-            stream.write_all(&frame.header).await?;
-            stream.write_all(&frame.payload).await?;
-            drop(frame);
+            // Both at once: neither is worth a packet, a record or a call of its own.
+            stream.write_all_buf(&mut frame.header.chain(frame.payload)).await?;
+            drop(frame.room);
             between_frames = true;
             if shared.outbox.is_empty() {
                 stream.flush().await?;
@@ -412,7 +425,8 @@ async fn notify(notices: &mpsc::Sender<Result<Frame, FrameError>>, message: Mess
 /// The receiving half.
 #[derive(Debug)]
 struct Receiver {
-    stream: ReadHalf<TlsStream<TcpStream>>,
+    stream: ReadHalf<TlsStream<Intake>>,
+    awaited: Awaited,
     header: Vec<u8>,
 }
 
@@ -436,15 +450,19 @@ impl Receiver {
         let mut payload = BytesMut::with_capacity(length);
         while payload.len() < length {
             let left = length - payload.len();
+            self.awaited.store(left, Relaxed);
             if self.stream.read_buf(&mut (&mut payload).limit(left)).await.map_err(lost)? == 0 {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+        self.awaited.store(0, Relaxed);
         Ok(payload.freeze())
     }
 
     /// Reads something and drops it; 0 at the end.
     async fn skip(&mut self) -> io::Result<usize> {
+        // Nothing is waited for any more.
+        self.awaited.store(0, Relaxed);
         self.header.resize(16 << 10, 0);
         self.stream.read(&mut self.header).await
     }

@@ -29,7 +29,7 @@ pub(super) struct Queued {
     pub(super) header: Bytes,
     pub(super) payload: Bytes,
     /// Given back when the frame has been sent.
-    room: Option<OwnedSemaphorePermit>,
+    pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
