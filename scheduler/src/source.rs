@@ -279,15 +279,16 @@ impl Scheduler {
         let (blob, source) = (first.blob, matches!(asked, Asked::Home(_)));
         let on_wire = pieces.to_vec();
         let (request, deadline) = self.open(now, Batch { asked, blob, pieces, bytes, priority });
-        let Some(blob) = self.blobs.at(blob).map(Blob::key) else { return };
+        let Some(blob) = self.blobs.at(blob) else { return };
         self.actions.push_back(Action::Request {
             request,
             peer: id,
-            blob,
+            blob: blob.key(),
             pieces: on_wire,
             priority,
             source,
             deadline,
+            lacks: blob.lacks(),
         });
     }
 
