@@ -81,7 +81,7 @@ async fn ask(plane: &DataPlane, peer: PeerId, first: u32) -> usize {
     };
     let image = ImageSource { registry: "registry.test".into(), repository: "app".into() };
     let deadline = Duration::from_secs(60);
-    let request = Request { id: 0, image, what, priority: Priority::Prefetch, source: false, deadline };
+    let request = Request { id: 0, image, what, priority: Priority::Prefetch, source: false, deadline, lacks: 0 };
     let answers = plane.request(peer, request, vec![PIECE as u64; RUN]).await.expect("the peer is connected");
     let received = answers.try_fold(0, async |sum, answer| match answer {
         Answer::Data { bytes, .. } => Ok(sum + bytes.len()),

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::JoinMap;
 
 use crate::{
-    fetch::{Fetch, Fetcher, Target},
+    fetch::{Fetch, Fetcher, PeerQuestion, Target},
     traffic::Provenance,
 };
 
@@ -442,9 +442,10 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Request { request, peer, blob, pieces, priority, source, deadline } => {
+            Action::Request { request, peer, blob, pieces, priority, source, deadline, lacks } => {
                 let deadline = deadline.since(self.clock.now());
-                self.start(request, blob, pieces, priority, Fetch::Peer { peer, source, deadline });
+                let question = PeerQuestion { peer, source, deadline, lacks };
+                self.start(request, blob, pieces, priority, Fetch::Peer(question));
             }
             Action::BackToSource { request, blob, pieces, priority, .. } => {
                 self.start(request, blob, pieces, priority, Fetch::Registry);

@@ -46,10 +46,22 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// Whom to ask.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fetch {
-    /// A peer, which is told how long we shall wait; with `source` it is asked as the home.
-    Peer { peer: PeerId, source: bool, deadline: Duration },
+    /// A peer.
+    Peer(PeerQuestion),
     /// The registry.
     Registry,
+}
+
+/// Whom to ask, and what to say beside what is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerQuestion {
+    pub peer: PeerId,
+    /// It is asked as the home.
+    pub source: bool,
+    /// How long we shall wait.
+    pub deadline: Duration,
+    /// Thousandths of the blob that are missing here.
+    pub lacks: u16,
 }
 
 /// What fetches share. Cheap to clone.
@@ -97,9 +109,7 @@ impl Fetcher {
             let runs = fetch.take_over(pieces).await;
             match how {
                 _ if runs.is_empty() => {}
-                Fetch::Peer { peer, source, deadline } => {
-                    fetch.ask_peer(peer, source, deadline, &runs.concat()).await
-                }
+                Fetch::Peer(question) => fetch.ask_peer(question, &runs.concat()).await,
                 Fetch::Registry => {
                     for run in runs {
                         fetch.read_registry(&run).await;
@@ -196,7 +206,8 @@ impl Running {
         }
     }
 
-    async fn ask_peer(&self, peer: PeerId, source: bool, deadline: Duration, pieces: &[u32]) {
+    async fn ask_peer(&self, question: PeerQuestion, pieces: &[u32]) {
+        let PeerQuestion { peer, source, deadline, lacks } = question;
         let Some(data) = &self.fetcher.data else {
             return self.failed(Failure::Transport).await;
         };
@@ -213,6 +224,7 @@ impl Running {
                 priority: self.priority,
                 source,
                 deadline,
+                lacks,
             };
             match data.request(peer, request, limits).await {
                 Ok(answers) => self.take_answers(peer, source, answers).await,

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
 use shoal_proto::{Asked, BlobId, Contact, Fingerprint, ObjectId, ObjectKind, PeerId, Priority, Request};
 use shoal_rafs::oci::Source;
-use shoal_scheduler::{Admission, BlobKey, Event, Item, Origin as WantOrigin, Tracker};
+use shoal_scheduler::{Admission, Ask, BlobKey, Event, Item, Origin as WantOrigin, Tracker};
 
 use crate::{
     contacts::Contacts,
@@ -89,7 +89,8 @@ impl Server {
     async fn admit(&self, peer: PeerId, request: Request, answers: AnswerSender) -> Result<(), Gone> {
         let (first, sizes) = self.sizes(&request.what);
         let bytes = sizes.iter().sum();
-        let admission = lock(&self.tracker).admit(self.clock.now(), peer, first, bytes, request.priority);
+        let ask = Ask { peer, first, bytes, priority: request.priority, lacks: request.lacks };
+        let admission = lock(&self.tracker).admit(self.clock.now(), ask);
         if let Admission::Busy { retry_after, alternates } = admission {
             let contact = |peer| Contact { peer, addresses: self.contacts.addresses(peer) };
             return Ok(answers.busy(retry_after, alternates.into_iter().map(contact).collect()).await?);

@@ -331,6 +331,7 @@ fn checked_request(request: Request) -> Result<Request> {
         short("fingerprints", fingerprints.len(), MAX_RUN)?;
         within("last piece", u64::from(*first) + fingerprints.len() as u64, u32::MAX.into())?;
     }
+    within("lacks", request.lacks.into(), LACKS_ALL.into())?;
     Ok(request)
 }
 
@@ -351,6 +352,7 @@ impl TryFrom<wire::Request> for Request {
             priority,
             source: request.source,
             deadline: duration(request.deadline_ms),
+            lacks: request.lacks.try_into().unwrap_or(u16::MAX),
         })
     }
 }
@@ -371,6 +373,7 @@ impl TryFrom<&Request> for wire::Request {
             priority: priority.into(),
             source: request.source,
             deadline_ms: millis(request.deadline),
+            lacks: request.lacks.into(),
         })
     }
 }

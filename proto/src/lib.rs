@@ -34,6 +34,7 @@
 //!   bootstrap layer, by who starts the image later. Whoever knows this has [`FEATURE_START_TRACES`] in its hello.
 //! - Where the bootstrap layer of an image is encrypted, a request for its pieces also names the manifest, which has the layer's
 //!   key for those that may open it. Who does not know that field is no home for such an image.
+//! - Who asks says how much of the blob it lacks, so that who is behind the others can be given more.
 //! - `source: true` asks the receiver *as the home*: it reads the registry once for everyone. Only a home answers
 //!   `NotMyHome` or `CannotSource`; without `source` a peer answers from what it has. `Pending` is said by a home that is at it,
 //!   and by whoever holds an answer up to keep a limit.
@@ -61,8 +62,8 @@ pub use generated::control;
 pub use hash_list::{HashList, HashListError};
 pub use id::{Algorithm, BlobId, DecodedId, Digest, Fingerprint, IdError, ObjectId, PeerId, Priority, Role};
 pub use message::{
-    Asked, Contact, Data, FEATURE_HASH_LISTS, FEATURE_START_TRACES, Have, Hello, ImageSource, MAX_ADDRESSES,
-    MAX_ANSWER, MAX_CONTACTS, MAX_LABELS, MAX_MEMBERSHIP, MAX_NAME, MAX_OPEN, MAX_REASON, MAX_RUN, MAX_SOURCE,
-    MAX_WAIT, MIN_VERSION, Message, ObjectKind, Request, Status, VERSION,
+    Asked, Contact, Data, FEATURE_HASH_LISTS, FEATURE_START_TRACES, Have, Hello, ImageSource, LACKS_ALL,
+    MAX_ADDRESSES, MAX_ANSWER, MAX_CONTACTS, MAX_LABELS, MAX_MEMBERSHIP, MAX_NAME, MAX_OPEN, MAX_REASON, MAX_RUN,
+    MAX_SOURCE, MAX_WAIT, MIN_VERSION, Message, ObjectKind, Request, Status, VERSION,
 };
 pub use start_trace::{StartTrace, StartTraceError};

@@ -36,6 +36,8 @@ pub const MAX_REASON: usize = 512;
 /// Most bytes of an answered piece or object, encoded. What is really expected is known from the chunk table or
 /// descriptor and checked by who asked.
 pub const MAX_ANSWER: u64 = 1 << 30;
+/// [`Request::lacks`] of who has nothing of a blob.
+pub const LACKS_ALL: u16 = 1000;
 /// Longest time on the wire; longer ones are sent as this.
 pub const MAX_WAIT: Duration = Duration::from_secs(3600);
 
@@ -234,6 +236,9 @@ pub struct Request {
     pub source: bool,
     /// How long the asker will wait.
     pub deadline: Duration,
+    /// Thousandths of the blob that the asker lacks, at most [`LACKS_ALL`]: who is behind is given more by those that have
+    /// much to send. 0 from who does not say, as earlier versions do.
+    pub lacks: u16,
 }
 
 /// What a request is about.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use foldhash::fast::FixedState;
-use shoal_proto::{Bitfield, PeerId, Priority};
+use shoal_proto::{Bitfield, LACKS_ALL, PeerId, Priority};
 
 use crate::{BlobKey, Item, holders::Holders, peers::Slot};
 
@@ -205,6 +205,13 @@ impl Blob {
 
     pub(crate) fn len(&self) -> u32 {
         self.extents.len() as u32
+    }
+
+    /// Thousandths of its pieces that are not here, at least one.
+    pub(crate) fn lacks(&self) -> u16 {
+        let missing = u64::from(self.len() - self.present.count());
+        let all = u64::from(LACKS_ALL);
+        (missing * all / u64::from(self.len()).max(1)).clamp(1, all) as u16
     }
 
     /// The bytes of a piece in the blob, if somebody here names it.

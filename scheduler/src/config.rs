@@ -32,6 +32,9 @@ pub struct Config {
     pub window_time: Duration,
     /// As much may always be on its way, bytes. Default 4 MiB.
     pub min_window: u64,
+    /// As many requests to peers may always be on their way, however large their pieces: who has one or two under way takes in
+    /// little, would take that for all that there is, and ask for no more. Default 6.
+    pub min_requests: u32,
     /// Rates, and what is under way at the registry; these can be changed later.
     pub limits: Limits,
     /// Encoded bytes of one registry request, unless a single piece has more. Default 8 MiB.
@@ -96,6 +99,7 @@ impl Config {
             run_bytes: 512 << 10,
             window_time: Duration::from_millis(500),
             min_window: 4 << 20,
+            min_requests: 6,
             limits: Limits::default(),
             max_join: 8 << 20,
             max_gap: 64 << 10,

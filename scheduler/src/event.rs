@@ -288,6 +288,8 @@ pub enum Action {
         source: bool,
         /// When the last waiter gives up.
         deadline: Time,
+        /// Thousandths of the blob that are missing here, at least 1: what to tell the peer, see [`Ask`](crate::Ask).
+        lacks: u16,
     },
     /// Stop a request. No answer is expected; one that was under way is ignored.
     Cancel {

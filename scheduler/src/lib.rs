@@ -59,4 +59,4 @@ pub use event::{
 pub use limits::{LimitWaits, Limits};
 pub use scheduler::{Scheduler, Stats};
 pub use time::Time;
-pub use tracker::{Admission, Tracker, TrackerConfig};
+pub use tracker::{Admission, Ask, Tracker, TrackerConfig};

@@ -43,14 +43,14 @@ impl Scheduler {
             }
         }
         while let Some((rank, piece)) = self.queues.first(Gate::Window)
-            && self.inflow.room(Lane::Peers(rank.priority()), &self.config)
+            && self.has_room(rank.priority())
             && self.may_ask(now, rank.priority())
         {
             self.queues.remove(Gate::Window, rank, piece);
             self.place(now, piece);
         }
         self.fill_peers(now, Priority::OnDemand);
-        while self.inflow.room(Lane::Peers(Priority::Prefetch), &self.config)
+        while self.has_room(Priority::Prefetch)
             && let Some((slot, piece)) = self.next_unheld(now)
             && self.may_ask(now, Priority::Prefetch)
         {
@@ -60,8 +60,14 @@ impl Scheduler {
         self.fill_registry(now);
     }
 
+    /// Whether more may be asked of peers.
+    fn has_room(&self, priority: Priority) -> bool {
+        let few = self.requests.at_peers() < self.config.min_requests;
+        few || self.inflow.room(Lane::Peers(priority), &self.config)
+    }
+
     fn fill_peers(&mut self, now: Time, priority: Priority) {
-        while self.inflow.room(Lane::Peers(priority), &self.config)
+        while self.has_room(priority)
             && let Some(slot) = self.peers.next_marked(priority)
             && self.may_ask(now, priority)
         {
@@ -74,7 +80,7 @@ impl Scheduler {
         flight.gate = None;
         // What others wait for does not wait for what this node waits for.
         let priority = flight.priority();
-        let room = flight.for_peer || self.inflow.room(Lane::Peers(priority), &self.config);
+        let room = flight.for_peer || self.has_room(priority);
         let gate = match self.neighbour(piece) {
             Some(slot) if room && self.may_ask(now, priority) => {
                 return self.ask(now, Asked::Peer(slot), piece);
@@ -279,15 +285,16 @@ impl Scheduler {
         let (blob, source) = (first.blob, matches!(asked, Asked::Home(_)));
         let on_wire = pieces.to_vec();
         let (request, deadline) = self.open(now, Batch { asked, blob, pieces, bytes, priority });
-        let Some(blob) = self.blobs.at(blob).map(Blob::key) else { return };
+        let Some(blob) = self.blobs.at(blob) else { return };
         self.actions.push_back(Action::Request {
             request,
             peer: id,
-            blob,
+            blob: blob.key(),
             pieces: on_wire,
             priority,
             source,
             deadline,
+            lacks: blob.lacks(),
         });
     }
 

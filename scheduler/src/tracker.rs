@@ -12,7 +12,7 @@ use std::{
 };
 
 use foldhash::fast::FixedState;
-use shoal_proto::{PeerId, Priority};
+use shoal_proto::{LACKS_ALL, PeerId, Priority};
 use smallvec::SmallVec;
 
 use crate::{BlobKey, Item, Time, names::Names};
@@ -60,6 +60,21 @@ impl Default for TrackerConfig {
     }
 }
 
+/// A request as far as it matters to who serves it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    /// Who asks.
+    pub peer: PeerId,
+    /// The first of a run of pieces.
+    pub first: Item,
+    /// Encoded bytes of the run.
+    pub bytes: u64,
+    /// How urgent.
+    pub priority: Priority,
+    /// Thousandths of the blob that the asker lacks, as it says itself; 0 if it does not.
+    pub lacks: u16,
+}
+
 /// What to do with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
@@ -93,6 +108,11 @@ const SAMPLE: Duration = Duration::from_millis(100);
 /// Receivers remembered for a piece.
 const MAX_RECEIVERS: usize = 16;
 
+/// How much more is served to who lacks more than others is counted in parts of this.
+const EVEN: u64 = 1 << 8;
+/// What a peer lacks changes what is taken for usual by this part.
+const LEARNS: u64 = 32;
+
 /// A piece by its blob's place in [`Tracker::blobs`].
 type Piece = (u32, u32);
 
@@ -120,6 +140,8 @@ pub struct Tracker {
     sharers: u64,
     /// When a peer without any was refused last.
     starved: Option<Time>,
+    /// What those who ask lack of late, in parts of a thousandth; 0 before the first.
+    usual_lack: u64,
     /// Bytes sent since `since`.
     sent: u64,
     since: Time,
@@ -145,6 +167,7 @@ impl Tracker {
             shares: Vec::new(),
             sharers: 0,
             starved: None,
+            usual_lack: 0,
             sent: 0,
             since: Time::ZERO,
             bytes_per_s: 0,
@@ -156,19 +179,25 @@ impl Tracker {
         }
     }
 
-    /// Whether to serve `peer` a run of pieces that begins with `first` and has so many encoded bytes.
-    /// [`Admission::Serve`] counts them as being sent until [`ended`](Self::ended).
-    pub fn admit(&mut self, now: Time, peer: PeerId, first: Item, bytes: u64, priority: Priority) -> Admission {
+    /// Whether to serve a request. [`Admission::Serve`] counts its bytes as being sent until [`ended`](Self::ended).
+    ///
+    /// Prefetch is served by need: up to twice as much being sent to who lacks a fifth more of the blob than is usual among
+    /// those that ask, and half as much to who lacks a fifth less. Equal parts would leave those that know few peers behind,
+    /// and a rollout takes as long as its last node. What an asker says of itself is believed: a lie
+    /// gains it four times the usual place in a line, of one node.
+    pub fn admit(&mut self, now: Time, ask: Ask) -> Admission {
+        let Ask { peer, first, bytes, priority, lacks } = ask;
         // Copies of long ago may be gone, as their receivers are forgotten.
         let recent = |given: &Given| now.since(given.since) < self.config.memory;
         let spread = |given: &Given| recent(given) && given.copies >= self.config.copies;
         let known = self.find(first);
         let spread = known.is_some_and(|at| spread(&self.given[at]));
-        let relaxed = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
-        let ceiling = relaxed.saturating_mul(match priority {
-            Priority::Prefetch => self.config.ceiling,
-            Priority::OnDemand => self.config.ceiling.saturating_mul(2),
-        });
+        let even = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
+        let (relaxed, times) = match priority {
+            Priority::Prefetch => (even.saturating_mul(self.need(lacks)) / EVEN, self.config.ceiling),
+            Priority::OnDemand => (even, self.config.ceiling.saturating_mul(2)),
+        };
+        let ceiling = relaxed.saturating_mul(times);
         let alternates = if self.uploads < relaxed { Vec::new() } else { self.name(now, peer, known) };
         let fair = priority == Priority::OnDemand || self.is_fair(now, peer, bytes, ceiling);
         if alternates.is_empty() && self.uploads < ceiling.max(1) && fair {
@@ -187,6 +216,20 @@ impl Tracker {
             self.starved = Some(now);
         }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
+    }
+
+    /// How much more than usual is served to who lacks so much, in parts of [`EVEN`]: the fourth power of how much more it lacks
+    /// than others, so that a few per cent matter.
+    fn need(&mut self, lacks: u16) -> u64 {
+        if lacks == 0 {
+            return EVEN;
+        }
+        let lacks = u64::from(lacks.min(LACKS_ALL)) * LEARNS * EVEN;
+        let usual = if self.usual_lack == 0 { lacks } else { self.usual_lack };
+        self.usual_lack = usual - usual / LEARNS + lacks / LEARNS;
+        let ratio = lacks * EVEN / self.usual_lack;
+        let square = ratio * ratio / EVEN;
+        (square * square / EVEN).clamp(EVEN / 2, EVEN * 4)
     }
 
     /// Whether a peer is left its part of what is sent at most. Who has just received something is the first to see that there
@@ -346,6 +389,11 @@ mod tests {
         Item { blob: BLOB, piece }
     }
 
+    /// For a piece of 10 bytes.
+    fn ask(n: u8, piece: u32, priority: Priority) -> Ask {
+        Ask { peer: peer(n), first: item(piece), bytes: 10, priority, lacks: 0 }
+    }
+
     /// Serves one piece of 10 bytes to everyone.
     fn tracker() -> Tracker {
         Tracker::new(TrackerConfig {
@@ -361,7 +409,7 @@ mod tests {
     #[test]
     fn an_idle_peer_serves_and_a_busy_one_names_who_received_the_piece() {
         let mut tracker = tracker();
-        let admit = |tracker: &mut Tracker, n| tracker.admit(Time::ZERO, peer(n), item(7), 10, Priority::Prefetch);
+        let admit = |tracker: &mut Tracker, n| tracker.admit(Time::ZERO, ask(n, 7, Priority::Prefetch));
         tracker.sent(Time::ZERO, peer(1), item(7), 10);
         tracker.sent(Time::ZERO, peer(2), item(7), 10);
         assert_eq!(admit(&mut tracker, 3), Admission::Serve);
@@ -382,7 +430,7 @@ mod tests {
     fn who_was_served_last_leaves_room_for_those_who_were_refused() {
         let mut tracker = tracker();
         let admit = |tracker: &mut Tracker, now, n, piece| {
-            tracker.admit(now, peer(n), item(piece), 10, Priority::Prefetch) == Admission::Serve
+            tracker.admit(now, ask(n, piece, Priority::Prefetch)) == Admission::Serve
         };
         assert_eq!([1, 2, 3].map(|piece| admit(&mut tracker, Time::ZERO, 1, piece)), [true; 3], "alone it gets all");
         assert!(!admit(&mut tracker, Time::ZERO, 2, 4));
@@ -397,7 +445,7 @@ mod tests {
     #[test]
     fn limits_hold_with_room_for_on_demand() {
         let mut tracker = tracker();
-        let mut serves = |priority| tracker.admit(Time::ZERO, peer(1), item(1), 10, priority) == Admission::Serve;
+        let mut serves = |priority| tracker.admit(Time::ZERO, ask(1, 1, priority)) == Admission::Serve;
         assert_eq!([(); 4].map(|()| serves(Priority::Prefetch)), [true, true, true, false]);
         assert_eq!([(); 4].map(|()| serves(Priority::OnDemand)), [true, true, true, false]);
     }
@@ -411,13 +459,29 @@ mod tests {
         }
         let now = Time::ZERO + SAMPLE * 20;
         let mut served = |piece: fn(u32) -> u32| {
-            let serves = |&turn: &u32| {
-                tracker.admit(now, peer(2), item(piece(turn)), 10, Priority::Prefetch) == Admission::Serve
-            };
+            let serves =
+                |&turn: &u32| tracker.admit(now, ask(2, piece(turn), Priority::Prefetch)) == Admission::Serve;
             (0..200).filter(serves).count()
         };
         assert_eq!(served(|_| 7), 8, "which is more than a fifth of a quarter of a second's worth");
         assert_eq!(served(|turn| turn % 2), 2 * 8, "the rest of that is for other pieces");
+    }
+
+    #[test]
+    fn who_lacks_more_than_others_is_served_more() {
+        let config = TrackerConfig { relaxed: 1000, unmeasured: 1000, ceiling: 1, ..TrackerConfig::default() };
+        let mut tracker = Tracker::new(config);
+        let mut next = 0;
+        let mut serves = |lacks| {
+            next += 1;
+            tracker.admit(Time::ZERO, Ask { lacks, ..ask(next, next.into(), Priority::Prefetch) }) == Admission::Serve
+        };
+        assert_eq!((0..60).filter(|_| serves(100)).count(), 60);
+        assert!(!serves(80), "half of the room is taken");
+        assert_eq!((0..60).filter(|_| serves(100)).count(), 40);
+        assert!(!serves(0), "who does not say");
+        assert!(serves(120), "a fifth more than usual");
+        assert!(serves(u16::MAX));
     }
 
     #[test]
@@ -428,7 +492,7 @@ mod tests {
         }
         let mut served = |now: Time| {
             tracker.sent(now, peer(1), item(7), 100);
-            let serves = |_: &u32| tracker.admit(now, peer(2), item(7), 10, Priority::Prefetch) == Admission::Serve;
+            let serves = |_: &u32| tracker.admit(now, ask(2, 7, Priority::Prefetch)) == Admission::Serve;
             let served = (0..200).filter(serves).count();
             tracker.ended(peer(2), 10 * served as u64);
             served

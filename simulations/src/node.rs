@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use foldhash::fast::FixedState;
 use shoal_proto::{Bitfield, PeerId, Priority};
 use shoal_scheduler::{
-    Action, Admission, BlobKey, Event, Failure, Item, Origin, RequestId, Scheduler, Time, Tracker, WantId,
+    Action, Admission, Ask, BlobKey, Event, Failure, Item, Origin, RequestId, Scheduler, Time, Tracker, WantId,
 };
 
 use crate::{
@@ -38,6 +38,7 @@ pub(crate) enum Message {
         priority: Priority,
         source: bool,
         deadline: Time,
+        lacks: u16,
     },
     Cancel {
         request: RequestId,
@@ -301,9 +302,9 @@ impl Node {
 
     fn carry_out(&mut self, now: Time, action: Action) {
         match action {
-            Action::Request { request, peer, pieces, priority, source, deadline, .. } => {
+            Action::Request { request, peer, pieces, priority, source, deadline, lacks, .. } => {
                 self.requests.insert(request, Asked { peer: Some(peer), left: pieces.len(), at: now });
-                let message = Message::Request { request, pieces, priority, source, deadline };
+                let message = Message::Request { request, pieces, priority, source, deadline, lacks };
                 self.outbox.push(Errand::Send(peer, message));
             }
             Action::Cancel { request } => match self.requests.remove(&request) {
@@ -357,8 +358,11 @@ impl Node {
 
     pub(crate) fn hear(&mut self, now: Time, from: Index, peer: PeerId, message: Message) {
         match message {
-            Message::Request { request, pieces, priority, source, deadline } => {
-                self.admit(now, (from, request), peer, pieces, priority, source.then_some(deadline));
+            Message::Request { request, pieces, priority, source, deadline, lacks } => {
+                let first = Item { blob: BLOB, piece: pieces.first().copied().unwrap_or_default() };
+                let bytes = pieces.iter().map(|&piece| self.serving.bytes(piece)).sum();
+                let ask = Ask { peer, first, bytes, priority, lacks };
+                self.admit(now, (from, request), ask, pieces, source.then_some(deadline));
             }
             Message::Cancel { request } => {
                 self.stop_serving((from, request));
@@ -380,20 +384,9 @@ impl Node {
     }
 
     /// Answers a request; with a deadline, as the home, which gets what is not here.
-    fn admit(
-        &mut self,
-        now: Time,
-        ticket: Ticket,
-        peer: PeerId,
-        pieces: Vec<u32>,
-        priority: Priority,
-        source: Option<Time>,
-    ) {
-        let request = ticket.1;
-        let bytes = pieces.iter().map(|&piece| self.serving.bytes(piece)).sum();
-        let first = Item { blob: BLOB, piece: pieces.first().copied().unwrap_or_default() };
-        let admission = self.tracker.admit(now, peer, first, bytes, priority);
-        if let Admission::Busy { retry_after, alternates } = admission {
+    fn admit(&mut self, now: Time, ticket: Ticket, ask: Ask, pieces: Vec<u32>, source: Option<Time>) {
+        let (request, Ask { peer, priority, .. }) = (ticket.1, ask);
+        if let Admission::Busy { retry_after, alternates } = self.tracker.admit(now, ask) {
             return self.answer(ticket, Event::Busy { request, retry_after, alternates });
         }
         let (here, missing): (Vec<u32>, Vec<u32>) = pieces.iter().partition(|&&piece| self.has(piece));

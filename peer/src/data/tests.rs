@@ -190,7 +190,7 @@ fn request(first: u32, count: usize, priority: Priority) -> Request {
 
 fn asking(what: Asked, priority: Priority) -> Request {
     let image = ImageSource { registry: "registry.test".into(), repository: "app".into() };
-    Request { id: 0, image, what, priority, source: false, deadline: PATIENCE }
+    Request { id: 0, image, what, priority, source: false, deadline: PATIENCE, lacks: 0 }
 }
 
 /// Waits until `condition` holds.

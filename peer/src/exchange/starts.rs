@@ -108,6 +108,7 @@ impl Exchange {
                 priority: Priority::Prefetch,
                 source: false,
                 deadline: PATIENCE,
+                lacks: 0,
             };
             let mut answers = data.request(peer, request, vec![StartTrace::MAX_ENCODED as u64]).await.ok()?;
             loop {

@@ -70,9 +70,9 @@ fn request() -> impl Strategy<Value = Message> {
     let object = (object_id(), kind).prop_map(|(id, kind)| Asked::Object { id, kind });
     let priority = prop_oneof![Just(Priority::Prefetch), Just(Priority::OnDemand)];
     let image = (name(), name()).prop_map(|(registry, repository)| ImageSource { registry, repository });
-    (any::<u64>(), image, prop_oneof![pieces, object], priority, any::<bool>(), wait()).prop_map(
-        |(id, image, what, priority, source, deadline)| {
-            Message::Request(Request { id, image, what, priority, source, deadline })
+    (any::<u64>(), image, prop_oneof![pieces, object], priority, any::<bool>(), wait(), 0..=LACKS_ALL).prop_map(
+        |(id, image, what, priority, source, deadline, lacks)| {
+            Message::Request(Request { id, image, what, priority, source, deadline, lacks })
         },
     )
 }
@@ -168,7 +168,7 @@ fn lengths_out_of_bounds_are_refused_before_the_header_is_there() {
 #[test]
 fn what_the_other_side_would_refuse_is_not_sent() {
     let image = || ImageSource { registry: "r".repeat(MAX_SOURCE), repository: "x".repeat(MAX_SOURCE) };
-    let pieces = |first, count| {
+    let asks = |first, count, lacks| {
         Message::Request(Request {
             id: 1,
             image: image(),
@@ -182,8 +182,10 @@ fn what_the_other_side_would_refuse_is_not_sent() {
             priority: Priority::OnDemand,
             source: false,
             deadline: Duration::ZERO,
+            lacks,
         })
     };
+    let pieces = |first, count| asks(first, count, 0);
     let data = |total, offset, length| Message::Data(Data { request: 1, piece: 0, total, offset, length });
     let hello = |version, min_version, labels| {
         Message::Hello(Hello {
@@ -200,13 +202,22 @@ fn what_the_other_side_would_refuse_is_not_sent() {
     };
     let labels = |count| (0..count).map(|n| (n.to_string(), String::new())).collect::<BTreeMap<_, _>>();
     let sends = |message: &Message| encode_header(message, &mut Vec::new()).is_ok();
-    for good in [pieces(0, 64), pieces(u32::MAX - 1, 1), data(9, 4, 5), data(0, 0, 0), hello(1, 1, labels(16))] {
+    let lacking = |lacks| asks(0, 1, lacks);
+    for good in [
+        pieces(0, 64),
+        pieces(u32::MAX - 1, 1),
+        lacking(LACKS_ALL),
+        data(9, 4, 5),
+        data(0, 0, 0),
+        hello(1, 1, labels(16)),
+    ] {
         assert!(sends(&good), "{good:?}");
     }
     for bad in [
         pieces(0, 0),
         pieces(0, 65),
         pieces(u32::MAX, 1),
+        lacking(LACKS_ALL + 1),
         data(9, 5, 5),
         data(9, 4, 0),
         data(1, u64::MAX, 2),

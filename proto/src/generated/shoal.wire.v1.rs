@@ -103,6 +103,9 @@ pub struct Request {
     pub source: bool,
     #[prost(uint32, tag = "7")]
     pub deadline_ms: u32,
+    /// Thousandths of the blob that the asker lacks, 1 to 1000; 0 from who does not say.
+    #[prost(uint32, tag = "8")]
+    pub lacks: u32,
     #[prost(oneof = "request::What", tags = "3, 4")]
     pub what: ::core::option::Option<request::What>,
 }

@@ -402,7 +402,7 @@ fn prefetch_asks_homes_for_what_nobody_has_before_it_takes_what_somebody_has() {
     }
     let first = world.actions();
     let asked: Vec<_> = first.iter().filter_map(asked_of_home).collect();
-    assert_eq!(asked.len(), 4, "as much as the window allows");
+    assert_eq!(asked.len(), 6, "as many as the window allows");
     // Four of those that wait for the home come to a neighbour.
     let mut waiting = (0..16).filter(|piece| asked.iter().all(|(_, on_its_way)| on_its_way != piece));
     let held: Vec<u32> = waiting.by_ref().take(4).collect();
