@@ -155,7 +155,7 @@ mod tests {
         let what = Asked::Object { id: ObjectId::new([1; 32]), kind: ObjectKind::Blob };
         let image = ImageSource { registry: "r".into(), repository: "a".into() };
         let deadline = Duration::from_secs(1);
-        let request = Request { id, image, what, priority: Priority::Prefetch, source: false, deadline };
+        let request = Request { id, image, what, priority: Priority::Prefetch, source: false, deadline, lacks: 0 };
         (Message::Request(request), Bytes::new())
     }
 
