@@ -39,6 +39,7 @@ mod homes;
 mod inflow;
 mod limits;
 mod names;
+mod need;
 mod peer;
 mod peers;
 mod requests;

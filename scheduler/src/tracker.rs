@@ -12,10 +12,10 @@ use std::{
 };
 
 use foldhash::fast::FixedState;
-use shoal_proto::{LACKS_ALL, PeerId, Priority};
+use shoal_proto::{PeerId, Priority};
 use smallvec::SmallVec;
 
-use crate::{BlobKey, Item, Time, names::Names};
+use crate::{BlobKey, Item, Time, names::Names, need::Need};
 
 /// The limits of a [`Tracker`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,11 +108,6 @@ const SAMPLE: Duration = Duration::from_millis(100);
 /// Receivers remembered for a piece.
 const MAX_RECEIVERS: usize = 16;
 
-/// How much more is served to who lacks more than others is counted in parts of this.
-const EVEN: u64 = 1 << 8;
-/// What a peer lacks changes what is taken for usual by this part.
-const LEARNS: u64 = 32;
-
 /// A piece by its blob's place in [`Tracker::blobs`].
 type Piece = (u32, u32);
 
@@ -140,8 +135,7 @@ pub struct Tracker {
     sharers: u64,
     /// When a peer without any was refused last.
     starved: Option<Time>,
-    /// What those who ask lack of late, in parts of a thousandth; 0 before the first.
-    usual_lack: u64,
+    need: Need,
     /// Bytes sent since `since`.
     sent: u64,
     since: Time,
@@ -167,7 +161,7 @@ impl Tracker {
             shares: Vec::new(),
             sharers: 0,
             starved: None,
-            usual_lack: 0,
+            need: Need::default(),
             sent: 0,
             since: Time::ZERO,
             bytes_per_s: 0,
@@ -181,10 +175,7 @@ impl Tracker {
 
     /// Whether to serve a request. [`Admission::Serve`] counts its bytes as being sent until [`ended`](Self::ended).
     ///
-    /// Prefetch is served by need: up to twice as much being sent to who lacks a fifth more of the blob than is usual among
-    /// those that ask, and half as much to who lacks a fifth less. Equal parts would leave those that know few peers behind,
-    /// and a rollout takes as long as its last node. What an asker says of itself is believed: a lie
-    /// gains it four times the usual place in a line, of one node.
+    /// Prefetch is served by need: who lacks more of the blob than others that ask may have more on its way.
     pub fn admit(&mut self, now: Time, ask: Ask) -> Admission {
         let Ask { peer, first, bytes, priority, lacks } = ask;
         // Copies of long ago may be gone, as their receivers are forgotten.
@@ -194,7 +185,7 @@ impl Tracker {
         let spread = known.is_some_and(|at| spread(&self.given[at]));
         let even = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
         let (relaxed, times) = match priority {
-            Priority::Prefetch => (even.saturating_mul(self.need(lacks)) / EVEN, self.config.ceiling),
+            Priority::Prefetch => (self.need.part(even, lacks), self.config.ceiling),
             Priority::OnDemand => (even, self.config.ceiling.saturating_mul(2)),
         };
         let ceiling = relaxed.saturating_mul(times);
@@ -216,20 +207,6 @@ impl Tracker {
             self.starved = Some(now);
         }
         Admission::Busy { retry_after: self.config.retry_after, alternates }
-    }
-
-    /// How much more than usual is served to who lacks so much, in parts of [`EVEN`]: the fourth power of how much more it lacks
-    /// than others, so that a few per cent matter.
-    fn need(&mut self, lacks: u16) -> u64 {
-        if lacks == 0 {
-            return EVEN;
-        }
-        let lacks = u64::from(lacks.min(LACKS_ALL)) * LEARNS * EVEN;
-        let usual = if self.usual_lack == 0 { lacks } else { self.usual_lack };
-        self.usual_lack = usual - usual / LEARNS + lacks / LEARNS;
-        let ratio = lacks * EVEN / self.usual_lack;
-        let square = ratio * ratio / EVEN;
-        (square * square / EVEN).clamp(EVEN / 2, EVEN * 4)
     }
 
     /// Whether a peer is left its part of what is sent at most. Who has just received something is the first to see that there
