@@ -248,7 +248,8 @@ fn who_stalls_in_the_midst_of_a_piece_is_not_waited_for() {
     // Enough for the handshake and half of a piece.
     let started = Double::start(Manner::Long, Transport::Tcp, |at| stalling(at, 80_000));
     let double = bed.runtime.block_on(started);
-    let mut daemon = bed.victim(&double, &["data.transport=tcp"]);
+    // What somebody waits for is soon asked for elsewhere as well, which is nobody's fault: so that much is fetched ahead.
+    let mut daemon = bed.victim(&double, &["data.transport=tcp", "read.ahead_bytes=16777216"]);
     bed.assert_reads(&daemon);
     double.wait_for_fault(&daemon, "stalls", "stall", &["silent for"]);
     daemon.stop();
