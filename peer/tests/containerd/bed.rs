@@ -3,11 +3,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Output,
+    process::{Command, Output, Stdio},
 };
 
 use shoal::processes::{ContainerdProcess, containerd_socket};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tonic::{codegen::http, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
@@ -64,10 +64,19 @@ impl Bed {
 
     /// What `ctr` says; it must succeed.
     pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
-        let output = self.try_ctr(arguments);
+        self.said(arguments, self.try_ctr(arguments))
+    }
+
+    /// What a process in a container prints; it must succeed. See [`in_container`].
+    pub(crate) fn printed(&self, command: &[&str], arguments: &[&str]) -> String {
+        self.said(arguments, in_container(&self.socket(), command, arguments))
+    }
+
+    fn said(&self, arguments: &[&str], output: Output) -> String {
+        let said = String::from_utf8(output.stdout).expect("text");
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ctr {arguments:?}: {error}\n{}\n{}", self.daemon.log(), self.log());
-        String::from_utf8(output.stdout).expect("text")
+        assert!(output.status.success(), "ctr {arguments:?}: {error}{said}\n{}\n{}", self.daemon.log(), self.log());
+        said
     }
 
     /// What `ctr` says on standard error; it must fail.
@@ -79,7 +88,7 @@ impl Bed {
 
     /// Runs a shell command in a new container, which goes with it.
     pub(crate) fn run(&self, image: &str, id: &str, script: &str) -> String {
-        self.ctr(&["run", "--rm", "--snapshotter", "shoal", image, id, "/bin/sh", "-c", script])
+        self.printed(&["run"], &["--rm", "--snapshotter", "shoal", image, id, "/bin/sh", "-c", script])
     }
 
     /// Starts a container that waits.
@@ -89,7 +98,7 @@ impl Bed {
 
     /// Runs a shell command in a container that runs.
     pub(crate) fn exec(&self, id: &str, script: &str) -> String {
-        self.ctr(&["tasks", "exec", "--exec-id", "once", id, "/bin/sh", "-c", script])
+        self.printed(&["tasks", "exec"], &["--exec-id", "once", id, "/bin/sh", "-c", script])
     }
 
     pub(crate) fn end(&self, id: &str) {
@@ -142,6 +151,19 @@ impl Bed {
     fn log(&self) -> String {
         fs::read_to_string(self.containerd.log()).unwrap_or_default()
     }
+}
+
+/// Runs a process in a container by a command of `ctr` (`run`, `tasks exec`) with more arguments. What the process prints,
+/// on standard error too, is the result's `stdout`: the shim writes it into a file, since `ctr` loses what comes through
+/// its own pipes at times on a busy machine.
+pub(crate) fn in_container(containerd: &Path, command: &[&str], arguments: &[&str]) -> Output {
+    let printed = NamedTempFile::new().expect("a temporary file");
+    let uri = format!("file://{}", printed.path().display());
+    let mut ctr = Command::new("ctr");
+    ctr.arg("-a").arg(containerd).args(command).args(["--log-uri", &uri]).args(arguments);
+    let mut output = ctr.stdin(Stdio::null()).output().expect("ctr runs");
+    output.stdout = fs::read(printed.path()).expect("what was printed");
+    output
 }
 
 /// False, with a line that says why, on a machine that cannot run containers over lazy images.

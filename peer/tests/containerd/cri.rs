@@ -32,6 +32,12 @@ pub(crate) fn pull(bed: &Bed, image: &str) {
     assert!(pulled.expect("a pull").image_ref.starts_with("sha256:"));
 }
 
+/// Runs a shell command in a new container of the namespace into which a kubelet pulls.
+pub(crate) fn run(bed: &Bed, image: &str, id: &str, script: &str) -> String {
+    let arguments = ["--rm", "--snapshotter", "shoal", image, id, "/bin/sh", "-c", script];
+    bed.printed(&["-n", "k8s.io", "run"], &arguments)
+}
+
 #[test]
 fn a_kubelet_pulls_lazily_what_is_lazy() {
     let Some(bed) = Bed::start("CRI") else { return };
@@ -43,9 +49,7 @@ fn a_kubelet_pulls_lazily_what_is_lazy() {
     let sent = bed.registry.sent_bytes();
     assert!(sent < DATA_BYTES as u64 / 10, "{sent} bytes were sent");
     assert_eq!(bed.mounts().len(), 1);
-    let run = |image: &str, id: &str| {
-        bed.ctr(&["-n", "k8s.io", "run", "--rm", "--snapshotter", "shoal", image, id, "/bin/sha256sum", "/data"])
-    };
+    let run = |image: &str, id: &str| run(&bed, image, id, "sha256sum /data");
     assert_eq!(run(&lazy, "lazy"), Layers::data_digest());
 
     let plain = bed.registry.reference("plain");

@@ -1,17 +1,11 @@
 //! Containers over an image that is mounted natively while nearly all of it is still in the registry.
 
-use std::{
-    io,
-    os::fd::AsFd,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{io, os::fd::AsFd, thread, time::Duration};
 
 use shoal_keeper::Group;
 
 use crate::{
-    bed::Bed,
+    bed::{Bed, in_container},
     image::{DATA_BYTES, Layers},
     support::{drop_caches, wait},
 };
@@ -61,9 +55,7 @@ fn containers_read_what_is_filled_as_they_read_it_and_wait_while_the_daemon_is_k
     drop_caches();
     let containerd = bed.socket();
     let reading = thread::spawn(move || {
-        let mut ctr = Command::new("ctr");
-        ctr.arg("-a").arg(containerd).args(["tasks", "exec", "--exec-id", "waits", "filled-b"]);
-        ctr.args(["/bin/sha256sum", "/data"]).stdin(Stdio::null()).output().expect("ctr runs")
+        in_container(&containerd, &["tasks", "exec"], &["--exec-id", "waits", "filled-b", "/bin/sha256sum", "/data"])
     });
     thread::sleep(Duration::from_secs(1));
     assert!(!reading.is_finished(), "what is missing is waited for");

@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::Output,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use std::{
 use shoal_keeper::Client;
 
 use crate::{
-    bed::Bed,
+    bed::{Bed, in_container},
     image::Layers,
     support::{drop_caches, noise, wait},
 };
@@ -74,13 +74,12 @@ fn start_another(containerd: &Path, image: &str, name: &str) -> Output {
     for attempt in 0.. {
         // What a failed attempt leaves must not be in the way of the next.
         let id = format!("{name}-{attempt}");
-        let mut ctr = Command::new("ctr");
-        ctr.arg("-a").arg(containerd).args(["run", "--rm", "--snapshotter", "shoal", image, &id]);
-        let output = ctr.args(["/bin/sha256sum", "/data"]).stdin(Stdio::null()).output().expect("ctr runs");
+        let arguments = ["--rm", "--snapshotter", "shoal", image, &id, "/bin/sha256sum", "/data"];
+        let output = in_container(containerd, &["run"], &arguments);
         if output.status.success() {
             return output;
         }
-        let said = String::from_utf8_lossy(&output.stderr);
+        let said = [output.stderr, output.stdout].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
         assert!(Instant::now() < deadline, "{name} does not start: {said}");
         thread::sleep(Duration::from_millis(100));
     }

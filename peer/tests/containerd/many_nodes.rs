@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     sync::Barrier,
     thread,
     time::Instant,
@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use toml::Value;
 
 use crate::{
-    bed::can_run_containers,
+    bed::{can_run_containers, in_container},
     hosts::Hosts,
     image::{DATA_BYTES, Layers},
     support::drop_caches,
@@ -80,16 +80,16 @@ impl Node {
         let begun = Instant::now();
         let mut pull = Command::new(env!("CARGO_BIN_EXE_shoal"));
         pull.arg("ctl").arg("--socket").arg(self.folder.join("shoal.sock")).args(["rpull", image]);
-        let mut run = self.containerd.ctr();
-        run.args(["run", "--rm", "--snapshotter", "shoal", image, &self.id, "/bin/sha256sum", "/data"]);
-        let mut said = String::new();
-        for mut command in [pull, run] {
-            let output = command.output().expect("it runs");
+        let succeeded = |output: Output| {
+            let said = String::from_utf8(output.stdout).expect("text");
             let error = String::from_utf8_lossy(&output.stderr);
             let log = || fs::read_to_string(self.folder.join("log")).unwrap_or_default();
-            assert!(output.status.success(), "{command:?}: {error}\n{}", log());
-            said = String::from_utf8(output.stdout).expect("text");
-        }
+            assert!(output.status.success(), "{error}{said}\n{}", log());
+            said
+        };
+        succeeded(pull.output().expect("it runs"));
+        let arguments = ["--rm", "--snapshotter", "shoal", image, &self.id, "/bin/sha256sum", "/data"];
+        let said = succeeded(in_container(&self.containerd.socket(), &["run"], &arguments));
         (said, begun.elapsed().as_secs_f64())
     }
 }

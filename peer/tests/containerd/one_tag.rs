@@ -18,8 +18,8 @@ fn each_kind_of_client_takes_its_own_from_one_tag() {
     let expected = format!("upper\nmotd\n{}4755:0\n755:0\n", Layers::data_digest());
 
     bed.ctr(&["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &image]);
-    let run = ["run", "--rm", "--snapshotter", "overlayfs", &image, "ordinary", "/bin/sh", "-c", script];
-    assert_eq!(bed.ctr(&run), expected);
+    let run = ["--rm", "--snapshotter", "overlayfs", &image, "ordinary", "/bin/sh", "-c", script];
+    assert_eq!(bed.printed(&["run"], &run), expected);
     assert_eq!((bed.snapshots().len(), bed.mounts().len()), (0, 0));
     bed.remove_image(&image);
 

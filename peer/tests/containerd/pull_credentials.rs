@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::{
     bed::{Bed, call},
-    cri::{ImageSpec, PullImageResponse},
+    cri::{self, ImageSpec, PullImageResponse},
     image::{DATA_BYTES, Layers},
     registry_server::{PASSWORD, RegistryServer, USER},
     support::{drop_caches, shoal},
@@ -73,9 +73,7 @@ fn the_credentials_of_a_pull_open_its_repository_and_nothing_else() {
     assert!(pull(&bed, &image, Some("guess")).is_err());
     drop_caches();
     let before = server.sent_bytes();
-    let run = |image: &str, id: &str| {
-        bed.ctr(&["-n", "k8s.io", "run", "--rm", "--snapshotter", "shoal", image, id, "/bin/sha256sum", "/data"])
-    };
+    let run = |image: &str, id: &str| cri::run(&bed, image, id, "sha256sum /data");
     assert_eq!(run(&image, "lazy"), Layers::data_digest());
     assert!(server.sent_bytes() - before > DATA_BYTES as u64 / 2, "what was read came from the registry");
 

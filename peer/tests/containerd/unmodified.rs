@@ -50,10 +50,7 @@ fn a_kubelet_pulls_it_and_another_image_goes_on_from_its_layer() {
     cri::pull(&bed, &image);
     let sent = bed.registry.sent_bytes();
     assert!(sent < DATA_BYTES as u64 / 5, "{sent} bytes were sent");
-    let run = |image: &str, id: &str, script: &str| {
-        let arguments = ["-n", "k8s.io", "run", "--rm", "--snapshotter", "shoal", image, id, "/bin/sh", "-c", script];
-        bed.ctr(&arguments)
-    };
+    let run = |image: &str, id: &str, script: &str| cri::run(&bed, image, id, script);
     assert_eq!(run(&image, "other-first", "sha256sum /data"), Layers::data_digest());
     assert_eq!(bed.mounts().len(), 1, "the lower layer by itself is wanted by nobody");
 
