@@ -7,7 +7,7 @@
 //!
 //! One [`Registry`] answers for registries over HTTP and for layout folders (`oci:DIR`), so that callers need not care.
 //! What is named by a digest is verified here, whole, except blobs that are read in ranges: those are verified piece by
-//! piece by whoever has the chunk table. Not here: anonymous names without a host (`alpine`), identity tokens, content
+//! piece by whoever has the chunk table. Not here: anonymous names without a host (`alpine`), content
 //! encodings, and any cache.
 
 mod archive;

@@ -23,7 +23,7 @@ pub(super) struct ImageSpec {
     pub(super) image: String,
 }
 
-/// Who the puller is. Identity and registry tokens, its fields 5 and 6, are not supported.
+/// Who the puller is. A registry token, its field 6, is not supported: it is good for minutes only.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
 pub(super) struct AuthConfig {
@@ -37,6 +37,9 @@ pub(super) struct AuthConfig {
     /// For whom they are; any registry, if it is empty.
     #[prost(string, tag = "4")]
     pub(super) server_address: String,
+    /// In place of a password.
+    #[prost(string, tag = "5")]
+    pub(super) identity_token: String,
 }
 
 impl fmt::Debug for PullImageRequest {
@@ -64,6 +67,9 @@ impl PullImageRequest {
 
 impl AuthConfig {
     fn credentials(self) -> Option<Credentials> {
+        if !self.identity_token.is_empty() {
+            return Some(Credentials::identity_token(self.identity_token));
+        }
         if !self.username.is_empty() {
             return Some(Credentials { username: self.username, password: self.password });
         }
@@ -151,6 +157,8 @@ mod tests {
             let auth = AuthConfig { server_address: server.into(), ..user() };
             assert_eq!(pull("h.io/app", auth).is_some(), counts, "{server}");
         }
+        let token = AuthConfig { identity_token: "word".into(), ..user() };
+        assert_eq!(pull("h.io/app", token), Some(("h.io/app".into(), "<token>".into(), "word".into())));
         let hub = AuthConfig { server_address: "https://index.docker.io/v1/".into(), ..user() };
         assert!(pull("alpine", hub).is_some());
     }

@@ -1,8 +1,8 @@
 //! Credentials, where they are found, and what a registry's challenge asks for.
 //!
 //! Credentials stay in this process: they have no `Display`, their `Debug` hides the password, and the HTTP side sends
-//! them to the registry they belong to and to the token server it names, nowhere else. Identity tokens of the auth file are
-//! not supported; such entries are passed over.
+//! them to the registry they belong to and to the token server it names, nowhere else. An identity token goes to the token
+//! server alone.
 
 use std::{collections::BTreeMap, fmt, fs, io, path::Path};
 
@@ -22,19 +22,34 @@ pub use shared::SharedCredentials;
 /// Largest auth file that is read.
 const MAX_AUTHFILE: u64 = 1 << 20;
 
-/// A user name and a password.
+/// The user name of an identity token, as docker's credential helpers give it.
+const TOKEN_USER: &str = "<token>";
+
+/// A user name and a password, or an [identity token](Self::identity_token).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The user name.
+    /// The user name; `<token>` is that of an identity token.
     pub username: String,
-    /// The password, or an access token that the registry takes for one.
+    /// The password, or an access token that the registry takes for one, or the identity token.
     pub password: String,
 }
 
 impl Credentials {
-    /// The value of an `Authorization` header.
-    pub(super) fn basic(&self) -> String {
-        format!("Basic {}", STANDARD.encode(format!("{}:{}", self.username, self.password)))
+    /// An identity token: what a token server gives access tokens for, in the place of a password (the refresh token of
+    /// RFC 6749, section 6).
+    pub fn identity_token(token: String) -> Self {
+        Self { username: TOKEN_USER.to_owned(), password: token }
+    }
+
+    /// The identity token, if this is one.
+    pub(super) fn as_identity_token(&self) -> Option<&str> {
+        (self.username == TOKEN_USER).then_some(&self.password)
+    }
+
+    /// The value of an `Authorization` header; an identity token has none.
+    pub(super) fn basic(&self) -> Option<String> {
+        let pair = || format!("{}:{}", self.username, self.password);
+        self.as_identity_token().is_none().then(|| format!("Basic {}", STANDARD.encode(pair())))
     }
 }
 
@@ -114,6 +129,7 @@ struct Entry {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 impl Authfile {
@@ -181,8 +197,11 @@ fn json<T: serde::de::DeserializeOwned>(bytes: &[u8], path: &str) -> Result<T, A
 }
 
 impl Entry {
-    /// `None` for entries of kinds that are not supported.
+    /// `None` for an entry with nothing in it.
     fn credentials(&self) -> Result<Option<Credentials>, ()> {
+        if let Some(token) = self.identitytoken.as_ref().filter(|token| !token.is_empty()) {
+            return Ok(Some(Credentials::identity_token(token.clone())));
+        }
         let decoded = match (&self.username, &self.password, self.auth.as_deref()) {
             (Some(username), Some(password), _) => Some((username.clone(), password.clone())),
             (_, _, None | Some("")) => None,
@@ -306,7 +325,8 @@ mod tests {
                 "https://index.docker.io/v1/": {{"auth": "{hub}"}},
                 "h.io": {{"username": "host", "password": "secret"}},
                 "H.io/team": {{"auth": "{team}"}},
-                "helper.io": {{}}
+                "helper.io": {{}},
+                "token.io": {{"auth": "{hub}", "identitytoken": "secret"}}
             }}}}"#,
             hub = STANDARD.encode("hub:secret"),
             team = STANDARD.encode("team:secret"),
@@ -318,6 +338,8 @@ mod tests {
         assert_eq!(find("h.io", "team/app"), Some(user("team")));
         assert_eq!(find("h.io", "teams/app"), Some(user("host")));
         assert_eq!(find("helper.io", "a"), None);
+        assert_eq!(find("token.io", "a"), Some(Credentials::identity_token("secret".to_owned())));
+        assert_eq!(find("token.io", "a").unwrap().basic(), None);
         assert_eq!(find("elsewhere.io", "a"), None);
     }
 

@@ -22,8 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_ANSWER: u64 = 64 * 1024;
 /// What helpers say, on standard output and with an exit code of 1, when they have nothing for a registry.
 const NOT_FOUND: &str = "credentials not found";
-/// The user name that comes with an identity token, which is no password.
-const TOKEN_USER: &str = "<token>";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -60,9 +58,6 @@ fn read(code: Option<i32>, output: &[u8]) -> Result<Option<Credentials>, &'stati
         };
     }
     let answer: Answer = serde_json::from_slice(output).map_err(|_| "its answer is no JSON of a password")?;
-    if answer.username == TOKEN_USER {
-        return Err("it has an identity token, which is not supported");
-    }
     Ok(Some(Credentials { username: answer.username, password: answer.secret }))
 }
 
@@ -119,8 +114,9 @@ mod tests {
         let answer = r#"{"ServerURL":"h.io","Username":"user","Secret":"secret"}"#;
         assert_eq!(read(Some(0), answer.as_bytes()).unwrap(), Some(credentials));
         assert_eq!(read(Some(1), b"credentials not found in native keychain\n").unwrap(), None);
-        let token = r#"{"Username":"<token>","Secret":"secret"}"#;
-        for (code, output) in [(1, "secret"), (0, "secret"), (0, r#"{"Username":"secret"}"#), (0, token)] {
+        let token = read(Some(0), br#"{"Username":"<token>","Secret":"secret"}"#).unwrap();
+        assert_eq!(token, Some(Credentials::identity_token("secret".to_owned())));
+        for (code, output) in [(1, "secret"), (0, "secret"), (0, r#"{"Username":"secret"}"#)] {
             let error = read(Some(code), output.as_bytes()).unwrap_err();
             assert!(!error.contains("secret"), "{error}");
         }

@@ -2,6 +2,9 @@
 //!
 //! The scope asked for is always made here, from the repository and the need to write; the one in the challenge is not
 //! used, so that a registry cannot make this program fetch a token for something else.
+//!
+//! A password goes to the token server as the distribution's token specification says, an identity token as its OAuth 2 variant
+//! does: by POST, so that it is in no log of addresses.
 
 use std::{
     collections::HashMap,
@@ -15,8 +18,12 @@ use reqwest::{
     header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
+use url::form_urlencoded;
 
-use super::{Http, Request, describe, transport::host_of};
+use super::{
+    Http, Request, describe,
+    transport::{Shown, host_of},
+};
 use crate::oci::{Credentials, RegistryError, Source, auth::Challenge};
 
 /// Lifetime of a token that does not say (distribution token specification).
@@ -27,6 +34,8 @@ const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const MARGIN: Duration = Duration::from_secs(5);
 /// Most bytes of a token answer.
 const MAX_ANSWER: u64 = 64 * 1024;
+/// What this program calls itself where an identity token is exchanged.
+const CLIENT: &str = "shoal";
 /// Most repositories that are remembered; beyond, all are forgotten.
 const MAX_GRANTS: usize = 4096;
 
@@ -94,7 +103,7 @@ impl Grants {
             *tried += 1;
             let fresh = match &challenge {
                 Challenge::Basic => {
-                    next.as_ref().and_then(|next| Grant::new(&next.basic(), None, Some(next.clone())))
+                    next.as_ref().and_then(|next| Grant::new(&next.basic()?, None, Some(next.clone())))
                 }
                 Challenge::Bearer { realm, service } => {
                     match fetch(http, request, realm, service.clone(), next).await {
@@ -166,22 +175,31 @@ async fn fetch(
     let source = request.source;
     let mut url = checked_realm(http, source, realm)?;
     let actions = if request.push { "pull,push" } else { "pull" };
-    url.query_pairs_mut().append_pair("scope", &format!("repository:{}:{actions}", source.repository()));
-    if let Some(also) = request.also {
-        url.query_pairs_mut().append_pair("scope", &format!("repository:{also}:pull"));
-    }
-    if let Some(service) = service {
-        url.query_pairs_mut().append_pair("service", &service);
-    }
-    let basic = credentials.as_ref().map(Credentials::basic);
-    let response = http.transport.token(&url, basic.as_deref()).await?;
+    let also = request.also.map(|also| format!("repository:{also}:pull"));
+    let scopes = [Some(format!("repository:{}:{actions}", source.repository())), also];
+    let scopes: Vec<String> = scopes.into_iter().flatten().collect();
+    let shown = match credentials.as_ref().and_then(Credentials::as_identity_token) {
+        Some(token) => {
+            let mut form = form_urlencoded::Serializer::new(String::new());
+            form.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT);
+            form.append_pair("refresh_token", token).append_pair("scope", &scopes.join(" "));
+            form.extend_pairs(service.map(|service| ("service", service)));
+            Shown::Form(form.finish())
+        }
+        None => {
+            url.query_pairs_mut().extend_pairs(scopes.iter().map(|scope| ("scope", scope)));
+            url.query_pairs_mut().extend_pairs(service.map(|service| ("service", service)));
+            credentials.as_ref().and_then(Credentials::basic).map_or(Shown::Nothing, Shown::Basic)
+        }
+    };
+    let response = http.transport.token(&url, shown).await?;
     let what = describe(&url);
     if response.status().is_redirection() {
         let reason = "token servers are not followed".to_owned();
         return Err(RegistryError::Protocol { what, reason });
     }
     // Docker's token server says 400 or 403 to users that it does not know.
-    if matches!(response.status(), StatusCode::BAD_REQUEST) && basic.is_some() {
+    if matches!(response.status(), StatusCode::BAD_REQUEST) && credentials.is_some() {
         let (registry, repository) = (source.registry().to_owned(), source.repository().to_owned());
         return Err(RegistryError::Unauthorized { registry, repository, given: true });
     }

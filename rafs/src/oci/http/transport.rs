@@ -96,14 +96,25 @@ impl Transport {
         sent.map_err(|error| RegistryError::transport(&what, error))
     }
 
-    /// A GET to a token server.
-    pub(super) async fn token(&self, url: &Url, basic: Option<&str>) -> Result<Response, RegistryError> {
-        let what = describe(url);
-        let mut builder = self.client(url).get(url.clone()).header(header::ACCEPT, "application/json");
-        if let Some(mut value) = basic.and_then(|basic| HeaderValue::from_str(basic).ok()) {
-            value.set_sensitive(true);
-            builder = builder.header(header::AUTHORIZATION, value);
-        }
+    /// Asks a token server: GET, or POST of a form.
+    pub(super) async fn token(&self, url: &Url, shown: Shown) -> Result<Response, RegistryError> {
+        let (what, client) = (describe(url), self.client(url));
+        let builder = match shown {
+            Shown::Nothing => client.get(url.clone()),
+            Shown::Basic(value) => {
+                let mut value = HeaderValue::from_str(&value).map_err(|_| RegistryError::Protocol {
+                    what: what.clone(),
+                    reason: "the password cannot be sent in a header".to_owned(),
+                })?;
+                value.set_sensitive(true);
+                client.get(url.clone()).header(header::AUTHORIZATION, value)
+            }
+            Shown::Form(form) => {
+                let post = client.post(url.clone());
+                post.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
+            }
+        };
+        let builder = builder.header(header::ACCEPT, "application/json");
         let after = self.read_timeout;
         let sent = tokio::time::timeout(after, builder.send()).await;
         let sent = sent.map_err(|_| RegistryError::Timeout { what: what.clone(), after })?;
@@ -113,6 +124,15 @@ impl Transport {
     pub(super) fn client(&self, url: &Url) -> &Client {
         if url.host_str().is_some_and(is_loopback) { &self.direct } else { &self.proxied }
     }
+}
+
+/// What a token server is shown.
+pub(super) enum Shown {
+    Nothing,
+    /// A value of `Authorization`.
+    Basic(String),
+    /// A form with an identity token in it.
+    Form(String),
 }
 
 /// An HTTP client with these options, which minds the proxy variables of the environment.

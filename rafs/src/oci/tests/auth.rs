@@ -58,6 +58,36 @@ async fn a_token_is_fetched_once_and_for_this_repository_only() {
 }
 
 #[tokio::test]
+async fn an_identity_token_goes_to_the_token_server_and_nowhere_else() {
+    let double = token_registry(300, |value| value.starts_with("Bearer t")).await;
+    let mut auth = Authfile::default();
+    auth.insert(double.source().registry(), Credentials::identity_token("pass & word".to_owned()));
+    let registry = Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap();
+    assert_eq!(registry.blob(&double.source(), sha256(BODY), 100).await.unwrap(), BODY);
+    let seen = double.seen();
+    let token = tokens(&seen)[0];
+    assert_eq!((token.method.as_str(), token.path.as_str(), token.header("authorization")), ("POST", "/token", None));
+    assert_eq!(token.header("content-type"), Some("application/x-www-form-urlencoded"));
+    let form = "grant_type=refresh_token&client_id=shoal&refresh_token=pass+%26+word&scope=repository%3Aapp%3Apull&service=reg";
+    assert_eq!(String::from_utf8_lossy(&token.body), form);
+    let others = seen.iter().filter(|seen| !seen.path.starts_with("/token"));
+    assert!(others.clone().count() == 2 && others.clone().all(|seen| seen.body.is_empty()));
+
+    // It is no password.
+    let double = Double::start(|seen, _| match seen.header("authorization") {
+        Some(_) => Reply::new(200, &[], BODY),
+        None => challenge("Basic realm=\"x\""),
+    })
+    .await;
+    let mut auth = Authfile::default();
+    auth.insert(double.source().registry(), Credentials::identity_token("word".to_owned()));
+    let registry = Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap();
+    let refused = registry.blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Unauthorized { .. }), "{refused:?}");
+    assert!(double.seen().iter().all(|seen| seen.header("authorization").is_none()));
+}
+
+#[tokio::test]
 async fn many_reads_that_start_together_fetch_one_token() {
     let double = token_registry(300, |value| value.starts_with("Bearer t")).await;
     let registry = client_for(&double.source());
