@@ -11,16 +11,15 @@
 //! digests of chunks decide, in [`PieceTable::decode`](crate::PieceTable::decode) as for everything else.
 
 use bytes::Bytes;
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-use miniz_oxide::inflate::core::{BlockBoundaryState, DecompressorOxide, decompress};
 
 use crate::codec::{Compressor, DecodeError};
 
 mod header;
 mod indexer;
+mod inflater;
 
 pub(crate) use indexer::{Checkpoint, Indexer, Position};
+use inflater::{Inflater, Step, Stop};
 
 /// Bytes that a back reference of deflate reaches back.
 pub(crate) const WINDOW: usize = 32 << 10;
@@ -55,37 +54,29 @@ impl InflateContext {
     /// The first `decoded_len` bytes that the stream has from here on. `encoded` are the stored bytes; members of a gzip
     /// stream may end and begin among them, their checksums are not looked at. Allocates window and output and no more.
     pub(crate) fn inflate(&self, encoded: &[u8]) -> Result<Bytes, DecodeError> {
-        let start = self.window.len();
-        let mut output = self.window.to_vec();
-        output.resize(start + self.decoded_len as usize, 0);
-        let mut inflater = Box::new(DecompressorOxide::from_block_boundary_state(&BlockBoundaryState {
-            num_bits: self.bits & 7,
-            bit_buf: upper_bits(self.byte, self.bits),
-            ..BlockBoundaryState::default()
-        }));
-        // Of `output`, where the current member starts (for the first, its window) and how far it is filled.
-        let (mut member, mut filled, mut input) = (0, start, encoded);
-        loop {
-            let flags = TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-            let (status, consumed, produced) =
-                decompress(&mut inflater, input, &mut output[member..], filled - member, flags);
+        let mut output = vec![0; self.decoded_len as usize];
+        let mut inflater = Inflater::at_block(self.bits & 7, upper_bits(self.byte, self.bits), &self.window);
+        let (mut filled, mut input) = (0, encoded);
+        while filled < output.len() {
+            let Step { consumed, produced, stop } =
+                inflater.step(input, &mut output[filled..], false).map_err(malformed)?;
             filled += produced;
             input = &input[consumed..];
-            let found = filled - start;
-            match status {
-                _ if found == self.decoded_len as usize => return Ok(Bytes::from(output).slice(start..)),
-                TINFLStatus::Done => {
+            match stop {
+                _ if filled == output.len() => {}
+                Stop::End => {
                     // The next member knows nothing of this one.
                     input = header::skip(input.get(TRAILER..).unwrap_or(&[])).map_err(malformed)?;
-                    (*inflater, member) = (DecompressorOxide::new(), filled);
+                    inflater.reset();
                 }
-                TINFLStatus::FailedCannotMakeProgress => {
-                    let expected = self.decoded_len as usize;
-                    return Err(DecodeError::Length { compressor: Compressor::Gzip, expected, found });
+                _ if consumed == 0 && produced == 0 => {
+                    let (compressor, expected) = (Compressor::Gzip, output.len());
+                    return Err(DecodeError::Length { compressor, expected, found: filled });
                 }
-                other => return Err(malformed(format!("inflating ends with {other:?}"))),
+                _ => {}
             }
         }
+        Ok(output.into())
     }
 }
 

@@ -6,14 +6,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use flate2::Crc;
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::inflate_flags::{
-    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
-};
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 
+use super::inflater::{Inflater, Step, Stop};
 use super::{InflateContext, WINDOW, header};
 
 /// Decoded and encoded bytes between checkpoints: what a read of little costs, against 32 KiB of index for each.
@@ -40,7 +36,7 @@ pub(crate) type Checkpoint = InflateContext;
 /// positions are those of the bytes that were handed out.
 pub(crate) struct Indexer<R> {
     input: BufReader<Hashed<R>>,
-    inflater: Box<DecompressorOxide>,
+    inflater: Inflater,
     /// Whether the next byte is one of deflate, rather than of a header or the end.
     in_member: bool,
     members: u64,
@@ -58,7 +54,7 @@ impl<R: Read> Indexer<R> {
     pub(crate) fn new(stream: R) -> Self {
         Self {
             input: BufReader::with_capacity(BUFFER, Hashed { stream, hasher: Sha256::new(), len: 0 }),
-            inflater: Box::new(DecompressorOxide::new()),
+            inflater: Inflater::new(),
             in_member: false,
             members: 0,
             window: vec![0; WINDOW + BUFFER],
@@ -95,10 +91,9 @@ impl<R: Read> Indexer<R> {
         if input.is_empty() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        let flags =
-            TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF | TINFL_FLAG_HAS_MORE_INPUT;
-        let (status, consumed, produced) =
-            decompress(&mut self.inflater, input, &mut self.window[..end], self.filled, flags);
+        let stepped = self.inflater.step(input, &mut self.window[self.filled..end], true);
+        let Step { consumed, produced, stop } =
+            stepped.map_err(|problem| invalid(format!("the gzip data is malformed: {problem}")))?;
         self.byte = if consumed > 0 { input[consumed - 1] } else { self.byte };
         self.input.consume(consumed);
         let decoded = &self.window[self.filled..self.filled + produced];
@@ -106,11 +101,10 @@ impl<R: Read> Indexer<R> {
         self.checksum.update(decoded);
         self.filled += produced;
         self.advance(consumed, produced);
-        match status {
-            TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {}
-            TINFLStatus::BlockBoundary => self.at_block(),
-            TINFLStatus::Done => self.end_member()?,
-            other => return Err(invalid(format!("the gzip data is malformed: inflating ends with {other:?}"))),
+        match stop {
+            Stop::Short => {}
+            Stop::Block { bits } => self.offer(bits),
+            Stop::End => self.end_member()?,
         }
         Ok(Some(produced))
     }
@@ -131,7 +125,8 @@ impl<R: Read> Indexer<R> {
         header::read(&mut counted)?;
         let len = counted.len;
         self.advance(len, 0);
-        (*self.inflater, self.filled, self.byte) = (DecompressorOxide::new(), 0, 0);
+        self.inflater.reset();
+        (self.filled, self.byte) = (0, 0);
         self.checksum.reset();
         (self.in_member, self.members) = (true, self.members + 1);
         self.offer(0);
@@ -147,13 +142,6 @@ impl<R: Read> Indexer<R> {
         let stated = u64::from_le_bytes(trailer);
         let found = u64::from(self.checksum.amount()) << 32 | u64::from(self.checksum.sum());
         if stated == found { Ok(()) } else { Err(invalid("checksum or length at the end of a gzip member is wrong")) }
-    }
-
-    fn at_block(&mut self) {
-        if let Some(state) = self.inflater.block_boundary_state() {
-            debug_assert_eq!(super::upper_bits(self.byte, state.num_bits), state.bit_buf);
-            self.offer(state.num_bits);
-        }
     }
 
     /// Takes the current block as a checkpoint if the last one is far enough away.
