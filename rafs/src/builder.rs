@@ -60,6 +60,7 @@ mod error;
 mod image;
 mod in_place;
 mod layer_notes;
+mod lending;
 mod merge;
 mod optimize;
 mod output;

@@ -5,24 +5,24 @@ use std::io::Read;
 use std::path::Path;
 
 use super::BuildError;
-use super::tree::{ChunkPlace, InodeIndex};
+use super::tree::InodeIndex;
 use crate::archive::{Archive, Member};
 
-/// Reads the content of `member` in chunks of `chunk_size` bytes, each into `chunk`. Of each, `add` is given the bytes, where the
-/// stream stood before them, and their offset in the file, and says where it is in the image.
+/// Reads the content of `member` in chunks of `chunk_size` bytes, each into `chunk`, for which `add` may put another buffer. Of
+/// each, `add` is given the bytes, where the stream stood before them, and their offset in the file, and says what is noted of it.
 ///
 /// # Errors
 /// Those of `add`, and [`BuildError::Archive`], which names the entry.
-pub(super) fn read_chunks<R: Read, P: Copy>(
+pub(super) fn read_chunks<R: Read, P: Copy, T>(
     archive: &mut Archive<R>,
     member: &Member,
     (name, chunk_size): (&Path, u32),
     position: &Cell<P>,
     chunk: &mut Vec<u8>,
-    mut add: impl FnMut(&[u8], P, u64) -> Result<ChunkPlace, BuildError>,
-) -> Result<Vec<ChunkPlace>, BuildError> {
+    mut add: impl FnMut(&mut Vec<u8>, P, u64) -> Result<T, BuildError>,
+) -> Result<Vec<T>, BuildError> {
     let place = archive.place().to_owned();
-    let mut places = Vec::new();
+    let mut noted = Vec::new();
     let mut content = archive.content(member);
     for offset in (0..member.size).step_by(chunk_size as usize) {
         chunk.resize((member.size - offset).min(chunk_size.into()) as usize, 0);
@@ -32,15 +32,15 @@ pub(super) fn read_chunks<R: Read, P: Copy>(
             archive: name.to_owned(),
             source: Archive::<&[u8]>::read_error(&place, error),
         })?;
-        places.push(add(chunk, before, offset)?);
+        noted.push(add(chunk, before, offset)?);
     }
-    Ok(places)
+    Ok(noted)
 }
 
 /// Notes the chunks of an inode among those of all.
-pub(super) fn note(all: &mut Vec<Vec<ChunkPlace>>, inode: InodeIndex, places: Vec<ChunkPlace>) {
+pub(super) fn note<T>(all: &mut Vec<Vec<T>>, inode: InodeIndex, chunks: Vec<T>) {
     if all.len() <= inode {
         all.resize_with(inode + 1, Vec::new);
     }
-    all[inode] = places;
+    all[inode] = chunks;
 }

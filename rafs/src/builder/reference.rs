@@ -6,27 +6,28 @@
 //! bootstrap            the tree, with digests of chunks; also inside the meta blob if asked for
 //! ```
 //!
-//! The layer is read once, from front to back, by one thread: inflating it is what takes time. A chunk belongs to the last
-//! checkpoint before it; a checkpoint becomes a context that reaches as far as its last chunk, or nothing if it has none.
-//! Memory is 32 KiB for every 2 MiB of the tar, besides names and chunks. Sparse files end the build: their holes are
-//! nowhere in the layer.
+//! The layer is read once, from front to back. One thread inflates it and cuts the tar into chunks, which is what takes time,
+//! another takes their digests, a third the digest of the tar if that is wanted. A chunk belongs to the last checkpoint before
+//! it; a checkpoint becomes a context that reaches as far as its last chunk, or nothing if it has none. Memory is 32 KiB for
+//! every 2 MiB of the tar, besides names, what is known of chunks, and those on their way: [`IN_FLIGHT`] bytes, or two chunks
+//! if that is more. Sparse files end the build: their holes are nowhere in the layer.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::Path;
-use std::rc::Rc;
+use std::thread;
 
 use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, BlobId, ObjectId};
 
 use super::bootstrap::{self, Contents};
 use super::in_place;
+use super::lending::{Borrower, Lender, lend};
 use super::output::{BlobFile, Output};
 use super::parts::{self, OpenBlob};
-use super::tree::{ChunkPlace, InodeIndex, Tree};
+use super::tree::{ChunkPlace, Draft, InodeIndex, Tree};
 use super::{BuildError, BuildOptions, BuildReport, Builder, Encryption, LayerNotes, Notes, Progress, tar};
-use crate::archive::{Archive, Member};
+use crate::archive::Archive;
 use crate::blob::{ChunkInfo, Contexts, EncodedTable, InBatch, ZRAN_FEATURES};
 use crate::codec::{self, Compressor};
 use crate::layout::{self, BLOCK, BlobEntry, ChunkRecord, chunk_flags};
@@ -34,6 +35,9 @@ use crate::zran::{Checkpoint, Indexer, InflateContext, MAX_SPAN, Position};
 
 /// Largest length that an entry of the chunk table can state; for a gzip layer it is a hint.
 const MAX_HINT: u64 = 0xFF_FFFF;
+/// Bytes between two threads, in buffers of a chunk of the tar, or of this part of it.
+const IN_FLIGHT: usize = 8 << 20;
+const MOST_BUFFERS: usize = 16;
 
 impl Builder {
     /// Builds an index over a tar in gzip, read from `stream`; `name` stands in errors. Writes the bootstrap to `bootstrap`
@@ -91,35 +95,115 @@ impl Builder {
         let file = BlobFile::new(output.blob)?;
         let mut notes = Notes::default();
         let mut indexer = Indexer::new(stream);
-        let mut index = Index::new(self, name, indexer.position());
-        let (layer, hasher) = layer.unzip();
-        let mut archive = Archive::new(Hashed { stream: &mut indexer, hasher }, self.options.limits);
-        let mut draft =
-            tar::read(&mut archive, name, self.options.limits, &mut notes, layer, |archive, member, inode| {
-                index.file(archive, member, inode)
-            })?;
-        for (inode, places) in draft.inodes.iter_mut().zip(std::mem::take(&mut index.places)) {
-            inode.chunks = places;
-        }
-        let tree = draft.finish();
+        let (layer, tar) = layer.unzip();
+        let (tree, index) = thread::scope(|scope| {
+            let (cuts, queue) = lend((IN_FLIGHT / self.options.chunk_size as usize).clamp(2, MOST_BUFFERS));
+            let index = Index::new(self, name);
+            let indexing = scope.spawn(move || index.run(queue));
+            let mut hashed = Hashed { stream: &mut indexer, hashing: None };
+            let hashing = tar.map(|tar| {
+                let (bytes, queue) = lend(MOST_BUFFERS);
+                hashed.hashing = Some((Vec::new(), bytes));
+                scope.spawn(move || hash(tar, queue))
+            });
+            let cut = self.cut((&mut hashed, name), cuts, &mut notes, layer).and_then(|cut| Ok((cut, hashed.end()?)));
+            drop(hashed);
+            // What stopped another thread, if anything, also stopped the cutting.
+            let gone = hashing.is_some_and(|hashing| hashing.join().is_err());
+            let indexed = indexing.join().map_err(|_| BuildError::Worker)?;
+            match (cut, indexed) {
+                _ if gone => Err(BuildError::Worker),
+                (Ok(((mut draft, chunks), ())), Ok((index, places))) => {
+                    for (inode, chunks) in draft.inodes.iter_mut().zip(chunks) {
+                        inode.chunks = chunks.into_iter().map(|number: usize| places[number]).collect();
+                    }
+                    Ok((draft.finish(), index))
+                }
+                (Err(BuildError::Worker) | Ok(_), Err(error)) | (Err(error), _) => Err(error),
+            }
+        })?;
         let prefetch = self.find_prefetched(&tree, &mut notes).inodes(&tree);
         let report = index.finish(indexer.finish(), &tree, prefetch, (file, output.bootstrap))?;
         Ok(BuildReport { notes: notes.lines, ..report })
     }
+
+    /// Reads the tar and hands on its chunks; gives its tree, and the numbers of the chunks of each inode.
+    fn cut<R: Read>(
+        &self,
+        (stream, name): (&mut Hashed<&mut Indexer<R>>, &Path),
+        cuts: Lender<Cut>,
+        notes: &mut Notes,
+        layer: Option<&mut LayerNotes>,
+    ) -> Result<(Draft, Vec<Vec<usize>>), BuildError> {
+        let position = stream.stream.position();
+        let (mut chunk, mut count, mut chunks) = (Vec::new(), 0, Vec::new());
+        let mut archive = Archive::new(stream, self.options.limits);
+        let draft = tar::read(&mut archive, name, self.options.limits, notes, layer, |archive, member, inode| {
+            if member.has_holes() {
+                let place = archive.place();
+                let what = format!("{place} is a sparse file, which cannot be read from the layer as it is");
+                return Err(BuildError::Unsupported { path: name.to_owned(), what });
+            }
+            let add = |chunk: &mut Vec<u8>, before, file_offset| {
+                let decoded = std::mem::replace(chunk, cuts.spare()?);
+                cuts.hand_over(Cut { decoded, before, after: position.get(), file_offset })?;
+                count += 1;
+                Ok(count - 1)
+            };
+            let source = (name, self.options.chunk_size);
+            let numbers = in_place::read_chunks(archive, member, source, &position, &mut chunk, add)?;
+            in_place::note(&mut chunks, inode, numbers);
+            Ok(())
+        })?;
+        Ok((draft, chunks))
+    }
 }
 
-/// Hashes what is read through it, if that is wanted, and holds nothing back: positions are those of the stream.
-struct Hashed<'a, R> {
+/// Has what is read through it hashed, if that is wanted, and holds nothing back: positions are those of the stream.
+struct Hashed<R> {
     stream: R,
-    hasher: Option<&'a mut Sha256>,
+    hashing: Option<(Vec<u8>, Lender<Vec<u8>>)>,
 }
 
-impl<R: Read> Read for Hashed<'_, R> {
+impl<R> Hashed<R> {
+    /// Hands over what was read last.
+    fn end(&mut self) -> Result<(), BuildError> {
+        match &mut self.hashing {
+            Some((bytes, hashing)) => hashing.hand_over(std::mem::take(bytes)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.stream.read(buffer)?;
-        self.hasher.iter_mut().for_each(|hasher| hasher.update(&buffer[..len]));
+        if let Some((bytes, hashing)) = &mut self.hashing {
+            bytes.extend_from_slice(&buffer[..len]);
+            if bytes.len() >= IN_FLIGHT / MOST_BUFFERS {
+                let next = hashing.spare().map_err(io::Error::other)?;
+                hashing.hand_over(std::mem::replace(bytes, next)).map_err(io::Error::other)?;
+            }
+        }
         Ok(len)
     }
+}
+
+fn hash(hasher: &mut Sha256, queue: Borrower<Vec<u8>>) {
+    for mut bytes in queue.work {
+        hasher.update(&bytes);
+        bytes.clear();
+        // At the end nobody needs it.
+        let _ = queue.free.send(bytes);
+    }
+}
+
+/// A chunk as it was cut from the tar, and where the stream stood before and after it.
+struct Cut {
+    decoded: Vec<u8>,
+    before: Position,
+    after: Position,
+    file_offset: u64,
 }
 
 /// What is known of the chunks so far.
@@ -128,7 +212,6 @@ struct Index<'a> {
     /// Those of the builder, with what all gzip layers have.
     options: BuildOptions,
     name: &'a Path,
-    position: Rc<Cell<Position>>,
     known: HashMap<[u8; 32], ChunkPlace>,
     records: Vec<ChunkRecord>,
     /// By index; the number in `batch` is that of the checkpoint.
@@ -138,55 +221,40 @@ struct Index<'a> {
     /// Offset in the decoded stream of each chunk.
     offsets: Vec<u64>,
     decoded_size: u64,
-    /// Places of the chunks of each inode, by number.
-    places: Vec<Vec<ChunkPlace>>,
     decoded_bytes: u64,
-    chunk: Vec<u8>,
 }
 
 impl<'a> Index<'a> {
-    fn new(builder: &'a Builder, name: &'a Path, position: Rc<Cell<Position>>) -> Self {
+    fn new(builder: &'a Builder, name: &'a Path) -> Self {
         let (compressor, algorithm) = (Compressor::Gzip, Algorithm::Sha256);
         Self {
             builder,
             options: BuildOptions { compressor, algorithm, ..builder.options },
             name,
-            position,
             known: HashMap::new(),
             records: Vec::new(),
             chunks: Vec::new(),
             reaches: Vec::new(),
             offsets: Vec::new(),
             decoded_size: 0,
-            places: Vec::new(),
             decoded_bytes: 0,
-            chunk: Vec::new(),
         }
     }
 
-    fn file<R: Read>(
-        &mut self,
-        archive: &mut Archive<R>,
-        member: &Member,
-        inode: InodeIndex,
-    ) -> Result<(), BuildError> {
-        let place = archive.place().to_owned();
-        if member.has_holes() {
-            let what = format!("{place} is a sparse file, which cannot be read from the layer as it is");
-            return Err(BuildError::Unsupported { path: self.name.to_owned(), what });
+    /// Adds chunks until no more come; gives the place of each, in the order of coming.
+    fn run(mut self, queue: Borrower<Cut>) -> Result<(Self, Vec<ChunkPlace>), BuildError> {
+        let mut places = Vec::new();
+        for cut in queue.work {
+            places.push(self.add(&cut)?);
+            // At the end nobody needs it.
+            let _ = queue.free.send(cut.decoded);
         }
-        let (position, source) = (Rc::clone(&self.position), (self.name, self.options.chunk_size));
-        let mut chunk = std::mem::take(&mut self.chunk);
-        let add = |chunk: &[u8], before, offset| self.add(chunk, before, offset);
-        let places = in_place::read_chunks(archive, member, source, &position, &mut chunk, add);
-        self.chunk = chunk;
-        in_place::note(&mut self.places, inode, places?);
-        Ok(())
+        Ok((self, places))
     }
 
-    /// The place of the chunk that was just read; new ones are added. `before` is where it starts.
-    fn add(&mut self, chunk: &[u8], before: Position, file_offset: u64) -> Result<ChunkPlace, BuildError> {
-        let after = self.position.get();
+    /// The place of a chunk; new ones are added.
+    fn add(&mut self, cut: &Cut) -> Result<ChunkPlace, BuildError> {
+        let &Cut { decoded: ref chunk, before, after, file_offset } = cut;
         self.decoded_bytes += chunk.len() as u64;
         if let Some(progress) = &self.builder.progress {
             let (decoded_bytes, encoded_bytes) = (self.decoded_bytes, after.encoded);

@@ -182,7 +182,7 @@ impl<'a> Index<'a> {
         }
         let (position, source) = (Rc::clone(&self.position), (self.name, self.options.chunk_size));
         let mut chunk = std::mem::take(&mut self.chunk);
-        let add = |chunk: &[u8], before, offset| self.add(chunk, before, offset);
+        let add = |chunk: &mut Vec<u8>, before, offset| self.add(chunk, before, offset);
         let places = in_place::read_chunks(archive, member, source, &position, &mut chunk, add);
         self.chunk = chunk;
         in_place::note(&mut self.places, inode, places?);
