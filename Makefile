@@ -48,7 +48,7 @@ bench-convert:
 
 bench-check: setup
 	scripts/cargo build --release --workspace --locked
-	"$(BIN)/shoal-image-check" $(MIB) $(if $(JSON),--json "$(JSON)")
+	"$(BIN)/shoal-image-check" $(MIB) $(if $(SOURCE),--source "$(SOURCE)") $(if $(JSON),--json "$(JSON)")
 
 # With PEER=1 the other implementation is compiled first, which takes minutes, and measured as well; as it is once it is there.
 bench-mount:

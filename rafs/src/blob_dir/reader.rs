@@ -1,11 +1,14 @@
 //! Reading and verifying pieces of blob files in the caller's thread.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{pread, retry_on_intr};
 use shoal_proto::BlobId;
 
 use super::{BlobDirError, BlobPaths, DECODED_CACHE_BYTES, tar};
@@ -196,8 +199,22 @@ impl BlobFile {
         let index = piece.and_then(|piece| piece.chunks().first()).map_or(number, |chunk| chunk.index);
         let failed = |reason: String| ChunkError { blob: table.blob(), index, reason: reason.into() };
         let range = piece.ok_or_else(|| failed("the image does not name it".into()))?.encoded();
-        let mut encoded = vec![0; (range.end - range.start) as usize];
-        self.file.read_exact_at(&mut encoded, range.start).map_err(|error| failed(format!("blob file: {error}")))?;
+        let encoded = read_range(&self.file, range).map_err(|error| failed(format!("blob file: {error}")))?;
         table.decode(number, &encoded).map_err(|error| failed(chain(&error)))
     }
+}
+
+/// A range of a file, read into memory that is not cleared first.
+fn read_range(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let len = (range.end - range.start) as usize;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = range.start + bytes.len() as u64;
+        if retry_on_intr(|| pread(file, spare_capacity(&mut bytes), at))? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    // There may have been room for more.
+    bytes.truncate(len);
+    Ok(bytes)
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
@@ -23,6 +24,9 @@ use crate::image_file;
 use crate::layout::chunk_flags;
 use crate::piece::agreement;
 use crate::source::ChunkId;
+
+/// Bytes that are asked of the disk before they are hashed.
+const AHEAD: u64 = 8 << 20;
 
 /// Checks the blobs that `paths` lead to; of the others, what the bootstrap says of them. `threads` of 0 is one per
 /// processor.
@@ -233,18 +237,21 @@ struct Hashed {
 }
 
 fn hash(path: &Path, prefix: u64) -> std::io::Result<Hashed> {
-    let mut file = File::open(path)?;
-    // No more than a hint, and not for every file system.
-    let _ = fadvise(&file, 0, None, Advice::Sequential);
+    let file = File::open(path)?;
+    // No more than hints, and not for every file system: hashing takes longer than any other thread needs for its part of the
+    // file, so it shall not wait for the disk.
+    let announce = |from: u64, len: u64| _ = fadvise(&file, from, NonZeroU64::new(len), Advice::WillNeed);
+    announce(0, AHEAD);
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let (mut size, mut at_prefix) = (0, None);
     loop {
-        let len = file.read(&mut buffer)?;
+        let len = (&file).read(&mut buffer)?;
         if len == 0 {
             return Ok(Hashed { id: BlobId::new(hasher.finalize().into()), size, prefix: at_prefix });
         }
         let bytes = &buffer[..len];
+        announce(size + AHEAD, len as u64);
         let split = prefix.checked_sub(size).filter(|left| *left <= len as u64 && *left > 0);
         let (first, rest) = bytes.split_at(split.unwrap_or(0) as usize);
         hasher.update(first);
