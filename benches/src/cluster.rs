@@ -108,8 +108,7 @@ pub async fn run(scenario: &Scenario, shoal: &Path, interrupted: Arc<AtomicBool>
 /// As [`run`], and when it was interrupted.
 pub fn run_interruptibly(scenario: &Scenario, shoal: &Path) -> Result<Report, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    crate::run::block_on(async {
         // Dropping the run ends its processes, mounts and namespaces, however it ends.
         tokio::select! {
             report = run(scenario, shoal, interrupted.clone()) => report,

@@ -46,6 +46,14 @@ impl RunArguments {
     }
 }
 
+/// Runs what such a program does, with as many threads as there are processors.
+///
+/// # Errors
+/// Those of `work`, or a thread cannot be started.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
 /// How the program `name` ends; says why if it failed.
 pub fn ended(name: &str, outcome: Result<(), Failure>) -> ExitCode {
     match outcome {

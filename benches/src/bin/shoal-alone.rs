@@ -6,7 +6,7 @@ use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::{
     alone,
-    run::{RunArguments, ended},
+    run::{RunArguments, block_on, ended},
 };
 
 /// Reads an image from a docker-registry, each time from nothing, by `shoal mount` and by a daemon that has no peers, in turns, and
@@ -33,8 +33,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let Arguments { files, len, rounds, .. } = *arguments;
-    let report = runtime.block_on(alone::run(&shoal, files, len, rounds))?;
+    let report = block_on(alone::run(&shoal, files, len, rounds))?;
     arguments.run.publish(&report.table(), &report.medians())
 }

@@ -6,7 +6,7 @@ use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::{
     cold_start,
-    run::{RunArguments, ended},
+    run::{RunArguments, block_on, ended},
 };
 
 /// Starts containers from an image, lazily and the ordinary way, and prints how long it took until the first command had run.
@@ -29,7 +29,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(cold_start::run(&shoal, &arguments.images, arguments.rounds))?;
+    let report = block_on(cold_start::run(&shoal, &arguments.images, arguments.rounds))?;
     arguments.run.publish(&report.table(), &report.medians())
 }

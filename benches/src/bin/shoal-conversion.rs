@@ -6,7 +6,7 @@ use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::{
     conversion,
-    run::{RunArguments, ended},
+    run::{RunArguments, block_on, ended},
 };
 
 /// Converts an image from a registry to it, in full and with --oci-ref, and does alone what that is made of: download of the
@@ -30,7 +30,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(conversion::run(&shoal, &arguments.source, arguments.rounds))?;
+    let report = block_on(conversion::run(&shoal, &arguments.source, arguments.rounds))?;
     arguments.run.publish(&report.table(), &report.medians())
 }

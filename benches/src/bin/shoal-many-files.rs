@@ -6,7 +6,7 @@ use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::{
     many_files,
-    run::{RunArguments, ended},
+    run::{RunArguments, block_on, ended},
 };
 
 /// Mounts an image of very many small files from its files, by a daemon that has it, and natively, and prints how long that takes
@@ -27,7 +27,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(many_files::run(&shoal, arguments.files))?;
+    let report = block_on(many_files::run(&shoal, arguments.files))?;
     arguments.run.publish(&report.table(), &report)
 }

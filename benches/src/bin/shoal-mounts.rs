@@ -6,7 +6,7 @@ use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::{
     mounts::{self, Options},
-    run::{RunArguments, ended},
+    run::{RunArguments, block_on, ended},
 };
 
 /// Reads images over FUSE, from native mounts, from the kernel's EROFS driver alone, and from the disk, and prints how fast each
@@ -37,9 +37,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
     let peer = arguments.peer.as_deref().filter(|path| !path.as_os_str().is_empty());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let large = arguments.large_mib.max(1) << 20;
     let options = Options { shoal: &shoal, source: &arguments.source, peer, large, rounds: arguments.rounds.max(1) };
-    let report = runtime.block_on(mounts::run(options))?;
+    let report = block_on(mounts::run(options))?;
     arguments.run.publish(&report.table(), &report.json())
 }

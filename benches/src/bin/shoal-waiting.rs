@@ -6,7 +6,7 @@ use clap::Parser;
 use shoal::command::Failure;
 use shoal_benches::{
     cluster,
-    run::{RunArguments, ended},
+    run::{RunArguments, block_on, ended},
 };
 
 /// Reads pages that are not here yet, one at a time, with nothing else to do and while another image is prefetched, behind a link of a
@@ -33,8 +33,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let shoal = arguments.run.shoal()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let Arguments { mbit, mib, piece_kib, .. } = *arguments;
-    let waiting = runtime.block_on(cluster::waiting(&shoal, mbit, mib, piece_kib))?;
+    let waiting = block_on(cluster::waiting(&shoal, mbit, mib, piece_kib))?;
     arguments.run.publish(&waiting.table(), &waiting)
 }
