@@ -326,10 +326,13 @@ impl Exchange {
                 let zones = self.zones();
                 peers.into_iter().partition(|&peer| zones.is_other(peer))
             };
-            let mut told = self.tell(topic, &blob, Audience::OwnZone, &own, listeners);
-            told |= self.tell(topic, &blob, Audience::OtherZones, &others, listeners);
-            if told {
+            let told = self.tell(topic, &blob, Audience::OwnZone, &own, listeners);
+            let told_others = self.tell(topic, &blob, Audience::OtherZones, &others, listeners);
+            // What was rare waits for its own zone to hear of it, if somebody listens there.
+            if told || (told_others && own.is_empty()) {
                 self.parts.driver.told_news(blob.key);
+            }
+            if told || told_others {
                 self.announce(&blob).await;
             }
         }
