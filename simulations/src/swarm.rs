@@ -125,6 +125,7 @@ pub(crate) struct Swarm<'a> {
     cuts: Vec<faults::Cut>,
     /// Rates of the links that a fault has changed, as they were.
     full_rates: BTreeMap<LinkId, f64>,
+    /// When something arrived last; at first, when the last reader starts.
     last_arrival: Time,
     /// Readers that are alive and not complete.
     unfinished: usize,
@@ -353,7 +354,7 @@ impl Swarm<'_> {
     }
 
     fn arrive(&mut self, to: Index, request: RequestId, piece: u32, good: bool) {
-        self.last_arrival = self.now;
+        self.last_arrival = self.last_arrival.max(self.now);
         let node = self.node(to);
         if !node.alive {
             return;

@@ -63,6 +63,12 @@ fn rolling_and_random_starts_and_readers_that_wait() {
 }
 
 #[test]
+fn a_pause_between_two_starts_is_not_the_end() {
+    let rolling = FLASH_CROWD.replace("\"flash-crowd\"\nread", "\"rolling\"\nover_s = 16000\nread");
+    complete(&small(&rolling), 1);
+}
+
+#[test]
 fn losing_a_quarter_of_the_nodes_and_a_seed_peer_costs_little() {
     let mut scenario = small(LOST_SEED);
     for fault in &mut scenario.faults {
