@@ -147,8 +147,9 @@ impl Baseline<'_> {
                 zone: self.topology.place(at).zone,
                 alive: true,
                 started_s: Some(started.as_secs_f64()),
-                // Nothing of an image is of use before all of it is there.
+                // Nothing of an image is of use before all of it is there, whatever a start reads.
                 first_s: complete.as_ref().map(Duration::as_secs_f64),
+                start_s: complete.as_ref().map(Duration::as_secs_f64),
                 complete_s: complete.as_ref().map(Duration::as_secs_f64),
                 failed_reads: 0,
             }

@@ -14,6 +14,7 @@ mod clock;
 mod flows;
 pub mod html;
 mod node;
+mod reading;
 mod report;
 mod run;
 mod scenario;
@@ -27,8 +28,8 @@ mod vary;
 pub use report::{Effort, History, Report, Spread};
 pub use run::{Progress, run};
 pub use scenario::{
-    Costs, Fault, FaultKind, Image, Nodes, PAYLOAD_SHARE, Policy, Read, Registry, Role, Scenario, ScenarioError,
-    Shares, Workload, WorkloadKind, Zone,
+    Costs, Fault, FaultKind, Image, Nodes, PAYLOAD_SHARE, Policy, Prefetch, Read, Registry, Role, Scenario,
+    ScenarioError, Shares, Workload, WorkloadKind, Zone,
 };
 pub use shoal_scheduler::Time;
 pub use vary::vary;

@@ -11,12 +11,11 @@ use shoal_scheduler::{
 
 use crate::{
     flows::FlowId,
+    reading::{Left, Reading},
     serving::{Sending, Serving, Ticket},
     topology::Index,
 };
 
-/// Prefetch wants open at a time, as in the daemon.
-const PREFETCH_OPEN: usize = 256;
 /// A reader gives up after this, as the daemon's default is.
 const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// A prefetch gives up after this, as in the daemon.
@@ -99,6 +98,9 @@ pub(crate) struct Node {
     pub(crate) starts: Time,
     pub(crate) started: Option<Time>,
     pub(crate) first: Option<Time>,
+    /// When it had all that its start reads.
+    pub(crate) ready: Option<Time>,
+    /// When it had all that it fetches.
     pub(crate) last: Option<Time>,
     pub(crate) failed_reads: u64,
     /// When all that has arrived will be decoded.
@@ -109,16 +111,23 @@ pub(crate) struct Node {
     next_want: u64,
     /// Wants open: prefetch, on-demand.
     open: [usize; 2],
-    /// The next piece that each wants.
-    next: [u32; 2],
-    reading: bool,
-    /// Pieces that a reader waits for at a time.
-    window: usize,
+    /// How far each is in its order.
+    next: [usize; 2],
+    reading: Arc<Reading>,
+    left: Left,
+    /// Whether the image is mounted.
+    mounted: bool,
     starting: Vec<Sending>,
 }
 
 impl Node {
-    pub(crate) fn new(scheduler: Scheduler, tracker: Tracker, piece_bytes: Arc<[u64]>) -> Self {
+    pub(crate) fn new(
+        scheduler: Scheduler,
+        tracker: Tracker,
+        piece_bytes: Arc<[u64]>,
+        reading: Arc<Reading>,
+    ) -> Self {
+        let left = reading.left(present(&scheduler));
         Self {
             alive: true,
             poisonous: false,
@@ -134,6 +143,7 @@ impl Node {
             starts: Time::ZERO,
             started: None,
             first: None,
+            ready: None,
             last: None,
             failed_reads: 0,
             decoded: Time::ZERO,
@@ -143,18 +153,15 @@ impl Node {
             next_want: 0,
             open: [0; 2],
             next: [0; 2],
-            reading: false,
-            window: 0,
+            reading,
+            left,
+            mounted: false,
             starting: Vec::new(),
         }
     }
 
     pub(crate) fn have(&self) -> &Bitfield {
-        self.scheduler.present(BLOB).expect("every node is given the blob when it is made")
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.have().is_full()
+        present(&self.scheduler)
     }
 
     fn has(&self, piece: u32) -> bool {
@@ -164,29 +171,31 @@ impl Node {
     /// Mounts the image.
     pub(crate) fn start(&mut self, now: Time) {
         self.started = Some(now);
-        self.finish_if_complete(now);
+        self.note_progress(now);
     }
 
-    /// Starts to read the mounted image: prefetch of everything, and a reader that waits for `window` pieces at a time.
-    pub(crate) fn read(&mut self, now: Time, window: usize) {
-        self.reading = true;
-        self.window = window;
+    /// Starts to read the mounted image: prefetch, and a reader that waits.
+    pub(crate) fn read(&mut self, now: Time) {
+        self.mounted = true;
         self.drain(now);
     }
 
     fn read_on(&mut self, now: Time) {
-        if !self.reading {
+        if !self.mounted {
             return;
         }
-        self.read_class(now, ON_DEMAND, self.window, READ_DEADLINE);
-        self.read_class(now, PREFETCH, PREFETCH_OPEN, PREFETCH_DEADLINE);
+        let reading = self.reading.clone();
+        self.read_class(now, ON_DEMAND, &reading, READ_DEADLINE);
+        self.read_class(now, PREFETCH, &reading, PREFETCH_DEADLINE);
     }
 
-    fn read_class(&mut self, now: Time, kind: u64, most: usize, patience: Duration) {
+    fn read_class(&mut self, now: Time, kind: u64, reading: &Reading, patience: Duration) {
         let class = kind as usize;
         let priority = if kind == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch };
-        while self.open[class] < most && self.next[class] < self.news.len() {
-            let piece = self.next[class];
+        let (order, most) = reading.order(priority);
+        while self.open[class] < most
+            && let Some(&piece) = order.get(self.next[class])
+        {
             self.next[class] += 1;
             if self.has(piece) {
                 continue;
@@ -236,14 +245,18 @@ impl Node {
     /// A piece came in whole and was decoded.
     pub(crate) fn receive(&mut self, now: Time, request: RequestId, piece: u32) {
         self.answered(request);
-        if !self.has(piece) {
+        let is_new = !self.has(piece);
+        if is_new {
             self.news.insert(piece);
             self.has_rare_news |= self.scheduler.holders(Item { blob: BLOB, piece }) == 0;
             self.first.get_or_insert(now);
         }
         let (item, bytes) = (Item { blob: BLOB, piece }, self.serving.bytes(piece));
         self.scheduler.handle_event(now, Event::Delivered { request, item, bytes });
-        self.finish_if_complete(now);
+        if is_new {
+            self.reading.got(piece, &mut self.left);
+            self.note_progress(now);
+        }
         self.drain(now);
     }
 
@@ -253,9 +266,12 @@ impl Node {
         self.handle(now, Event::Failed { request, reason: Failure::WrongBytes });
     }
 
-    fn finish_if_complete(&mut self, now: Time) {
-        if self.is_complete() {
+    fn note_progress(&mut self, now: Time) {
+        if self.left.start == 0 {
             self.first.get_or_insert(now);
+            self.ready.get_or_insert(now);
+        }
+        if self.left.all == 0 {
             self.last.get_or_insert(now);
         }
     }
@@ -446,4 +462,8 @@ impl Node {
         let flow = self.serving.stop(ticket, &mut self.tracker);
         self.outbox.extend(flow.map(Errand::Stop));
     }
+}
+
+fn present(scheduler: &Scheduler) -> &Bitfield {
+    scheduler.present(BLOB).expect("every node is given the blob before anything else")
 }

@@ -17,6 +17,7 @@ pub(crate) struct Reader {
     /// When it started; nothing if it never did. The others count from there.
     pub(crate) started_s: Option<f64>,
     pub(crate) first_s: Option<f64>,
+    pub(crate) start_s: Option<f64>,
     pub(crate) complete_s: Option<f64>,
     pub(crate) failed_reads: u64,
 }
@@ -47,10 +48,12 @@ pub struct Report {
     pub complete: usize,
     /// No schedule is faster; link rates after header costs.
     pub fluid_bound_seconds: f64,
-    /// Until a living node had everything.
+    /// Until a living node had everything that it fetches.
     pub complete_seconds: Spread,
     /// Until a living node had its first bytes.
     pub first_seconds: Spread,
+    /// Until a living node had all that its start reads.
+    pub start_seconds: Spread,
     /// Until a living node had everything, by zone.
     pub complete_seconds_per_zone: BTreeMap<String, Spread>,
     /// What the registry sent to each zone.
@@ -144,9 +147,10 @@ impl Report {
             nodes: readers.len(),
             alive,
             complete,
-            fluid_bound_seconds: scenario.bound_s(encoded, PAYLOAD_SHARE),
+            fluid_bound_seconds: scenario.bound_s(scenario.fetched_bytes(), PAYLOAD_SHARE),
             complete_seconds: Spread::of(living().filter_map(|reader| reader.complete_s).collect()),
             first_seconds: Spread::of(living().filter_map(|reader| reader.first_s).collect()),
+            start_seconds: Spread::of(living().filter_map(|reader| reader.start_s).collect()),
             complete_seconds_per_zone: zones()
                 .map(|(at, name)| (name.clone(), Spread::of(of_zone(at).filter_map(|r| r.complete_s).collect())))
                 .collect(),
@@ -212,7 +216,9 @@ impl fmt::Display for Report {
             self.alive,
             encoded / 1e6
         )?;
-        for (name, Spread { p50, p99, max }) in [("first", self.first_seconds), ("complete", self.complete_seconds)] {
+        for (name, Spread { p50, p99, max }) in
+            [("first", self.first_seconds), ("start", self.start_seconds), ("complete", self.complete_seconds)]
+        {
             writeln!(f, "{name:<9} p50 {p50:.2} s, p99 {p99:.2} s, last {max:.2} s")?;
         }
         let Spread { p50, max, .. } = self.complete_seconds;

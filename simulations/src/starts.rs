@@ -36,12 +36,13 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::scenario::Read;
+    use crate::scenario::Scenario;
 
     #[test]
     fn a_crowd_a_row_and_a_drizzle() {
         let of = |kind| {
-            let workload = Workload { kind, read: Read::All, over_s: 100.0, on_demand: 0 };
+            let mut workload = Scenario::parse(include_str!("../scenarios/flash-crowd.toml")).unwrap().workload;
+            (workload.kind, workload.over_s) = (kind, 100.0);
             starts(&workload, 1000, &mut ChaCha8Rng::seed_from_u64(1))
         };
         assert!(of(WorkloadKind::FlashCrowd).iter().all(Duration::is_zero));

@@ -168,10 +168,7 @@ impl Swarm<'_> {
     fn happen(&mut self, what: Happening) {
         match what {
             Happening::Start(at) => self.start(at),
-            Happening::Mounted(at) => {
-                let window = self.scenario.workload.on_demand;
-                self.tell(at, |node, now| node.read(now, window));
-            }
+            Happening::Mounted(at) => self.tell(at, Node::read),
             Happening::Timeout(at) => {
                 if self.nodes[at as usize].wake == Some(self.now) {
                     self.node(at).wake = None;
@@ -470,6 +467,7 @@ impl Swarm<'_> {
                 alive: node.alive,
                 started_s: node.started.map(Time::as_secs_f64),
                 first_s: since(node.first),
+                start_s: since(node.ready),
                 complete_s: since(node.last),
                 failed_reads: node.failed_reads,
             }

@@ -33,10 +33,11 @@ impl Compare {
 type Figure = fn(&Report) -> f64;
 
 /// What is compared.
-const FIGURES: [(&str, Figure); 9] = [
+const FIGURES: [(&str, Figure); 10] = [
     ("nodes", |report| report.nodes as f64),
     ("bound s", |report| report.fluid_bound_seconds),
     ("first p50 s", |report| report.first_seconds.p50),
+    ("start p50 s", |report| report.start_seconds.p50),
     ("complete p50 s", |report| report.complete_seconds.p50),
     ("complete p99 s", |report| report.complete_seconds.p99),
     ("complete last s", |report| report.complete_seconds.max),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Fault, FaultKind, Policy, Role, Scenario, WorkloadKind};
+use super::{Fault, FaultKind, Policy, Read, Role, Scenario, WorkloadKind};
 
 /// Why a scenario cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,14 @@ pub enum ScenarioError {
         /// The file.
         path: PathBuf,
         /// Why.
+        reason: String,
+    },
+    /// A trace of a start that is none, or of another image.
+    #[error("{path}: {reason}", path = path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// Why, with the line in it.
         reason: String,
     },
     /// Any of these, in a file.
@@ -113,6 +121,17 @@ fn check_workload(scenario: &Scenario) -> Result<(), Mistake> {
     not_negative("workload.over_s", scenario.workload.over_s)?;
     if scenario.workload.kind != WorkloadKind::FlashCrowd && scenario.workload.over_s == 0.0 {
         return wrong("workload.over_s", "is missing: the time over which the nodes start");
+    }
+    match &scenario.workload.read {
+        Read::All => {}
+        Read::Trace(_) if scenario.image.bootstrap.is_none() => {
+            return wrong("workload.read.trace", "needs image.bootstrap: the image that was started");
+        }
+        Read::Trace(_) => {}
+        Read::Fraction(fraction) => {
+            positive("workload.read.fraction", *fraction)?;
+            part("workload.read.fraction", *fraction)?;
+        }
     }
     scenario.faults.iter().enumerate().try_for_each(|(at, fault)| check_fault(scenario, at, fault))
 }

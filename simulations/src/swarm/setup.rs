@@ -12,6 +12,7 @@ use crate::{
     clock::Agenda,
     flows::{Flows, TOLERANCE},
     node::{BLOB, Node},
+    reading::Reading,
     scenario::{Policy, Role, Scenario, millis},
     starts::starts,
     tally::Tally,
@@ -50,8 +51,9 @@ impl<'a> Swarm<'a> {
 
     pub(super) fn set_up(&mut self) {
         let (extents, present) = (self.extents(), self.shared());
+        let reading = Arc::new(Reading::new(self.scenario, self.piece_bytes.len() as u32));
         for at in 0..self.topology.len() {
-            self.add(at, &extents, &present);
+            self.add(at, &extents, &present, &reading);
         }
         self.happen(Happening::Leases);
         self.connect_seeds();
@@ -90,7 +92,7 @@ impl<'a> Swarm<'a> {
         present
     }
 
-    fn add(&mut self, at: Index, extents: &Arc<[Range<u64>]>, present: &Bitfield) {
+    fn add(&mut self, at: Index, extents: &Arc<[Range<u64>]>, present: &Bitfield, reading: &Arc<Reading>) {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let place = self.topology.place(at);
@@ -103,7 +105,8 @@ impl<'a> Swarm<'a> {
         if self.scenario.policy == Policy::Seeds {
             tracker.alternates = 0;
         }
-        self.nodes.push(Node::new(scheduler, Tracker::new(tracker), self.piece_bytes.clone()));
+        let tracker = Tracker::new(tracker);
+        self.nodes.push(Node::new(scheduler, tracker, self.piece_bytes.clone(), reading.clone()));
         let phase = millis(self.scenario.costs.have_ms).mul_f64(f64::from(self.rng.next_u32()) / 2f64.powi(32));
         self.standing.push(Standing { phase, ..Standing::default() });
     }
