@@ -122,6 +122,19 @@ fn check_workload(scenario: &Scenario) -> Result<(), Mistake> {
     if scenario.workload.kind != WorkloadKind::FlashCrowd && scenario.workload.over_s == 0.0 {
         return wrong("workload.over_s", "is missing: the time over which the nodes start");
     }
+    match (scenario.workload.kind, scenario.workload.peak_to_trough) {
+        (WorkloadKind::Diurnal, None) => {
+            return wrong(
+                "workload.peak_to_trough",
+                "is missing: how much busier the busiest time is than the quietest",
+            );
+        }
+        (WorkloadKind::Diurnal, Some(ratio)) if !(1.0..=HIGHEST).contains(&ratio) => {
+            return wrong("workload.peak_to_trough", format!("= {ratio} is not between 1 and 1e9"));
+        }
+        (WorkloadKind::Diurnal, Some(_)) | (_, None) => {}
+        (_, Some(_)) => return wrong("workload.peak_to_trough", "says nothing unless kind = \"diurnal\""),
+    }
     match &scenario.workload.read {
         Read::All => {}
         Read::Trace(_) if scenario.image.bootstrap.is_none() => {

@@ -18,6 +18,9 @@ pub struct Workload {
     /// For all kinds but `flash-crowd`: the time over which the nodes start, seconds.
     #[serde(default)]
     pub over_s: f64,
+    /// For `diurnal`: how many times as many nodes start at the busiest time as at the quietest, at least 1.
+    #[serde(default)]
+    pub peak_to_trough: Option<f64>,
     /// Pieces that a reader waits for at a time, in order, beside the prefetch. Default 0; where only a part is read, or nothing
     /// is prefetched, 1: one after the other.
     #[serde(default)]
@@ -37,6 +40,8 @@ pub enum WorkloadKind {
     Rolling,
     /// At random, independently of each other, as many in `over_s` on average as there are.
     Poisson,
+    /// The same with a rate that goes up and down as a sinusoid, once in `over_s`, beginning at the quietest time.
+    Diurnal,
 }
 
 /// What a start reads of the image.
