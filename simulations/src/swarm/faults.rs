@@ -8,6 +8,7 @@ use super::{Happening, Swarm};
 use crate::{
     flows::LinkId,
     scenario::{FaultKind, Role},
+    starts::shuffle,
     topology::{Index, cuts_zone},
 };
 
@@ -40,7 +41,7 @@ impl Swarm<'_> {
                 place.zone == zone && self.nodes[node as usize].alive && fault.fits(name, place.role)
             };
             let mut chosen: Vec<Index> = (0..self.topology.len()).filter(fits).collect();
-            self.shuffle(&mut chosen);
+            shuffle(&mut chosen, &mut self.rng);
             chosen.truncate(fault.concerned(chosen.len()));
             match fault.kind {
                 FaultKind::Kill => chosen.into_iter().for_each(|node| self.kill(node)),

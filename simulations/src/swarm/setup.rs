@@ -59,7 +59,7 @@ impl<'a> Swarm<'a> {
         self.connect_seeds();
         let readers: Vec<Index> = self.topology.of_role(Role::Node).collect();
         let starts = starts(&self.scenario.workload, readers.len(), &mut self.rng);
-        self.last_arrival = Time::ZERO + starts.last().copied().unwrap_or_default();
+        self.last_arrival = Time::ZERO + starts.iter().max().copied().unwrap_or_default();
         for (at, start) in readers.into_iter().zip(starts) {
             self.nodes[at as usize].starts = Time::ZERO + start;
             self.after(start, Happening::Start(at));
@@ -155,12 +155,6 @@ impl<'a> Swarm<'a> {
         let (node, place) = (&self.nodes[other as usize], self.topology.place(other));
         let same = place.zone == self.topology.place(at).zone;
         other != at && place.role == Role::Node && same == own && node.alive && node.starts <= self.now
-    }
-
-    pub(super) fn shuffle(&mut self, items: &mut [Index]) {
-        for at in (1..items.len()).rev() {
-            items.swap(at, (self.rng.next_u64() % (at as u64 + 1)) as usize);
-        }
     }
 }
 
