@@ -3,6 +3,7 @@
 //!
 //! - [`Scenario`] says what swarm, image, workload, faults and policy; the cluster harness reads the same files.
 //! - `topology` places the nodes and the links between them; `flows` shares the links among the transfers, max-min fairly.
+//! - `images` has what is started where, `reading` what of it is read, and `mount` how far that is.
 //! - `node` and `serving` are the shell around the scheduler, twin of the daemon's; `swarm` carries out what they want.
 //! - `baseline` has the policies that need no scheduler; `tally` adds up, and [`Report`] says what it came to.
 //!
@@ -13,6 +14,8 @@ mod baseline;
 mod clock;
 mod flows;
 pub mod html;
+mod images;
+mod mount;
 mod node;
 mod reading;
 mod report;
@@ -28,7 +31,7 @@ mod vary;
 pub use report::{Effort, History, Report, Spread};
 pub use run::{Progress, run};
 pub use scenario::{
-    Costs, Fault, FaultKind, Image, Nodes, PAYLOAD_SHARE, Policy, Prefetch, Read, Registry, Role, Scenario,
+    Costs, Fault, FaultKind, Image, Images, Nodes, PAYLOAD_SHARE, Policy, Prefetch, Read, Registry, Role, Scenario,
     ScenarioError, Shares, Workload, WorkloadKind, Zone,
 };
 pub use shoal_scheduler::Time;

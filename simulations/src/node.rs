@@ -11,7 +11,8 @@ use shoal_scheduler::{
 
 use crate::{
     flows::FlowId,
-    reading::{Left, Reading},
+    images::{Image, key, of_key},
+    mount::Mount,
     serving::{Sending, Serving, Ticket},
     topology::Index,
 };
@@ -25,14 +26,13 @@ const SOURCE_ETA: Duration = Duration::from_secs(1);
 pub(crate) const REMIND: Duration = Duration::from_millis(400);
 /// Nobody looks silent to the scheduler before that, by its configuration.
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
-/// The one blob of a swarm.
-pub(crate) const BLOB: BlobKey = BlobKey { id: [0x5a; 32], variant: 0 };
 
 /// What one node tells another.
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     Request {
         request: RequestId,
+        image: Image,
         pieces: Vec<u32>,
         priority: Priority,
         source: bool,
@@ -52,7 +52,7 @@ pub(crate) enum Errand {
     Send(PeerId, Message),
     Reply(Index, Message),
     Connect(PeerId),
-    Registry { request: RequestId, pieces: Vec<u32> },
+    Registry { request: RequestId, image: Image, pieces: Vec<u32> },
     CancelRegistry { request: RequestId },
     Transfer(Sending),
     Stop(FlowId),
@@ -60,10 +60,11 @@ pub(crate) enum Errand {
     Disconnect(PeerId),
 }
 
-/// What kind of want a [`WantId`] names; its lowest bits.
-const PREFETCH: u64 = 0;
-const ON_DEMAND: u64 = 1;
+/// What kind of want a [`WantId`] names, its lowest bits: that of a reader, or a duty, or else a prefetch. The highest say of which
+/// image.
+const ON_DEMAND: u64 = Priority::OnDemand as u64;
 const DUTY: u64 = 2;
+const IMAGE_SHIFT: u32 = 48;
 
 /// A request of this node under way.
 #[derive(Debug, Clone, Copy)]
@@ -83,134 +84,112 @@ pub(crate) struct Node {
     pub(crate) scheduler: Scheduler,
     pub(crate) serving: Serving,
     pub(crate) outbox: Vec<Errand>,
-    /// Pieces that neighbours have not heard of.
-    pub(crate) news: Bitfield,
-    /// Whether some of them were at none of the neighbours when they came.
-    pub(crate) has_rare_news: bool,
+    /// Its images, in order.
+    pub(crate) mounts: Vec<Mount>,
+    /// Positions of those that are read: a seed peer has very many, and reads none.
+    reads: Vec<usize>,
+    /// Images of which something is new since the swarm asked last.
+    pub(crate) fresh: Vec<Image>,
     pub(crate) wake: Option<Time>,
     /// Whether its scheduler did something since the swarm asked last.
     pub(crate) stirred: bool,
     /// What neighbours told it that its scheduler has not heard: it will with whatever happens next.
-    heard: Vec<(PeerId, Arc<Bitfield>)>,
+    heard: Vec<(PeerId, Image, Arc<Bitfield>)>,
     /// Whether [`take_in`](Self::take_in) is about to be called.
     listening: bool,
-    /// When it will start.
-    pub(crate) starts: Time,
-    pub(crate) started: Option<Time>,
-    pub(crate) first: Option<Time>,
-    /// When it had all that its start reads.
-    pub(crate) ready: Option<Time>,
-    /// When it had all that it fetches.
-    pub(crate) last: Option<Time>,
-    pub(crate) failed_reads: u64,
     /// When all that has arrived will be decoded.
     pub(crate) decoded: Time,
     tracker: Tracker,
     requests: HashMap<RequestId, Asked, FixedState>,
     duties: HashMap<WantId, (Ticket, u32), FixedState>,
     next_want: u64,
-    /// Wants open: prefetch, on-demand.
-    open: [usize; 2],
-    /// How far each is in its order.
-    next: [usize; 2],
-    reading: Arc<Reading>,
-    left: Left,
-    /// Whether the image is mounted.
-    mounted: bool,
     starting: Vec<Sending>,
 }
 
 impl Node {
-    pub(crate) fn new(
-        scheduler: Scheduler,
-        tracker: Tracker,
-        piece_bytes: Arc<[u64]>,
-        reading: Arc<Reading>,
-    ) -> Self {
-        let left = reading.left(present(&scheduler));
+    /// A node that the scheduler was told the images of.
+    pub(crate) fn new(scheduler: Scheduler, tracker: Tracker, piece_bytes: Arc<[u64]>, mounts: Vec<Mount>) -> Self {
         Self {
             alive: true,
             poisonous: false,
             scheduler,
-            outbox: Vec::new(),
-            news: Bitfield::new(piece_bytes.len() as u32),
-            has_rare_news: false,
             serving: Serving::new(piece_bytes),
+            outbox: Vec::new(),
+            mounts,
+            reads: Vec::new(),
+            fresh: Vec::new(),
             wake: None,
             stirred: false,
             heard: Vec::new(),
             listening: false,
-            starts: Time::ZERO,
-            started: None,
-            first: None,
-            ready: None,
-            last: None,
-            failed_reads: 0,
             decoded: Time::ZERO,
             tracker,
             requests: HashMap::default(),
             duties: HashMap::default(),
             next_want: 0,
-            open: [0; 2],
-            next: [0; 2],
-            reading,
-            left,
-            mounted: false,
             starting: Vec::new(),
         }
     }
 
-    pub(crate) fn have(&self) -> &Bitfield {
-        present(&self.scheduler)
+    fn find(&self, image: Image) -> Option<usize> {
+        self.mounts.binary_search_by_key(&image, |mount| mount.image).ok()
     }
 
-    fn has(&self, piece: u32) -> bool {
-        self.have().contains(piece)
+    /// An image, if it is one that this node has to do with.
+    pub(crate) fn mount(&self, image: Image) -> Option<&Mount> {
+        self.mounts.get(self.find(image)?)
     }
 
-    /// Mounts the image.
-    pub(crate) fn start(&mut self, now: Time) {
-        self.started = Some(now);
-        self.note_progress(now);
+    pub(crate) fn mount_mut(&mut self, image: Image) -> Option<&mut Mount> {
+        let at = self.find(image)?;
+        self.mounts.get_mut(at)
     }
 
-    /// Starts to read the mounted image: prefetch, and a reader that waits.
-    pub(crate) fn read(&mut self, now: Time) {
-        self.mounted = true;
+    /// The pieces of an image that are here.
+    pub(crate) fn have(&self, image: Image) -> Option<&Bitfield> {
+        self.scheduler.present(key(image))
+    }
+
+    pub(crate) fn has(&self, image: Image, piece: u32) -> bool {
+        self.have(image).is_some_and(|have| have.contains(piece))
+    }
+
+    /// Mounts an image.
+    pub(crate) fn start(&mut self, now: Time, image: Image) {
+        self.mount_mut(image).into_iter().for_each(|mount| mount.start(now));
+    }
+
+    /// Starts to read a mounted image: prefetch, and a reader that waits.
+    pub(crate) fn read(&mut self, now: Time, image: Image) {
+        self.reads.extend(self.find(image));
         self.drain(now);
     }
 
-    fn read_on(&mut self, now: Time) {
-        if !self.mounted {
-            return;
+    /// Wants what may be wanted more; says whether there was something.
+    fn read_on(&mut self, now: Time) -> bool {
+        let before = self.next_want;
+        for turn in 0..self.reads.len() {
+            let at = self.reads[turn];
+            self.want_next(now, at, Priority::OnDemand, READ_DEADLINE);
+            self.want_next(now, at, Priority::Prefetch, PREFETCH_DEADLINE);
         }
-        let reading = self.reading.clone();
-        self.read_class(now, ON_DEMAND, &reading, READ_DEADLINE);
-        self.read_class(now, PREFETCH, &reading, PREFETCH_DEADLINE);
+        self.next_want != before
     }
 
-    fn read_class(&mut self, now: Time, kind: u64, reading: &Reading, patience: Duration) {
-        let class = kind as usize;
-        let priority = if kind == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch };
-        let (order, most) = reading.order(priority);
-        while self.open[class] < most
-            && let Some(&piece) = order.get(self.next[class])
-        {
-            self.next[class] += 1;
-            if self.has(piece) {
-                continue;
-            }
-            self.open[class] += 1;
-            let want = self.name_want(kind);
-            let (item, deadline) = (Item { blob: BLOB, piece }, now + patience);
+    fn want_next(&mut self, now: Time, at: usize, priority: Priority, patience: Duration) {
+        let image = self.mounts[at].image;
+        let blob = key(image);
+        while let Some(piece) = self.scheduler.present(blob).and_then(|have| self.mounts[at].next(priority, have)) {
+            let want = self.name_want(image, priority as u64);
+            let (item, deadline) = (Item { blob, piece }, now + patience);
             let origin = Origin::Local;
             self.scheduler.handle_event(now, Event::Want { want, item, priority, deadline, origin });
         }
     }
 
-    fn name_want(&mut self, kind: u64) -> WantId {
+    fn name_want(&mut self, image: Image, kind: u64) -> WantId {
         self.next_want += 4;
-        WantId(self.next_want | kind)
+        WantId(u64::from(image) << IMAGE_SHIFT | self.next_want | kind)
     }
 
     pub(crate) fn handle(&mut self, now: Time, event: Event) {
@@ -243,19 +222,15 @@ impl Node {
     }
 
     /// A piece came in whole and was decoded.
-    pub(crate) fn receive(&mut self, now: Time, request: RequestId, piece: u32) {
+    pub(crate) fn receive(&mut self, now: Time, request: RequestId, image: Image, piece: u32) {
         self.answered(request);
-        let is_new = !self.has(piece);
-        if is_new {
-            self.news.insert(piece);
-            self.has_rare_news |= self.scheduler.holders(Item { blob: BLOB, piece }) == 0;
-            self.first.get_or_insert(now);
-        }
-        let (item, bytes) = (Item { blob: BLOB, piece }, self.serving.bytes(piece));
+        let is_new = !self.has(image, piece);
+        let (item, bytes) = (Item { blob: key(image), piece }, self.serving.bytes(piece));
+        let rare = is_new && self.scheduler.holders(item) == 0;
         self.scheduler.handle_event(now, Event::Delivered { request, item, bytes });
-        if is_new {
-            self.reading.got(piece, &mut self.left);
-            self.note_progress(now);
+        if is_new && let Some(mount) = self.mount_mut(image) {
+            mount.got(now, piece, rare);
+            self.fresh.push(image);
         }
         self.drain(now);
     }
@@ -266,19 +241,9 @@ impl Node {
         self.handle(now, Event::Failed { request, reason: Failure::WrongBytes });
     }
 
-    fn note_progress(&mut self, now: Time) {
-        if self.left.start == 0 {
-            self.first.get_or_insert(now);
-            self.ready.get_or_insert(now);
-        }
-        if self.left.all == 0 {
-            self.last.get_or_insert(now);
-        }
-    }
-
     /// A neighbour told what is new there. Says whether [`take_in`](Self::take_in) has to be called for it later.
-    pub(crate) fn overhear(&mut self, peer: PeerId, news: Arc<Bitfield>) -> bool {
-        self.heard.push((peer, news));
+    pub(crate) fn overhear(&mut self, peer: PeerId, image: Image, news: Arc<Bitfield>) -> bool {
+        self.heard.push((peer, image, news));
         !std::mem::replace(&mut self.listening, true)
     }
 
@@ -293,17 +258,15 @@ impl Node {
     /// Carries out what the scheduler wants done.
     fn drain(&mut self, now: Time) {
         self.stirred = true;
-        for (peer, news) in self.heard.drain(..) {
-            let have = Bitfield::clone(&news);
-            self.scheduler.handle_event(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: false });
+        for (peer, image, news) in self.heard.drain(..) {
+            let (blob, have) = (key(image), Bitfield::clone(&news));
+            self.scheduler.handle_event(now, Event::PeerHave { peer, blob, first: 0, have, full: false });
         }
         loop {
             while let Some(action) = self.scheduler.poll_action(now) {
                 self.carry_out(now, action);
             }
-            let open = self.open;
-            self.read_on(now);
-            if self.open == open {
+            if !self.read_on(now) {
                 break;
             }
         }
@@ -318,9 +281,10 @@ impl Node {
 
     fn carry_out(&mut self, now: Time, action: Action) {
         match action {
-            Action::Request { request, peer, pieces, priority, source, deadline, lacks, .. } => {
+            Action::Request { request, peer, blob, pieces, priority, source, deadline, lacks } => {
                 self.requests.insert(request, Asked { peer: Some(peer), left: pieces.len(), at: now });
-                let message = Message::Request { request, pieces, priority, source, deadline, lacks };
+                let image = of_key(blob);
+                let message = Message::Request { request, image, pieces, priority, source, deadline, lacks };
                 self.outbox.push(Errand::Send(peer, message));
             }
             Action::Cancel { request } => match self.requests.remove(&request) {
@@ -330,9 +294,9 @@ impl Node {
                 Some(Asked { peer: None, .. }) => self.outbox.push(Errand::CancelRegistry { request }),
                 None => {}
             },
-            Action::BackToSource { request, pieces, .. } => {
+            Action::BackToSource { request, blob, pieces, .. } => {
                 self.requests.insert(request, Asked { peer: None, left: pieces.len(), at: now });
-                self.outbox.push(Errand::Registry { request, pieces });
+                self.outbox.push(Errand::Registry { request, image: of_key(blob), pieces });
             }
             Action::Complete { want, outcome, .. } => self.completed(want, outcome.is_ok()),
             Action::Ban { peer, .. } => self.outbox.push(Errand::Disconnect(peer)),
@@ -352,8 +316,9 @@ impl Node {
                 }
             }
             kind => {
-                self.open[kind as usize] -= 1;
-                self.failed_reads += u64::from(!ok);
+                let priority = if kind == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch };
+                let image = (want.0 >> IMAGE_SHIFT) as Image;
+                self.mount_mut(image).into_iter().for_each(|mount| mount.ended(priority, ok));
             }
         }
     }
@@ -374,8 +339,8 @@ impl Node {
 
     pub(crate) fn hear(&mut self, now: Time, from: Index, peer: PeerId, message: Message) {
         match message {
-            Message::Request { request, pieces, priority, source, deadline, lacks } => {
-                let first = Item { blob: BLOB, piece: pieces.first().copied().unwrap_or_default() };
+            Message::Request { request, image, pieces, priority, source, deadline, lacks } => {
+                let first = Item { blob: key(image), piece: pieces.first().copied().unwrap_or_default() };
                 let bytes = pieces.iter().map(|&piece| self.serving.bytes(piece)).sum();
                 let ask = Ask { peer, first, bytes, priority, lacks };
                 self.admit(now, (from, request), ask, pieces, source.then_some(deadline));
@@ -401,41 +366,50 @@ impl Node {
 
     /// Answers a request; with a deadline, as the home, which gets what is not here.
     fn admit(&mut self, now: Time, ticket: Ticket, ask: Ask, pieces: Vec<u32>, source: Option<Time>) {
-        let (request, Ask { peer, priority, .. }) = (ticket.1, ask);
+        let (request, Ask { peer, priority, first, .. }) = (ticket.1, ask);
+        let (blob, image) = (first.blob, of_key(first.blob));
         if let Admission::Busy { retry_after, alternates } = self.tracker.admit(now, ask) {
             return self.answer(ticket, Event::Busy { request, retry_after, alternates });
         }
-        let (here, missing): (Vec<u32>, Vec<u32>) = pieces.iter().partition(|&&piece| self.has(piece));
-        self.serving.begin(ticket, peer, pieces, priority);
+        let (here, missing): (Vec<u32>, Vec<u32>) = pieces.iter().partition(|&&piece| self.has(image, piece));
+        self.serving.begin(ticket, peer, image, pieces, priority);
         here.into_iter().for_each(|piece| self.serving.ready(ticket, piece));
         match source {
             Some(deadline) if !missing.is_empty() => {
-                self.source(now, ticket, &missing, priority, deadline);
+                self.source(now, ticket, blob, &missing, priority, deadline);
                 self.drain(now);
             }
             _ => {
                 for piece in missing {
-                    self.answer(ticket, Event::NotHave { request, item: Item { blob: BLOB, piece } });
+                    self.answer(ticket, Event::NotHave { request, item: Item { blob, piece } });
                 }
-                self.serving.end_if_done(now, ticket, BLOB, &mut self.tracker);
+                self.serving.end_if_done(now, ticket, &mut self.tracker);
                 self.start_sending();
             }
         }
     }
 
     /// As the home: gets what is missing.
-    fn source(&mut self, now: Time, ticket: Ticket, missing: &[u32], priority: Priority, deadline: Time) {
+    fn source(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        blob: BlobKey,
+        missing: &[u32],
+        priority: Priority,
+        deadline: Time,
+    ) {
         let request = ticket.1;
-        if missing.iter().any(|&piece| self.scheduler.home_rank(BLOB, piece).is_none()) {
+        if missing.iter().any(|&piece| self.scheduler.home_rank(blob, piece).is_none()) {
             let members = self.scheduler.zone_members();
             self.stop_serving(ticket);
             return self.answer(ticket, Event::NotMyHome { request, members });
         }
         for &piece in missing {
-            let want = self.name_want(DUTY);
+            let want = self.name_want(of_key(blob), DUTY);
             self.duties.insert(want, (ticket, piece));
             self.serving.owe(ticket);
-            let item = Item { blob: BLOB, piece };
+            let item = Item { blob, piece };
             let origin = Origin::ForPeer;
             self.scheduler.handle_event(now, Event::Want { want, item, priority, deadline, origin });
         }
@@ -454,7 +428,7 @@ impl Node {
     /// A piece left the uplink.
     pub(crate) fn sent(&mut self, now: Time, ticket: Ticket) {
         self.serving.sent(ticket);
-        self.serving.end_if_done(now, ticket, BLOB, &mut self.tracker);
+        self.serving.end_if_done(now, ticket, &mut self.tracker);
         self.start_sending();
     }
 
@@ -462,8 +436,4 @@ impl Node {
         let flow = self.serving.stop(ticket, &mut self.tracker);
         self.outbox.extend(flow.map(Errand::Stop));
     }
-}
-
-fn present(scheduler: &Scheduler) -> &Bitfield {
-    scheduler.present(BLOB).expect("every node is given the blob before anything else")
 }

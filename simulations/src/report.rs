@@ -1,17 +1,24 @@
 //! What a run has shown. The keys of its JSON are those of the cluster harness, with the same meanings.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    images::Image,
     scenario::{PAYLOAD_SHARE, Policy, Scenario},
     tally::{Series, Tally},
+    topology::Index,
 };
 
-/// A node that read.
+/// A node that read an image.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader {
+    pub(crate) node: Index,
+    pub(crate) image: Image,
     pub(crate) zone: u16,
     pub(crate) alive: bool,
     /// When it started; nothing if it never did. The others count from there.
@@ -44,11 +51,11 @@ pub struct Report {
     pub nodes: usize,
     /// Those of them that no fault killed.
     pub alive: usize,
-    /// Those of them that have everything.
+    /// Those of them that have everything that they fetch.
     pub complete: usize,
-    /// No schedule is faster; link rates after header costs.
+    /// The last is no faster with any schedule; link rates after header costs.
     pub fluid_bound_seconds: f64,
-    /// Until a living node had everything that it fetches.
+    /// Until a living node had everything that it fetches; as all times here of each image by itself, if it starts several.
     pub complete_seconds: Spread,
     /// Until a living node had its first bytes.
     pub first_seconds: Spread,
@@ -56,6 +63,8 @@ pub struct Report {
     pub start_seconds: Spread,
     /// Until a living node had everything, by zone.
     pub complete_seconds_per_zone: BTreeMap<String, Spread>,
+    /// Different images that were asked for in each zone.
+    pub images_per_zone: BTreeMap<String, usize>,
     /// What the registry sent to each zone.
     pub registry_bytes_per_zone: BTreeMap<String, u64>,
     /// Requests that the registry answered.
@@ -135,25 +144,32 @@ impl Report {
     pub(crate) fn new(scenario: &Scenario, seed: u64, outcome: Outcome) -> Self {
         let Outcome { readers, zones, tally, events } = &outcome;
         let living = || readers.iter().filter(|reader| reader.alive);
-        let complete = living().filter(|reader| reader.complete_s.is_some()).count();
-        let alive = living().count();
+        let missing = || living().filter(|reader| reader.complete_s.is_none());
+        let alive = nodes_of(living());
+        let complete = alive - nodes_of(missing());
+        let asked_for = |zone: u16| {
+            let asked = readers.iter().filter(|reader| reader.zone == zone && reader.started_s.is_some());
+            asked.map(|reader| reader.image).collect::<BTreeSet<Image>>().len()
+        };
         let of_zone = |zone: u16| living().filter(move |reader| reader.zone == zone);
         let zones = || (0..).zip(zones);
-        let encoded = scenario.encoded_bytes();
+        let (encoded, bytes) = (scenario.encoded_bytes(), scenario.fetched_bytes());
+        let images_per_zone: BTreeMap<_, _> = zones().map(|(at, name)| (name.clone(), asked_for(at))).collect();
         Self {
             scenario: scenario.name.clone(),
             policy: scenario.policy,
             seed,
-            nodes: readers.len(),
+            nodes: nodes_of(readers.iter()),
             alive,
             complete,
-            fluid_bound_seconds: scenario.bound_s(scenario.fetched_bytes(), PAYLOAD_SHARE),
+            fluid_bound_seconds: scenario.workload_bound_s(bytes, PAYLOAD_SHARE, images_per_zone.values().sum()),
             complete_seconds: Spread::of(living().filter_map(|reader| reader.complete_s).collect()),
             first_seconds: Spread::of(living().filter_map(|reader| reader.first_s).collect()),
             start_seconds: Spread::of(living().filter_map(|reader| reader.start_s).collect()),
             complete_seconds_per_zone: zones()
                 .map(|(at, name)| (name.clone(), Spread::of(of_zone(at).filter_map(|r| r.complete_s).collect())))
                 .collect(),
+            images_per_zone,
             registry_bytes_per_zone: zones().map(|(at, name)| (name.clone(), tally.sent_by_registry(at))).collect(),
             registry_requests: tally.registry_requests,
             image_encoded_bytes: encoded,
@@ -162,7 +178,7 @@ impl Report {
             wasted_bytes: tally.wasted,
             requests: tally.requests,
             refused_requests: tally.refused,
-            read_errors: living().map(|reader| reader.failed_reads).sum::<u64>() + (alive - complete) as u64,
+            read_errors: living().map(|reader| reader.failed_reads).sum::<u64>() + missing().count() as u64,
             wrong_bytes: 0,
             cpu_seconds: scenario.costs.cpu_s(tally.all(), tally.all()),
             events: *events,
@@ -176,11 +192,22 @@ impl Report {
         self.read_errors == 0 && self.alive > 0
     }
 
-    /// The bytes that the registry sent to the zone that cost it most, by those of the image.
-    pub fn copies_per_zone(&self) -> f64 {
-        let most = self.registry_bytes_per_zone.values().max().copied().unwrap_or(0);
-        most as f64 / self.image_encoded_bytes as f64
+    /// What the registry sent to a zone, in parts of all images that were asked for there.
+    fn copies(&self, zone: &str) -> f64 {
+        let of = |images: Option<&usize>| images.copied().unwrap_or_default().max(1) as f64;
+        let bytes = self.registry_bytes_per_zone.get(zone).copied().unwrap_or_default();
+        bytes as f64 / self.image_encoded_bytes as f64 / of(self.images_per_zone.get(zone))
     }
+
+    /// The same for the zone that cost it most.
+    pub fn copies_per_zone(&self) -> f64 {
+        self.registry_bytes_per_zone.keys().map(|zone| self.copies(zone)).fold(0.0, f64::max)
+    }
+}
+
+/// How many nodes these are, whatever each of them reads.
+fn nodes_of<'a>(readers: impl Iterator<Item = &'a Reader>) -> usize {
+    readers.map(|reader| reader.node).collect::<BTreeSet<Index>>().len()
 }
 
 impl History {
@@ -224,7 +251,11 @@ impl fmt::Display for Report {
         let Spread { p50, max, .. } = self.complete_seconds;
         writeln!(f, "bound     {bound:.2} s: p50 {:.2} x, last {:.2} x", p50 / bound, max / bound)?;
         for (zone, bytes) in &self.registry_bytes_per_zone {
-            writeln!(f, "registry  zone {zone} {:.1} MB, {:.3} x the image", mb(*bytes), *bytes as f64 / encoded)?;
+            let images = match self.images_per_zone.get(zone) {
+                None | Some(0 | 1) => "the image".to_owned(),
+                Some(images) => format!("its {images} images"),
+            };
+            writeln!(f, "registry  zone {zone} {:.1} MB, {:.3} x {images}", mb(*bytes), self.copies(zone))?;
         }
         for (source, bytes) in &self.received_bytes {
             let images = *bytes as f64 / encoded / self.nodes.max(1) as f64;

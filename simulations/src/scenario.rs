@@ -20,7 +20,7 @@ pub use self::{
     bound::PAYLOAD_SHARE,
     check::ScenarioError,
     costs::Costs,
-    workload::{Prefetch, Read, Workload, WorkloadKind},
+    workload::{Images, Prefetch, Read, Workload, WorkloadKind},
 };
 
 /// A scenario as its file says it.
@@ -266,6 +266,7 @@ impl Scenario {
             (self.workload.kind != WorkloadKind::FlashCrowd, "workloads other than \"flash-crowd\""),
             (self.workload.read != Read::All, "reads of a part of the image"),
             (self.workload.prefetched() != Prefetch::All, "workloads without prefetch"),
+            (self.workload.images.count != 1, "several images"),
             (self.faults.iter().any(faults), "faults of the kinds \"slow\" and \"poison\""),
         ]
         .into_iter()
@@ -275,6 +276,11 @@ impl Scenario {
     /// Nodes that read the image.
     pub fn readers(&self) -> usize {
         self.nodes.iter().filter(|group| group.role == Role::Node).map(|group| group.count).sum()
+    }
+
+    /// Images that these start, all together.
+    pub fn starts(&self) -> usize {
+        self.readers() * self.workload.images.starts_per_node as usize
     }
 
     /// Parses and checks the text of a scenario file.
@@ -372,6 +378,9 @@ mod tests {
             ("read = \"all\"", "read = { fraction = 0 }", 33, "workload.read.fraction"),
             ("read = \"all\"", "read = { trace = \"t\" }", 33, "image.bootstrap"),
             ("read = \"all\"", "read = \"all\"\nprefetch = \"some\"", 34, "some"),
+            ("read = \"all\"", "read = \"all\"\nimages = { count = 0 }", 34, "workload.images.count"),
+            ("read = \"all\"", "read = \"all\"\nimages = { count = 2, zipf = -1 }", 34, "workload.images.zipf"),
+            ("read = \"all\"", "read = \"all\"\nimages = { count = 2, starts_per_node = 3 }", 34, "starts_per_node"),
         ] {
             let error = Scenario::parse(&GOOD.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains(&format!("line {line}")), "{to}: {error}");
@@ -385,6 +394,7 @@ mod tests {
             ("kind = \"flash-crowd\"", "kind = \"rolling\"\nover_s = 1", "flash-crowd"),
             ("\"all\"", "{ fraction = 0.5 }\nprefetch = \"all\"", "part of the image"),
             ("\"all\"", "\"all\"\nprefetch = \"nothing\"", "prefetch"),
+            ("\"all\"", "\"all\"\nimages = { count = 2 }", "several images"),
         ] {
             let scenario = Scenario::parse(&GOOD.replacen(from, to, 1)).unwrap();
             assert!(scenario.only_simulated().is_some_and(|what| what.contains(says)), "{to}");

@@ -4,10 +4,33 @@ use std::{f64::consts::TAU, time::Duration};
 
 use rand::Rng;
 
-use crate::scenario::{Workload, WorkloadKind};
+use crate::{
+    images::{Image, drawn},
+    scenario::{Workload, WorkloadKind},
+    topology::Index,
+};
 
-/// When each of so many nodes starts. At random it is in no order: nodes come zone after zone, and that is none in which they start.
-pub(crate) fn starts(workload: &Workload, count: usize, rng: &mut impl Rng) -> Vec<Duration> {
+/// A node starts an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) node: Index,
+    pub(crate) image: Image,
+    pub(crate) at: Duration,
+}
+
+/// All starts of a workload: each node's first image, then each node's second, and so on.
+pub(crate) fn planned(workload: &Workload, nodes: &[Index], rng: &mut impl Rng) -> Vec<Start> {
+    let times = starts(workload, nodes.len() * workload.images.starts_per_node as usize, rng);
+    let images: Vec<_> = nodes.iter().map(|_| drawn(&workload.images, rng)).collect();
+    let start = |(turn, at): (usize, Duration)| {
+        let (round, place) = (turn / nodes.len(), turn % nodes.len());
+        Start { node: nodes[place], image: images[place][round], at }
+    };
+    times.into_iter().enumerate().map(start).collect()
+}
+
+/// When each of so many starts is. At random they are in no order: nodes come zone after zone, and that is none in which they start.
+fn starts(workload: &Workload, count: usize, rng: &mut impl Rng) -> Vec<Duration> {
     let over = Duration::from_secs_f64(workload.over_s);
     let evenly = |turn: usize| over.mul_f64(turn as f64 / count as f64);
     match workload.kind {
@@ -70,7 +93,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::scenario::Scenario;
+    use crate::scenario::{Images, Scenario};
 
     fn of(kind: WorkloadKind, count: usize, peak_to_trough: f64) -> Vec<Duration> {
         let mut workload = Scenario::parse(include_str!("../scenarios/flash-crowd.toml")).unwrap().workload;
@@ -90,6 +113,17 @@ mod tests {
         assert!((80.0..120.0).contains(&last), "{last}");
         let first_half = poisson[..500].iter().sum::<Duration>().as_secs_f64() / 500.0;
         assert!((40.0..60.0).contains(&first_half), "who stands first starts first: {first_half}");
+    }
+
+    #[test]
+    fn every_node_has_its_first_start_before_its_second() {
+        let mut workload = Scenario::parse(include_str!("../scenarios/flash-crowd.toml")).unwrap().workload;
+        (workload.kind, workload.over_s) = (WorkloadKind::Rolling, 60.0);
+        workload.images = Images { count: 5, zipf: 1.0, starts_per_node: 2 };
+        let plan = planned(&workload, &[3, 4, 9], &mut ChaCha8Rng::seed_from_u64(1));
+        let who: Vec<_> = plan.iter().map(|start| (start.node, start.at.as_secs())).collect();
+        assert_eq!(who, [(3, 0), (4, 10), (9, 20), (3, 30), (4, 40), (9, 50)]);
+        assert!((0..3).all(|at| plan[at].image != plan[at + 3].image));
     }
 
     /// The mean rate over a part of the day is that of the sinusoid: around noon `1 + swing sin(x) / x` of the mean for `x` to

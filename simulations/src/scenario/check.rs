@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Fault, FaultKind, Policy, Read, Role, Scenario, WorkloadKind};
+use super::{Fault, FaultKind, Images, Policy, Read, Role, Scenario, WorkloadKind};
 
 /// Why a scenario cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,10 @@ impl ScenarioError {
 
 /// Most nodes, and most pieces, of a scenario.
 const MAX: u64 = 1 << 20;
+
+/// Most images of a workload, and most uneven popularity: with more the least popular ones would have none.
+const MAX_IMAGES: u32 = 1 << 16;
+const MAX_ZIPF: f64 = 10.0;
 
 /// A key, from the root, and what is wrong with its value.
 type Mistake = (String, String);
@@ -145,6 +149,19 @@ fn check_workload(scenario: &Scenario) -> Result<(), Mistake> {
             positive("workload.read.fraction", *fraction)?;
             part("workload.read.fraction", *fraction)?;
         }
+    }
+    let Images { count, zipf, starts_per_node } = scenario.workload.images;
+    if !(1..=MAX_IMAGES).contains(&count) {
+        return wrong("workload.images.count", format!("= {count} is not between 1 and {MAX_IMAGES}"));
+    }
+    if !(0.0..=MAX_ZIPF).contains(&zipf) {
+        return wrong("workload.images.zipf", format!("= {zipf} is not between 0 and {MAX_ZIPF}"));
+    }
+    if !(1..=count).contains(&starts_per_node) {
+        return wrong(
+            "workload.images.starts_per_node",
+            format!("= {starts_per_node} is not between 1 and the count"),
+        );
     }
     scenario.faults.iter().enumerate().try_for_each(|(at, fault)| check_fault(scenario, at, fault))
 }

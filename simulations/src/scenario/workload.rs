@@ -28,6 +28,37 @@ pub struct Workload {
     /// What is fetched although nobody waits for it. Default: everything if everything is read, otherwise nothing.
     #[serde(default)]
     pub prefetch: Option<Prefetch>,
+    /// Images that are started. Default: the one that is described.
+    #[serde(default)]
+    pub images: Images,
+}
+
+/// Images like the one that is described, of which none shares anything with another.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// How many.
+    pub count: u32,
+    /// How uneven their popularity is: a node starts that of rank `r` with a probability that goes as `1 / r^zipf`. Default 1.
+    #[serde(default = "harmonic")]
+    pub zipf: f64,
+    /// Different images that each node starts. Default 1.
+    #[serde(default = "once")]
+    pub starts_per_node: u32,
+}
+
+fn harmonic() -> f64 {
+    1.0
+}
+
+fn once() -> u32 {
+    1
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { count: 1, zipf: harmonic(), starts_per_node: once() }
+    }
 }
 
 /// When nodes start.

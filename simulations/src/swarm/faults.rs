@@ -7,6 +7,7 @@ use shoal_scheduler::Time;
 use super::{Happening, Swarm};
 use crate::{
     flows::LinkId,
+    mount::Mount,
     scenario::{FaultKind, Role},
     starts::shuffle,
     topology::{Index, cuts_zone},
@@ -56,8 +57,11 @@ impl Swarm<'_> {
     fn kill(&mut self, gone: Index) {
         let node = self.node(gone);
         node.alive = false;
-        let unfinished = node.last.is_none() && self.topology.place(gone).role == Role::Node;
-        self.unfinished -= usize::from(unfinished);
+        let finished = |mount: &Mount| mount.started.is_some() && mount.last.is_some();
+        let unfinished = node.mounts.iter().filter(|mount| !finished(mount)).count();
+        if self.topology.place(gone).role == Role::Node {
+            self.unfinished -= unfinished;
+        }
         for flow in self.nodes[gone as usize].serving.flows() {
             self.stop(flow);
         }
