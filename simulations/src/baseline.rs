@@ -13,7 +13,7 @@ use crate::{
     report::{Outcome, Reader},
     scenario::{Policy, Role, Scenario},
     starts::starts,
-    tally::{Sender, Tally},
+    tally::Tally,
     topology::{Index, Topology},
 };
 
@@ -23,6 +23,7 @@ struct Copy {
     /// Nobody is the registry.
     from: Option<Index>,
     to: Index,
+    since: Time,
 }
 
 /// What is known of a zone by a tracker without flaw.
@@ -64,9 +65,9 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Outcome {
         zones: topology.zones.iter().map(|_| Zone::default()).collect(),
         started: vec![Time::ZERO; topology.places.len()],
         complete: vec![None; topology.places.len()],
+        tally: Tally::new(topology.len()),
         topology,
         bytes: scenario.encoded_bytes(),
-        tally: Tally::default(),
         events: 0,
     };
     for (&at, start) in readers.iter().zip(starts(&scenario.workload, readers.len(), &mut rng)) {
@@ -103,7 +104,8 @@ impl Baseline<'_> {
             _ => {
                 zone.sourced = true;
                 self.tally.registry_requests += 1;
-                self.flows.start(self.now, self.topology.path_from_registry(to), self.bytes, Copy { from: None, to });
+                let copy = Copy { from: None, to, since: self.now };
+                self.flows.start(self.now, self.topology.path_from_registry(to), self.bytes, copy);
             }
         }
     }
@@ -115,12 +117,13 @@ impl Baseline<'_> {
             zone.idle.pop_front();
             zone.waiting.pop_front();
             self.tally.requests += 1;
-            self.flows.start(self.now, self.topology.path(from, to), self.bytes, Copy { from: Some(from), to });
+            let copy = Copy { from: Some(from), to, since: self.now };
+            self.flows.start(self.now, self.topology.path(from, to), self.bytes, copy);
         }
     }
 
     fn copied(&mut self, copy: Copy) {
-        let Copy { from, to } = copy;
+        let Copy { from, to, since } = copy;
         let latency = match from {
             Some(from) => self.topology.latency(from, to),
             None => self.topology.registry_latency(),
@@ -129,10 +132,8 @@ impl Baseline<'_> {
         let last_piece = self.bytes.min(1 << 20);
         let end = self.now + latency + self.scenario.costs.decoding(last_piece);
         self.complete[to as usize] = Some(end);
-        let place = self.topology.place(to);
-        let sender = from.map_or(Sender::Registry, |from| Sender::Node(Role::Node, self.topology.place(from).zone));
-        self.tally.add(self.now, sender, place.zone, place.role, self.bytes);
-        let zone = place.zone;
+        self.tally.add(&self.topology, (from, to), (since, self.now), self.bytes);
+        let zone = self.topology.place(to).zone;
         if self.scenario.policy == Policy::WholeBlob {
             self.zones[usize::from(zone)].idle.extend(from.into_iter().chain([to]));
             self.match_zone(zone);
@@ -144,6 +145,7 @@ impl Baseline<'_> {
             let started = self.started[at as usize];
             let complete = self.complete[at as usize].map(|end| end.since(started));
             Reader {
+                place: at,
                 zone: self.topology.place(at).zone,
                 alive: true,
                 started_s: Some(started.as_secs_f64()),
@@ -154,6 +156,6 @@ impl Baseline<'_> {
             }
         };
         let readers = readers.iter().map(reader).collect();
-        Outcome { readers, zones: self.topology.zones.clone(), tally: self.tally, events: self.events }
+        Outcome::new(&self.topology, readers, self.tally, self.now, self.events)
     }
 }

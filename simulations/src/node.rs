@@ -11,6 +11,7 @@ use shoal_scheduler::{
 
 use crate::{
     flows::FlowId,
+    requests::Requests,
     serving::{Sending, Serving, Ticket},
     topology::Index,
 };
@@ -24,8 +25,6 @@ const PREFETCH_DEADLINE: Duration = Duration::from_secs(600);
 /// What a home tells an asker to expect while it gets a piece, and how often, as in the daemon.
 const SOURCE_ETA: Duration = Duration::from_secs(1);
 pub(crate) const REMIND: Duration = Duration::from_millis(400);
-/// Nobody looks silent to the scheduler before that, by its configuration.
-const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 /// The one blob of a swarm.
 pub(crate) const BLOB: BlobKey = BlobKey { id: [0x5a; 32], variant: 0 };
 
@@ -66,16 +65,6 @@ const PREFETCH: u64 = 0;
 const ON_DEMAND: u64 = 1;
 const DUTY: u64 = 2;
 
-/// A request of this node under way.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    /// Nobody is the registry.
-    peer: Option<PeerId>,
-    /// Pieces not answered yet.
-    left: usize,
-    at: Time,
-}
-
 /// A node.
 pub(crate) struct Node {
     pub(crate) alive: bool,
@@ -104,7 +93,7 @@ pub(crate) struct Node {
     /// When all that has arrived will be decoded.
     pub(crate) decoded: Time,
     tracker: Tracker,
-    requests: HashMap<RequestId, Asked, FixedState>,
+    pub(crate) requests: Requests,
     duties: HashMap<WantId, (Ticket, u32), FixedState>,
     next_want: u64,
     /// Wants open: prefetch, on-demand.
@@ -126,6 +115,7 @@ impl Node {
             outbox: Vec::new(),
             news: Bitfield::new(piece_bytes.len() as u32),
             has_rare_news: false,
+            requests: Requests::new(piece_bytes.len()),
             serving: Serving::new(piece_bytes),
             wake: None,
             stirred: false,
@@ -138,7 +128,6 @@ impl Node {
             failed_reads: 0,
             decoded: Time::ZERO,
             tracker,
-            requests: HashMap::default(),
             duties: HashMap::default(),
             next_want: 0,
             open: [0; 2],
@@ -213,14 +202,13 @@ impl Node {
     pub(crate) fn lost(&mut self, now: Time, peer: PeerId, index: Index) {
         self.tracker.forget(peer);
         self.serving.to(index).into_iter().for_each(|ticket| self.stop_serving(ticket));
-        self.requests.retain(|_, asked| asked.peer != Some(peer));
+        self.requests.end_all(peer);
         self.handle(now, Event::PeerDown { peer });
     }
 
-    /// Its requests that may look silent by now, and whom they went to; nobody is the registry.
-    pub(crate) fn waiting(&self, now: Time) -> impl Iterator<Item = (RequestId, Option<PeerId>)> {
-        let long = move |asked: &Asked| now.since(asked.at) >= LEAST_PATIENCE;
-        self.requests.iter().filter(move |(_, asked)| long(asked)).map(|(&request, asked)| (request, asked.peer))
+    /// Pieces that it wants for itself and that are not here yet.
+    pub(crate) fn wants(&self) -> usize {
+        self.open.iter().sum()
     }
 
     /// Something is due. The daemon would have told its scheduler every now and then of what is `arriving`; that matters no
@@ -235,7 +223,7 @@ impl Node {
 
     /// A piece came in whole and was decoded.
     pub(crate) fn receive(&mut self, now: Time, request: RequestId, piece: u32) {
-        self.answered(request);
+        self.requests.answered(request, piece);
         if !self.has(piece) {
             self.news.insert(piece);
             self.has_rare_news |= self.scheduler.holders(Item { blob: BLOB, piece }) == 0;
@@ -248,8 +236,8 @@ impl Node {
     }
 
     /// A piece came in and was wrong.
-    pub(crate) fn reject(&mut self, now: Time, request: RequestId) {
-        self.answered(request);
+    pub(crate) fn reject(&mut self, now: Time, request: RequestId, piece: u32) {
+        self.requests.answered(request, piece);
         self.handle(now, Event::Failed { request, reason: Failure::WrongBytes });
     }
 
@@ -303,19 +291,17 @@ impl Node {
     fn carry_out(&mut self, now: Time, action: Action) {
         match action {
             Action::Request { request, peer, pieces, priority, source, deadline, lacks, .. } => {
-                self.requests.insert(request, Asked { peer: Some(peer), left: pieces.len(), at: now });
+                self.requests.begin(now, request, Some(peer), &pieces);
                 let message = Message::Request { request, pieces, priority, source, deadline, lacks };
                 self.outbox.push(Errand::Send(peer, message));
             }
-            Action::Cancel { request } => match self.requests.remove(&request) {
-                Some(Asked { peer: Some(peer), .. }) => {
-                    self.outbox.push(Errand::Send(peer, Message::Cancel { request }));
-                }
-                Some(Asked { peer: None, .. }) => self.outbox.push(Errand::CancelRegistry { request }),
+            Action::Cancel { request } => match self.requests.end(request) {
+                Some(Some(peer)) => self.outbox.push(Errand::Send(peer, Message::Cancel { request })),
+                Some(None) => self.outbox.push(Errand::CancelRegistry { request }),
                 None => {}
             },
             Action::BackToSource { request, pieces, .. } => {
-                self.requests.insert(request, Asked { peer: None, left: pieces.len(), at: now });
+                self.requests.begin(now, request, None, &pieces);
                 self.outbox.push(Errand::Registry { request, pieces });
             }
             Action::Complete { want, outcome, .. } => self.completed(want, outcome.is_ok()),
@@ -346,16 +332,6 @@ impl Node {
         self.outbox.push(Errand::Reply(ticket.0, Message::Answer(event)));
     }
 
-    /// A piece of a request of this node is answered.
-    fn answered(&mut self, request: RequestId) {
-        if let Some(asked) = self.requests.get_mut(&request) {
-            asked.left -= 1;
-            if asked.left == 0 {
-                self.requests.remove(&request);
-            }
-        }
-    }
-
     pub(crate) fn hear(&mut self, now: Time, from: Index, peer: PeerId, message: Message) {
         match message {
             Message::Request { request, pieces, priority, source, deadline, lacks } => {
@@ -370,11 +346,11 @@ impl Node {
             }
             Message::Answer(event) => {
                 match event {
-                    Event::NotHave { request, .. } => self.answered(request),
+                    Event::NotHave { request, item } => self.requests.answered(request, item.piece),
                     Event::Busy { request, .. }
                     | Event::NotMyHome { request, .. }
                     | Event::CannotSource { request } => {
-                        self.requests.remove(&request);
+                        self.requests.end(request);
                     }
                     _ => {}
                 }

@@ -23,7 +23,7 @@ use crate::{
     run::Progress,
     scenario::{Role, Scenario, millis},
     serving::{Sending, Ticket},
-    tally::{Sender, Tally},
+    tally::Tally,
     topology::{Index, Topology},
 };
 
@@ -84,6 +84,7 @@ struct Parcel {
     to: Index,
     request: RequestId,
     piece: u32,
+    since: Time,
 }
 
 /// A read of the registry under way.
@@ -137,7 +138,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, progress: &dyn Progress) -> Ou
     swarm.set_up();
     while swarm.unfinished > 0 && swarm.now.since(swarm.last_arrival) < STANDSTILL && swarm.step() {
         if swarm.events.is_multiple_of(PROGRESS_EVERY) {
-            progress.report(swarm.now, swarm.tally.received.values().sum());
+            progress.report(swarm.now, swarm.tally.received.iter().sum());
         }
     }
     swarm.outcome()
@@ -170,6 +171,7 @@ impl Swarm<'_> {
             Happening::Mounted(at) => {
                 let window = self.scenario.workload.on_demand;
                 self.tell(at, |node, now| node.read(now, window));
+                self.note_wants(at);
             }
             Happening::Timeout(at) => {
                 if self.nodes[at as usize].wake == Some(self.now) {
@@ -209,7 +211,7 @@ impl Swarm<'_> {
             }
             None => moves(self.reads.get(&(at, request)).and_then(|read| read.flow)),
         };
-        let waiting = self.nodes[at as usize].waiting(self.now).filter(comes);
+        let waiting = self.nodes[at as usize].requests.waiting(self.now).filter(comes);
         let mut arriving: Vec<_> = waiting.map(|(request, _)| request).collect();
         arriving.sort_unstable();
         arriving
@@ -298,7 +300,7 @@ impl Swarm<'_> {
 
     fn transfer(&mut self, at: Index, sending: Sending) {
         let Sending { ticket: (to, request), piece, bytes } = sending;
-        let parcel = Parcel { from: Some(at), to, request, piece };
+        let parcel = Parcel { from: Some(at), to, request, piece, since: self.now };
         let flow = self.flows.start(self.now, self.topology.path(at, to), bytes, parcel);
         self.node(at).serving.carried_by((to, request), flow);
     }
@@ -312,17 +314,18 @@ impl Swarm<'_> {
     }
 
     fn count(&mut self, parcel: &Parcel, bytes: u64) {
-        let to = self.topology.place(parcel.to);
-        let from = parcel.from.map_or(Sender::Registry, |from| {
-            let place = self.topology.place(from);
-            Sender::Node(place.role, place.zone)
-        });
-        self.tally.add(self.now, from, to.zone, to.role, bytes);
+        self.tally.add(&self.topology, (parcel.from, parcel.to), (parcel.since, self.now), bytes);
+    }
+
+    fn note_wants(&mut self, at: Index) {
+        if self.topology.place(at).role == Role::Node {
+            self.tally.wants(self.now, at, self.nodes[at as usize].wants());
+        }
     }
 
     /// The last byte of a parcel is through.
     fn carried(&mut self, parcel: Parcel) {
-        let Parcel { from, to, request, piece } = parcel;
+        let Parcel { from, to, request, piece, .. } = parcel;
         let bytes = self.piece_bytes[piece as usize];
         self.count(&parcel, bytes);
         let latency = from.map_or(Duration::ZERO, |from| self.topology.latency(from, to));
@@ -347,7 +350,7 @@ impl Swarm<'_> {
             self.reads.remove(&(to, request));
             return;
         };
-        let parcel = Parcel { from: None, to, request, piece };
+        let parcel = Parcel { from: None, to, request, piece, since: self.now };
         let (path, bytes) = (self.topology.path_from_registry(to), self.piece_bytes[piece as usize]);
         read.flow = Some(self.flows.start(self.now, path, bytes, parcel));
     }
@@ -365,8 +368,9 @@ impl Swarm<'_> {
         if good {
             self.tell(to, |node, now| node.receive(now, request, piece));
         } else {
-            self.tell(to, |node, now| node.reject(now, request));
+            self.tell(to, |node, now| node.reject(now, request, piece));
         }
+        self.note_wants(to);
         let reads = self.topology.place(to).role == Role::Node;
         if reads && !was_complete && self.nodes[to as usize].last.is_some() {
             self.unfinished -= 1;
@@ -460,11 +464,13 @@ impl Swarm<'_> {
         }
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(mut self) -> Outcome {
+        self.tally.hedged = self.nodes.iter().map(|node| node.requests.hedges()).sum();
         let reader = |at: Index| {
             let (node, zone) = (&self.nodes[at as usize], self.topology.place(at).zone);
             let since = |end: Option<Time>| Some(end?.since(node.started?).as_secs_f64());
             Reader {
+                place: at,
                 zone,
                 alive: node.alive,
                 started_s: node.started.map(Time::as_secs_f64),
@@ -473,11 +479,7 @@ impl Swarm<'_> {
                 failed_reads: node.failed_reads,
             }
         };
-        Outcome {
-            readers: self.topology.of_role(Role::Node).map(reader).collect(),
-            zones: self.topology.zones.clone(),
-            tally: self.tally,
-            events: self.events,
-        }
+        let readers = self.topology.of_role(Role::Node).map(reader).collect();
+        Outcome::new(&self.topology, readers, self.tally, self.now, self.events)
     }
 }

@@ -113,6 +113,51 @@ fn a_thin_link_between_zones_carries_no_more_than_it_can() {
 }
 
 #[test]
+fn what_links_and_seed_peers_carried_adds_up() {
+    let mut scenario = small(FLASH_CROWD);
+    scenario.zones[0].uplink_mbit = Some(90.0);
+    let report = complete(&scenario, 1);
+    let history = &report.history;
+    assert!((history.end_s / report.complete_seconds.max - 1.0).abs() < 1e-9, "{} s: {report}", history.end_s);
+    let carried = |name: &str| history.links.iter().find(|link| link.name == name).unwrap().carried.sum();
+    let received = |source: &str| report.received_bytes[source];
+    let registry: u64 = report.registry_bytes_per_zone.values().sum();
+    assert_eq!((carried("registry egress"), carried("into zone a")), (registry, registry));
+    assert_eq!(report.registry_bytes_over_time.sum(), registry);
+    assert_eq!(carried("node downlinks"), report.received_bytes.values().sum::<u64>());
+    assert_eq!(carried("node uplinks"), received("peer"));
+    let load = report.seed_load;
+    assert_eq!((load.peers, carried("seed uplinks")), (2, (load.mean_bytes * 2.0) as u64));
+    assert!(carried("seed uplinks") >= received("seed"), "seed peers give each other something, too");
+    assert!((0.0..=1.0).contains(&load.most_use) && (load.mean_use - report.link_use["seed uplinks"]).abs() < 1e-9);
+    for (class, part) in &report.link_use {
+        assert!((0.0..=1.0).contains(part), "{class}: {part}");
+    }
+    let each: u64 = history.nodes.iter().flat_map(|node| &node.trace.received).map(|series| series.sum()).sum();
+    assert_eq!(each, carried("node downlinks"));
+    // All of 64 pieces are wanted at first, since the prefetch window is larger, and none at last.
+    for node in &history.nodes {
+        let wants = &node.trace.wants.values;
+        assert!(wants.iter().max() == Some(&64) && wants.last() < Some(&8), "{wants:?}");
+    }
+    assert!((0.9..=1.0).contains(&report.fairness.jain_index) && report.fairness.last_by_median >= 1.0);
+}
+
+#[test]
+fn waiting_for_a_slow_node_is_hedged() {
+    let mut scenario = small(LOST_SEED);
+    assert_eq!(
+        complete(&Scenario { faults: Vec::new(), ..small(FLASH_CROWD) }, 1).hedged_requests,
+        0,
+        "nobody waits"
+    );
+    scenario.faults = vec![Fault { factor: 0.001, fraction: 0.5, ..fault(FaultKind::Slow, Some(Role::Node), 1.0) }];
+    scenario.faults[0].for_s = 10.0;
+    let report = complete(&scenario, 1);
+    assert!(report.hedged_requests > 0, "{report}");
+}
+
+#[test]
 fn who_has_an_earlier_image_fetches_the_rest_only() {
     let text = FLASH_CROWD.replace("decoded_ratio = 2.0", "shares = { with = \"v1\", fraction = 0.75 }");
     let scenario = small(&text);

@@ -37,7 +37,7 @@ impl<'a> Swarm<'a> {
             connecting: Default::default(),
             reads: BTreeMap::new(),
             piece_bytes,
-            tally: Tally::default(),
+            tally: Tally::new(topology.len()),
             rng,
             cuts: Vec::new(),
             full_rates: BTreeMap::new(),

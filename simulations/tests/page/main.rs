@@ -1,0 +1,164 @@
+//! The page of a report as a browser lays it out: nothing is cut off or empty, nothing is loaded, and what its plots say is what
+//! the report says.
+
+mod browser;
+mod picture;
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+};
+
+use serde_json::Value;
+use shoal_sim::{Report, Scenario, html, run};
+
+use self::{browser::Browser, picture::Picture};
+
+/// As large as the page, which is not scrolled then.
+const WINDOW: (u32, u32) = (1000, 3600);
+/// A plot, pixels wide.
+const WIDTH: f64 = 860.0;
+
+/// Two zones, one with a name that takes room and that is no HTML.
+fn report() -> Report {
+    let text = include_str!("../../scenarios/calibrate-thin-link.toml");
+    let text =
+        text.replace("\"b\"", "'a <b>zone</b> & \"its\" name'").replace("calibrate-thin-link", "<i>thin</i> link");
+    let scenario = Scenario::parse(&text).unwrap();
+    let report = run(&scenario, 1, &());
+    assert!(report.is_right() && report.complete == 8, "{report}");
+    report
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().unwrap_or_else(|| panic!("{key}: {value}"))
+}
+
+fn of_section<'a>(measured: &'a Value, key: &str, section: &str) -> Vec<&'a Value> {
+    list(measured, key).iter().filter(|found| found["section"] == section).collect()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+/// Reads a place off an axis, as a person would: from the labels beside it.
+fn read_off(axis: &Value, place: f64) -> f64 {
+    let labels = axis.as_array().unwrap().as_slice();
+    let ((low, from), (high, to)) = match labels {
+        [first, .., last] => ((number(&first[0]), number(&first[1])), (number(&last[0]), number(&last[1]))),
+        _ => panic!("an axis without labels: {axis}"),
+    };
+    low + (place - from) / (to - from) * (high - low)
+}
+
+/// The line that the legend of a section calls so.
+fn line<'a>(measured: &'a Value, section: &str, name: &str) -> Vec<&'a Value> {
+    let legends = of_section(measured, "legends", section);
+    let legend = legends.iter().find(|legend| legend["name"].as_str().unwrap().starts_with(name));
+    let colour = &legend.unwrap_or_else(|| panic!("{name}: {legends:?}"))["colour"];
+    let lines = of_section(measured, "plots", section).into_iter().flat_map(|plot| list(plot, "lines"));
+    lines.filter(|line| line["colour"] == *colour).collect()
+}
+
+/// Pixels of a part of the picture that are neither white nor black nor grey.
+fn coloured(picture: &Picture, plot: &Value) -> usize {
+    let edge = |name: &str| number(&plot["box"][name]) as usize;
+    let is_coloured = |[r, g, b]: [u8; 3]| r.max(g).max(b) - r.min(g).min(b) > 40;
+    let rows = edge("top")..edge("bottom").min(picture.height);
+    rows.flat_map(|y| (edge("left")..edge("right")).map(move |x| (x, y)))
+        .filter(|&(x, y)| is_coloured(picture.at(x, y)))
+        .count()
+}
+
+#[test]
+fn a_browser_shows_what_the_report_says() {
+    let Some(browser) = Browser::find("a page in a browser", WINDOW) else { return };
+    let report = report();
+    let page = html::page(&report, None).unwrap();
+    let measured = browser.measure(&page);
+
+    let sections: Vec<_> = list(&measured, "plots").iter().map(|plot| plot["section"].as_str().unwrap()).collect();
+    assert_eq!(sections, ["completion", "egress", "links", "served", "node"]);
+    for plot in list(&measured, "plots") {
+        let edge = |name: &str| number(&plot["box"][name]);
+        assert_eq!(edge("right") - edge("left"), WIDTH, "{plot}");
+        assert!(edge("bottom") - edge("top") >= 100.0, "{plot}");
+        assert_eq!(plot["cut"], Value::Array(Vec::new()), "texts outside of {}", plot["section"]);
+    }
+    assert_eq!(measured["outside"], Value::Array(Vec::new()));
+    let (width, height) = (number(&measured["page"]["width"]), number(&measured["page"]["height"]));
+    assert!(width <= f64::from(WINDOW.0) && height <= f64::from(WINDOW.1), "{width} x {height}");
+    assert_eq!(measured["requests"], Value::Array(Vec::new()));
+
+    let completion = of_section(&measured, "plots", "completion")[0];
+    let everything = line(&measured, "completion", "everything");
+    let end = list(everything[0], "points").last().unwrap();
+    let (when, count) = (read_off(&completion["x"], number(&end[0])), read_off(&completion["y"], number(&end[1])));
+    assert!((count - 8.0).abs() < 0.1, "the curve ends at {count} nodes");
+    let last = report.complete_seconds.max;
+    assert!((when / last - 1.0).abs() < 0.01, "the curve ends after {when} s, the run after {last}");
+    let egress = of_section(&measured, "plots", "egress")[0];
+    let sent = list(line(&measured, "egress", "sent by the registry")[0], "points").last().unwrap();
+    let images: f64 = report.registry_images_per_zone.values().sum();
+    let read = read_off(&egress["y"], number(&sent[1]));
+    assert!((read / images - 1.0).abs() < 0.02, "{read} images in the plot, {images} in the report");
+    for class in report.link_use.keys() {
+        assert_eq!(line(&measured, "links", class).len(), 1, "{class}");
+    }
+    assert!(report.link_use.keys().any(|class| class.starts_with("into zone")), "{:?}", report.link_use);
+
+    let times = of_section(&measured, "tables", "times")[0];
+    let zones: Vec<_> = list(times, "rows").iter().map(|row| row[0].as_str().unwrap()).collect();
+    assert_eq!(&zones[2..5], ["all", "a", "a <b>zone</b> & \"its\" name"]);
+    let all = &list(times, "rows")[2];
+    let cell = |at: usize| all[at].as_str().unwrap().parse::<f64>().unwrap();
+    assert_eq!((cell(1), cell(9)), (8.0, (last * 100.0).round() / 100.0), "{all}");
+
+    let picture = browser.picture(&page);
+    assert_eq!((picture.width, picture.height), (WINDOW.0 as usize, WINDOW.1 as usize));
+    for plot in list(&measured, "plots") {
+        let found = coloured(&picture, plot);
+        assert!(found >= 300, "{found} coloured pixels in {}", plot["section"]);
+    }
+}
+
+#[test]
+fn a_narrow_window_shows_all_of_it() {
+    let Some(browser) = Browser::find("a page in a narrow window", (560, 2000)) else { return };
+    let measured = browser.measure(&html::page(&report(), Some(3)).unwrap());
+    let window = number(&measured["window"]);
+    assert!(window < WIDTH, "{window}");
+    assert!(number(&measured["page"]["width"]) <= window, "{}", measured["page"]);
+    assert_eq!(measured["outside"], Value::Array(Vec::new()));
+    let node = of_section(&measured, "plots", "node");
+    assert!(node.len() == 1 && list(&measured, "plots").len() == 5, "{node:?}");
+}
+
+/// The tests above would notice.
+#[test]
+fn what_a_page_loads_or_cuts_off_is_found() {
+    let Some(browser) = Browser::find("a page that loads something", WINDOW) else { return };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut asked = [0; 1024];
+        let length = stream.read(&mut asked).unwrap();
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+        String::from_utf8_lossy(&asked[..length]).into_owned()
+    });
+    let page = format!(
+        "<!doctype html><html><body><section id=\"s\"><img src=\"http://{address}/x.png\"><p style=\"width:1200px\">wide</p>\
+         <svg width=\"860\" height=\"100\"><text x=\"850\" y=\"50\">cut off</text></svg></section></body></html>"
+    );
+    let measured = browser.measure(&page);
+    // If nobody came, somebody has to.
+    let _ = TcpStream::connect(address).and_then(|mut stream| stream.write_all(b"nothing"));
+    assert!(serving.join().unwrap().starts_with("GET /x.png"));
+    assert_eq!(list(&measured, "requests").len(), 1, "{}", measured["requests"]);
+    assert_eq!(list(&measured, "outside").len(), 1, "{}", measured["outside"]);
+    assert_eq!(list(&measured, "plots")[0]["cut"][0], "cut off");
+    let blank = browser.picture(&page);
+    assert_eq!(coloured(&blank, &list(&measured, "plots")[0]), 0);
+}
