@@ -23,7 +23,7 @@ const STYLE: &str = "\
     td:first-child,th:first-child{text-align:left}thead th{border-bottom:2px solid #888}\
     .legend span{margin-right:1.2em;white-space:nowrap}\
     .legend i{display:inline-block;width:14px;height:14px;margin-right:.4em;vertical-align:-2px}\
-    svg{display:block;max-width:100%;height:auto}svg text{font-variant-numeric:tabular-nums}";
+    svg{display:block;max-width:100%;height:auto}svg+.table{margin-top:1em}svg text{font-variant-numeric:tabular-nums}";
 
 /// What stands for the [`SOURCES`](crate::SOURCES) in words.
 const SENDERS: [&str; 3] = ["the registry", "seed peers", "nodes"];

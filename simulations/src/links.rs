@@ -26,6 +26,12 @@ pub(crate) enum Class {
 }
 
 impl Class {
+    /// All that there are with so many zones.
+    pub(crate) fn all(zones: u16) -> impl Iterator<Item = Self> {
+        let of_zones = (0..zones).flat_map(|zone| [Self::Into(zone), Self::OutOf(zone)]);
+        [Self::Registry, Self::SeedUp, Self::NodeUp, Self::NodeDown].into_iter().chain(of_zones)
+    }
+
     /// The classes of links between two nodes; nobody is the registry.
     pub(crate) fn crossed(topology: &Topology, from: Option<Index>, to: Index) -> SmallVec<[Self; 4]> {
         let (from, to) = (from.map(|from| topology.place(from)), topology.place(to));

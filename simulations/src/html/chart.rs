@@ -36,6 +36,7 @@ pub(super) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(super) const GREEN: RGBColor = RGBColor(0, 158, 115);
 pub(super) const PURPLE: RGBColor = RGBColor(204, 121, 167);
 pub(super) const SKY: RGBColor = RGBColor(86, 180, 233);
+pub(super) const YELLOW: RGBColor = RGBColor(240, 228, 66);
 pub(super) const GREY: RGBColor = RGBColor(110, 110, 110);
 
 /// A plot could not be drawn.

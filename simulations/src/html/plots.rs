@@ -1,9 +1,12 @@
 //! The plots of a report.
 
+use plotters::style::{BLACK, RGBColor};
+
 use super::{
     SENDERS,
     chart::{
-        self, Axis, BLUE, GREEN, GREY, Line, ORANGE, PURPLE, PlotError, RED, SKY, Stroke, highest, legend, plain,
+        self, Axis, BLUE, GREEN, GREY, Line, ORANGE, PURPLE, PlotError, RED, SKY, Stroke, YELLOW, highest, legend,
+        plain,
     },
     units,
 };
@@ -21,9 +24,11 @@ const STEPS: usize = 1000;
 /// Steps of lines that cross each other, at most.
 const LINK_STEPS: usize = 64;
 /// Of what comes from each of the [`SENDERS`].
-const SOURCE_COLOURS: [plotters::style::RGBColor; 3] = [RED, ORANGE, BLUE];
-/// Of classes of links.
-const LINK_COLOURS: [plotters::style::RGBColor; 7] = [RED, ORANGE, BLUE, GREEN, PURPLE, SKY, GREY];
+const SOURCE_COLOURS: [RGBColor; 3] = [RED, ORANGE, BLUE];
+/// Of classes of links, of which no more are shown.
+const LINK_COLOURS: [RGBColor; 9] = [RED, ORANGE, BLUE, GREEN, PURPLE, SKY, GREY, BLACK, YELLOW];
+/// Classes that are not of one zone.
+const COMMON: usize = 4;
 
 /// How many nodes had something by when.
 fn curve(times_s: &[f64]) -> Vec<(f64, f64)> {
@@ -41,7 +46,7 @@ fn steps(slices: impl Iterator<Item = (f64, f64, f64)>) -> Vec<(f64, f64)> {
     slices.flat_map(|(start, end, value)| [(start, value), (end, value)]).collect()
 }
 
-fn upright(name: String, colour: plotters::style::RGBColor, at_s: f64, height: f64) -> Line {
+fn upright(name: String, colour: RGBColor, at_s: f64, height: f64) -> Line {
     Line { name, colour, stroke: Stroke::Thin, points: vec![(at_s, 0.0), (at_s, height)] }
 }
 
@@ -98,8 +103,13 @@ pub(super) fn egress(report: &Report) -> Result<String, PlotError> {
 /// Which part of what links can carry was used over time.
 pub(super) fn link_use(report: &Report) -> Result<String, PlotError> {
     let end_s = report.history.end_s;
-    let links = report.history.links.iter().zip(LINK_COLOURS.into_iter().cycle());
-    let lines: Vec<Line> = links
+    let mut shown: Vec<_> = report.history.links.iter().filter(|link| link.carried.sum() > 0).collect();
+    // Of many zones those with the least left.
+    let of_zones = COMMON.min(shown.len());
+    shown[of_zones..].sort_by(|a, b| b.mean(end_s).total_cmp(&a.mean(end_s)));
+    let lines: Vec<Line> = shown
+        .into_iter()
+        .zip(LINK_COLOURS)
         .map(|(link, colour)| {
             let carried = link.carried.in_fewer(LINK_STEPS);
             let part = |(start, end, bytes)| (start, end, bytes as f64 / (link.bytes_per_s * (end - start)));
@@ -118,7 +128,7 @@ pub(super) fn link_use(report: &Report) -> Result<String, PlotError> {
 
 /// For each zone what it received, by who sent it.
 pub(super) fn served(report: &Report) -> Result<String, PlotError> {
-    const KINDS: [(plotters::style::RGBColor, &str); 5] = [
+    const KINDS: [(RGBColor, &str); 5] = [
         (RED, "registry"),
         (ORANGE, "seed peers of the zone"),
         (BLUE, "nodes of the zone"),
@@ -187,7 +197,7 @@ pub(super) fn node(history: &History, number: usize) -> Result<Option<String>, P
         let times = [
             ("start", GREY, node.started_s),
             ("first bytes", PURPLE, since_start(node.first_s)),
-            ("everything", plotters::style::BLACK, since_start(node.complete_s)),
+            ("everything", BLACK, since_start(node.complete_s)),
         ];
         let mark = move |(name, colour, at): (&str, _, Option<f64>)| {
             Some(upright(format!("{name}, {:.2} s", at?), colour, at?, height))

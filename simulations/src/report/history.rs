@@ -1,7 +1,5 @@
 //! How a run went over time, for plots.
 
-use std::collections::BTreeSet;
-
 use super::{Outcome, Reader};
 use crate::{
     links::Class,
@@ -83,13 +81,12 @@ impl History {
             to: zone(to),
             bytes,
         });
-        let classes: BTreeSet<Class> = outcome.tally.links.keys().copied().collect();
-        let carried = |class: Class| LinkUse {
-            name: class.name(&outcome.zones),
-            bytes_per_s: class.bytes_per_s(scenario).unwrap_or_default(),
-            carried: outcome.tally.links[&class].clone(),
+        let carried = |class: Class| {
+            let bytes_per_s = class.bytes_per_s(scenario).filter(|rate| *rate > 0.0)?;
+            let carried = outcome.tally.links.get(&class).cloned().unwrap_or_default();
+            Some(LinkUse { name: class.name(&outcome.zones), bytes_per_s, carried })
         };
-        let links = classes.into_iter().map(carried).filter(|link| link.bytes_per_s > 0.0).collect();
+        let links = Class::all(outcome.zones.len() as u16).filter_map(carried).collect();
         let moved = moved.collect();
         let node = |reader: &Reader| NodeHistory {
             zone: outcome.zones[usize::from(reader.zone)].clone(),

@@ -103,10 +103,9 @@ fn a_browser_shows_what_the_report_says() {
     let images: f64 = report.registry_images_per_zone.values().sum();
     let read = read_off(&egress["y"], number(&sent[1]));
     assert!((read / images - 1.0).abs() < 0.02, "{read} images in the plot, {images} in the report");
-    for class in report.link_use.keys() {
-        assert_eq!(line(&measured, "links", class).len(), 1, "{class}");
-    }
-    assert!(report.link_use.keys().any(|class| class.starts_with("into zone")), "{:?}", report.link_use);
+    let used = report.link_use.iter().filter(|(_, part)| **part > 0.0);
+    used.for_each(|(class, _)| assert_eq!(line(&measured, "links", class).len(), 1, "{class}"));
+    assert!(report.link_use["into zone a"] > 0.1, "{:?}", report.link_use);
 
     let times = of_section(&measured, "tables", "times")[0];
     let zones: Vec<_> = list(times, "rows").iter().map(|row| row[0].as_str().unwrap()).collect();
