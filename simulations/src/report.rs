@@ -49,7 +49,10 @@ impl Outcome {
     pub(crate) fn new(topology: &Topology, readers: Vec<Reader>, tally: Tally, end: Time, events: u64) -> Self {
         let sent = |at: Index| (tally.sent[at as usize], topology.place(at).up_bytes_per_s);
         let seeds = topology.of_role(Role::Seed).map(sent).collect();
-        Self { readers, zones: topology.zones.clone(), seeds, tally, end_s: end.as_secs_f64(), events }
+        // What came last may still have to be decoded.
+        let ends = readers.iter().filter_map(|reader| Some(reader.started_s? + reader.complete_s?));
+        let end_s = ends.fold(end.as_secs_f64(), f64::max);
+        Self { readers, zones: topology.zones.clone(), seeds, tally, end_s, events }
     }
 }
 

@@ -11,7 +11,8 @@ use super::{
     units,
 };
 use crate::{
-    report::{History, Report},
+    links::Class,
+    report::{History, LinkUse, NodeHistory, Report},
     scenario::PAYLOAD_SHARE,
     series::Series,
 };
@@ -25,10 +26,8 @@ const STEPS: usize = 1000;
 const LINK_STEPS: usize = 64;
 /// Of what comes from each of the [`SENDERS`].
 const SOURCE_COLOURS: [RGBColor; 3] = [RED, ORANGE, BLUE];
-/// Of classes of links, of which no more are shown.
-const LINK_COLOURS: [RGBColor; 9] = [RED, ORANGE, BLUE, GREEN, PURPLE, SKY, GREY, BLACK, YELLOW];
-/// Classes that are not of one zone.
-const COMMON: usize = 4;
+/// Of the links of zones; no more of them are shown.
+const ZONE_COLOURS: [RGBColor; 5] = [PURPLE, SKY, GREY, BLACK, YELLOW];
 
 /// How many nodes had something by when.
 fn curve(times_s: &[f64]) -> Vec<(f64, f64)> {
@@ -103,13 +102,20 @@ pub(super) fn egress(report: &Report) -> Result<String, PlotError> {
 /// Which part of what links can carry was used over time.
 pub(super) fn link_use(report: &Report) -> Result<String, PlotError> {
     let end_s = report.history.end_s;
-    let mut shown: Vec<_> = report.history.links.iter().filter(|link| link.carried.sum() > 0).collect();
+    let used = report.history.links.iter().filter(|link| link.carried.sum() > 0);
+    let (mut of_zones, common): (Vec<_>, Vec<_>) =
+        used.partition(|link| matches!(link.class, Class::Into(_) | Class::OutOf(_)));
     // Of many zones those with the least left.
-    let of_zones = COMMON.min(shown.len());
-    shown[of_zones..].sort_by(|a, b| b.mean(end_s).total_cmp(&a.mean(end_s)));
-    let lines: Vec<Line> = shown
-        .into_iter()
-        .zip(LINK_COLOURS)
+    of_zones.sort_by(|a, b| b.mean(end_s).total_cmp(&a.mean(end_s)));
+    let colour = |link: &LinkUse| match link.class {
+        Class::Registry => RED,
+        Class::SeedUp => ORANGE,
+        Class::NodeUp => BLUE,
+        _ => GREEN,
+    };
+    let common = common.into_iter().map(|link| (link, colour(link)));
+    let lines: Vec<Line> = common
+        .chain(of_zones.into_iter().zip(ZONE_COLOURS))
         .map(|(link, colour)| {
             let carried = link.carried.in_fewer(LINK_STEPS);
             let part = |(start, end, bytes)| (start, end, bytes as f64 / (link.bytes_per_s * (end - start)));
@@ -176,44 +182,54 @@ fn stacked(received: &[Series; 3], end_s: f64) -> [Vec<(f64, f64)>; 3] {
     tops
 }
 
-/// What a node received over time, and what it waited for.
-pub(super) fn node(history: &History, number: usize) -> Result<Option<String>, PlotError> {
-    let Some(node) = history.nodes.get(number) else { return Ok(None) };
-    let end_s = history.end_s;
+/// What a node received over time, by source, the sum of all first; and the unit of it.
+fn received(node: &NodeHistory, end_s: f64) -> (Vec<Line>, &'static str) {
     let mut areas = Vec::new();
-    for (source, points) in stacked(&node.trace.received, end_s).into_iter().enumerate() {
+    for (source, points) in stacked(&node.trace.received, end_s).into_iter().enumerate().rev() {
         let (name, colour) = (format!("from {}", SENDERS[source]), SOURCE_COLOURS[source]);
         areas.push(Line { name, colour, stroke: Stroke::Area, points });
     }
-    let (unit, rate) = units::bits_unit(highest(&areas, |point| point.1));
+    let (unit, name) = units::bits_unit(highest(&areas, |point| point.1));
     areas.iter_mut().flat_map(|line| &mut line.points).for_each(|point| point.1 /= unit);
-    let y = Axis { name: rate, max: highest(&areas, |point| point.1) * 1.05, label: plain };
-    let wants = steps(node.trace.wants.slices(end_s).map(|(start, end, wants)| (start, end, wants as f64)));
-    let wants = Line { name: "pieces wanted".to_owned(), colour: GREEN, stroke: Stroke::Thick, points: wants };
-    let wanted =
-        Axis { name: "pieces wanted", max: highest([&wants], |point| point.1).max(1.0) * 1.05, label: plain };
+    (areas, name)
+}
+
+/// When a node started, had its first bytes, and everything.
+fn marks(node: &NodeHistory, height: f64) -> Vec<Line> {
     let since_start = |time: Option<f64>| Some(node.started_s? + time?);
-    let marks = |height: f64| {
-        let times = [
-            ("start", GREY, node.started_s),
-            ("first bytes", PURPLE, since_start(node.first_s)),
-            ("everything", BLACK, since_start(node.complete_s)),
-        ];
-        let mark = move |(name, colour, at): (&str, _, Option<f64>)| {
-            Some(upright(format!("{name}, {:.2} s", at?), colour, at?, height))
-        };
-        times.into_iter().filter_map(mark).collect::<Vec<_>>()
+    let times = [
+        ("start", GREY, node.started_s),
+        ("first bytes", PURPLE, since_start(node.first_s)),
+        ("everything", BLACK, since_start(node.complete_s)),
+    ];
+    let mark = |(name, colour, at): (&str, RGBColor, Option<f64>)| {
+        Some(upright(format!("{name}, {:.2} s", at?), colour, at?, height))
     };
+    times.into_iter().filter_map(mark).collect()
+}
+
+/// What a node received over time, and what it waited for. Policies of whole images want no pieces.
+pub(super) fn node(history: &History, number: usize) -> Result<Option<String>, PlotError> {
+    let Some(node) = history.nodes.get(number) else { return Ok(None) };
+    let end_s = history.end_s;
     let x = seconds(end_s.max(1e-3) * 1.02);
-    let legend = legend_of(areas.iter().chain([&wants]).chain(&marks(0.0)));
-    // The sum of all is drawn first, and what is below it over it.
-    areas.reverse();
-    let svg = chart::svg(NODE_HEIGHTS.0 + NODE_HEIGHTS.1, |area| {
+    let (mut areas, rate) = received(node, end_s);
+    let y = Axis { name: rate, max: highest(&areas, |point| point.1) * 1.05, label: plain };
+    let points = steps(node.trace.wants.slices(end_s).map(|(start, end, wants)| (start, end, wants as f64)));
+    let line = Line { name: "pieces wanted".to_owned(), colour: GREEN, stroke: Stroke::Thick, points };
+    let mut wants = if line.points.is_empty() { Vec::new() } else { vec![line] };
+    let wanted = Axis { name: "pieces wanted", max: highest(&wants, |point| point.1).max(1.0) * 1.05, label: plain };
+    let legend = legend_of(areas.iter().rev().chain(&wants).chain(&marks(node, 0.0)));
+    let height = NODE_HEIGHTS.0 + if wants.is_empty() { 0 } else { NODE_HEIGHTS.1 };
+    let svg = chart::svg(height, |area| {
         let (above, below) = area.split_vertically(NODE_HEIGHTS.0);
-        areas.extend(marks(y.max));
+        areas.extend(marks(node, y.max));
         chart::lines(&above, &x, &y, &areas)?;
-        let lines: Vec<Line> = [wants].into_iter().chain(marks(wanted.max)).collect();
-        chart::lines(&below, &x, &wanted, &lines)
+        if wants.is_empty() {
+            return Ok(());
+        }
+        wants.extend(marks(node, wanted.max));
+        chart::lines(&below, &x, &wanted, &wants)
     })?;
     Ok(Some(legend + &svg))
 }

@@ -24,6 +24,7 @@ pub struct History {
 /// What the links of a class carried.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinkUse {
+    pub(crate) class: Class,
     /// Of the class.
     pub name: String,
     /// What all of them carry at most, payload.
@@ -84,7 +85,7 @@ impl History {
         let carried = |class: Class| {
             let bytes_per_s = class.bytes_per_s(scenario).filter(|rate| *rate > 0.0)?;
             let carried = outcome.tally.links.get(&class).cloned().unwrap_or_default();
-            Some(LinkUse { name: class.name(&outcome.zones), bytes_per_s, carried })
+            Some(LinkUse { class, name: class.name(&outcome.zones), bytes_per_s, carried })
         };
         let links = Class::all(outcome.zones.len() as u16).filter_map(carried).collect();
         let moved = moved.collect();
