@@ -84,6 +84,6 @@ pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyE
 pub use prefetch::{PrefetchList, PrefetchListError};
 pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
 pub use stat::{ChunkCount, SharedChunks, SharedPair, SharingReport, sharing};
-pub use trace::{Trace, TraceError};
+pub use trace::{Trace, TraceError, traced_chunks};
 pub use unpack::{UnpackError, UnpackReport, unpack, unpack_layer};
 pub use zran::InflateContext;

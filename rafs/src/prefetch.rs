@@ -7,7 +7,7 @@ use crate::source::ChunkId;
 
 mod list;
 
-pub(crate) use list::{Hint, Name};
+pub(crate) use list::{Hint, Name, lines};
 pub use list::{PrefetchList, PrefetchListError};
 
 impl Metadata {

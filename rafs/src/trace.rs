@@ -5,10 +5,12 @@
 //! of a program counts as read; what it has in its cache is not seen again.
 
 use std::collections::HashSet;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::bootstrap::{BootstrapError, Metadata, Nid};
+use crate::bootstrap::{Bootstrap, BootstrapError, ChunkRef, Metadata, Nid};
+use crate::prefetch::{PrefetchListError, lines};
+use crate::source::ChunkId;
 
 /// Reads of one mounted image. Memory is bounded by the number of chunks that its files have.
 #[derive(Debug)]
@@ -42,6 +44,26 @@ pub(crate) fn parse_line(line: &[u8]) -> Result<(u64, Vec<u8>), String> {
         });
     }
     Ok((number, path))
+}
+
+/// The chunks of an image that a written trace tells of, in its order; one that several files have may come several times.
+///
+/// # Errors
+/// The trace cannot be read, or a line of it means no chunk of this image.
+pub fn traced_chunks(image: &Bootstrap, trace: impl Read) -> Result<Vec<ChunkId>, PrefetchListError> {
+    lines(trace, |line| {
+        let (number, path) = parse_line(line)?;
+        let chunk = chunk_of(image, &path, number);
+        let problem = || format!("the image has no chunk {number} of {}", String::from_utf8_lossy(&path));
+        Ok(chunk.ok_or_else(problem)?.id)
+    })
+}
+
+fn chunk_of(image: &Bootstrap, path: &[u8], number: u64) -> Option<ChunkRef> {
+    let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    // A bootstrap is verified: what cannot be read there is not there.
+    let file = names.try_fold(image.root(), |nid, name| image.inode(nid).ok()?.lookup(name).ok()?)?;
+    image.inode(file).ok()?.chunk(number)
 }
 
 /// Why a trace could not be written.
@@ -140,6 +162,17 @@ mod tests {
         let mut text = Vec::new();
         trace.write(&mut text).unwrap();
         let expected = "1\t/z\n2\t/z\n0\t/odd\\n\\\\name\n0\t/z\n3\t/z\n";
-        assert_eq!(String::from_utf8(text).unwrap(), expected);
+        assert_eq!(std::str::from_utf8(&text).unwrap(), expected);
+
+        let chunk = |nid, number| image.inode(nid).unwrap().chunk(number).unwrap().id;
+        let read = [(large, 1), (large, 2), (odd, 0), (large, 0), (large, 3)].map(|(nid, number)| chunk(nid, number));
+        assert_eq!(traced_chunks(&image, &text[..]).unwrap(), read, "what was written is found again");
+        for (wrong, line) in [("0\t/z\n4\t/z", 2), ("0\t/d", 1), ("0\t/z/z", 1), ("\n0\t/none", 2), ("0 /z", 1)] {
+            let error = traced_chunks(&image, wrong.as_bytes()).unwrap_err();
+            assert!(
+                matches!(error, PrefetchListError::Line { line: found, .. } if found == line),
+                "{wrong:?}: {error}"
+            );
+        }
     }
 }

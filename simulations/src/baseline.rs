@@ -1,7 +1,7 @@
 //! The policies that Shoal is compared with: everyone reads the registry, or whole images go from node to node. Neither
 //! needs a scheduler; both share the links as the swarm does.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::{BTreeMap, VecDeque};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,22 +10,28 @@ use shoal_scheduler::Time;
 use crate::{
     clock::Agenda,
     flows::{Flows, TOLERANCE},
+    images::Image,
     report::{Outcome, Reader},
     scenario::{Policy, Role, Scenario},
-    starts::starts,
-    tally::{Sender, Tally},
+    starts::{Start, planned},
+    tally::Tally,
     topology::{Index, Topology},
 };
+
+/// An image on a node.
+type Place = (Index, Image);
 
 /// A whole image on its way.
 #[derive(Debug, Clone, Copy)]
 struct Copy {
+    image: Image,
     /// Nobody is the registry.
     from: Option<Index>,
     to: Index,
+    since: Time,
 }
 
-/// What is known of a zone by a tracker without flaw.
+/// What is known of an image in a zone by a tracker without flaw.
 #[derive(Debug, Default)]
 struct Zone {
     /// Nodes that have the image and send it to nobody.
@@ -39,12 +45,11 @@ struct Zone {
 struct Baseline<'a> {
     scenario: &'a Scenario,
     now: Time,
-    agenda: Agenda<Index>,
+    agenda: Agenda<Place>,
     flows: Flows<Copy>,
     topology: Topology,
-    zones: Vec<Zone>,
-    started: Vec<Time>,
-    complete: Vec<Option<Time>>,
+    zones: BTreeMap<(u16, Image), Zone>,
+    complete: BTreeMap<Place, Time>,
     bytes: u64,
     tally: Tally,
     events: u64,
@@ -61,20 +66,19 @@ pub(crate) fn run(scenario: &Scenario, seed: u64) -> Outcome {
         now: Time::ZERO,
         agenda: Agenda::new(),
         flows,
-        zones: topology.zones.iter().map(|_| Zone::default()).collect(),
-        started: vec![Time::ZERO; topology.places.len()],
-        complete: vec![None; topology.places.len()],
+        zones: BTreeMap::new(),
+        complete: BTreeMap::new(),
+        tally: Tally::new(topology.len()),
         topology,
         bytes: scenario.encoded_bytes(),
-        tally: Tally::default(),
         events: 0,
     };
-    for (&at, start) in readers.iter().zip(starts(&scenario.workload, readers.len(), &mut rng)) {
-        baseline.started[at as usize] = Time::ZERO + start;
-        baseline.agenda.push(Time::ZERO + start, at);
+    let plan = planned(&scenario.workload, &readers, &mut rng);
+    for start in &plan {
+        baseline.agenda.push(Time::ZERO + start.at, (start.node, start.image));
     }
     while baseline.step() {}
-    baseline.outcome(&readers)
+    baseline.outcome(plan)
 }
 
 impl Baseline<'_> {
@@ -87,40 +91,43 @@ impl Baseline<'_> {
             if let Some(copy) = self.flows.finish(at) {
                 self.copied(copy);
             }
-        } else if let Some(to) = self.agenda.pop() {
-            self.start(to);
+        } else if let Some((to, image)) = self.agenda.pop() {
+            self.start(to, image);
         }
         true
     }
 
-    fn start(&mut self, to: Index) {
-        let zone = &mut self.zones[usize::from(self.topology.place(to).zone)];
+    fn start(&mut self, to: Index, image: Image) {
+        let at = self.topology.place(to).zone;
+        let zone = self.zones.entry((at, image)).or_default();
         match self.scenario.policy {
             Policy::WholeBlob if zone.sourced => {
                 zone.waiting.push_back(to);
-                self.match_zone(self.topology.place(to).zone);
+                self.match_zone(at, image);
             }
             _ => {
                 zone.sourced = true;
                 self.tally.registry_requests += 1;
-                self.flows.start(self.now, self.topology.path_from_registry(to), self.bytes, Copy { from: None, to });
+                let copy = Copy { image, from: None, to, since: self.now };
+                self.flows.start(self.now, self.topology.path_from_registry(to), self.bytes, copy);
             }
         }
     }
 
     /// Everyone who has the image and is idle sends it to somebody who waits.
-    fn match_zone(&mut self, zone: u16) {
-        let zone = &mut self.zones[usize::from(zone)];
+    fn match_zone(&mut self, zone: u16, image: Image) {
+        let zone = self.zones.entry((zone, image)).or_default();
         while let (Some(&from), Some(&to)) = (zone.idle.front(), zone.waiting.front()) {
             zone.idle.pop_front();
             zone.waiting.pop_front();
             self.tally.requests += 1;
-            self.flows.start(self.now, self.topology.path(from, to), self.bytes, Copy { from: Some(from), to });
+            let copy = Copy { image, from: Some(from), to, since: self.now };
+            self.flows.start(self.now, self.topology.path(from, to), self.bytes, copy);
         }
     }
 
     fn copied(&mut self, copy: Copy) {
-        let Copy { from, to } = copy;
+        let Copy { image, from, to, since } = copy;
         let latency = match from {
             Some(from) => self.topology.latency(from, to),
             None => self.topology.registry_latency(),
@@ -128,32 +135,34 @@ impl Baseline<'_> {
         // The last piece alone is decoded after the last byte: the others were while the transfer went on.
         let last_piece = self.bytes.min(1 << 20);
         let end = self.now + latency + self.scenario.costs.decoding(last_piece);
-        self.complete[to as usize] = Some(end);
-        let place = self.topology.place(to);
-        let sender = from.map_or(Sender::Registry, |from| Sender::Node(Role::Node, self.topology.place(from).zone));
-        self.tally.add(self.now, sender, place.zone, place.role, self.bytes);
-        let zone = place.zone;
+        self.complete.insert((to, image), end);
+        self.tally.add(&self.topology, (from, to), (since, self.now), self.bytes);
+        let zone = self.topology.place(to).zone;
         if self.scenario.policy == Policy::WholeBlob {
-            self.zones[usize::from(zone)].idle.extend(from.into_iter().chain([to]));
-            self.match_zone(zone);
+            self.zones.entry((zone, image)).or_default().idle.extend(from.into_iter().chain([to]));
+            self.match_zone(zone, image);
         }
     }
 
-    fn outcome(self, readers: &[Index]) -> Outcome {
-        let reader = |&at: &Index| {
-            let started = self.started[at as usize];
-            let complete = self.complete[at as usize].map(|end| end.since(started));
+    fn outcome(self, mut plan: Vec<Start>) -> Outcome {
+        plan.sort_unstable_by_key(|start| (start.node, start.image));
+        let reader = |&Start { node, image, at }: &Start| {
+            let end = self.complete.get(&(node, image));
+            let complete_s = end.map(|end| end.since(Time::ZERO + at).as_secs_f64());
             Reader {
-                zone: self.topology.place(at).zone,
+                node,
+                image,
+                zone: self.topology.place(node).zone,
                 alive: true,
-                started_s: Some(started.as_secs_f64()),
-                // Nothing of an image is of use before all of it is there.
-                first_s: complete.as_ref().map(Duration::as_secs_f64),
-                complete_s: complete.as_ref().map(Duration::as_secs_f64),
+                started_s: Some(at.as_secs_f64()),
+                // Nothing of an image is of use before all of it is there, whatever a start reads.
+                first_s: complete_s,
+                start_s: complete_s,
+                complete_s,
                 failed_reads: 0,
             }
         };
-        let readers = readers.iter().map(reader).collect();
-        Outcome { readers, zones: self.topology.zones.clone(), tally: self.tally, events: self.events }
+        let readers = plan.iter().map(reader).collect();
+        Outcome::new(&self.topology, readers, self.tally, self.now, self.events)
     }
 }

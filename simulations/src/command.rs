@@ -37,6 +37,9 @@ pub(crate) struct Run {
     /// Writes a page with plots there.
     #[arg(long)]
     html: Option<PathBuf>,
+    /// The node that the page's last plot is of, numbered from 0 by zone and group. Default: the last to have everything.
+    #[arg(long, value_name = "N", requires = "html")]
+    node: Option<usize>,
 }
 
 /// Why there is no good report.
@@ -72,6 +75,10 @@ impl Command {
 impl Run {
     fn run(self) -> Result<(), Failure> {
         let scenario = Scenario::load(&self.scenario)?;
+        if let Some(node) = self.node.filter(|&node| node >= scenario.readers()) {
+            let why = format!("{} nodes read, numbered from 0", scenario.readers());
+            return Err(Failure::Setting { setting: format!("--node {node}"), why });
+        }
         let report = output::simulate(&scenario, self.seed.unwrap_or(scenario.seed));
         println!("{report}");
         println!(
@@ -84,7 +91,7 @@ impl Run {
             output::write(path, &output::to_json(&report))?;
         }
         if let Some(path) = &self.html {
-            output::write(path, &html::page(&report)?)?;
+            output::write(path, &html::page(&report, self.node)?)?;
         }
         right(&report)
     }

@@ -11,12 +11,13 @@ use shoal_scheduler::{
 
 use crate::{
     flows::FlowId,
+    images::{Image, key, of_key},
+    mount::Mount,
+    requests::Requests,
     serving::{Sending, Serving, Ticket},
     topology::Index,
 };
 
-/// Prefetch wants open at a time, as in the daemon.
-const PREFETCH_OPEN: usize = 256;
 /// A reader gives up after this, as the daemon's default is.
 const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// A prefetch gives up after this, as in the daemon.
@@ -24,16 +25,13 @@ const PREFETCH_DEADLINE: Duration = Duration::from_secs(600);
 /// What a home tells an asker to expect while it gets a piece, and how often, as in the daemon.
 const SOURCE_ETA: Duration = Duration::from_secs(1);
 pub(crate) const REMIND: Duration = Duration::from_millis(400);
-/// Nobody looks silent to the scheduler before that, by its configuration.
-const LEAST_PATIENCE: Duration = Duration::from_millis(500);
-/// The one blob of a swarm.
-pub(crate) const BLOB: BlobKey = BlobKey { id: [0x5a; 32], variant: 0 };
 
 /// What one node tells another.
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     Request {
         request: RequestId,
+        image: Image,
         pieces: Vec<u32>,
         priority: Priority,
         source: bool,
@@ -53,7 +51,7 @@ pub(crate) enum Errand {
     Send(PeerId, Message),
     Reply(Index, Message),
     Connect(PeerId),
-    Registry { request: RequestId, pieces: Vec<u32> },
+    Registry { request: RequestId, image: Image, pieces: Vec<u32> },
     CancelRegistry { request: RequestId },
     Transfer(Sending),
     Stop(FlowId),
@@ -61,20 +59,11 @@ pub(crate) enum Errand {
     Disconnect(PeerId),
 }
 
-/// What kind of want a [`WantId`] names; its lowest bits.
-const PREFETCH: u64 = 0;
-const ON_DEMAND: u64 = 1;
+/// What kind of want a [`WantId`] names, its lowest bits: that of a reader, or a duty, or else a prefetch. The highest say of which
+/// image.
+const ON_DEMAND: u64 = Priority::OnDemand as u64;
 const DUTY: u64 = 2;
-
-/// A request of this node under way.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    /// Nobody is the registry.
-    peer: Option<PeerId>,
-    /// Pieces not answered yet.
-    left: usize,
-    at: Time,
-}
+const IMAGE_SHIFT: u32 = 48;
 
 /// A node.
 pub(crate) struct Node {
@@ -84,124 +73,112 @@ pub(crate) struct Node {
     pub(crate) scheduler: Scheduler,
     pub(crate) serving: Serving,
     pub(crate) outbox: Vec<Errand>,
-    /// Pieces that neighbours have not heard of.
-    pub(crate) news: Bitfield,
-    /// Whether some of them were at none of the neighbours when they came.
-    pub(crate) has_rare_news: bool,
+    /// Its images, in order.
+    pub(crate) mounts: Vec<Mount>,
+    /// Positions of those that are read: a seed peer has very many, and reads none.
+    reads: Vec<usize>,
+    /// Images of which something is new since the swarm asked last.
+    pub(crate) fresh: Vec<Image>,
     pub(crate) wake: Option<Time>,
     /// Whether its scheduler did something since the swarm asked last.
     pub(crate) stirred: bool,
     /// What neighbours told it that its scheduler has not heard: it will with whatever happens next.
-    heard: Vec<(PeerId, Arc<Bitfield>)>,
+    heard: Vec<(PeerId, Image, Arc<Bitfield>)>,
     /// Whether [`take_in`](Self::take_in) is about to be called.
     listening: bool,
-    /// When it will start.
-    pub(crate) starts: Time,
-    pub(crate) started: Option<Time>,
-    pub(crate) first: Option<Time>,
-    pub(crate) last: Option<Time>,
-    pub(crate) failed_reads: u64,
     /// When all that has arrived will be decoded.
     pub(crate) decoded: Time,
     tracker: Tracker,
-    requests: HashMap<RequestId, Asked, FixedState>,
+    pub(crate) requests: Requests,
     duties: HashMap<WantId, (Ticket, u32), FixedState>,
     next_want: u64,
-    /// Wants open: prefetch, on-demand.
-    open: [usize; 2],
-    /// The next piece that each wants.
-    next: [u32; 2],
-    reading: bool,
-    /// Pieces that a reader waits for at a time.
-    window: usize,
     starting: Vec<Sending>,
 }
 
 impl Node {
-    pub(crate) fn new(scheduler: Scheduler, tracker: Tracker, piece_bytes: Arc<[u64]>) -> Self {
+    /// A node that the scheduler was told the images of.
+    pub(crate) fn new(scheduler: Scheduler, tracker: Tracker, piece_bytes: Arc<[u64]>, mounts: Vec<Mount>) -> Self {
         Self {
             alive: true,
             poisonous: false,
             scheduler,
-            outbox: Vec::new(),
-            news: Bitfield::new(piece_bytes.len() as u32),
-            has_rare_news: false,
+            requests: Requests::default(),
             serving: Serving::new(piece_bytes),
+            outbox: Vec::new(),
+            mounts,
+            reads: Vec::new(),
+            fresh: Vec::new(),
             wake: None,
             stirred: false,
             heard: Vec::new(),
             listening: false,
-            starts: Time::ZERO,
-            started: None,
-            first: None,
-            last: None,
-            failed_reads: 0,
             decoded: Time::ZERO,
             tracker,
-            requests: HashMap::default(),
             duties: HashMap::default(),
             next_want: 0,
-            open: [0; 2],
-            next: [0; 2],
-            reading: false,
-            window: 0,
             starting: Vec::new(),
         }
     }
 
-    pub(crate) fn have(&self) -> &Bitfield {
-        self.scheduler.present(BLOB).expect("every node is given the blob when it is made")
+    fn find(&self, image: Image) -> Option<usize> {
+        self.mounts.binary_search_by_key(&image, |mount| mount.image).ok()
     }
 
-    pub(crate) fn is_complete(&self) -> bool {
-        self.have().is_full()
+    /// An image, if it is one that this node has to do with.
+    pub(crate) fn mount(&self, image: Image) -> Option<&Mount> {
+        self.mounts.get(self.find(image)?)
     }
 
-    fn has(&self, piece: u32) -> bool {
-        self.have().contains(piece)
+    pub(crate) fn mount_mut(&mut self, image: Image) -> Option<&mut Mount> {
+        let at = self.find(image)?;
+        self.mounts.get_mut(at)
     }
 
-    /// Mounts the image.
-    pub(crate) fn start(&mut self, now: Time) {
-        self.started = Some(now);
-        self.finish_if_complete(now);
+    /// The pieces of an image that are here.
+    pub(crate) fn have(&self, image: Image) -> Option<&Bitfield> {
+        self.scheduler.present(key(image))
     }
 
-    /// Starts to read the mounted image: prefetch of everything, and a reader that waits for `window` pieces at a time.
-    pub(crate) fn read(&mut self, now: Time, window: usize) {
-        self.reading = true;
-        self.window = window;
+    pub(crate) fn has(&self, image: Image, piece: u32) -> bool {
+        self.have(image).is_some_and(|have| have.contains(piece))
+    }
+
+    /// Mounts an image.
+    pub(crate) fn start(&mut self, now: Time, image: Image) {
+        self.mount_mut(image).into_iter().for_each(|mount| mount.start(now));
+    }
+
+    /// Starts to read a mounted image: prefetch, and a reader that waits.
+    pub(crate) fn read(&mut self, now: Time, image: Image) {
+        self.reads.extend(self.find(image));
         self.drain(now);
     }
 
-    fn read_on(&mut self, now: Time) {
-        if !self.reading {
-            return;
+    /// Wants what may be wanted more; says whether there was something.
+    fn read_on(&mut self, now: Time) -> bool {
+        let before = self.next_want;
+        for turn in 0..self.reads.len() {
+            let at = self.reads[turn];
+            self.want_next(now, at, Priority::OnDemand, READ_DEADLINE);
+            self.want_next(now, at, Priority::Prefetch, PREFETCH_DEADLINE);
         }
-        self.read_class(now, ON_DEMAND, self.window, READ_DEADLINE);
-        self.read_class(now, PREFETCH, PREFETCH_OPEN, PREFETCH_DEADLINE);
+        self.next_want != before
     }
 
-    fn read_class(&mut self, now: Time, kind: u64, most: usize, patience: Duration) {
-        let class = kind as usize;
-        let priority = if kind == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch };
-        while self.open[class] < most && self.next[class] < self.news.len() {
-            let piece = self.next[class];
-            self.next[class] += 1;
-            if self.has(piece) {
-                continue;
-            }
-            self.open[class] += 1;
-            let want = self.name_want(kind);
-            let (item, deadline) = (Item { blob: BLOB, piece }, now + patience);
+    fn want_next(&mut self, now: Time, at: usize, priority: Priority, patience: Duration) {
+        let image = self.mounts[at].image;
+        let blob = key(image);
+        while let Some(piece) = self.scheduler.present(blob).and_then(|have| self.mounts[at].next(priority, have)) {
+            let want = self.name_want(image, priority as u64);
+            let (item, deadline) = (Item { blob, piece }, now + patience);
             let origin = Origin::Local;
             self.scheduler.handle_event(now, Event::Want { want, item, priority, deadline, origin });
         }
     }
 
-    fn name_want(&mut self, kind: u64) -> WantId {
+    fn name_want(&mut self, image: Image, kind: u64) -> WantId {
         self.next_want += 4;
-        WantId(self.next_want | kind)
+        WantId(u64::from(image) << IMAGE_SHIFT | self.next_want | kind)
     }
 
     pub(crate) fn handle(&mut self, now: Time, event: Event) {
@@ -213,14 +190,13 @@ impl Node {
     pub(crate) fn lost(&mut self, now: Time, peer: PeerId, index: Index) {
         self.tracker.forget(peer);
         self.serving.to(index).into_iter().for_each(|ticket| self.stop_serving(ticket));
-        self.requests.retain(|_, asked| asked.peer != Some(peer));
+        self.requests.end_all(peer);
         self.handle(now, Event::PeerDown { peer });
     }
 
-    /// Its requests that may look silent by now, and whom they went to; nobody is the registry.
-    pub(crate) fn waiting(&self, now: Time) -> impl Iterator<Item = (RequestId, Option<PeerId>)> {
-        let long = move |asked: &Asked| now.since(asked.at) >= LEAST_PATIENCE;
-        self.requests.iter().filter(move |(_, asked)| long(asked)).map(|(&request, asked)| (request, asked.peer))
+    /// Pieces that it wants for itself and that are not here yet.
+    pub(crate) fn wants(&self) -> usize {
+        self.mounts.iter().map(Mount::wants).sum()
     }
 
     /// Something is due. The daemon would have told its scheduler every now and then of what is `arriving`; that matters no
@@ -234,35 +210,28 @@ impl Node {
     }
 
     /// A piece came in whole and was decoded.
-    pub(crate) fn receive(&mut self, now: Time, request: RequestId, piece: u32) {
-        self.answered(request);
-        if !self.has(piece) {
-            self.news.insert(piece);
-            self.has_rare_news |= self.scheduler.holders(Item { blob: BLOB, piece }) == 0;
-            self.first.get_or_insert(now);
-        }
-        let (item, bytes) = (Item { blob: BLOB, piece }, self.serving.bytes(piece));
+    pub(crate) fn receive(&mut self, now: Time, request: RequestId, image: Image, piece: u32) {
+        self.requests.answered(request, piece);
+        let is_new = !self.has(image, piece);
+        let (item, bytes) = (Item { blob: key(image), piece }, self.serving.bytes(piece));
+        let rare = is_new && self.scheduler.holders(item) == 0;
         self.scheduler.handle_event(now, Event::Delivered { request, item, bytes });
-        self.finish_if_complete(now);
+        if is_new && let Some(mount) = self.mount_mut(image) {
+            mount.got(now, piece, rare);
+            self.fresh.push(image);
+        }
         self.drain(now);
     }
 
     /// A piece came in and was wrong.
-    pub(crate) fn reject(&mut self, now: Time, request: RequestId) {
-        self.answered(request);
+    pub(crate) fn reject(&mut self, now: Time, request: RequestId, piece: u32) {
+        self.requests.answered(request, piece);
         self.handle(now, Event::Failed { request, reason: Failure::WrongBytes });
     }
 
-    fn finish_if_complete(&mut self, now: Time) {
-        if self.is_complete() {
-            self.first.get_or_insert(now);
-            self.last.get_or_insert(now);
-        }
-    }
-
     /// A neighbour told what is new there. Says whether [`take_in`](Self::take_in) has to be called for it later.
-    pub(crate) fn overhear(&mut self, peer: PeerId, news: Arc<Bitfield>) -> bool {
-        self.heard.push((peer, news));
+    pub(crate) fn overhear(&mut self, peer: PeerId, image: Image, news: Arc<Bitfield>) -> bool {
+        self.heard.push((peer, image, news));
         !std::mem::replace(&mut self.listening, true)
     }
 
@@ -277,17 +246,15 @@ impl Node {
     /// Carries out what the scheduler wants done.
     fn drain(&mut self, now: Time) {
         self.stirred = true;
-        for (peer, news) in self.heard.drain(..) {
-            let have = Bitfield::clone(&news);
-            self.scheduler.handle_event(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: false });
+        for (peer, image, news) in self.heard.drain(..) {
+            let (blob, have) = (key(image), Bitfield::clone(&news));
+            self.scheduler.handle_event(now, Event::PeerHave { peer, blob, first: 0, have, full: false });
         }
         loop {
             while let Some(action) = self.scheduler.poll_action(now) {
                 self.carry_out(now, action);
             }
-            let open = self.open;
-            self.read_on(now);
-            if self.open == open {
+            if !self.read_on(now) {
                 break;
             }
         }
@@ -302,21 +269,21 @@ impl Node {
 
     fn carry_out(&mut self, now: Time, action: Action) {
         match action {
-            Action::Request { request, peer, pieces, priority, source, deadline, lacks, .. } => {
-                self.requests.insert(request, Asked { peer: Some(peer), left: pieces.len(), at: now });
-                let message = Message::Request { request, pieces, priority, source, deadline, lacks };
+            Action::Request { request, peer, blob, pieces, priority, source, deadline, lacks } => {
+                let image = of_key(blob);
+                self.requests.begin(now, request, Some(peer), image, &pieces);
+                let message = Message::Request { request, image, pieces, priority, source, deadline, lacks };
                 self.outbox.push(Errand::Send(peer, message));
             }
-            Action::Cancel { request } => match self.requests.remove(&request) {
-                Some(Asked { peer: Some(peer), .. }) => {
-                    self.outbox.push(Errand::Send(peer, Message::Cancel { request }));
-                }
-                Some(Asked { peer: None, .. }) => self.outbox.push(Errand::CancelRegistry { request }),
+            Action::Cancel { request } => match self.requests.end(request) {
+                Some(Some(peer)) => self.outbox.push(Errand::Send(peer, Message::Cancel { request })),
+                Some(None) => self.outbox.push(Errand::CancelRegistry { request }),
                 None => {}
             },
-            Action::BackToSource { request, pieces, .. } => {
-                self.requests.insert(request, Asked { peer: None, left: pieces.len(), at: now });
-                self.outbox.push(Errand::Registry { request, pieces });
+            Action::BackToSource { request, blob, pieces, .. } => {
+                let image = of_key(blob);
+                self.requests.begin(now, request, None, image, &pieces);
+                self.outbox.push(Errand::Registry { request, image, pieces });
             }
             Action::Complete { want, outcome, .. } => self.completed(want, outcome.is_ok()),
             Action::Ban { peer, .. } => self.outbox.push(Errand::Disconnect(peer)),
@@ -336,8 +303,9 @@ impl Node {
                 }
             }
             kind => {
-                self.open[kind as usize] -= 1;
-                self.failed_reads += u64::from(!ok);
+                let priority = if kind == ON_DEMAND { Priority::OnDemand } else { Priority::Prefetch };
+                let image = (want.0 >> IMAGE_SHIFT) as Image;
+                self.mount_mut(image).into_iter().for_each(|mount| mount.ended(priority, ok));
             }
         }
     }
@@ -346,20 +314,10 @@ impl Node {
         self.outbox.push(Errand::Reply(ticket.0, Message::Answer(event)));
     }
 
-    /// A piece of a request of this node is answered.
-    fn answered(&mut self, request: RequestId) {
-        if let Some(asked) = self.requests.get_mut(&request) {
-            asked.left -= 1;
-            if asked.left == 0 {
-                self.requests.remove(&request);
-            }
-        }
-    }
-
     pub(crate) fn hear(&mut self, now: Time, from: Index, peer: PeerId, message: Message) {
         match message {
-            Message::Request { request, pieces, priority, source, deadline, lacks } => {
-                let first = Item { blob: BLOB, piece: pieces.first().copied().unwrap_or_default() };
+            Message::Request { request, image, pieces, priority, source, deadline, lacks } => {
+                let first = Item { blob: key(image), piece: pieces.first().copied().unwrap_or_default() };
                 let bytes = pieces.iter().map(|&piece| self.serving.bytes(piece)).sum();
                 let ask = Ask { peer, first, bytes, priority, lacks };
                 self.admit(now, (from, request), ask, pieces, source.then_some(deadline));
@@ -370,11 +328,11 @@ impl Node {
             }
             Message::Answer(event) => {
                 match event {
-                    Event::NotHave { request, .. } => self.answered(request),
+                    Event::NotHave { request, item } => self.requests.answered(request, item.piece),
                     Event::Busy { request, .. }
                     | Event::NotMyHome { request, .. }
                     | Event::CannotSource { request } => {
-                        self.requests.remove(&request);
+                        self.requests.end(request);
                     }
                     _ => {}
                 }
@@ -385,41 +343,50 @@ impl Node {
 
     /// Answers a request; with a deadline, as the home, which gets what is not here.
     fn admit(&mut self, now: Time, ticket: Ticket, ask: Ask, pieces: Vec<u32>, source: Option<Time>) {
-        let (request, Ask { peer, priority, .. }) = (ticket.1, ask);
+        let (request, Ask { peer, priority, first, .. }) = (ticket.1, ask);
+        let (blob, image) = (first.blob, of_key(first.blob));
         if let Admission::Busy { retry_after, alternates } = self.tracker.admit(now, ask) {
             return self.answer(ticket, Event::Busy { request, retry_after, alternates });
         }
-        let (here, missing): (Vec<u32>, Vec<u32>) = pieces.iter().partition(|&&piece| self.has(piece));
-        self.serving.begin(ticket, peer, pieces, priority);
+        let (here, missing): (Vec<u32>, Vec<u32>) = pieces.iter().partition(|&&piece| self.has(image, piece));
+        self.serving.begin(ticket, peer, image, pieces, priority);
         here.into_iter().for_each(|piece| self.serving.ready(ticket, piece));
         match source {
             Some(deadline) if !missing.is_empty() => {
-                self.source(now, ticket, &missing, priority, deadline);
+                self.source(now, ticket, blob, &missing, priority, deadline);
                 self.drain(now);
             }
             _ => {
                 for piece in missing {
-                    self.answer(ticket, Event::NotHave { request, item: Item { blob: BLOB, piece } });
+                    self.answer(ticket, Event::NotHave { request, item: Item { blob, piece } });
                 }
-                self.serving.end_if_done(now, ticket, BLOB, &mut self.tracker);
+                self.serving.end_if_done(now, ticket, &mut self.tracker);
                 self.start_sending();
             }
         }
     }
 
     /// As the home: gets what is missing.
-    fn source(&mut self, now: Time, ticket: Ticket, missing: &[u32], priority: Priority, deadline: Time) {
+    fn source(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        blob: BlobKey,
+        missing: &[u32],
+        priority: Priority,
+        deadline: Time,
+    ) {
         let request = ticket.1;
-        if missing.iter().any(|&piece| self.scheduler.home_rank(BLOB, piece).is_none()) {
+        if missing.iter().any(|&piece| self.scheduler.home_rank(blob, piece).is_none()) {
             let members = self.scheduler.zone_members();
             self.stop_serving(ticket);
             return self.answer(ticket, Event::NotMyHome { request, members });
         }
         for &piece in missing {
-            let want = self.name_want(DUTY);
+            let want = self.name_want(of_key(blob), DUTY);
             self.duties.insert(want, (ticket, piece));
             self.serving.owe(ticket);
-            let item = Item { blob: BLOB, piece };
+            let item = Item { blob, piece };
             let origin = Origin::ForPeer;
             self.scheduler.handle_event(now, Event::Want { want, item, priority, deadline, origin });
         }
@@ -438,7 +405,7 @@ impl Node {
     /// A piece left the uplink.
     pub(crate) fn sent(&mut self, now: Time, ticket: Ticket) {
         self.serving.sent(ticket);
-        self.serving.end_if_done(now, ticket, BLOB, &mut self.tracker);
+        self.serving.end_if_done(now, ticket, &mut self.tracker);
         self.start_sending();
     }
 

@@ -5,6 +5,8 @@
 mod bound;
 mod check;
 mod costs;
+mod files;
+mod workload;
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +16,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::costs::millis;
-pub use self::{bound::PAYLOAD_SHARE, check::ScenarioError, costs::Costs};
+pub use self::{
+    bound::PAYLOAD_SHARE,
+    check::ScenarioError,
+    costs::Costs,
+    workload::{Images, Prefetch, Read, Workload, WorkloadKind},
+};
 
 /// A scenario as its file says it.
 #[derive(Debug, Clone, Deserialize)]
@@ -166,42 +173,6 @@ pub enum Role {
     Seed,
 }
 
-/// Who reads what when.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Workload {
-    /// The kind.
-    pub kind: WorkloadKind,
-    /// How much of the image.
-    pub read: Read,
-    /// For `rolling` and `poisson`: the time over which the nodes start, seconds.
-    #[serde(default)]
-    pub over_s: f64,
-    /// Pieces that a reader waits for at a time, in order, beside the prefetch of all. Default 0.
-    #[serde(default)]
-    pub on_demand: usize,
-}
-
-/// When nodes start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WorkloadKind {
-    /// All at once.
-    FlashCrowd,
-    /// Evenly over `over_s`.
-    Rolling,
-    /// At random, independently of each other, as many in `over_s` on average as there are.
-    Poisson,
-}
-
-/// What a node reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Read {
-    /// Every piece.
-    All,
-}
-
 /// Something that goes wrong.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -258,7 +229,7 @@ pub enum FaultKind {
 }
 
 impl Scenario {
-    /// Reads a scenario file, and the bootstrap that it names.
+    /// Reads a scenario file, and the files that it names.
     ///
     /// # Errors
     /// [`ScenarioError`], with file, line and key.
@@ -266,18 +237,21 @@ impl Scenario {
         let text =
             std::fs::read_to_string(path).map_err(|error| ScenarioError::File { path: path.to_owned(), error })?;
         let mut scenario = Self::parse(&text).map_err(|error| error.of(path))?;
-        scenario.load_image(path)?;
+        scenario.load_files(path)?;
         Ok(scenario)
     }
 
-    /// Reads the bootstrap that a scenario names, if it names one; `path` is that of the scenario.
+    /// Reads the bootstrap and the trace that a scenario names, if it names them; `path` is that of the scenario.
     ///
     /// # Errors
-    /// [`ScenarioError::Bootstrap`].
-    pub fn load_image(&mut self, path: &Path) -> Result<(), ScenarioError> {
-        if let Some(bootstrap) = &self.image.bootstrap {
-            self.image.pieces = pieces_of(&path.parent().unwrap_or(Path::new(".")).join(bootstrap))?;
+    /// [`ScenarioError::Bootstrap`], [`ScenarioError::Trace`].
+    pub fn load_files(&mut self, path: &Path) -> Result<(), ScenarioError> {
+        let Some(bootstrap) = &self.image.bootstrap else { return Ok(()) };
+        let pieces = files::Pieces::open(&files::beside(path, bootstrap))?;
+        if let Read::Trace(trace) = &self.workload.read {
+            self.workload.traced = pieces.traced(&files::beside(path, trace))?;
         }
+        self.image.pieces = pieces.sizes;
         Ok(())
     }
 
@@ -290,6 +264,9 @@ impl Scenario {
             (self.image.bootstrap.is_some(), "image.bootstrap"),
             (self.zones.iter().any(racks), "links of racks"),
             (self.workload.kind != WorkloadKind::FlashCrowd, "workloads other than \"flash-crowd\""),
+            (self.workload.read != Read::All, "reads of a part of the image"),
+            (self.workload.prefetched() != Prefetch::All, "workloads without prefetch"),
+            (self.workload.images.count != 1, "several images"),
             (self.faults.iter().any(faults), "faults of the kinds \"slow\" and \"poison\""),
         ]
         .into_iter()
@@ -299,6 +276,11 @@ impl Scenario {
     /// Nodes that read the image.
     pub fn readers(&self) -> usize {
         self.nodes.iter().filter(|group| group.role == Role::Node).map(|group| group.count).sum()
+    }
+
+    /// Images that these start, all together.
+    pub fn starts(&self) -> usize {
+        self.readers() * self.workload.images.starts_per_node as usize
     }
 
     /// Parses and checks the text of a scenario file.
@@ -341,25 +323,22 @@ impl Scenario {
         (0..total.div_ceil(piece)).map(|at| piece.min(total - at * piece)).collect()
     }
 
+    /// Encoded bytes that a node fetches. Policies that know whole images only fetch nothing less.
+    pub fn fetched_bytes(&self) -> u64 {
+        let whole = matches!(self.policy, Policy::Registry | Policy::WholeBlob) || self.workload.fetches_all();
+        if whole {
+            return self.encoded_bytes();
+        }
+        let pieces = self.piece_bytes();
+        self.workload.start(pieces.len() as u32).iter().map(|&piece| pieces[piece as usize]).sum()
+    }
+
     /// One-way latency between two zones, milliseconds: 0.25 within one.
     pub fn latency_ms(&self, from: &str, to: &str) -> f64 {
         let said =
             |from: &str, to: &str| self.zones.iter().find(|zone| zone.name == from)?.latency_ms.get(to).copied();
         if from == to { 0.25 } else { said(from, to).or_else(|| said(to, from)).unwrap_or(10.0) }
     }
-}
-
-/// Encoded sizes of the pieces that a bootstrap names, blob after blob.
-fn pieces_of(path: &Path) -> Result<Vec<u64>, ScenarioError> {
-    let fail = |reason: String| ScenarioError::Bootstrap { path: path.to_owned(), reason };
-    let bootstrap = shoal_rafs::Bootstrap::open(path).map_err(|error| fail(shoal_rafs::chain(&error)))?;
-    let mut sizes = Vec::new();
-    for blob in 0..bootstrap.blobs().len() as u32 {
-        let table = bootstrap.piece_table(blob, None).map_err(|error| fail(shoal_rafs::chain(&error)))?;
-        let pieces = (0..table.len()).filter_map(|number| table.piece(number));
-        sizes.extend(pieces.map(|piece| piece.encoded().end - piece.encoded().start).filter(|&bytes| bytes > 0));
-    }
-    if sizes.is_empty() { Err(fail("it names no piece".to_owned())) } else { Ok(sizes) }
 }
 
 #[cfg(test)]
@@ -390,10 +369,35 @@ mod tests {
             ("up_mbit = 100\ndown_mbit = 100", "up_mbit = 100\ndown_mbit = 0", 29, "nodes[1].down_mbit"),
             ("kind = \"flash-crowd\"", "kind = \"poison\"", 32, "poison"),
             ("kind = \"flash-crowd\"", "kind = \"rolling\"", 31, "workload.over_s"),
+            ("kind = \"flash-crowd\"", "kind = \"diurnal\"\nover_s = 9", 31, "workload.peak_to_trough"),
+            ("kind = \"flash-crowd\"", "kind = \"diurnal\"\nover_s = 9\npeak_to_trough = 0.5", 34, "= 0.5 is not"),
+            ("kind = \"flash-crowd\"", "kind = \"flash-crowd\"\npeak_to_trough = 2", 33, "diurnal"),
             ("[workload]", "[costs]\nlease_s = 0\n[workload]", 32, "costs.lease_s"),
+            ("read = \"all\"", "read = \"some\"", 33, "some"),
+            ("read = \"all\"", "read = { fraction = 1.5 }", 33, "workload.read.fraction"),
+            ("read = \"all\"", "read = { fraction = 0 }", 33, "workload.read.fraction"),
+            ("read = \"all\"", "read = { trace = \"t\" }", 33, "image.bootstrap"),
+            ("read = \"all\"", "read = \"all\"\nprefetch = \"some\"", 34, "some"),
+            ("read = \"all\"", "read = \"all\"\nimages = { count = 0 }", 34, "workload.images.count"),
+            ("read = \"all\"", "read = \"all\"\nimages = { count = 2, zipf = -1 }", 34, "workload.images.zipf"),
+            ("read = \"all\"", "read = \"all\"\nimages = { count = 2, starts_per_node = 3 }", 34, "starts_per_node"),
         ] {
             let error = Scenario::parse(&GOOD.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains(&format!("line {line}")), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_real_daemons_cannot_be_asked_for_is_named() {
+        assert_eq!(Scenario::parse(GOOD).unwrap().only_simulated(), None);
+        for (from, to, says) in [
+            ("kind = \"flash-crowd\"", "kind = \"rolling\"\nover_s = 1", "flash-crowd"),
+            ("\"all\"", "{ fraction = 0.5 }\nprefetch = \"all\"", "part of the image"),
+            ("\"all\"", "\"all\"\nprefetch = \"nothing\"", "prefetch"),
+            ("\"all\"", "\"all\"\nimages = { count = 2 }", "several images"),
+        ] {
+            let scenario = Scenario::parse(&GOOD.replacen(from, to, 1)).unwrap();
+            assert!(scenario.only_simulated().is_some_and(|what| what.contains(says)), "{to}");
         }
     }
 

@@ -12,10 +12,14 @@ use std::{
 
 use foldhash::fast::FixedState;
 use shoal_proto::{PeerId, Priority};
-use shoal_scheduler::{BlobKey, Item, RequestId, Time, Tracker};
+use shoal_scheduler::{Item, RequestId, Time, Tracker};
 use smallvec::SmallVec;
 
-use crate::{flows::FlowId, topology::Index};
+use crate::{
+    flows::FlowId,
+    images::{Image, key},
+    topology::Index,
+};
 
 /// Bytes between store and network, as in the daemon.
 const ROOM: u64 = 64 << 20;
@@ -27,6 +31,7 @@ pub(crate) type Ticket = (Index, RequestId);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sending {
     pub(crate) ticket: Ticket,
+    pub(crate) image: Image,
     pub(crate) piece: u32,
     pub(crate) bytes: u64,
 }
@@ -34,6 +39,7 @@ pub(crate) struct Sending {
 #[derive(Debug)]
 struct Answer {
     asker: PeerId,
+    image: Image,
     pieces: Vec<u32>,
     priority: Priority,
     /// Pieces that are here and not sent.
@@ -118,9 +124,16 @@ impl Serving {
     }
 
     /// Begins an answer to a request that was admitted.
-    pub(crate) fn begin(&mut self, ticket: Ticket, asker: PeerId, pieces: Vec<u32>, priority: Priority) {
+    pub(crate) fn begin(
+        &mut self,
+        ticket: Ticket,
+        asker: PeerId,
+        image: Image,
+        pieces: Vec<u32>,
+        priority: Priority,
+    ) {
         let (ready, sending) = (SmallVec::new(), None);
-        self.answers.insert(ticket, Answer { asker, pieces, priority, ready, owed: 0, sending });
+        self.answers.insert(ticket, Answer { asker, image, pieces, priority, ready, owed: 0, sending });
     }
 
     pub(crate) fn contains(&self, ticket: Ticket) -> bool {
@@ -186,8 +199,8 @@ impl Serving {
                 if let Some(answer) = self.answers.get_mut(&ticket) {
                     answer.ready.remove(0);
                     answer.sending = Some(Outgoing { room: takes, flow: None });
+                    started.push(Sending { ticket, image: answer.image, piece, bytes });
                 }
-                started.push(Sending { ticket, piece, bytes });
             }
         }
     }
@@ -229,12 +242,13 @@ impl Serving {
     }
 
     /// Ends an answer from which nothing is left; says whether it did.
-    pub(crate) fn end_if_done(&mut self, now: Time, ticket: Ticket, blob: BlobKey, tracker: &mut Tracker) {
+    pub(crate) fn end_if_done(&mut self, now: Time, ticket: Ticket, tracker: &mut Tracker) {
         let done = |answer: &Answer| answer.owed == 0 && answer.ready.is_empty() && answer.sending.is_none();
         if self.answers.get(&ticket).is_some_and(done)
             && let Some(answer) = self.answers.remove(&ticket)
         {
             tracker.ended(answer.asker, self.total(&answer));
+            let blob = key(answer.image);
             for piece in answer.pieces {
                 tracker.sent(now, answer.asker, Item { blob, piece }, self.bytes(piece));
             }
@@ -286,8 +300,6 @@ impl Serving {
 mod tests {
     use super::*;
 
-    const BLOB: BlobKey = BlobKey { id: [0; 32], variant: 0 };
-
     fn ticket(asker: Index, request: u64) -> Ticket {
         (asker, RequestId(request))
     }
@@ -308,7 +320,7 @@ mod tests {
             (ticket(1, 2), Priority::OnDemand),
             (ticket(2, 0), Priority::Prefetch),
         ] {
-            serving.begin(ticket, peer, vec![0, 1], priority);
+            serving.begin(ticket, peer, 0, vec![0, 1], priority);
             serving.ready(ticket, 0);
             serving.ready(ticket, 1);
         }
@@ -319,7 +331,7 @@ mod tests {
         serving.sent(ticket(1, 2));
         assert_eq!(start(&mut serving), [(ticket(1, 2), 1)]);
         serving.sent(ticket(1, 2));
-        serving.end_if_done(Time::ZERO, ticket(1, 2), BLOB, &mut tracker);
+        serving.end_if_done(Time::ZERO, ticket(1, 2), &mut tracker);
         assert!(!serving.contains(ticket(1, 2)) && serving.contains(ticket(1, 0)));
         assert_eq!(serving.to(1).len(), 2);
         serving.stop(ticket(1, 1), &mut tracker);
@@ -330,11 +342,11 @@ mod tests {
     fn three_quarters_of_the_room_are_for_prefetch() {
         let mut serving = Serving::new([20 << 20].into());
         for asker in 1..=3 {
-            serving.begin(ticket(asker, 0), PeerId::new([1; 32]), vec![0], Priority::Prefetch);
+            serving.begin(ticket(asker, 0), PeerId::new([1; 32]), 0, vec![0], Priority::Prefetch);
             serving.ready(ticket(asker, 0), 0);
         }
         assert_eq!(start(&mut serving), [(ticket(1, 0), 0), (ticket(2, 0), 0)]);
-        serving.begin(ticket(3, 1), PeerId::new([1; 32]), vec![0], Priority::OnDemand);
+        serving.begin(ticket(3, 1), PeerId::new([1; 32]), 0, vec![0], Priority::OnDemand);
         serving.ready(ticket(3, 1), 0);
         assert_eq!(start(&mut serving), [(ticket(3, 1), 0)]);
         serving.sent(ticket(2, 0));

@@ -3,6 +3,7 @@
 
 mod connections;
 mod faults;
+mod news;
 mod setup;
 
 use std::{
@@ -13,32 +14,30 @@ use std::{
 
 use rand_chacha::ChaCha8Rng;
 use shoal_proto::{Bitfield, PeerId};
-use shoal_scheduler::{Event, RequestId, Time, announce_interval};
+use shoal_scheduler::{Event, RequestId, Time};
 
 use crate::{
     clock::Agenda,
     flows::{FlowId, Flows, LinkId},
+    images::Image,
     node::{Errand, Message, Node, REMIND},
     report::{Outcome, Reader},
     run::Progress,
     scenario::{Role, Scenario, millis},
     serving::{Sending, Ticket},
-    tally::{Sender, Tally},
+    tally::Tally,
     topology::{Index, Topology},
 };
 
 /// A swarm in which nothing arrives for so long will not move again.
 const STANDSTILL: Duration = Duration::from_secs(900);
-/// What neighbours tell waits for the next event of a node, but not longer: next to the interval of announcements it is
-/// nothing, and much less work where there are many.
-const TAKE_IN: Duration = Duration::from_millis(10);
 /// How often somebody watching is told.
 const PROGRESS_EVERY: u64 = 1 << 16;
 
 #[derive(Debug)]
 enum Happening {
-    Start(Index),
-    Mounted(Index),
+    Start(Index, Image),
+    Mounted(Index, Image),
     Timeout(Index),
     Message {
         from: Index,
@@ -53,12 +52,13 @@ enum Happening {
     /// The neighbours of a node in one zone hear what is new there.
     Have {
         from: Index,
+        image: Image,
         zone: u16,
         news: Arc<Bitfield>,
     },
     /// What neighbours told a node has waited for long enough.
     TakeIn(Index),
-    Tick(Index),
+    Tick(Index, Image),
     RegistryRead {
         to: Index,
         request: RequestId,
@@ -66,6 +66,7 @@ enum Happening {
     Arrival {
         to: Index,
         request: RequestId,
+        image: Image,
         piece: u32,
         good: bool,
     },
@@ -83,12 +84,15 @@ struct Parcel {
     from: Option<Index>,
     to: Index,
     request: RequestId,
+    image: Image,
     piece: u32,
+    since: Time,
 }
 
 /// A read of the registry under way.
 #[derive(Debug)]
 struct Read {
+    image: Image,
     pieces: VecDeque<u32>,
     flow: Option<FlowId>,
 }
@@ -98,13 +102,8 @@ struct Read {
 struct Standing {
     /// Nodes that it is connected to.
     neighbours: BTreeSet<Index>,
-    /// Nodes that hear what is new here.
-    listeners: BTreeSet<Index>,
-    /// When in the interval it tells what is new, and whether it is about to.
+    /// When in the interval it tells what is new.
     phase: Duration,
-    ticking: bool,
-    /// When it did so last.
-    told: Time,
     /// Which cuts keep it from whom.
     cut: Vec<usize>,
 }
@@ -119,14 +118,18 @@ pub(crate) struct Swarm<'a> {
     standing: Vec<Standing>,
     connecting: BTreeSet<(Index, Index)>,
     reads: BTreeMap<(Index, RequestId), Read>,
+    /// Of every image.
     piece_bytes: Arc<[u64]>,
+    /// Who has to do with each image, in the order of their places.
+    circles: Vec<Vec<Index>>,
     tally: Tally,
     rng: ChaCha8Rng,
     cuts: Vec<faults::Cut>,
     /// Rates of the links that a fault has changed, as they were.
     full_rates: BTreeMap<LinkId, f64>,
+    /// When something arrived last; at first, when the last reader starts.
     last_arrival: Time,
-    /// Readers that are alive and not complete.
+    /// Starts on living nodes that are not complete.
     unfinished: usize,
     events: u64,
 }
@@ -137,7 +140,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, progress: &dyn Progress) -> Ou
     swarm.set_up();
     while swarm.unfinished > 0 && swarm.now.since(swarm.last_arrival) < STANDSTILL && swarm.step() {
         if swarm.events.is_multiple_of(PROGRESS_EVERY) {
-            progress.report(swarm.now, swarm.tally.received.values().sum());
+            progress.report(swarm.now, swarm.tally.received.iter().sum());
         }
     }
     swarm.outcome()
@@ -166,10 +169,10 @@ impl Swarm<'_> {
 
     fn happen(&mut self, what: Happening) {
         match what {
-            Happening::Start(at) => self.start(at),
-            Happening::Mounted(at) => {
-                let window = self.scenario.workload.on_demand;
-                self.tell(at, |node, now| node.read(now, window));
+            Happening::Start(at, image) => self.start(at, image),
+            Happening::Mounted(at, image) => {
+                self.tell(at, |node, now| node.read(now, image));
+                self.note_wants(at);
             }
             Happening::Timeout(at) => {
                 if self.nodes[at as usize].wake == Some(self.now) {
@@ -186,11 +189,11 @@ impl Swarm<'_> {
             }
             Happening::Connected(a, b) => self.connected(a, b),
             Happening::Noticed { at, gone } => self.noticed(at, gone),
-            Happening::Have { from, zone, news } => self.have(from, zone, &news),
+            Happening::Have { from, image, zone, news } => self.have(from, image, zone, &news),
             Happening::TakeIn(at) => self.tell(at, Node::take_in),
-            Happening::Tick(at) => self.tick(at),
+            Happening::Tick(at, image) => self.tick(at, image),
             Happening::RegistryRead { to, request } => self.read_on(to, request),
-            Happening::Arrival { to, request, piece, good } => self.arrive(to, request, piece, good),
+            Happening::Arrival { to, request, image, piece, good } => self.arrive(to, request, image, piece, good),
             Happening::Remind(at, ticket) => self.tell(at, |node, _| node.remind(ticket)),
             Happening::Leases => self.leases(),
             Happening::Fault(at) => self.fault(at),
@@ -209,7 +212,7 @@ impl Swarm<'_> {
             }
             None => moves(self.reads.get(&(at, request)).and_then(|read| read.flow)),
         };
-        let waiting = self.nodes[at as usize].waiting(self.now).filter(comes);
+        let waiting = self.nodes[at as usize].requests.waiting(self.now).filter(comes);
         let mut arriving: Vec<_> = waiting.map(|(request, _)| request).collect();
         arriving.sort_unstable();
         arriving
@@ -229,14 +232,13 @@ impl Swarm<'_> {
         act(node, now);
         let mut errands = std::mem::take(&mut node.outbox);
         if std::mem::take(&mut node.stirred) {
-            let news = !node.news.is_empty();
             let next = node.scheduler.poll_timeout().map(|next| next.max(now));
             if let Some(next) = next.filter(|&next| node.wake.is_none_or(|wake| next < wake)) {
                 node.wake = Some(next);
                 self.agenda.push(next, Happening::Timeout(at));
             }
-            if news && !self.standing[at as usize].ticking {
-                self.expect_tick(at);
+            while let Some(image) = self.node(at).fresh.pop() {
+                self.expect_tick(at, image);
             }
         }
         errands.drain(..).for_each(|errand| self.run_errand(at, errand));
@@ -270,9 +272,9 @@ impl Swarm<'_> {
                     self.after(self.topology.latency(at, other), Happening::Noticed { at: other, gone: at });
                 }
             }
-            Errand::Registry { request, pieces } => {
+            Errand::Registry { request, image, pieces } => {
                 self.tally.registry_requests += 1;
-                self.reads.insert((at, request), Read { pieces: pieces.into(), flow: None });
+                self.reads.insert((at, request), Read { image, pieces: pieces.into(), flow: None });
                 self.after(self.topology.registry_latency(), Happening::RegistryRead { to: at, request });
             }
             Errand::CancelRegistry { request } => {
@@ -297,8 +299,8 @@ impl Swarm<'_> {
     }
 
     fn transfer(&mut self, at: Index, sending: Sending) {
-        let Sending { ticket: (to, request), piece, bytes } = sending;
-        let parcel = Parcel { from: Some(at), to, request, piece };
+        let Sending { ticket: (to, request), image, piece, bytes } = sending;
+        let parcel = Parcel { from: Some(at), to, request, image, piece, since: self.now };
         let flow = self.flows.start(self.now, self.topology.path(at, to), bytes, parcel);
         self.node(at).serving.carried_by((to, request), flow);
     }
@@ -312,17 +314,18 @@ impl Swarm<'_> {
     }
 
     fn count(&mut self, parcel: &Parcel, bytes: u64) {
-        let to = self.topology.place(parcel.to);
-        let from = parcel.from.map_or(Sender::Registry, |from| {
-            let place = self.topology.place(from);
-            Sender::Node(place.role, place.zone)
-        });
-        self.tally.add(self.now, from, to.zone, to.role, bytes);
+        self.tally.add(&self.topology, (parcel.from, parcel.to), (parcel.since, self.now), bytes);
+    }
+
+    fn note_wants(&mut self, at: Index) {
+        if self.topology.place(at).role == Role::Node {
+            self.tally.wants(self.now, at, self.nodes[at as usize].wants());
+        }
     }
 
     /// The last byte of a parcel is through.
     fn carried(&mut self, parcel: Parcel) {
-        let Parcel { from, to, request, piece } = parcel;
+        let Parcel { from, to, request, image, piece, .. } = parcel;
         let bytes = self.piece_bytes[piece as usize];
         self.count(&parcel, bytes);
         let latency = from.map_or(Duration::ZERO, |from| self.topology.latency(from, to));
@@ -333,7 +336,7 @@ impl Swarm<'_> {
         let decoded = node.decoded.max(here);
         let decoded = decoded + self.scenario.costs.decoding(bytes);
         self.node(to).decoded = decoded;
-        self.agenda.push(decoded, Happening::Arrival { to, request, piece, good });
+        self.agenda.push(decoded, Happening::Arrival { to, request, image, piece, good });
         match from {
             Some(from) => self.tell(from, |node, now| node.sent(now, (to, request))),
             None => self.read_on(to, request),
@@ -347,137 +350,76 @@ impl Swarm<'_> {
             self.reads.remove(&(to, request));
             return;
         };
-        let parcel = Parcel { from: None, to, request, piece };
+        let parcel = Parcel { from: None, to, request, image: read.image, piece, since: self.now };
         let (path, bytes) = (self.topology.path_from_registry(to), self.piece_bytes[piece as usize]);
         read.flow = Some(self.flows.start(self.now, path, bytes, parcel));
     }
 
-    fn arrive(&mut self, to: Index, request: RequestId, piece: u32, good: bool) {
-        self.last_arrival = self.now;
+    fn arrive(&mut self, to: Index, request: RequestId, image: Image, piece: u32, good: bool) {
+        self.last_arrival = self.last_arrival.max(self.now);
         let node = self.node(to);
         if !node.alive {
             return;
         }
-        if !good || node.have().contains(piece) {
+        if !good || node.has(image, piece) {
             self.tally.wasted += self.piece_bytes[piece as usize];
         }
-        let was_complete = self.nodes[to as usize].last.is_some();
+        let was_read = self.is_read(to, image);
         if good {
-            self.tell(to, |node, now| node.receive(now, request, piece));
+            self.tell(to, |node, now| node.receive(now, request, image, piece));
         } else {
-            self.tell(to, |node, now| node.reject(now, request));
+            self.tell(to, |node, now| node.reject(now, request, piece));
         }
-        let reads = self.topology.place(to).role == Role::Node;
-        if reads && !was_complete && self.nodes[to as usize].last.is_some() {
+        self.note_wants(to);
+        if was_read && !self.is_read(to, image) {
             self.unfinished -= 1;
         }
     }
 
-    /// The next turn to tell what is new, of those that come every interval.
-    fn expect_tick(&mut self, at: Index) {
-        let interval = self.scenario.costs.have_ms / 1e3;
-        let standing = &mut self.standing[at as usize];
-        standing.ticking = true;
-        let turns = (self.now.as_secs_f64() - standing.phase.as_secs_f64()) / interval;
-        let next = standing.phase + Duration::from_secs_f64((turns.floor() + 1.0).max(0.0) * interval);
-        self.agenda.push((Time::ZERO + next).max(self.now), Happening::Tick(at));
+    /// Whether a node has started an image and lacks something of it.
+    fn is_read(&self, at: Index, image: Image) -> bool {
+        let mount = self.nodes[at as usize].mount(image);
+        mount.is_some_and(|mount| mount.started.is_some() && mount.last.is_none())
     }
 
-    fn tick(&mut self, at: Index) {
-        self.standing[at as usize].ticking = false;
+    /// A node mounts an image: it looks for neighbours and tells those that it has.
+    fn start(&mut self, at: Index, image: Image) {
         if !self.nodes[at as usize].alive {
             return;
         }
-        let (standing, news) = (&self.standing[at as usize], &self.nodes[at as usize].news);
-        let rare = self.nodes[at as usize].has_rare_news;
-        let pause = announce_interval(news.count(), news.len(), rare, standing.listeners.len());
-        if self.now < standing.told + pause {
-            self.standing[at as usize].ticking = true;
-            let next = self.now + Duration::from_secs_f64(self.scenario.costs.have_ms / 1e3);
-            return self.agenda.push(next, Happening::Tick(at));
-        }
-        self.standing[at as usize].told = self.now;
-        let empty = Bitfield::new(self.piece_bytes.len() as u32);
-        self.node(at).has_rare_news = false;
-        let news = Arc::new(std::mem::replace(&mut self.node(at).news, empty));
-        let listeners = &self.standing[at as usize].listeners;
-        let zones: BTreeSet<u16> = listeners.iter().map(|&other| self.topology.place(other).zone).collect();
-        for zone in zones {
-            let delay = self.topology.zone_latency(self.topology.place(at).zone, zone);
-            self.after(delay, Happening::Have { from: at, zone, news: news.clone() });
-        }
-    }
-
-    fn have(&mut self, from: Index, zone: u16, news: &Arc<Bitfield>) {
-        let peer = self.topology.place(from).id;
-        let listeners = std::mem::take(&mut self.standing[from as usize].listeners);
-        for &to in &listeners {
-            let (node, reached) = (&self.nodes[to as usize], self.topology.place(to).zone == zone);
-            // Who has everything asks nobody; a message that a cut holds back tells nothing that the next would not.
-            let listens = node.alive && node.last.is_none();
-            if reached && listens && self.cut_until(from, to).is_none() && self.node(to).overhear(peer, news.clone())
-            {
-                self.after(TAKE_IN, Happening::TakeIn(to));
-            }
-        }
-        self.standing[from as usize].listeners = listeners;
-    }
-
-    fn leases(&mut self) {
-        let life = Duration::from_secs_f64(self.scenario.costs.lease_s);
-        let until = self.now + life;
-        let seeds: Vec<Index> =
-            self.topology.of_role(Role::Seed).filter(|&at| self.nodes[at as usize].alive).collect();
-        for at in 0..self.topology.len() {
-            for &seed in &seeds {
-                let place = self.topology.place(seed);
-                let (peer, zone) = (place.id, self.topology.zones[usize::from(place.zone)].clone());
-                if self.cut_until(seed, at).is_none() {
-                    self.tell(at, |node, now| node.handle(now, Event::Lease { peer, zone, capacity: 100, until }));
-                }
-            }
-        }
-        if !seeds.is_empty() {
-            self.after(life / 3, Happening::Leases);
-        }
-    }
-
-    /// A node mounts the image: it looks for neighbours and tells those that it has.
-    fn start(&mut self, at: Index) {
-        if !self.nodes[at as usize].alive {
-            return;
-        }
-        self.tell(at, |node, now| node.start(now));
-        self.after(millis(self.scenario.costs.mount_ms), Happening::Mounted(at));
-        if self.nodes[at as usize].last.is_some() {
+        self.tell(at, |node, now| node.start(now, image));
+        self.after(millis(self.scenario.costs.mount_ms), Happening::Mounted(at, image));
+        if !self.is_read(at, image) {
             self.unfinished -= 1;
         }
         for other in self.standing[at as usize].neighbours.clone() {
-            self.show_interest(at, other);
+            self.show_interest(at, other, image);
         }
-        for other in self.neighbours_for(at) {
+        for other in self.neighbours_for(at, image) {
             self.connect(at, other);
         }
     }
 
-    fn outcome(self) -> Outcome {
-        let reader = |at: Index| {
+    fn outcome(mut self) -> Outcome {
+        self.tally.hedged = self.nodes.iter().map(|node| node.requests.hedges()).sum();
+        let readers = self.topology.of_role(Role::Node).flat_map(|at| {
             let (node, zone) = (&self.nodes[at as usize], self.topology.place(at).zone);
-            let since = |end: Option<Time>| Some(end?.since(node.started?).as_secs_f64());
-            Reader {
-                zone,
-                alive: node.alive,
-                started_s: node.started.map(Time::as_secs_f64),
-                first_s: since(node.first),
-                complete_s: since(node.last),
-                failed_reads: node.failed_reads,
-            }
-        };
-        Outcome {
-            readers: self.topology.of_role(Role::Node).map(reader).collect(),
-            zones: self.topology.zones.clone(),
-            tally: self.tally,
-            events: self.events,
-        }
+            node.mounts.iter().map(move |mount| {
+                let since = |end: Option<Time>| Some(end?.since(mount.started?).as_secs_f64());
+                Reader {
+                    node: at,
+                    image: mount.image,
+                    zone,
+                    alive: node.alive,
+                    started_s: mount.started.map(Time::as_secs_f64),
+                    first_s: since(mount.first),
+                    start_s: since(mount.ready),
+                    complete_s: since(mount.last),
+                    failed_reads: mount.failed_reads,
+                }
+            })
+        });
+        let readers = readers.collect();
+        Outcome::new(&self.topology, readers, self.tally, self.now, self.events)
     }
 }

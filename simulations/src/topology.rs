@@ -32,6 +32,8 @@ pub(crate) struct Place {
     pub(crate) rack: Option<u32>,
     pub(crate) up: LinkId,
     pub(crate) down: LinkId,
+    /// What its uplink carries while nothing is wrong with it.
+    pub(crate) up_bytes_per_s: f64,
 }
 
 /// Both ways between a rack or zone and what is outside.
@@ -94,9 +96,9 @@ impl Topology {
             for turn in 0..group.count {
                 let rack = (group.racks > 0).then(|| (first_rack + turn % group.racks) as u32);
                 let id = identity(self.places.len() as Index, random);
-                let (up, down) = (bytes_per_s(group.up_mbit), bytes_per_s(group.down_mbit));
-                let (up, down) = (flows.add_link(up), flows.add_link(down));
-                self.places.push(Place { id, role: group.role, zone, rack, up, down });
+                let (up_bytes_per_s, down) = (bytes_per_s(group.up_mbit), bytes_per_s(group.down_mbit));
+                let (up, down) = (flows.add_link(up_bytes_per_s), flows.add_link(down));
+                self.places.push(Place { id, role: group.role, zone, rack, up, down, up_bytes_per_s });
             }
         }
     }
@@ -174,7 +176,7 @@ pub(crate) fn cuts_zone(fault: &Fault, zone: &str) -> bool {
 }
 
 /// Payload of a link's rate.
-fn bytes_per_s(mbit: f64) -> f64 {
+pub(crate) fn bytes_per_s(mbit: f64) -> f64 {
     mbit * 125_000.0 * PAYLOAD_SHARE
 }
 

@@ -63,6 +63,12 @@ fn rolling_and_random_starts_and_readers_that_wait() {
 }
 
 #[test]
+fn a_pause_between_two_starts_is_not_the_end() {
+    let rolling = FLASH_CROWD.replace("\"flash-crowd\"\nread", "\"rolling\"\nover_s = 16000\nread");
+    complete(&small(&rolling), 1);
+}
+
+#[test]
 fn losing_a_quarter_of_the_nodes_and_a_seed_peer_costs_little() {
     let mut scenario = small(LOST_SEED);
     for fault in &mut scenario.faults {
@@ -110,6 +116,47 @@ fn a_thin_link_between_zones_carries_no_more_than_it_can() {
     let report = complete(&scenario, 1);
     let most = 2.0 * 40.0 * 125_000.0 * report.complete_seconds.max;
     assert!((report.cross_zone_bytes as f64) <= most * 1.01, "{report}");
+}
+
+#[test]
+fn what_links_and_seed_peers_carried_adds_up() {
+    let mut scenario = small(FLASH_CROWD);
+    scenario.zones[0].uplink_mbit = Some(90.0);
+    let report = complete(&scenario, 1);
+    let history = &report.history;
+    assert!((history.end_s / report.complete_seconds.max - 1.0).abs() < 1e-9, "{} s: {report}", history.end_s);
+    let carried = |name: &str| history.links.iter().find(|link| link.name == name).unwrap().carried.sum();
+    let received = |source: &str| report.received_bytes[source];
+    let registry: u64 = report.registry_bytes_per_zone.values().sum();
+    assert_eq!((carried("registry egress"), carried("into zone a")), (registry, registry));
+    assert_eq!(report.registry_bytes_over_time.sum(), registry);
+    assert_eq!(carried("node downlinks"), report.received_bytes.values().sum::<u64>());
+    assert_eq!(carried("node uplinks"), received("peer"));
+    let load = report.seed_load;
+    assert_eq!((load.peers, carried("seed uplinks")), (2, (load.mean_bytes * 2.0) as u64));
+    assert!(carried("seed uplinks") >= received("seed"), "seed peers give each other something, too");
+    assert!((0.0..=1.0).contains(&load.most_use) && (load.mean_use - report.link_use["seed uplinks"]).abs() < 1e-9);
+    for (class, part) in &report.link_use {
+        assert!((0.0..=1.0).contains(part), "{class}: {part}");
+    }
+    let each: u64 = history.nodes.iter().flat_map(|node| &node.trace.received).map(|series| series.sum()).sum();
+    assert_eq!(each, carried("node downlinks"));
+    // All of 64 pieces are wanted at first, since the prefetch window is larger, and none at last.
+    for node in &history.nodes {
+        let wants = &node.trace.wants.values;
+        assert!(wants.iter().max() == Some(&64) && wants.last() < Some(&8), "{wants:?}");
+    }
+    assert!((0.9..=1.0).contains(&report.fairness.jain_index) && report.fairness.last_by_median >= 1.0);
+}
+
+#[test]
+fn what_readers_wait_for_is_hedged_when_nodes_are_lost() {
+    assert_eq!(complete(&small(FLASH_CROWD), 1).hedged_requests, 0, "nobody waits");
+    let mut scenario = small(LOST_SEED);
+    scenario.workload.on_demand = 4;
+    scenario.faults = vec![Fault { fraction: 0.5, ..fault(FaultKind::Kill, Some(Role::Node), 3.0) }];
+    let report = complete(&scenario, 1);
+    assert!(report.hedged_requests > 0 && report.hedged_requests < report.requests / 10, "{report}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
 use shoal::layout_server::RegistryFigures;
-use shoal_sim::{PAYLOAD_SHARE, Scenario};
+use shoal_sim::{PAYLOAD_SHARE, Scenario, Spread};
 
 use super::{
     image::Image,
@@ -65,26 +65,6 @@ pub struct Report {
     pub counts: bool,
 }
 
-/// Of a set of durations in seconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Spread {
-    /// The median.
-    pub p50: f64,
-    /// 99 of a hundred are not longer.
-    pub p99: f64,
-    /// The longest.
-    pub max: f64,
-}
-
-impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let Some(last) = values.len().checked_sub(1) else { return Self::default() };
-        let at = |part: f64| values[((values.len() as f64 * part).ceil() as usize).clamp(1, last + 1) - 1];
-        Self { p50: at(0.5), p99: at(0.99), max: values[last] }
-    }
-}
-
 impl Report {
     pub(super) fn new(
         scenario: &Scenario,
@@ -133,7 +113,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Spread { p50, p99, max } = self.complete_seconds;
+        let Spread { p50, p90, p99, max } = self.complete_seconds;
         let (bound, encoded) = (self.fluid_bound_seconds, self.image_encoded_bytes as f64);
         let mb = |bytes: u64| bytes as f64 / 1e6;
         writeln!(
@@ -146,7 +126,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "complete  p50 {p50:.1} s, p99 {p99:.1} s, last {max:.1} s; first bytes {:.1} s",
+            "complete  p50 {p50:.1} s, p90 {p90:.1} s, p99 {p99:.1} s, last {max:.1} s; first bytes {:.1} s",
             self.first_seconds.p50
         )?;
         writeln!(f, "bound     {bound:.1} s: p50 {:.2} x, last {:.2} x", p50 / bound, max / bound)?;
@@ -170,17 +150,5 @@ impl fmt::Display for Report {
             self.harness_cpu_seconds,
             if self.counts { "" } else { ": too busy, this run does not count" }
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spreads_are_of_what_there_is() {
-        let spread = Spread::of((1..=32).rev().map(f64::from).collect());
-        assert_eq!((spread.p50, spread.p99, spread.max), (16.0, 32.0, 32.0));
-        assert_eq!(Spread::of(vec![]).max, 0.0);
     }
 }

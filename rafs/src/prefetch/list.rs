@@ -95,15 +95,22 @@ impl PrefetchList {
     }
 
     fn read(input: impl Read, hint: impl Fn(&[u8]) -> Result<Hint, String>) -> Result<Self, PrefetchListError> {
-        let mut bytes = Vec::new();
-        input.take(MAX_LIST + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_LIST {
-            return Err(PrefetchListError::TooLarge);
-        }
-        let lines = (1..).zip(bytes.split(|byte| *byte == b'\n')).filter(|(_, line)| !line.is_empty());
-        let hints = lines.map(|(line, text)| hint(text).map_err(|problem| PrefetchListError::Line { line, problem }));
-        Ok(Self { hints: hints.collect::<Result<_, _>>()? })
+        Ok(Self { hints: lines(input, hint)? })
     }
+}
+
+/// What the lines of a list mean; empty ones mean nothing.
+pub(crate) fn lines<T>(
+    input: impl Read,
+    meaning: impl Fn(&[u8]) -> Result<T, String>,
+) -> Result<Vec<T>, PrefetchListError> {
+    let mut bytes = Vec::new();
+    input.take(MAX_LIST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_LIST {
+        return Err(PrefetchListError::TooLarge);
+    }
+    let lines = (1..).zip(bytes.split(|byte| *byte == b'\n')).filter(|(_, line)| !line.is_empty());
+    lines.map(|(line, text)| meaning(text).map_err(|problem| PrefetchListError::Line { line, problem })).collect()
 }
 
 impl Name {

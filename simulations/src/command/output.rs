@@ -37,7 +37,7 @@ impl Progress for Watched {
 
 /// Runs a scenario; shows how far it is, and notes what it took.
 pub(super) fn simulate(scenario: &Scenario, seed: u64) -> Report {
-    let bytes = scenario.readers() as u64 * scenario.encoded_bytes();
+    let bytes = scenario.starts() as u64 * scenario.fetched_bytes();
     let style = ProgressStyle::with_template("{wide_bar} {percent}% of the bytes, {msg} simulated, {elapsed} passed");
     let bar = ProgressBar::new(bytes).with_style(style.expect("the template is well-formed"));
     bar.enable_steady_tick(Duration::from_millis(500));

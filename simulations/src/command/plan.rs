@@ -3,9 +3,10 @@
 //! A faster registry and more seed peers never make a crowd slower, as far as this search is concerned: it takes the
 //! slowest registry of a list with which the target can be met, and halves its way to the fewest seed peers there.
 
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, path::PathBuf, time::Duration};
 
 use clap::Args;
+use serde::Serialize;
 use shoal_sim::{PAYLOAD_SHARE, Report, Scenario};
 
 use super::{Failure, output};
@@ -41,6 +42,21 @@ pub(crate) struct Plan {
     /// Egress of the registry, Mbit/s. Default: the least that does.
     #[arg(long)]
     registry_mbit: Option<f64>,
+    /// Writes what was found there, with the report of its run.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// What meets the target, and what it costs.
+#[derive(Debug, Serialize)]
+struct Found<'a> {
+    seed_peers_per_zone: usize,
+    registry_mbit: f64,
+    registry_bytes: u64,
+    /// What each seed peer sent on average.
+    bytes_per_seed_peer: f64,
+    cross_zone_bytes: u64,
+    report: &'a Report,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -66,8 +82,16 @@ impl Plan {
         let rates = self.registry_mbit.map_or(RATES.to_vec(), |rate| vec![rate]);
         for rate in rates {
             if let Some((seeds, report)) = self.fewest(rate)? {
-                self.print(rate, seeds, &report);
-                return Ok(());
+                let found = Found {
+                    seed_peers_per_zone: seeds,
+                    registry_mbit: rate,
+                    registry_bytes: report.registry_bytes_per_zone.values().sum(),
+                    bytes_per_seed_peer: report.seed_load.mean_bytes,
+                    cross_zone_bytes: report.cross_zone_bytes,
+                    report: &report,
+                };
+                self.print(&found);
+                return self.json.as_ref().map_or(Ok(()), |path| output::write(path, &output::to_json(&found)));
             }
         }
         Err(Failure::Impossible(format!("not within {target} s, with {MOST_SEEDS} seed peers in each zone")))
@@ -135,8 +159,9 @@ impl Plan {
         text
     }
 
-    fn print(&self, registry_mbit: f64, seeds: usize, report: &Report) {
-        println!("{report}");
+    fn print(&self, found: &Found<'_>) {
+        let Found { seed_peers_per_zone: seeds, registry_mbit, .. } = found;
+        println!("{}", found.report);
         println!();
         println!(
             "{} nodes have {} MiB within {} s with {seeds} seed peers in each of {} zones, and a registry of \
@@ -146,13 +171,11 @@ impl Plan {
             self.target.as_secs_f64(),
             self.zones.max(1)
         );
-        let registry: u64 = report.registry_bytes_per_zone.values().sum();
-        let seed = report.received_bytes.get("seed").copied().unwrap_or(0);
         println!(
             "it costs {:.2} GB from the registry, {:.2} GB from each seed peer, {:.2} GB between zones",
-            registry as f64 / 1e9,
-            seed as f64 / 1e9 / (seeds * self.zones.max(1)) as f64,
-            report.cross_zone_bytes as f64 / 1e9
+            found.registry_bytes as f64 / 1e9,
+            found.bytes_per_seed_peer / 1e9,
+            found.cross_zone_bytes as f64 / 1e9
         );
     }
 }

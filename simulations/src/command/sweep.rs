@@ -61,7 +61,7 @@ impl Sweep {
         let points = grid(&self.vary);
         let scenarios = points.iter().map(|point| {
             let mut scenario = Scenario::parse(&vary_all(&text, point)?)?;
-            scenario.load_image(&self.scenario)?;
+            scenario.load_files(&self.scenario)?;
             Ok(scenario)
         });
         let scenarios: Vec<Scenario> = scenarios.collect::<Result<_, Failure>>()?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Fault, FaultKind, Policy, Role, Scenario, WorkloadKind};
+use super::{Fault, FaultKind, Images, Policy, Read, Role, Scenario, WorkloadKind};
 
 /// Why a scenario cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,14 @@ pub enum ScenarioError {
         /// Why.
         reason: String,
     },
+    /// A trace of a start that is none, or of another image.
+    #[error("{path}: {reason}", path = path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// Why, with the line in it.
+        reason: String,
+    },
     /// Any of these, in a file.
     #[error("{path}: {error}", path = path.display())]
     In {
@@ -56,6 +64,10 @@ impl ScenarioError {
 
 /// Most nodes, and most pieces, of a scenario.
 const MAX: u64 = 1 << 20;
+
+/// Most images of a workload, and most uneven popularity: with more the least popular ones would have none.
+const MAX_IMAGES: u32 = 1 << 16;
+const MAX_ZIPF: f64 = 10.0;
 
 /// A key, from the root, and what is wrong with its value.
 type Mistake = (String, String);
@@ -113,6 +125,43 @@ fn check_workload(scenario: &Scenario) -> Result<(), Mistake> {
     not_negative("workload.over_s", scenario.workload.over_s)?;
     if scenario.workload.kind != WorkloadKind::FlashCrowd && scenario.workload.over_s == 0.0 {
         return wrong("workload.over_s", "is missing: the time over which the nodes start");
+    }
+    match (scenario.workload.kind, scenario.workload.peak_to_trough) {
+        (WorkloadKind::Diurnal, None) => {
+            return wrong(
+                "workload.peak_to_trough",
+                "is missing: how much busier the busiest time is than the quietest",
+            );
+        }
+        (WorkloadKind::Diurnal, Some(ratio)) if !(1.0..=HIGHEST).contains(&ratio) => {
+            return wrong("workload.peak_to_trough", format!("= {ratio} is not between 1 and 1e9"));
+        }
+        (WorkloadKind::Diurnal, Some(_)) | (_, None) => {}
+        (_, Some(_)) => return wrong("workload.peak_to_trough", "says nothing unless kind = \"diurnal\""),
+    }
+    match &scenario.workload.read {
+        Read::All => {}
+        Read::Trace(_) if scenario.image.bootstrap.is_none() => {
+            return wrong("workload.read.trace", "needs image.bootstrap: the image that was started");
+        }
+        Read::Trace(_) => {}
+        Read::Fraction(fraction) => {
+            positive("workload.read.fraction", *fraction)?;
+            part("workload.read.fraction", *fraction)?;
+        }
+    }
+    let Images { count, zipf, starts_per_node } = scenario.workload.images;
+    if !(1..=MAX_IMAGES).contains(&count) {
+        return wrong("workload.images.count", format!("= {count} is not between 1 and {MAX_IMAGES}"));
+    }
+    if !(0.0..=MAX_ZIPF).contains(&zipf) {
+        return wrong("workload.images.zipf", format!("= {zipf} is not between 0 and {MAX_ZIPF}"));
+    }
+    if !(1..=count).contains(&starts_per_node) {
+        return wrong(
+            "workload.images.starts_per_node",
+            format!("= {starts_per_node} is not between 1 and the count"),
+        );
     }
     scenario.faults.iter().enumerate().try_for_each(|(at, fault)| check_fault(scenario, at, fault))
 }

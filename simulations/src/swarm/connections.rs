@@ -3,7 +3,11 @@
 use shoal_scheduler::Event;
 
 use super::{Happening, Swarm, setup::labels};
-use crate::{node::BLOB, scenario::Role, topology::Index};
+use crate::{
+    images::{Image, key},
+    scenario::Role,
+    topology::Index,
+};
 
 impl Swarm<'_> {
     pub(super) fn connect(&mut self, a: Index, b: Index) {
@@ -30,24 +34,35 @@ impl Swarm<'_> {
             let labels = labels(place);
             self.tell(at, |node, now| node.handle(now, Event::PeerUp { peer, role, zone, labels }));
         }
-        self.show_interest(a, b);
-        self.show_interest(b, a);
+        for (at, other) in [(a, b), (b, a)] {
+            let started = self.nodes[at as usize].mounts.iter().filter(|mount| mount.started.is_some());
+            let images: Vec<Image> = started.map(|mount| mount.image).collect();
+            images.into_iter().for_each(|image| self.show_interest(at, other, image));
+        }
     }
 
-    /// A node that reads hears from now on what its neighbour can serve.
-    pub(super) fn show_interest(&mut self, at: Index, other: Index) {
-        if self.nodes[at as usize].started.is_some() && self.standing[other as usize].listeners.insert(at) {
-            let (peer, have) = (self.topology.place(other).id, self.nodes[other as usize].have().clone());
-            self.tell(at, |node, now| {
-                node.handle(now, Event::PeerHave { peer, blob: BLOB, first: 0, have, full: true });
-            });
+    /// A node that reads an image hears from now on what its neighbour can serve of it, and what that can serve already.
+    pub(super) fn show_interest(&mut self, at: Index, other: Index, image: Image) {
+        let place = self.topology.place(other);
+        let (peer, serves_all) = (place.id, place.role == Role::Seed);
+        let Some(mount) = self.node(other).mount_mut(image) else { return };
+        let is_new = mount.audience.listeners.insert(at);
+        // Who has not started it yet does not know of it.
+        let speaks = serves_all || mount.started.is_some();
+        if is_new
+            && speaks
+            && let Some(have) = self.nodes[other as usize].have(image).cloned()
+        {
+            let blob = key(image);
+            self.tell(at, |node, now| node.handle(now, Event::PeerHave { peer, blob, first: 0, have, full: true }));
         }
     }
 
     pub(super) fn noticed(&mut self, at: Index, gone: Index) {
-        let standing = &mut self.standing[at as usize];
-        standing.listeners.remove(&gone);
-        if standing.neighbours.remove(&gone) {
+        for mount in &mut self.nodes[at as usize].mounts {
+            mount.audience.listeners.remove(&gone);
+        }
+        if self.standing[at as usize].neighbours.remove(&gone) {
             let peer = self.topology.place(gone).id;
             self.tell(at, |node, now| node.lost(now, peer, gone));
         }

@@ -7,7 +7,9 @@ use shoal_scheduler::Time;
 use super::{Happening, Swarm};
 use crate::{
     flows::LinkId,
+    mount::Mount,
     scenario::{FaultKind, Role},
+    starts::shuffle,
     topology::{Index, cuts_zone},
 };
 
@@ -40,7 +42,7 @@ impl Swarm<'_> {
                 place.zone == zone && self.nodes[node as usize].alive && fault.fits(name, place.role)
             };
             let mut chosen: Vec<Index> = (0..self.topology.len()).filter(fits).collect();
-            self.shuffle(&mut chosen);
+            shuffle(&mut chosen, &mut self.rng);
             chosen.truncate(fault.concerned(chosen.len()));
             match fault.kind {
                 FaultKind::Kill => chosen.into_iter().for_each(|node| self.kill(node)),
@@ -55,8 +57,11 @@ impl Swarm<'_> {
     fn kill(&mut self, gone: Index) {
         let node = self.node(gone);
         node.alive = false;
-        let unfinished = node.last.is_none() && self.topology.place(gone).role == Role::Node;
-        self.unfinished -= usize::from(unfinished);
+        let finished = |mount: &Mount| mount.started.is_some() && mount.last.is_some();
+        let unfinished = node.mounts.iter().filter(|mount| !finished(mount)).count();
+        if self.topology.place(gone).role == Role::Node {
+            self.unfinished -= unfinished;
+        }
         for flow in self.nodes[gone as usize].serving.flows() {
             self.stop(flow);
         }

@@ -11,15 +11,26 @@ use super::{Happening, Standing, Swarm};
 use crate::{
     clock::Agenda,
     flows::{Flows, TOLERANCE},
-    node::{BLOB, Node},
+    images::{Image, key},
+    mount::Mount,
+    node::Node,
+    reading::Reading,
     scenario::{Policy, Role, Scenario, millis},
-    starts::starts,
+    starts::{Start, planned},
     tally::Tally,
     topology::{Index, Place, Topology},
 };
 
 /// Draws for a neighbour that is not one already.
 const DRAWS: usize = 4;
+
+/// What all images have in common.
+struct Blob {
+    extents: Arc<[Range<u64>]>,
+    /// What everyone has.
+    present: Bitfield,
+    reading: Arc<Reading>,
+}
 
 impl<'a> Swarm<'a> {
     pub(super) fn new(scenario: &'a Scenario, seed: u64) -> Self {
@@ -37,42 +48,60 @@ impl<'a> Swarm<'a> {
             connecting: Default::default(),
             reads: BTreeMap::new(),
             piece_bytes,
-            tally: Tally::default(),
+            circles: Vec::new(),
+            tally: Tally::new(topology.len()),
             rng,
             cuts: Vec::new(),
             full_rates: BTreeMap::new(),
             last_arrival: Time::ZERO,
-            unfinished: topology.of_role(Role::Node).count(),
+            unfinished: 0,
             topology,
             events: 0,
         }
     }
 
     pub(super) fn set_up(&mut self) {
-        let (extents, present) = (self.extents(), self.shared());
-        for at in 0..self.topology.len() {
-            self.add(at, &extents, &present);
+        let readers: Vec<Index> = self.topology.of_role(Role::Node).collect();
+        let plan = planned(&self.scenario.workload, &readers, &mut self.rng);
+        let (blob, images) = (self.blob(), self.images(&plan));
+        for (at, images) in (0..).zip(images) {
+            self.add(at, &blob, &images);
         }
         self.happen(Happening::Leases);
         self.connect_seeds();
-        let readers: Vec<Index> = self.topology.of_role(Role::Node).collect();
-        let starts = starts(&self.scenario.workload, readers.len(), &mut self.rng);
-        self.last_arrival = Time::ZERO + starts.last().copied().unwrap_or_default();
-        for (at, start) in readers.into_iter().zip(starts) {
-            self.nodes[at as usize].starts = Time::ZERO + start;
-            self.after(start, Happening::Start(at));
+        self.unfinished = plan.len();
+        self.last_arrival = Time::ZERO + plan.iter().map(|start| start.at).max().unwrap_or_default();
+        for Start { node, image, at } in plan {
+            self.after(at, Happening::Start(node, image));
         }
         for (at, fault) in self.scenario.faults.iter().enumerate() {
             self.after(Duration::from_secs_f64(fault.at_s), Happening::Fault(at));
         }
     }
 
-    fn extents(&self) -> Arc<[Range<u64>]> {
+    /// The images of each node and when it starts them; seed peers have to do with all.
+    fn images(&mut self, plan: &[Start]) -> Vec<Vec<(Image, Duration)>> {
+        let all = || (0..self.scenario.workload.images.count).map(|image| (image as Image, Duration::ZERO));
+        let of = |place: &Place| if place.role == Role::Seed { all().collect() } else { Vec::new() };
+        let mut images: Vec<Vec<_>> = self.topology.places.iter().map(of).collect();
+        plan.iter().for_each(|start| images[start.node as usize].push((start.image, start.at)));
+        let mut circles = vec![Vec::new(); self.scenario.workload.images.count as usize];
+        for (at, images) in (0..).zip(&mut images) {
+            images.sort_unstable();
+            images.iter().for_each(|&(image, _)| circles[usize::from(image)].push(at));
+        }
+        self.circles = circles;
+        images
+    }
+
+    fn blob(&mut self) -> Blob {
         let ends = self.piece_bytes.iter().scan(0, |end, bytes| {
             *end += bytes;
             Some(*end)
         });
-        ends.zip(self.piece_bytes.iter()).map(|(end, bytes)| end - bytes..end).collect()
+        let extents = ends.zip(self.piece_bytes.iter()).map(|(end, bytes)| end - bytes..end).collect();
+        let reading = Reading::new(self.scenario, self.piece_bytes.len() as u32);
+        Blob { extents, present: self.shared(), reading: Arc::new(reading) }
     }
 
     /// The pieces that everyone has from an earlier image.
@@ -90,20 +119,26 @@ impl<'a> Swarm<'a> {
         present
     }
 
-    fn add(&mut self, at: Index, extents: &Arc<[Range<u64>]>, present: &Bitfield) {
+    fn add(&mut self, at: Index, blob: &Blob, images: &[(Image, Duration)]) {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let place = self.topology.place(at);
         let zone = self.topology.zones[usize::from(place.zone)].clone();
         let config = Config { labels: labels(place), ..Config::new(place.id, zone) };
         let mut scheduler = Scheduler::new(config, Time::ZERO, seed);
-        let (extents, present) = (extents.clone(), present.clone());
-        scheduler.handle_event(Time::ZERO, Event::BlobAdded { blob: BLOB, extents, present });
+        let Blob { extents, present, reading } = blob;
+        let mount = |&(image, starts): &(Image, Duration)| {
+            let (extents, all) = (extents.clone(), present.clone());
+            scheduler.handle_event(Time::ZERO, Event::BlobAdded { blob: key(image), extents, present: all });
+            Mount::new(image, Time::ZERO + starts, reading.clone(), present)
+        };
+        let mounts = images.iter().map(mount).collect();
         let mut tracker = TrackerConfig::default();
         if self.scenario.policy == Policy::Seeds {
             tracker.alternates = 0;
         }
-        self.nodes.push(Node::new(scheduler, Tracker::new(tracker), self.piece_bytes.clone()));
+        let tracker = Tracker::new(tracker);
+        self.nodes.push(Node::new(scheduler, tracker, self.piece_bytes.clone(), mounts));
         let phase = millis(self.scenario.costs.have_ms).mul_f64(f64::from(self.rng.next_u32()) / 2f64.powi(32));
         self.standing.push(Standing { phase, ..Standing::default() });
     }
@@ -120,20 +155,25 @@ impl<'a> Swarm<'a> {
         }
     }
 
-    /// Nodes that a node finds when it starts: at random among those that have started, or start with it.
-    pub(super) fn neighbours_for(&mut self, at: Index) -> Vec<Index> {
+    /// Nodes that a node finds when it starts an image: at random among those that have started it, or start it now.
+    pub(super) fn neighbours_for(&mut self, at: Index, image: Image) -> Vec<Index> {
         if self.scenario.policy == Policy::Seeds {
             return Vec::new();
         }
+        let circle = &self.circles[usize::from(image)];
         let zone = self.topology.place(at).zone;
+        let own = |border: fn(&u16, &u16) -> bool| {
+            circle.partition_point(|&other| border(&self.topology.place(other).zone, &zone))
+        };
+        let own = own(u16::lt)..own(u16::le);
         let (near, far) = (self.scenario.costs.neighbours, self.scenario.costs.far_neighbours);
         let mut found = Vec::new();
-        for (count, own) in [(near, true), (far, false)] {
+        for (count, is_own) in [(near, true), (far, false)] {
             let wanted = found.len() + count;
             for _ in 0..count * DRAWS {
-                let other = ((u64::from(self.rng.next_u32()) * u64::from(self.topology.len())) >> 32) as Index;
-                let other = if own { self.in_zone(zone, other) } else { other };
-                if found.len() < wanted && self.may_meet(at, other, own) && !found.contains(&other) {
+                let any = ((u64::from(self.rng.next_u32()) * circle.len() as u64) >> 32) as usize;
+                let other = circle[if is_own { own.start + any * own.len() / circle.len() } else { any }];
+                if found.len() < wanted && self.may_meet(at, other, image, is_own) && !found.contains(&other) {
                     found.push(other);
                 }
             }
@@ -141,23 +181,11 @@ impl<'a> Swarm<'a> {
         found
     }
 
-    /// A node of a zone for any node, evenly.
-    fn in_zone(&self, zone: u16, any: Index) -> Index {
-        let first = self.topology.places.partition_point(|place| place.zone < zone) as Index;
-        let end = self.topology.places.partition_point(|place| place.zone <= zone) as Index;
-        first + (u64::from(any) * u64::from(end - first) / u64::from(self.topology.len())) as Index
-    }
-
-    fn may_meet(&self, at: Index, other: Index, own: bool) -> bool {
+    fn may_meet(&self, at: Index, other: Index, image: Image, own: bool) -> bool {
         let (node, place) = (&self.nodes[other as usize], self.topology.place(other));
         let same = place.zone == self.topology.place(at).zone;
-        other != at && place.role == Role::Node && same == own && node.alive && node.starts <= self.now
-    }
-
-    pub(super) fn shuffle(&mut self, items: &mut [Index]) {
-        for at in (1..items.len()).rev() {
-            items.swap(at, (self.rng.next_u64() % (at as u64 + 1)) as usize);
-        }
+        let started = node.mount(image).is_some_and(|mount| mount.starts <= self.now);
+        other != at && place.role == Role::Node && same == own && node.alive && started
     }
 }
 
