@@ -140,6 +140,7 @@ mod tests {
         assert_eq!(waiting.len(), 2);
         assert!(waiting.iter().all(|&(_, peer)| peer == Some(a)));
     }
+
     #[test]
     fn the_same_piece_of_another_image_is_another_piece() {
         let peer = Some(PeerId::new([1; 32]));

@@ -394,7 +394,7 @@ pub struct ScrubProgress {
     pub damaged_objects: u64,
     #[prost(uint64, tag = "5")]
     pub damaged_pieces: u64,
-    /// Pieces that no bootstrap in the store names, so that there is nothing to verify them against until one is here again.
+    /// Pieces that there is nothing to verify with: no bootstrap in the store names them, or it is encrypted and its key is not here.
     #[prost(uint64, tag = "6")]
     pub unverified_pieces: u64,
     /// Encoded bytes of all pieces, when it began.
