@@ -63,27 +63,29 @@ impl Builder {
         name: &Path,
         output: Output<'_>,
     ) -> Result<BuildReport, BuildError> {
-        self.reference(stream, name, output, None)
+        self.reference((stream, None), name, output, None)
     }
 
     /// Like [`build_reference`](Self::build_reference), from the archive of a layer, which may say things of lower layers:
-    /// they are for [`merge_with`](crate::merge_with). Also gives the sha256 of the tar.
+    /// they are for [`merge_with`](crate::merge_with). Also gives the sha256 of the tar. That of the archive is `layer`: the caller
+    /// sees to it, and takes nothing of what comes out if that is not so.
     pub fn build_reference_layer(
         &self,
         stream: impl Read,
+        layer: BlobId,
         name: &Path,
         bootstrap: &Path,
         blob_dir: &Path,
     ) -> Result<(BuildReport, LayerNotes, ObjectId), BuildError> {
         let (mut notes, mut tar) = (LayerNotes::default(), Sha256::new());
         let output = Output::files(bootstrap, blob_dir);
-        let report = self.reference(stream, name, output, Some((&mut notes, &mut tar)))?;
+        let report = self.reference((stream, Some(layer)), name, output, Some((&mut notes, &mut tar)))?;
         Ok((report, notes, ObjectId::new(tar.finalize().into())))
     }
 
     fn reference(
         &self,
-        stream: impl Read,
+        (stream, known): (impl Read, Option<BlobId>),
         name: &Path,
         output: Output<'_>,
         layer: Option<(&mut LayerNotes, &mut Sha256)>,
@@ -94,7 +96,7 @@ impl Builder {
         }
         let file = BlobFile::new(output.blob)?;
         let mut notes = Notes::default();
-        let mut indexer = Indexer::new(stream);
+        let mut indexer = Indexer::new(stream, known);
         let (layer, tar) = layer.unzip();
         let (tree, index) = thread::scope(|scope| {
             let (cuts, queue) = lend((IN_FLIGHT / self.options.chunk_size as usize).clamp(2, MOST_BUFFERS));

@@ -51,9 +51,11 @@ pub(crate) struct Indexer<R> {
 }
 
 impl<R: Read> Indexer<R> {
-    pub(crate) fn new(stream: R) -> Self {
+    /// Of a stream whose sha256 is to be found out, unless it is `known`.
+    pub(crate) fn new(stream: R, known: Option<BlobId>) -> Self {
+        let digest = known.map_or_else(|| Digest::Hash(Sha256::new()), Digest::Known);
         Self {
-            input: BufReader::with_capacity(BUFFER, Hashed { stream, hasher: Sha256::new(), len: 0 }),
+            input: BufReader::with_capacity(BUFFER, Hashed { stream, digest, len: 0 }),
             inflater: Inflater::new(),
             in_member: false,
             members: 0,
@@ -73,8 +75,12 @@ impl<R: Read> Indexer<R> {
 
     /// Once the stream was read to its end: sha256 and number of its stored bytes, and all checkpoints in order.
     pub(crate) fn finish(self) -> (BlobId, u64, Vec<Checkpoint>) {
-        let Hashed { hasher, len, .. } = self.input.into_inner();
-        (BlobId::new(hasher.finalize().into()), len, self.checkpoints)
+        let Hashed { digest, len, .. } = self.input.into_inner();
+        let id = match digest {
+            Digest::Known(id) => id,
+            Digest::Hash(hasher) => BlobId::new(hasher.finalize().into()),
+        };
+        (id, len, self.checkpoints)
     }
 
     /// Decodes something into the buffer, or goes on to the next block or member. `None` at the end of the stream.
@@ -186,17 +192,24 @@ fn invalid(problem: impl Into<String>) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, problem.into())
 }
 
-/// Hashes what is read through it.
+/// Counts what is read through it, and hashes it.
 struct Hashed<R> {
     stream: R,
-    hasher: Sha256,
+    digest: Digest,
     len: u64,
+}
+
+enum Digest {
+    Known(BlobId),
+    Hash(Sha256),
 }
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.stream.read(buffer)?;
-        self.hasher.update(&buffer[..len]);
+        if let Digest::Hash(hasher) = &mut self.digest {
+            hasher.update(&buffer[..len]);
+        }
         self.len += len as u64;
         Ok(len)
     }

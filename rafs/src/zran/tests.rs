@@ -43,7 +43,7 @@ fn gzip(bytes: &[u8], level: u32, members: usize) -> Vec<u8> {
 }
 
 fn index(stream: &[u8]) -> io::Result<(Vec<u8>, Vec<Checkpoint>)> {
-    let mut indexer = Indexer::new(stream);
+    let mut indexer = Indexer::new(stream, None);
     let mut decoded = Vec::new();
     indexer.read_to_end(&mut decoded)?;
     Ok((decoded, indexer.finish().2))
@@ -103,7 +103,7 @@ proptest! {
 fn positions_are_those_of_the_bytes_that_were_read() {
     let plain = content(3, 300_000);
     let stream = gzip(&plain, 6, 1);
-    let mut indexer = Indexer::new(stream.as_slice());
+    let mut indexer = Indexer::new(stream.as_slice(), None);
     let position = indexer.position();
     let mut last = 0;
     for (number, part) in plain.chunks(1000).enumerate() {

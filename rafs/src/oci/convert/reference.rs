@@ -13,6 +13,7 @@
 use std::{io::Read, path::Path};
 
 use bytes::Bytes;
+use shoal_proto::BlobId;
 
 use super::{
     ConvertError, ConvertEvent, Converted, ConvertedLayer, LayerFailure,
@@ -66,9 +67,9 @@ impl Conversion<'_> {
         let work = self.records.work().map_err(|error| failed(error.into()))?;
         let on_event = self.on_event.clone();
         let on_read = move |bytes| on_event(ConvertEvent::Read(bytes));
-        let (builder, name) = (Builder::new(self.options.build), format!("sha256:{}", descriptor.id));
+        let (builder, layer) = (Builder::new(self.options.build), BlobId::new(*descriptor.id.as_bytes()));
         let dir = work.path().to_owned();
-        let work_on = move |stream: &mut dyn Read| index(stream, &builder, &name, &dir);
+        let work_on = move |stream: &mut dyn Read| index(stream, layer, &builder, &dir);
         match through(self.registry, self.from.source(), &descriptor, on_read, work_on).await? {
             Err(LayerFailure::NotGzip) => Ok(None),
             Err(LayerFailure::Build(error @ BuildError::Unsupported { .. })) => {
@@ -121,11 +122,11 @@ impl Conversion<'_> {
     }
 }
 
-/// Builds the index over a layer from its bytes; also gives the digest of its tar.
+/// Builds the index over a layer from its bytes, whose digest others verify; also gives the digest of its tar.
 fn index(
     stream: &mut dyn Read,
+    layer: BlobId,
     builder: &Builder,
-    name: &str,
     dir: &Path,
 ) -> Result<(Record, shoal_proto::ObjectId), LayerFailure> {
     let mut magic = Vec::new();
@@ -134,7 +135,8 @@ fn index(
         return Err(LayerFailure::NotGzip);
     }
     let (bootstrap, whole) = (dir.join("bootstrap"), magic.as_slice().chain(stream));
-    let (_, notes, diff_id) = builder.build_reference_layer(whole, Path::new(name), &bootstrap, &blobs_of(dir))?;
+    let (name, blobs) = (format!("sha256:{layer}"), blobs_of(dir));
+    let (_, notes, diff_id) = builder.build_reference_layer(whole, layer, Path::new(&name), &bootstrap, &blobs)?;
     let bootstrap = Bootstrap::open(&bootstrap)?;
     Ok((Record { bootstrap, tables: Default::default(), notes, earlier: Default::default() }, diff_id))
 }
