@@ -4,18 +4,17 @@ use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::rc::Rc;
 
-use bytes::Bytes;
 use flate2::Crc;
 use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
 
 use super::inflater::{Inflater, Step, Stop};
-use super::{InflateContext, WINDOW, header};
+use super::{InflateContext, header};
 
 /// Decoded and encoded bytes between checkpoints: what a read of little costs, against 32 KiB of index for each.
 const SPAN: u64 = 2 << 20;
 const ENCODED_SPAN: u64 = 1 << 20;
-/// Bytes that are read at once, of the stream and into the window.
+/// Bytes of the stream that are read at once.
 const BUFFER: usize = 256 << 10;
 
 /// How far a stream was read.
@@ -40,9 +39,6 @@ pub(crate) struct Indexer<R> {
     /// Whether the next byte is one of deflate, rather than of a header or the end.
     in_member: bool,
     members: u64,
-    /// What was decoded last: at least the 32 KiB that can be referred to, then room.
-    window: Vec<u8>,
-    filled: usize,
     /// The last byte that was consumed.
     byte: u8,
     checksum: Crc,
@@ -59,8 +55,6 @@ impl<R: Read> Indexer<R> {
             inflater: Inflater::new(),
             in_member: false,
             members: 0,
-            window: vec![0; WINDOW + BUFFER],
-            filled: 0,
             byte: 0,
             checksum: Crc::new(),
             position: Rc::default(),
@@ -88,24 +82,16 @@ impl<R: Read> Indexer<R> {
         if !self.in_member {
             return Ok(self.begin_member()?.then_some(0));
         }
-        if self.filled == self.window.len() {
-            self.window.copy_within(self.filled - WINDOW.., 0);
-            self.filled = WINDOW;
-        }
-        let end = self.window.len().min(self.filled + buffer.len());
         let input = self.input.fill_buf()?;
         if input.is_empty() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        let stepped = self.inflater.step(input, &mut self.window[self.filled..end], true);
+        let stepped = self.inflater.step(input, buffer, true);
         let Step { consumed, produced, stop } =
             stepped.map_err(|problem| invalid(format!("the gzip data is malformed: {problem}")))?;
         self.byte = if consumed > 0 { input[consumed - 1] } else { self.byte };
         self.input.consume(consumed);
-        let decoded = &self.window[self.filled..self.filled + produced];
-        buffer[..produced].copy_from_slice(decoded);
-        self.checksum.update(decoded);
-        self.filled += produced;
+        self.checksum.update(&buffer[..produced]);
         self.advance(consumed, produced);
         match stop {
             Stop::Short => {}
@@ -132,7 +118,7 @@ impl<R: Read> Indexer<R> {
         let len = counted.len;
         self.advance(len, 0);
         self.inflater.reset();
-        (self.filled, self.byte) = (0, 0);
+        self.byte = 0;
         self.checksum.reset();
         (self.in_member, self.members) = (true, self.members + 1);
         self.offer(0);
@@ -166,7 +152,7 @@ impl<R: Read> Indexer<R> {
             decoded_len: 0,
             byte: if bits == 0 { 0 } else { self.byte },
             bits,
-            window: Bytes::copy_from_slice(&self.window[self.filled.saturating_sub(WINDOW)..self.filled]),
+            window: self.inflater.window().into(),
         });
         position.checkpoints = self.checkpoints.len();
         self.position.set(position);

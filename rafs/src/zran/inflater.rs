@@ -7,9 +7,11 @@ use std::ffi::CStr;
 use std::os::raw::c_int;
 
 use libz_rs_sys::{
-    Z_BLOCK, Z_BUF_ERROR, Z_NO_FLUSH, Z_OK, Z_STREAM_END, inflate, inflateEnd, inflateInit2_, inflatePrime,
-    inflateReset, inflateSetDictionary, z_stream, zlibVersion,
+    Z_BLOCK, Z_BUF_ERROR, Z_NO_FLUSH, Z_OK, Z_STREAM_END, inflate, inflateEnd, inflateGetDictionary, inflateInit2_,
+    inflatePrime, inflateReset, inflateSetDictionary, z_stream, zlibVersion,
 };
+
+use super::WINDOW;
 
 /// Window bits of a stream without a header.
 const RAW: c_int = -15;
@@ -100,6 +102,15 @@ impl Inflater {
             _ => return Err(self.problem()),
         };
         Ok(Step { consumed: consumed as usize, produced: produced as usize, stop })
+    }
+
+    /// What was inflated last, 32 KiB at most: what a block that follows can refer to.
+    pub(super) fn window(&self) -> Vec<u8> {
+        let (mut window, mut len) = (vec![0; WINDOW], 0);
+        // SAFETY: the stream is initialised, and keeps no more than there is room for.
+        unsafe { inflateGetDictionary(&*self.stream, window.as_mut_ptr(), &mut len) };
+        window.truncate(len as usize);
+        window
     }
 
     fn problem(&self) -> &'static str {
