@@ -171,43 +171,63 @@ impl Flight {
 
 /// All flights, by blob and piece.
 #[derive(Debug)]
-pub(crate) struct Flights(HashMap<Piece, Box<Flight>, FixedState>);
+pub(crate) struct Flights {
+    flights: HashMap<Piece, Box<Flight>, FixedState>,
+    /// How many somebody waits for.
+    on_demand: usize,
+}
 
 impl Flights {
     /// None yet. The order in which a table is walked depends on the seed, so nothing here walks it.
     pub(crate) fn new(seed: u64) -> Self {
-        Self(HashMap::with_hasher(FixedState::with_seed(seed)))
+        Self { flights: HashMap::with_hasher(FixedState::with_seed(seed)), on_demand: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.flights.len()
+    }
+
+    /// How many somebody waits for.
+    pub(crate) fn on_demand(&self) -> usize {
+        self.on_demand
     }
 
     pub(crate) fn at(&self, piece: Piece) -> Option<&Flight> {
-        self.0.get(&piece).map(Box::as_ref)
+        self.flights.get(&piece).map(Box::as_ref)
     }
 
     pub(crate) fn at_mut(&mut self, piece: Piece) -> Option<&mut Flight> {
-        self.0.get_mut(&piece).map(Box::as_mut)
+        self.flights.get_mut(&piece).map(Box::as_mut)
     }
 
     /// The flight of a piece, a new one if there is none; says whether it is new.
     pub(crate) fn open(&mut self, piece: Piece, rank: impl FnOnce() -> Rank) -> (&mut Flight, bool) {
         let mut new = false;
-        let flight = self.0.entry(piece).or_insert_with(|| {
+        let flight = self.flights.entry(piece).or_insert_with(|| {
             new = true;
-            Box::new(Flight::new(rank()))
+            let flight = Flight::new(rank());
+            self.on_demand += usize::from(flight.priority() == Priority::OnDemand);
+            Box::new(flight)
         });
         (flight, new)
     }
 
+    /// Gives a flight another rank; returns what it had.
+    pub(crate) fn raise(&mut self, piece: Piece, rank: Rank) -> Option<Rank> {
+        let flight = self.flights.get_mut(&piece)?;
+        self.on_demand += usize::from(rank.priority() > flight.priority());
+        Some(std::mem::replace(&mut flight.rank, rank))
+    }
+
     pub(crate) fn remove(&mut self, piece: Piece) -> Option<Box<Flight>> {
-        self.0.remove(&piece)
+        let flight = self.flights.remove(&piece)?;
+        self.on_demand -= usize::from(flight.priority() == Priority::OnDemand);
+        Some(flight)
     }
 
     /// The pieces of one blob that have a flight, in order.
     pub(crate) fn of_blob(&self, blob: BlobSlot) -> Vec<Piece> {
-        let mut pieces: Vec<_> = self.0.keys().filter(|piece| piece.blob == blob).copied().collect();
+        let mut pieces: Vec<_> = self.flights.keys().filter(|piece| piece.blob == blob).copied().collect();
         pieces.sort_unstable();
         pieces
     }
@@ -323,6 +343,23 @@ mod tests {
         assert_eq!((prefetch.held().fresh(), prefetch.held().priority()), (prefetch, Priority::Prefetch));
         let on_demand = rank(7, Priority::OnDemand, 1);
         assert_eq!((on_demand.fresh(), on_demand.priority()), (on_demand, Priority::OnDemand));
+    }
+
+    #[test]
+    fn counts_those_that_somebody_waits_for() {
+        let mut flights = Flights::new(1);
+        let rank = |priority| Rank::new(item(0), priority, 0, 0);
+        let piece = |piece| Piece { blob: 0, piece };
+        flights.open(piece(0), || rank(Priority::Prefetch));
+        flights.open(piece(1), || rank(Priority::OnDemand));
+        flights.open(piece(1), || unreachable!("it is there"));
+        assert_eq!(flights.on_demand(), 1);
+        assert_eq!(flights.raise(piece(0), rank(Priority::OnDemand)), Some(rank(Priority::Prefetch)));
+        assert_eq!(flights.on_demand(), 2);
+        flights.raise(piece(0), rank(Priority::OnDemand));
+        assert!(flights.raise(piece(7), rank(Priority::OnDemand)).is_none());
+        assert!([0, 0, 1].map(|number| flights.remove(piece(number)).is_some()) == [true, false, true]);
+        assert_eq!(flights.on_demand(), 0);
     }
 
     #[test]

@@ -62,6 +62,9 @@ impl Scheduler {
 
     /// Whether more may be asked of peers.
     fn has_room(&self, priority: Priority) -> bool {
+        if priority == Priority::Prefetch && self.flights.on_demand() > 0 {
+            return self.inflow.room_beside_readers(&self.config);
+        }
         let few = self.requests.at_peers() < self.config.min_requests;
         few || self.inflow.room(Lane::Peers(priority), &self.config)
     }

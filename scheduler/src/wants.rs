@@ -89,9 +89,9 @@ impl Scheduler {
     }
 
     fn raise(&mut self, piece: Piece, rank: Rank) {
+        let Some(old) = self.flights.raise(piece, rank) else { return };
         let Some(flight) = self.flights.at_mut(piece) else { return };
-        let (old, gate, seeking) = (flight.rank, flight.gate.take(), flight.seeking);
-        flight.rank = rank;
+        let (gate, seeking) = (flight.gate.take(), flight.seeking);
         if let Some(gate) = gate {
             self.queues.remove(gate, old, piece);
         }

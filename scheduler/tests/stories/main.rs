@@ -61,6 +61,22 @@ fn on_demand_overtakes_prefetch_and_finds_slots_kept_for_it() {
 }
 
 #[test]
+fn prefetch_asks_for_less_while_somebody_waits() {
+    let mut world = World::new();
+    for neighbour in [2, 3] {
+        world.up(neighbour);
+        world.has(neighbour, 0..64);
+    }
+    let waits = world.want(63);
+    for piece in 0..40 {
+        world.note_want(piece, Priority::Prefetch, Origin::Local);
+    }
+    assert_eq!(all_asked(&world.actions()).len(), 2, "a third of 4 MiB");
+    let done = world.tell(Event::Delivered { request: request(&waits), item: item(63), bytes: PIECE });
+    assert_eq!(all_asked(&done).len(), 4, "six requests are always under way otherwise");
+}
+
+#[test]
 fn registry_reads_join_neighbouring_pieces() {
     let mut world = World::new();
     for piece in [3, 4, 5, 7, 9] {
