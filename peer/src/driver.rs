@@ -5,9 +5,9 @@
 //! itself only ever waits for the channel, for a fetch to end, or for the scheduler's next deadline.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -26,6 +26,7 @@ use tokio_util::task::JoinMap;
 
 use crate::{
     fetch::{Fetch, Fetcher, PeerQuestion, Target},
+    rare_news::RareNews,
     traffic::Provenance,
 };
 
@@ -135,28 +136,13 @@ pub struct DriverHandle {
     commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
     clock: Clock,
-    rare: RareNews,
-}
-
-/// The blobs of which something came that no neighbour had: their news should not wait.
-#[derive(Debug, Clone, Default)]
-struct RareNews(Arc<Mutex<HashSet<BlobKey>>>);
-
-impl RareNews {
-    fn lock(&self) -> MutexGuard<'_, HashSet<BlobKey>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    rare: Arc<RareNews>,
 }
 
 impl DriverHandle {
-    /// Whether some of the news of a blob is of what no neighbour had when it came here.
-    pub(crate) fn has_rare_news(&self, blob: BlobKey) -> bool {
-        self.rare.lock().contains(&blob)
-    }
-
-    /// The news of a blob is told.
-    pub(crate) fn told_news(&self, blob: BlobKey) {
-        self.rare.lock().remove(&blob);
+    /// The blobs whose news should not wait.
+    pub(crate) fn rare_news(&self) -> &RareNews {
+        &self.rare
     }
 
     /// For those that the loop itself starts: they must not keep it running.
@@ -300,13 +286,13 @@ pub(crate) struct Driver {
 /// The loop's end of what it shares with its handles.
 pub(crate) struct Inbox {
     commands: mpsc::Receiver<Command>,
-    rare: RareNews,
+    rare: Arc<RareNews>,
 }
 
 /// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
 pub(crate) fn channel(clock: Clock) -> (DriverHandle, Inbox) {
     let (commands, received) = mpsc::channel(QUEUE);
-    let rare = RareNews::default();
+    let rare = Arc::<RareNews>::default();
     let inbox = Inbox { commands: received, rare: rare.clone() };
     (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock, rare }, inbox)
 }
@@ -401,7 +387,7 @@ impl Driver {
             Command::Found { item, fetched } => return self.arrived(item, fetched, Event::Present { item }),
             Command::Remove { key } => {
                 self.targets.remove(&key);
-                self.inbox.rare.lock().remove(&key);
+                self.inbox.rare.remove(key);
                 Event::BlobRemoved { blob: key }
             }
             Command::Event(event) => {
@@ -431,7 +417,7 @@ impl Driver {
     fn arrived(&mut self, item: Item, fetched: Fetched, event: Event) {
         let (now, kept) = (self.clock.now(), fetched.is_kept());
         if kept && self.scheduler.holders(item) == 0 {
-            self.inbox.rare.lock().insert(item.blob);
+            self.inbox.rare.insert(item.blob);
         }
         self.delivered.insert(item, fetched);
         self.scheduler.handle_event(now, event);

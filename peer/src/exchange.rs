@@ -19,8 +19,11 @@ use shoal_proto::{
     Bitfield, BlobId, Contact, FEATURE_HASH_LISTS, Have, MAX_CONTACTS, MAX_WIRE_PIECES, Message, ObjectId, PeerId,
     Role,
 };
-use shoal_scheduler::{Event, Time, announce_interval};
-use tokio::sync::{mpsc, watch};
+use shoal_scheduler::{Event, PROMPT, Time, announce_interval};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
 
 use self::zones::Zones;
 use crate::{
@@ -33,7 +36,7 @@ use crate::{
     starts::CollectedStarts,
 };
 
-/// How often it is looked for news.
+/// How often it is looked for news, unless no neighbour had some of it.
 const TICK: Duration = Duration::from_millis(100);
 /// How often zones hear of each other's news that have seed peers of their own.
 const ELSEWHERE: Duration = Duration::from_secs(2);
@@ -95,6 +98,16 @@ enum Audience {
     OtherZones,
 }
 
+/// What became of the news for an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    /// There is none.
+    Nothing,
+    /// It is too early by so much.
+    Waits(Duration),
+    Told,
+}
+
 /// What an audience knows of a blob here, and since when.
 struct Told {
     pieces: Bitfield,
@@ -109,13 +122,16 @@ impl Exchange {
 
     /// Runs until both planes have ended.
     pub(crate) async fn run(self, mut peers: mpsc::Receiver<PeerEvent>, mut control: mpsc::Receiver<ControlEvent>) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next = Instant::now();
         loop {
             tokio::select! {
                 Some(event) = peers.recv() => self.peer(event).await,
                 Some(event) = control.recv() => self.control(event).await,
-                _ = tick.tick() => self.tell_news().await,
+                () = sleep_until(next) => {
+                    let wait = self.tell_news().await.map_or(TICK, |wait| wait.min(TICK));
+                    next = Instant::now() + wait;
+                }
+                () = self.parts.driver.rare_news().come() => next = next.min(Instant::now() + PROMPT),
                 else => return,
             }
         }
@@ -312,8 +328,10 @@ impl Exchange {
         if self.zones().is_other(peer) { Audience::OtherZones } else { Audience::OwnZone }
     }
 
-    /// Tells who is interested what is new since the last time, or gone.
-    async fn tell_news(&self) {
+    /// Tells who is interested what is new since the last time, or gone. Returns when it is time for what no neighbour had and
+    /// comes too early.
+    async fn tell_news(&self) -> Option<Duration> {
+        let mut next: Option<Duration> = None;
         let topics: Vec<_> = {
             let state = self.lock();
             let listened = state.interested.iter().filter(|(_, peers)| !peers.is_empty());
@@ -329,19 +347,24 @@ impl Exchange {
             let told = self.tell(topic, &blob, Audience::OwnZone, &own, listeners);
             let told_others = self.tell(topic, &blob, Audience::OtherZones, &others, listeners);
             // What was rare waits for its own zone to hear of it, if somebody listens there.
-            if told || (told_others && own.is_empty()) {
-                self.parts.driver.told_news(blob.key);
+            match if own.is_empty() { told_others } else { told } {
+                Telling::Waits(wait) if self.parts.driver.rare_news().contains(blob.key) => {
+                    next = Some(next.map_or(wait, |next| next.min(wait)));
+                }
+                Telling::Waits(_) => {}
+                Telling::Nothing | Telling::Told => self.parts.driver.rare_news().remove(blob.key),
             }
-            if told || told_others {
+            if [told, told_others].contains(&Telling::Told) {
                 self.announce(&blob).await;
             }
         }
+        next
     }
 
     /// Tells an audience its news, if there is any and it is time; of all `listeners` it may be a part.
-    fn tell(&self, topic: Topic, blob: &ImageBlob, to: Audience, peers: &[PeerId], listeners: usize) -> bool {
+    fn tell(&self, topic: Topic, blob: &ImageBlob, to: Audience, peers: &[PeerId], listeners: usize) -> Telling {
         if peers.is_empty() {
-            return false;
+            return Telling::Nothing;
         }
         let helps_itself = {
             let zones = self.zones();
@@ -350,25 +373,31 @@ impl Exchange {
         let pause = |changed, pieces, rare| {
             if helps_itself { ELSEWHERE } else { announce_interval(changed, pieces, rare, listeners) }
         };
-        let Some((news, full)) = self.news(topic, blob, to, pause) else { return false };
+        let (news, full) = match self.news(topic, blob, to, pause) {
+            Ok(said) => said,
+            Err(telling) => return telling,
+        };
         for have in windows(topic, &news, full) {
             for &peer in peers {
                 self.notify(peer, Message::Have(have.clone()));
             }
         }
-        true
+        Telling::Told
     }
 
     /// What an audience has yet to hear, once it is time to tell it, and whether that is all that there is: what has
     /// gone can be said in no other way. It then counts as told.
+    ///
+    /// # Errors
+    /// Why nothing is to be told.
     fn news(
         &self,
         topic: Topic,
         blob: &ImageBlob,
         to: Audience,
         pause: impl FnOnce(u32, u32, bool) -> Duration,
-    ) -> Option<(Bitfield, bool)> {
-        let (now, rare) = (self.parts.clock.now(), self.parts.driver.has_rare_news(blob.key));
+    ) -> Result<(Bitfield, bool), Telling> {
+        let (now, rare) = (self.parts.clock.now(), self.parts.driver.rare_news().contains(blob.key));
         let present = blob.handle.present();
         let mut state = self.lock();
         let told = state.told.get(&(topic, to));
@@ -380,16 +409,16 @@ impl Exchange {
         }
         let changed = news.count() + gone.count();
         if changed == 0 {
-            return None;
+            return Err(Telling::Nothing);
         }
         let pause = pause(changed, news.len(), rare);
-        if told.is_some_and(|told| now < told.at + pause) {
-            return None;
+        if let Some(due) = told.map(|told| told.at + pause).filter(|&due| now < due) {
+            return Err(Telling::Waits(due.since(now)));
         }
         let full = !gone.is_empty();
         let said = if full { present.clone() } else { news };
         state.told.insert((topic, to), Told { pieces: present, at: now });
-        Some((said, full))
+        Ok((said, full))
     }
 
     /// Seed peers, and nodes that hold half of a blob, are worth a provider record.

@@ -52,6 +52,7 @@ mod prefetch;
 mod preheat;
 pub mod processes;
 mod pull_secrets;
+mod rare_news;
 mod reader;
 mod scrub;
 mod serve;

@@ -41,8 +41,8 @@ pub(crate) struct Mount {
 #[derive(Debug, Default)]
 pub(crate) struct Audience {
     pub(crate) listeners: BTreeSet<Index>,
-    /// Whether they are about to be told.
-    pub(crate) ticking: bool,
+    /// When they are about to be told.
+    pub(crate) tick: Option<Time>,
     /// When they were told last.
     pub(crate) told: Time,
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shoal_proto::Bitfield;
-use shoal_scheduler::{Event, Time, announce_interval};
+use shoal_scheduler::{Event, PROMPT, Time, announce_interval};
 
 use super::{Happening, Swarm};
 use crate::{
@@ -17,33 +17,40 @@ use crate::{
 const TAKE_IN: Duration = Duration::from_millis(10);
 
 impl Swarm<'_> {
-    /// Something of an image is new at a node: it takes the next of the turns to tell that come every interval.
+    /// Something of an image is new at a node: it takes the next of the turns to tell that come every interval, or tells soon what
+    /// nobody had.
     pub(super) fn expect_tick(&mut self, at: Index, image: Image) {
-        let Some(mount) = self.nodes[at as usize].mount_mut(image) else { return };
-        if std::mem::replace(&mut mount.audience.ticking, true) {
-            return;
-        }
         let (interval, phase) = (self.scenario.costs.have_ms / 1e3, self.standing[at as usize].phase);
         let turns = (self.now.as_secs_f64() - phase.as_secs_f64()) / interval;
-        let next = phase + Duration::from_secs_f64((turns.floor() + 1.0).max(0.0) * interval);
-        self.agenda.push((Time::ZERO + next).max(self.now), Happening::Tick(at, image));
+        let turn = Time::ZERO + phase + Duration::from_secs_f64((turns.floor() + 1.0).max(0.0) * interval);
+        let Some(mount) = self.nodes[at as usize].mount_mut(image) else { return };
+        let next = if mount.has_rare_news { turn.min(self.now + PROMPT) } else { turn };
+        self.tick_at(next.max(self.now), at, image);
+    }
+
+    fn tick_at(&mut self, next: Time, at: Index, image: Image) {
+        let Some(mount) = self.nodes[at as usize].mount_mut(image) else { return };
+        if mount.audience.tick.is_none_or(|tick| next < tick) {
+            mount.audience.tick = Some(next);
+            self.agenda.push(next, Happening::Tick(at, image));
+        }
     }
 
     /// A node tells what is new of an image, unless it has told so much of late.
     pub(super) fn tick(&mut self, at: Index, image: Image) {
         let node = &mut self.nodes[at as usize];
         let alive = node.alive;
-        let Some(mount) = node.mount_mut(image) else { return };
-        mount.audience.ticking = false;
+        let Some(mount) = node.mount_mut(image).filter(|mount| mount.audience.tick == Some(self.now)) else { return };
+        mount.audience.tick = None;
         if !alive {
             return;
         }
-        let listeners = mount.audience.listeners.len();
-        let pause = announce_interval(mount.news.count(), mount.news.len(), mount.has_rare_news, listeners);
-        if self.now < mount.audience.told + pause {
-            mount.audience.ticking = true;
-            let next = self.now + millis(self.scenario.costs.have_ms);
-            return self.agenda.push(next, Happening::Tick(at, image));
+        let (listeners, rare) = (mount.audience.listeners.len(), mount.has_rare_news);
+        let pause = announce_interval(mount.news.count(), mount.news.len(), rare, listeners);
+        let due = mount.audience.told + pause;
+        if self.now < due {
+            let next = if rare { due } else { self.now + millis(self.scenario.costs.have_ms) };
+            return self.tick_at(next, at, image);
         }
         mount.audience.told = self.now;
         mount.has_rare_news = false;
