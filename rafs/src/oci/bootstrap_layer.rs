@@ -89,8 +89,7 @@ impl Default for LayerLimits {
 pub struct BootstrapLayer {
     /// The bootstrap, not yet looked at.
     pub bootstrap: Bytes,
-    /// Chunk tables by blob, not yet looked at. Layers of older converters have none, others have lost what is in some of them:
-    /// those are left out.
+    /// Chunk tables by blob, not yet looked at. Layers of older converters have none; what has lost its content is left out.
     pub chunk_tables: BTreeMap<BlobId, Bytes>,
     /// Where it says that its blobs are, if not in the registry, and if that is a kind of place that is known here.
     pub backend: Option<BlobPlace>,
