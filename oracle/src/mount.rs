@@ -53,6 +53,10 @@ pub struct Fuse {
     /// Who take requests from the kernel.
     #[arg(long, default_value_t = 4)]
     fuse_threads: usize,
+    /// How many files may be open; 0 leaves the limit as it is, and nothing else is done here. The original wants a million unless
+    /// told otherwise.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=0))]
+    rlimit_nofile: u64,
     /// A Unix socket to be asked for figures at.
     #[arg(long)]
     apisock: Option<PathBuf>,

@@ -51,16 +51,7 @@ impl Image {
     /// Opens a bootstrap whose blobs lie in `blob_dir`. Chunks are verified when they are read.
     pub fn open(bootstrap: &Path, blob_dir: &Path) -> Result<Self> {
         let cache = tempfile::tempdir()?;
-        // Tars are not cached: it reads them where the cache would be. Their images have blocks of 512 bytes.
-        let tars = std::fs::read(bootstrap)?.get(1036) == Some(&9);
-        let work_dir = if tars { blob_dir } else { cache.path() };
-        let config: ConfigV2 = serde_json::from_value(serde_json::json!({
-            "version": 2,
-            "id": bootstrap.display().to_string(),
-            "backend": { "type": "localfs", "localfs": { "dir": blob_dir } },
-            "cache": { "type": "filecache", "validate": true, "filecache": { "work_dir": work_dir } },
-            "rafs": { "mode": "direct", "validate": false, "enable_xattr": true },
-        }))?;
+        let config: ConfigV2 = serde_json::from_value(configuration(bootstrap, blob_dir, cache.path())?)?;
         config.internal.set_blob_accessible(true);
         let config = Arc::new(config);
         let (tree, _) = RafsSuper::load_from_file(bootstrap, config.clone(), false).context("load")?;
@@ -128,6 +119,22 @@ impl Image {
         anyhow::ensure!(content.0.len() as u64 == inode.size(), "{} of {} bytes", content.0.len(), inode.size());
         Ok(content.0)
     }
+}
+
+/// What their reader and their daemon are told of an image: where its blobs lie, where decoded chunks may be kept, and that chunks
+/// are to be verified.
+pub fn configuration(bootstrap: &Path, blob_dir: &Path, cache: &Path) -> Result<serde_json::Value> {
+    // Tars are not cached: it reads them where the cache would be. Their images have blocks of 512 bytes.
+    let superblock = std::fs::read(bootstrap)?.get(1024..1037).map(<[u8]>::to_vec).unwrap_or_default();
+    let tars = superblock.starts_with(&0xE0F5_E1E2_u32.to_le_bytes()) && superblock[12] == 9;
+    let work_dir = if tars { blob_dir } else { cache };
+    Ok(serde_json::json!({
+        "version": 2,
+        "id": bootstrap.display().to_string(),
+        "backend": { "type": "localfs", "localfs": { "dir": blob_dir } },
+        "cache": { "type": "filecache", "validate": true, "filecache": { "work_dir": work_dir } },
+        "rafs": { "mode": "direct", "validate": false, "enable_xattr": true },
+    }))
 }
 
 /// Where their device puts what it reads.

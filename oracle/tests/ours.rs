@@ -1,15 +1,18 @@
-//! What Shoal builds, `nydus-rafs` reads as Shoal does.
+//! What Shoal builds, `nydus-rafs` reads as Shoal does, also over FUSE, and the original's check accepts where it is given.
 
 use std::fs::{self, File};
 use std::path::Path;
 
+use shoal_oracle::read::Image;
 use shoal_proto::Algorithm;
-use shoal_rafs::{BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, Encryption, merge};
+use shoal_rafs::{
+    BlobDirReader, Bootstrap, BuildOptions, Builder, Compressor, Encryption, ImageFile, PrefetchList, merge,
+};
 
 mod common;
 
+use common::assert_theirs_agree;
 use common::support::{self, image};
-use common::{peer_facts, support::assert_same};
 
 #[test]
 fn every_compressor_digest_and_chunk_size() {
@@ -29,7 +32,7 @@ fn every_compressor_digest_and_chunk_size() {
     {
         let options = BuildOptions { compressor, algorithm, chunk_size, ..BuildOptions::default() };
         let built = image::build(&source, &dir.path().join(number.to_string()), options);
-        assert_same(&expected, &peer_facts(&built.boot, &built.blobs));
+        assert_theirs_agree(&expected, &built.boot, &built.blobs);
     }
 }
 
@@ -55,8 +58,58 @@ fn encrypted_images() {
         let options =
             BuildOptions { compressor, chunk_size: 0x1000, batch_size, toc, encryption, ..BuildOptions::default() };
         let built = image::build(&source, &dir.path().join(number.to_string()), options);
-        assert_same(&expected, &peer_facts(&built.boot, &built.blobs));
+        assert_theirs_agree(&expected, &built.boot, &built.blobs);
     }
+}
+
+#[test]
+fn batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    let expected = support::facts(&source);
+    for (number, (compressor, batch_size)) in
+        [(Compressor::Zstd, 0x1000), (Compressor::Lz4, 0x10000), (Compressor::None, 0x10000)].into_iter().enumerate()
+    {
+        let options =
+            BuildOptions { compressor, chunk_size: 0x10000, batch_size: Some(batch_size), ..BuildOptions::default() };
+        let built = image::build(&source, &dir.path().join(number.to_string()), options);
+        assert_theirs_agree(&expected, &built.boot, &built.blobs);
+    }
+}
+
+/// The blob alone, and its bootstrap as converters take it out: named by the blob.
+#[test]
+fn layers_with_the_bootstrap_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    support::nasty_tree(&source);
+    let expected = support::facts(&source);
+    for (number, batch_size) in [None, Some(0x1000)].into_iter().enumerate() {
+        let options =
+            BuildOptions { chunk_size: 0x1000, batch_size, inline_meta: true, toc: true, ..BuildOptions::default() };
+        let built = image::build(&source, &dir.path().join(number.to_string()), options);
+        let name = built.report.blob.unwrap().to_string();
+        let (blob, taken) = (built.blobs.join(&name), dir.path().join(&name));
+        fs::write(&taken, ImageFile::open(&blob).unwrap().bootstrap()).unwrap();
+        assert_theirs_agree(&expected, &taken, &built.blobs);
+        assert_theirs_agree(&expected, &blob, &built.blobs);
+    }
+}
+
+#[test]
+fn a_prefetch_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, boot, blobs) = (dir.path().join("source"), dir.path().join("boot"), dir.path().join("blobs"));
+    support::nasty_tree(&source);
+    let wanted = PrefetchList::paths(&b"/links/first\n/sizes\n"[..]).unwrap();
+    let builder = Builder::new(BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() }).prefetch(wanted);
+    builder.build(&source, &boot, &blobs).unwrap();
+    assert_theirs_agree(&support::facts(&source), &boot, &blobs);
+    let image = Bootstrap::open(&boot).unwrap();
+    let table: Vec<_> = image.prefetch().iter().map(|nid| u32::try_from(nid.0).unwrap()).collect();
+    assert_eq!(table.len(), 2);
+    assert_eq!(Image::open(&boot, &blobs).unwrap().prefetch(&boot).unwrap(), table);
 }
 
 #[test]
@@ -66,7 +119,7 @@ fn an_image_without_content() {
     fs::create_dir_all(source.join("a/b")).unwrap();
     fs::write(source.join("empty"), b"").unwrap();
     let built = image::build(&source, dir.path(), BuildOptions::default());
-    assert_same(&support::facts(&source), &peer_facts(&built.boot, &built.blobs));
+    assert_theirs_agree(&support::facts(&source), &built.boot, &built.blobs);
 }
 
 #[test]
@@ -78,7 +131,7 @@ fn merged_layers() {
     let reader = BlobDirReader::open(&image, &blobs).unwrap();
     let ours = image::facts(&image, &reader);
     assert!(ours.contains_key(Path::new("kept")) && !ours.contains_key(Path::new("gone")));
-    assert_same(&ours, &peer_facts(&merged, &blobs));
+    assert_theirs_agree(&ours, &merged, &blobs);
 }
 
 fn layer(dir: &Path, name: &str, fill: impl Fn(&Path)) -> Bootstrap {
@@ -126,7 +179,7 @@ fn an_index_over_a_gzip_layer() {
             .build_reference(stream.as_slice(), Path::new("layer"), &boot, &blobs)
             .unwrap();
         fs::write(blobs.join(report.blob.unwrap().to_string()), &stream).unwrap();
-        assert_same(&support::facts(&source), &peer_facts(&boot, &blobs));
+        assert_theirs_agree(&support::facts(&source), &boot, &blobs);
     }
 }
 
@@ -136,12 +189,9 @@ fn a_tar_as_it_is_and_merged() {
     let (source, blobs) = (dir.path().join("source"), dir.path().join("blobs"));
     support::nasty_tree(&source);
     let options = BuildOptions { chunk_size: 0x1000, ..BuildOptions::default() };
-    let built = support::archive::open_tarfs(
-        &support::archive::gnu_tar(&source, support::archive::PAX),
-        dir.path(),
-        options,
-    );
-    assert_same(&support::archive::tar_facts(&source), &peer_facts(&built.boot, &blobs));
+    let built =
+        support::archive::open_tarfs(&support::archive::gnu_tar(&source, support::archive::PAX), dir.path(), options);
+    assert_theirs_agree(&support::archive::tar_facts(&source), &built.boot, &blobs);
     let upper = support::archive::Tar::default().file("new", &support::noise(3, 10_000)).file("sizes/.wh.copy", b"");
     let upper = support::archive::open_tarfs(&upper.finish(), &dir.path().join("upper"), options);
     let id = upper.report.blob.unwrap().to_string();
@@ -150,7 +200,7 @@ fn a_tar_as_it_is_and_merged() {
     merge(&[built.image, upper.image], &merged).unwrap();
     let image = Bootstrap::open(&merged).unwrap();
     let ours = image::facts(&image, &BlobDirReader::open(&image, &blobs).unwrap());
-    assert_same(&ours, &peer_facts(&merged, &blobs));
+    assert_theirs_agree(&ours, &merged, &blobs);
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

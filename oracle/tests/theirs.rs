@@ -9,7 +9,7 @@ use shoal_rafs::{BlobDirReader, Bootstrap, ImageFile, check_file};
 mod common;
 
 use common::support::{self, Facts, assert_same, image};
-use common::{new_file, peer, peer_facts, peer_with_input, text};
+use common::{assert_theirs_agree, new_file, peer, peer_with_input, text};
 
 /// The facts of an image as Shoal reads it, once it passed the check.
 fn checked(file: &Path, blobs: &Path) -> BTreeMap<PathBuf, Facts> {
@@ -185,27 +185,15 @@ fn layers_as_converters_make_them_and_merged() {
     let blobs = dir.path().join("blobs");
     fs::create_dir(&blobs).unwrap();
     let mut layers: Vec<PathBuf> = Vec::new();
-    for (name, features) in [("lower", "blob-toc"), ("upper", "")] {
+    for (name, features) in [("lower", &["--features", "blob-toc"][..]), ("upper", &[])] {
         let tree = dir.path().join(name);
         tame_tree(&tree);
         fs::write(tree.join(format!("only-{name}")), support::noise(7, 5000)).unwrap();
         let tar = dir.path().join(format!("{name}.tar"));
         tree_as_tar(&tree, &tar);
-        peer(&[
-            "create",
-            "--type",
-            "tar-rafs",
-            "--blob-inline-meta",
-            "--features",
-            features,
-            "--whiteout-spec",
-            "none",
-            "--chunk-size",
-            "0x1000",
-            "--blob-dir",
-            text(&blobs),
-            text(&tar),
-        ]);
+        let layer = ["create", "--type", "tar-rafs", "--blob-inline-meta", "--whiteout-spec", "none"];
+        let places = ["--chunk-size", "0x1000", "--blob-dir", text(&blobs), text(&tar)];
+        peer(&[&layer, features, &places].concat());
         let blob = named_by_digest(&new_file(&blobs, &layers));
         assert_same(&whole_seconds(support::facts(&tree)), &checked(&blob, &blobs));
         layers.push(blob);
@@ -227,7 +215,7 @@ fn layers_as_converters_make_them_and_merged() {
     ]);
     let facts = checked(&merged, &blobs);
     assert!(facts.contains_key(Path::new("only-lower")) && facts.contains_key(Path::new("only-upper")));
-    assert_same(&facts, &peer_facts(&merged, &blobs));
+    assert_theirs_agree(&facts, &merged, &blobs);
 }
 
 #[test]

@@ -251,6 +251,13 @@ pub(crate) fn chunk_table_file_of(
     Ok(table_file(&stored_header, header.decode(table, cipher)?))
 }
 
+/// Whether such a file has lost its table and is the header alone: the converter of the Nydus snapshotter decompresses zstd and
+/// nothing else, and writes no more than that of a table in lz4.
+#[cfg(feature = "oci")]
+pub(crate) fn is_header_alone(file: &[u8]) -> bool {
+    file.len() as u64 == CI_HEADER && read_header(file).is_ok_and(|(_, header)| header.range.decoded_size > 0)
+}
+
 fn table_file(header: &CiHeader, mut table: Vec<u8>) -> Vec<u8> {
     table.resize(table.len().next_multiple_of(4096), 0);
     table.extend_from_slice(&encode::header_block(header));

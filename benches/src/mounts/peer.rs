@@ -66,7 +66,13 @@ impl Peer {
         let _ = fs::remove_file(&socket);
         let log = self.folder.join("log");
         let mut command = Command::new(&self.program);
-        command.arg("fuse").arg("--config").arg(&config).arg("--bootstrap").arg(&image.files.bootstrap);
+        // Unless told otherwise it wants a million open files, and ends where it may not have them.
+        command
+            .args(["fuse", "--rlimit-nofile", "0"])
+            .arg("--config")
+            .arg(&config)
+            .arg("--bootstrap")
+            .arg(&image.files.bootstrap);
         command.arg("--mountpoint").arg(&root).arg("--apisock").arg(&socket).stdin(Stdio::null());
         let process = command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?).spawn();
         let process = process.map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;

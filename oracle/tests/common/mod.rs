@@ -1,4 +1,4 @@
-//! What both directions need: the other builder as a program, and the facts of a tree as the other reader tells them.
+//! What both directions need: the other builder and daemon as programs, and the facts of a tree as the other reader tells them.
 
 #![allow(dead_code, unreachable_pub)] // each test program uses its part
 
@@ -9,10 +9,11 @@ use std::process::{Command, Stdio};
 
 use shoal_oracle::read::{Image, Node};
 
+mod daemon;
 #[path = "../../../rafs/tests/support/mod.rs"]
 pub mod support;
 
-use support::Facts;
+use support::{Facts, assert_same};
 
 /// Runs the other builder, or `PEER_BUILDER` in its place, with `input` on its standard input.
 pub fn peer_with_input(arguments: &[&str], input: &str) {
@@ -38,6 +39,23 @@ pub fn new_file(dir: &Path, known: &[PathBuf]) -> PathBuf {
     files.retain(|path| !known.contains(path));
     assert_eq!(files.len(), 1, "{files:?}");
     files.remove(0)
+}
+
+/// That an image is a tree for all of theirs: the reader; the daemon, where it can mount; and the check of the builder, if it is the
+/// original, which alone has one.
+pub fn assert_theirs_agree(expected: &BTreeMap<PathBuf, Facts>, bootstrap: &Path, blobs: &Path) {
+    assert_same(expected, &peer_facts(bootstrap, blobs));
+    if let Some(mounted) = daemon::Mounted::new(bootstrap, blobs) {
+        let mut found = support::facts(mounted.root());
+        // It shows the time of the mount in the place of none, which is what 0 means to it.
+        for (path, facts) in expected.iter().filter(|(_, facts)| facts.mtime.0 == 0) {
+            found.get_mut(path).unwrap().mtime = facts.mtime;
+        }
+        assert_same(expected, &found);
+    }
+    if std::env::var_os("PEER_BUILDER").is_some() {
+        peer(&["check", text(bootstrap), "--blob-dir", text(blobs)]);
+    }
 }
 
 /// The facts of a tree as the other reader tells them.

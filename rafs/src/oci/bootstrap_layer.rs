@@ -17,6 +17,7 @@ use tar::{EntryType, Header};
 use tempfile::NamedTempFile;
 
 use super::{BlobPlace, DecryptionKeys, LayerSeal, Recipients, SealError};
+use crate::blob::is_header_alone;
 
 const BOOTSTRAP: &str = "image/image.boot";
 const TABLE_SUFFIX: &str = ".blob.meta";
@@ -88,7 +89,7 @@ impl Default for LayerLimits {
 pub struct BootstrapLayer {
     /// The bootstrap, not yet looked at.
     pub bootstrap: Bytes,
-    /// Chunk tables by blob, not yet looked at. Layers of older converters have none.
+    /// Chunk tables by blob, not yet looked at. Layers of older converters have none; what has lost its content is left out.
     pub chunk_tables: BTreeMap<BlobId, Bytes>,
     /// Where it says that its blobs are, if not in the registry, and if that is a kind of place that is known here.
     pub backend: Option<BlobPlace>,
@@ -175,6 +176,8 @@ pub fn read_bootstrap_layer(reader: impl Read, limits: &LayerLimits) -> Result<B
     }
     let diff_id = ObjectId::new(tar.hasher.finalize().into());
     let bootstrap = bootstrap.ok_or(LayerError::Missing)?;
+    // As good as none: who needs it reads it from the blob.
+    chunk_tables.retain(|_, table: &mut Bytes| !is_header_alone(table));
     Ok(BootstrapLayer { bootstrap, chunk_tables, backend: backend.flatten(), diff_id })
 }
 
@@ -347,6 +350,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{BuildOptions, Builder, chunk_table_file};
 
     fn tables(bytes: &[u8]) -> BTreeMap<BlobId, Bytes> {
         [1, 2].map(|id| (BlobId::new([id; 32]), Bytes::copy_from_slice(bytes))).into()
@@ -412,6 +416,25 @@ mod tests {
         let layer = layer.unwrap();
         assert_eq!(layer.bootstrap, "boot");
         assert_eq!(layer.chunk_tables[&BlobId::new([3; 32])], "table");
+    }
+
+    #[test]
+    fn a_table_of_which_the_header_alone_is_left_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, boot, blobs) = (dir.path().join("source"), dir.path().join("boot"), dir.path().join("blobs"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("file"), b"content").unwrap();
+        let report = Builder::new(BuildOptions::default()).build(&source, &boot, &blobs).unwrap();
+        let table = chunk_table_file(&blobs.join(report.blob.unwrap().to_string())).unwrap();
+        let header = &table[table.len() - 4096..];
+        let [whole, alone, broken] = [1, 2, 3].map(|byte| BlobId::new([byte; 32]));
+        let path = |blob: BlobId| format!("image/{blob}.blob.meta");
+        // What is wrong in another way is for whoever reads it to find.
+        let files = [(path(whole), &table[..]), (path(alone), header), (path(broken), &header[1..])];
+        let files = files.each_ref().map(|(path, bytes)| (&path[..], EntryType::Regular, *bytes));
+        let boot = [("image/image.boot", EntryType::Regular, &b"boot"[..])];
+        let tables = read(&tar_gz(&[&boot[..], &files].concat())).unwrap().chunk_tables;
+        assert_eq!(tables.keys().collect::<Vec<_>>(), [&whole, &broken]);
     }
 
     #[test]
