@@ -4,6 +4,7 @@
 //! scan       walk a directory: names, owners, xattrs, hard links          \  a tree and chunks in their
 //! tar        read a tar once, from front to back, into a tree and chunks  /  order: breadth first, or the tar's
 //! pipeline   read, hash and compress chunks on worker threads
+//! parcel     what they are handed over in: one chunk, or several small ones
 //! collector  put chunks back in order, gather small ones in batches, store each that is not there yet
 //! blob       append chunks and batches
 //! output     where the files of an image go
@@ -17,12 +18,11 @@
 //! ```
 //!
 //! The same source gives the same bytes, for any number of threads; not so when the blob is encrypted, as each has a key of its
-//! own. Memory depends on the number of names and chunks (a
-//! few hundred bytes for each name, about 150 for each distinct chunk and for each of a dictionary), and on `2 t + 2`
-//! chunks and `t + 2` batches, decoded and encoded, for `t` threads; not on the size of files. Files and directories that
-//! change while they are read end the build: half of one version and half of another is not an image of anything. Nothing
-//! appears under a final name before it is complete; a blob that is written into a FIFO is complete when that ends and the
-//! build has succeeded.
+//! own. Memory depends on the number of names and chunks (a few hundred bytes for each name, about 150 for each distinct chunk
+//! and for each of a dictionary), and on `2 t + 2` parcels, each a chunk or 256 KiB if that is more, and `t + 2` batches, decoded
+//! and encoded, for `t` threads; not on the size of files. Files and directories that change while they are read end the build:
+//! half of one version and half of another is not an image of anything. Nothing appears under a final name before it is
+//! complete; a blob that is written into a FIFO is complete when that ends and the build has succeeded.
 //!
 //! Not kept, because the format has no place for it: access and change times, sparseness, hard links between anything
 //! but regular files (they become equal nodes of their own), xattrs outside `user.`, `trusted.`, `security.` and
@@ -65,6 +65,7 @@ mod merge;
 mod optimize;
 mod output;
 pub(crate) mod overlay;
+mod parcel;
 mod parts;
 mod pipeline;
 mod place;
@@ -435,7 +436,7 @@ fn feed_file(feed: &mut pipeline::Feed, scanned: &scan::Scanned, node: NodeIndex
     let inode = scanned.tree.nodes[node].inode;
     let file = &scanned.tree.inodes[inode];
     match file.version {
-        Some(version) => feed.file(inode, pipeline::SourceFile::new(scanned.path(node), version), file.size),
+        Some(version) => feed.file(inode, parcel::SourceFile::new(scanned.path(node), version), file.size),
         None => Ok(()),
     }
 }

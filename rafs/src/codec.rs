@@ -1,7 +1,7 @@
 //! Compressors and digests of chunks. Decoding is bounded by the length that the image states.
 
 use std::cell::RefCell;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -194,25 +194,32 @@ impl Encoder {
     /// The encoded form if it is smaller than `decoded`.
     pub(crate) fn encode(&mut self, decoded: &[u8]) -> std::io::Result<Option<Vec<u8>>> {
         let mut encoded = Vec::new();
-        Ok(self.encode_into(decoded, &mut encoded)?.then_some(encoded))
+        Ok(self.encode_to(decoded, &mut encoded)?.then_some(encoded))
     }
 
-    /// Replaces `encoded` by the encoded form. Whether that is smaller than `decoded`; if not, it holds nothing of use.
-    pub(crate) fn encode_into(&mut self, decoded: &[u8], encoded: &mut Vec<u8>) -> std::io::Result<bool> {
-        encoded.clear();
+    /// Appends the encoded form to `encoded` if it is smaller than `decoded`, and says whether it is; if not, nothing is
+    /// appended.
+    pub(crate) fn encode_to(&mut self, decoded: &[u8], encoded: &mut Vec<u8>) -> std::io::Result<bool> {
+        let start = encoded.len();
         match &mut self.zstd {
             Some(zstd) => {
                 encoded.reserve(zstd::zstd_safe::compress_bound(decoded.len()));
-                zstd.compress_to_buffer(decoded, encoded)?;
+                let mut end = Cursor::new(&mut *encoded);
+                end.set_position(start as u64);
+                zstd.compress_to_buffer(decoded, &mut end)?;
             }
             None if self.compressor == Compressor::Lz4 => {
-                encoded.resize(lz4_flex::block::get_maximum_output_size(decoded.len()), 0);
-                let len = lz4_flex::block::compress_into(decoded, encoded).map_err(std::io::Error::other)?;
-                encoded.truncate(len);
+                encoded.resize(start + lz4_flex::block::get_maximum_output_size(decoded.len()), 0);
+                let len = lz4_flex::block::compress_into(decoded, &mut encoded[start..]);
+                encoded.truncate(start + len.map_err(std::io::Error::other)?);
             }
             None => return Ok(false),
         }
-        Ok(encoded.len() < decoded.len())
+        let smaller = encoded.len() - start < decoded.len();
+        if !smaller {
+            encoded.truncate(start);
+        }
+        Ok(smaller)
     }
 }
 
@@ -243,13 +250,16 @@ mod tests {
     }
 
     #[test]
-    fn every_level_round_trips_whatever_the_buffer_held() {
+    fn every_level_round_trips_behind_whatever_the_buffer_holds() {
         let plain: Vec<u8> = (0..50_000u32).flat_map(|n| (n / 7).to_string().into_bytes()).collect();
-        for level in ZSTD_LEVELS {
+        let lz4 = (Compressor::Lz4, None);
+        for (compressor, level) in ZSTD_LEVELS.map(|level| (Compressor::Zstd, Some(level))).chain([lz4]) {
             let mut encoded = b"before".to_vec();
-            let mut encoder = Encoder::with_level(Compressor::Zstd, Some(level)).unwrap();
-            assert!(encoder.encode_into(&plain, &mut encoded).unwrap());
-            assert_eq!(decode(Compressor::Zstd, &encoded, plain.len()).unwrap(), plain, "level {level}");
+            let mut encoder = Encoder::with_level(compressor, level).unwrap();
+            assert!(encoder.encode_to(&plain, &mut encoded).unwrap());
+            assert!(!encoder.encode_to(b"x", &mut encoded).unwrap());
+            let encoded = encoded.strip_prefix(b"before").unwrap();
+            assert_eq!(decode(compressor, encoded, plain.len()).unwrap(), plain, "{compressor} {level:?}");
         }
     }
 

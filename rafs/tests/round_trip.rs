@@ -143,7 +143,7 @@ fn a_tree_that_changes_while_it_is_read_ends_the_build_without_a_trace() {
         let (source, boot, blobs) = (dir.path().join("source"), dir.path().join("boot"), dir.path().join("blobs"));
         fs::create_dir(&source).unwrap();
         // Far more chunks than are under way at a time, so the last file is not read before the first chunk is done.
-        fs::write(source.join("a"), support::noise(1, 200 * support::CHUNK)).unwrap();
+        fs::write(source.join("a"), support::noise(1, 600 * support::CHUNK)).unwrap();
         let last = source.join("z");
         fs::write(&last, b"before").unwrap();
         fs::write(dir.path().join("other"), b"before").unwrap();

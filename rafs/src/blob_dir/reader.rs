@@ -194,13 +194,21 @@ impl BlobFile {
 
     /// Reads, decodes and verifies a piece.
     pub(crate) fn read(&self, number: u32) -> Result<DecodedPiece, ChunkError> {
-        let table = &self.table;
-        let piece = table.piece(number);
-        let index = piece.and_then(|piece| piece.chunks().first()).map_or(number, |chunk| chunk.index);
-        let failed = |reason: String| ChunkError { blob: table.blob(), index, reason: reason.into() };
-        let range = piece.ok_or_else(|| failed("the image does not name it".into()))?.encoded();
+        let failed = |reason| self.error(number, reason);
+        let range = self.table.piece(number).ok_or_else(|| failed("the image does not name it".into()))?.encoded();
         let encoded = read_range(&self.file, range).map_err(|error| failed(format!("blob file: {error}")))?;
-        table.decode(number, &encoded).map_err(|error| failed(chain(&error)))
+        self.decode(number, &encoded)
+    }
+
+    /// Decodes and verifies a piece that somebody has read.
+    pub(crate) fn decode(&self, number: u32, encoded: &[u8]) -> Result<DecodedPiece, ChunkError> {
+        self.table.decode(number, encoded).map_err(|error| self.error(number, chain(&error)))
+    }
+
+    fn error(&self, number: u32, reason: String) -> ChunkError {
+        let first = self.table.piece(number).and_then(|piece| piece.chunks().first());
+        let index = first.map_or(number, |chunk| chunk.index);
+        ChunkError { blob: self.table.blob(), index, reason: reason.into() }
     }
 }
 

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::output::{BlobFile, BlobTarget};
-use super::pipeline::Prepared;
 use super::tree::ChunkPlace;
 use super::{BuildError, BuildOptions};
 use crate::blob::{Batch, ChunkInfo, InBatch};
@@ -93,29 +92,30 @@ impl BlobWriter {
     }
 
     /// Finds the place of a chunk, or gives it one. New chunks are to be stored in the order of their places.
-    pub(super) fn place(&mut self, chunk: &Prepared, file_offset: u64) -> Result<Placed, BuildError> {
-        if let Some(place) = self.known.place(&chunk.key()) {
+    pub(super) fn place(&mut self, key: ChunkKey, crc32: u32, file_offset: u64) -> Result<Placed, BuildError> {
+        if let Some(place) = self.known.place(&key) {
             return Ok(Placed::Known(place));
         }
         let index = self.records.len() as u32;
         self.check_limits(index)?;
         let encrypted = if self.cipher.is_some() { chunk_flags::ENCRYPTED } else { 0 };
+        let (digest, decoded_len) = key;
         self.records.push(ChunkRecord {
-            digest: chunk.digest,
+            digest,
             blob: 0.into(),
             flags: (chunk_flags::HAS_CRC | encrypted).into(),
             // What a chunk in a batch keeps, as other builders have it.
             encoded_size: 0.into(),
             encoded_offset: 0.into(),
-            decoded_size: (chunk.decoded.len() as u32).into(),
+            decoded_size: decoded_len.into(),
             decoded_offset: self.decoded_size.into(),
             file_offset: file_offset.into(),
             index: index.into(),
-            crc32: chunk.crc32.into(),
+            crc32: crc32.into(),
         });
         let place = ChunkPlace { blob: 0, index, block: (self.decoded_size / BLOCK) as u32 };
-        self.decoded_size += (chunk.decoded.len() as u64).next_multiple_of(BLOCK);
-        self.known.insert(chunk.key(), place);
+        self.decoded_size += u64::from(decoded_len).next_multiple_of(BLOCK);
+        self.known.insert(key, place);
         Ok(Placed::New(place))
     }
 
@@ -133,25 +133,25 @@ impl BlobWriter {
     }
 
     /// Appends a chunk as a unit of its own.
-    pub(super) fn store(&mut self, index: u32, chunk: &Prepared) -> Result<(), BuildError> {
-        let (stored, record) = (chunk.stored(), &mut self.records[index as usize]);
+    pub(super) fn store(&mut self, index: u32, stored: &[u8], compressed: bool) -> Result<(), BuildError> {
+        let record = &mut self.records[index as usize];
         record.encoded_offset = self.file.len().into();
         record.encoded_size = (stored.len() as u32).into();
-        if chunk.compressed {
+        if compressed {
             record.flags |= chunk_flags::COMPRESSED;
         }
         self.write(stored)
     }
 
-    /// Appends chunks as one unit: those from `first` on, whose decoded bytes are those of the batch, back to back.
-    pub(super) fn store_batch(&mut self, first: u32, batch: &Prepared) -> Result<(), BuildError> {
-        let (encoded_len, decoded_len) = (batch.stored().len() as u32, batch.decoded.len() as u32);
+    /// Appends chunks as one unit: those from `first` on, whose bytes, back to back, are the `decoded_len` of the batch.
+    pub(super) fn store_batch(&mut self, first: u32, stored: &[u8], decoded_len: u32) -> Result<(), BuildError> {
+        let encoded_len = stored.len() as u32;
         self.batches.push(StoredBatch {
             first,
             encoded_offset: self.file.len(),
             batch: Batch { encoded_len, decoded_len },
         });
-        self.write(batch.stored())
+        self.write(stored)
     }
 
     fn write(&mut self, stored: &[u8]) -> Result<(), BuildError> {

@@ -12,11 +12,13 @@
 //! What is stored and where depends on the order of the chunks alone, never on that of the workers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use super::batches::{Batches, ClosedBatch};
 use super::blob::{BlobWriter, Placed};
-use super::pipeline::{Done, DoneChunk, Job, Prepared};
+use super::parcel::{Chunk, Parcel};
+use super::pipeline::{Done, Job};
 use super::tree::ChunkPlace;
 use super::{BuildError, BuildOptions};
 
@@ -32,7 +34,7 @@ pub(super) struct Stored {
 enum Unit {
     Chunk {
         index: u32,
-        chunk: Prepared,
+        chunk: Taken,
     },
     /// A batch that may still be with a worker.
     Batch {
@@ -41,15 +43,32 @@ enum Unit {
     },
 }
 
+/// A chunk whose turn has come: the one at this position of a parcel, which is filled again once all of its chunks are stored.
+#[derive(Clone)]
+struct Taken {
+    parcel: Arc<Parcel>,
+    position: usize,
+}
+
+impl Taken {
+    fn chunk(&self) -> &Chunk {
+        &self.parcel.chunks[self.position]
+    }
+}
+
 /// Takes chunks from the workers, and gives them batches.
 pub(super) struct Collector<P> {
     options: BuildOptions,
     stored: Stored,
     progress: P,
     jobs: SyncSender<Job>,
-    free: SyncSender<Prepared>,
-    /// Chunks before their turn; no more than there are buffers.
-    early: BTreeMap<u64, DoneChunk>,
+    free: SyncSender<Parcel>,
+    /// Parcels before their turn; no more than there are.
+    early: BTreeMap<u64, Result<Parcel, BuildError>>,
+    /// Parcels whose turn has come.
+    parcels: u64,
+    /// The next chunk in order, if it has come.
+    next: Option<Taken>,
     batches: Batches,
     /// What will be appended next.
     queue: VecDeque<Unit>,
@@ -57,14 +76,14 @@ pub(super) struct Collector<P> {
 }
 
 impl<P: Fn(u64, u64)> Collector<P> {
-    /// `jobs` must take as many batches as `batches` has buffers, beside all chunks, without waiting. Buffers of chunks go
-    /// back to `free`.
+    /// `jobs` must take as many batches as `batches` has buffers, beside all parcels, without waiting. Parcels go back to
+    /// `free`.
     pub(super) fn new(
         options: BuildOptions,
         writer: BlobWriter,
         progress: P,
         jobs: SyncSender<Job>,
-        free: SyncSender<Prepared>,
+        free: SyncSender<Parcel>,
         batches: Batches,
     ) -> Self {
         Self {
@@ -74,6 +93,8 @@ impl<P: Fn(u64, u64)> Collector<P> {
             jobs,
             free,
             early: BTreeMap::new(),
+            parcels: 0,
+            next: None,
             batches,
             queue: VecDeque::new(),
             decoded_bytes: 0,
@@ -85,12 +106,12 @@ impl<P: Fn(u64, u64)> Collector<P> {
         let mut fed = None;
         for done in finished {
             match done {
-                Done::Chunk(chunk) => _ = self.early.insert(chunk.number, chunk),
+                Done::Parcel { number, parcel } => _ = self.early.insert(number, parcel),
                 Done::Batch { number, batch } => self.batches.compressed(number, batch?),
-                Done::Fed { chunks } => fed = Some(chunks),
+                Done::Fed { parcels } => fed = Some(parcels),
             }
             self.advance()?;
-            if fed == Some(self.stored.chunks) {
+            if fed == Some(self.parcels) && self.next.is_none() {
                 self.close_batch()?;
                 if self.queue.is_empty() {
                     return Ok(self.stored);
@@ -108,27 +129,42 @@ impl<P: Fn(u64, u64)> Collector<P> {
             if !self.batches.has_room() {
                 return Ok(());
             }
-            match self.early.remove(&self.stored.chunks) {
-                Some(done) => self.take(done)?,
+            match self.next()? {
+                Some(taken) => self.take(taken)?,
                 None => return Ok(()),
             }
         }
+    }
+
+    /// The next chunk in order, if it has come.
+    fn next(&mut self) -> Result<Option<Taken>, BuildError> {
+        if self.next.is_none()
+            && let Some(parcel) = self.early.remove(&self.parcels)
+        {
+            self.parcels += 1;
+            self.next = Some(Taken { parcel: Arc::new(parcel?), position: 0 });
+        }
+        let Some(taken) = self.next.take() else { return Ok(None) };
+        let following = Taken { position: taken.position + 1, ..taken.clone() };
+        self.next = (following.position < following.parcel.chunks.len()).then_some(following);
+        Ok(Some(taken))
     }
 
     /// Appends what heads the queue, up to a batch that is not back yet.
     fn append_queued(&mut self) -> Result<(), BuildError> {
         while let Some(unit) = self.queue.pop_front() {
             match unit {
-                Unit::Chunk { index, chunk } => {
-                    self.stored.writer.store(index, &chunk)?;
-                    self.release(chunk);
+                Unit::Chunk { index, chunk: taken } => {
+                    let chunk = taken.chunk();
+                    self.stored.writer.store(index, taken.parcel.stored(chunk), chunk.form.compressed)?;
+                    self.release(taken);
                 }
                 Unit::Batch { number, first } => {
                     let Some(batch) = self.batches.take(number) else {
                         self.queue.push_front(unit);
                         return Ok(());
                     };
-                    self.stored.writer.store_batch(first, &batch)?;
+                    self.stored.writer.store_batch(first, batch.stored(), batch.decoded.len() as u32)?;
                     self.batches.recycle(batch);
                 }
             }
@@ -137,31 +173,31 @@ impl<P: Fn(u64, u64)> Collector<P> {
     }
 
     /// The next chunk in order.
-    fn take(&mut self, done: DoneChunk) -> Result<(), BuildError> {
-        let DoneChunk { inode, alone, chunk, .. } = done;
-        let chunk = chunk?;
+    fn take(&mut self, taken: Taken) -> Result<(), BuildError> {
+        let chunk = taken.chunk();
+        let &Chunk { inode, alone, .. } = chunk;
         let places = &mut self.stored.places;
         if places.len() <= inode {
             places.resize_with(inode + 1, Vec::new);
         }
         let file_offset = places[inode].len() as u64 * u64::from(self.options.chunk_size);
-        let placed = self.stored.writer.place(&chunk, file_offset)?;
+        let placed = self.stored.writer.place(chunk.key(), chunk.crc32, file_offset)?;
         let (Placed::Known(place) | Placed::New(place)) = placed;
         places[inode].push(place);
         self.stored.chunks += 1;
         self.decoded_bytes += chunk.decoded.len() as u64;
         match placed {
-            Placed::Known(_) => self.release(chunk),
+            Placed::Known(_) => self.release(taken),
             Placed::New(ChunkPlace { index, .. }) if alone => {
                 self.close_batch()?;
-                self.queue.push_back(Unit::Chunk { index, chunk });
+                self.queue.push_back(Unit::Chunk { index, chunk: taken });
             }
             Placed::New(ChunkPlace { index, .. }) => {
                 if self.batches.would_overflow(chunk.decoded.len()) {
                     self.close_batch()?;
                 }
-                self.batches.add(index, &chunk.decoded);
-                self.release(chunk);
+                self.batches.add(index, taken.parcel.decoded(taken.chunk()));
+                self.release(taken);
             }
         }
         (self.progress)(self.decoded_bytes, self.stored.writer.encoded_size());
@@ -175,8 +211,11 @@ impl<P: Fn(u64, u64)> Collector<P> {
         self.jobs.send(Job::Batch { number, batch }).map_err(|_| BuildError::Worker)
     }
 
-    fn release(&self, chunk: Prepared) {
+    fn release(&self, taken: Taken) {
+        // While others of its chunks are to be stored, they hold it too.
+        let Ok(mut parcel) = Arc::try_unwrap(taken.parcel) else { return };
+        parcel.chunks.clear();
         // The feed is gone when everything was fed.
-        let _ = self.free.try_send(chunk);
+        let _ = self.free.try_send(parcel);
     }
 }

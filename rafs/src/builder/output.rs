@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 use sha2::{Digest as _, Sha256};
 use shoal_proto::BlobId;
@@ -38,10 +39,17 @@ impl<'a> Output<'a> {
     }
 }
 
+/// Bytes of a blob that are sent to the disk together while more are made. A blob appears once it is on the disk, and what is
+/// left to the end is waited for.
+const SYNC_BYTES: u64 = 64 << 20;
+
 /// A blob that grows at its end.
 pub(super) struct BlobFile {
     place: PathBuf,
     sink: BufWriter<Sink>,
+    /// Where it was when it was last sent to the disk, and who does that.
+    synced: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
     /// Its name if it is not named by its sha256.
     path: Option<PathBuf>,
     hasher: Sha256,
@@ -90,7 +98,15 @@ impl BlobFile {
             BlobTarget::Nowhere => (Path::new(""), Sink::Nothing, None),
         };
         let sink = BufWriter::with_capacity(1 << 20, sink);
-        Ok(Self { place: place.to_owned(), sink, path: path.map(Path::to_owned), hasher: Sha256::new(), len: 0 })
+        Ok(Self {
+            place: place.to_owned(),
+            sink,
+            synced: 0,
+            syncing: None,
+            path: path.map(Path::to_owned),
+            hasher: Sha256::new(),
+            len: 0,
+        })
     }
 
     /// Where it will be, for errors.
@@ -112,7 +128,30 @@ impl BlobFile {
         self.hasher.update(bytes);
         self.sink.write_all(bytes).map_err(BuildError::io("write the blob in", &self.place))?;
         self.len += bytes.len() as u64;
+        if self.len - self.synced >= SYNC_BYTES && self.syncing.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.sync().map_err(BuildError::io("sync the blob in", &self.place))?;
+        }
         Ok(())
+    }
+
+    /// Begins to send to the disk what is written, once what was begun before has ended.
+    fn sync(&mut self) -> io::Result<()> {
+        self.end_sync()?;
+        self.synced = self.len;
+        if let Sink::Temporary(file) = self.sink.get_ref() {
+            let file = file.as_file().try_clone()?;
+            // Where there is no thread for it, all is left to the end.
+            self.syncing = thread::Builder::new().spawn(move || file.sync_data()).ok();
+        }
+        Ok(())
+    }
+
+    /// The system tells only once that it could not write something.
+    fn end_sync(&mut self) -> io::Result<()> {
+        match self.syncing.take() {
+            Some(syncing) => syncing.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked"))),
+            None => Ok(()),
+        }
     }
 
     /// Gives the file its name: the sha256 of its bytes.
@@ -122,7 +161,8 @@ impl BlobFile {
     }
 
     /// Gives the file this name.
-    pub(super) fn finish_as(self, id: BlobId) -> Result<BlobId, BuildError> {
+    pub(super) fn finish_as(mut self, id: BlobId) -> Result<BlobId, BuildError> {
+        self.end_sync().map_err(BuildError::io("sync the blob in", &self.place))?;
         let path = self.path.unwrap_or_else(|| self.place.join(id.to_string()));
         match self.sink.into_inner().map_err(|error| BuildError::io("write", &path)(error.into_error()))? {
             Sink::Temporary(file) => persist(file, &path)?,

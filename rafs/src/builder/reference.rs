@@ -26,7 +26,7 @@ use super::lending::{Borrower, Lender, lend};
 use super::output::{BlobFile, Output};
 use super::parts::{self, OpenBlob};
 use super::tree::{ChunkPlace, Draft, InodeIndex, Tree};
-use super::{BuildError, BuildOptions, BuildReport, Builder, Encryption, LayerNotes, Notes, Progress, tar};
+use super::{BuildError, BuildOptions, BuildReport, Builder, Encryption, LayerNotes, Notes, Progress, parcel, tar};
 use crate::archive::Archive;
 use crate::blob::{ChunkInfo, Contexts, EncodedTable, InBatch, ZRAN_FEATURES};
 use crate::codec::{self, Compressor};
@@ -133,11 +133,12 @@ impl Builder {
     fn cut<R: Read>(
         &self,
         (stream, name): (&mut Hashed<&mut Indexer<R>>, &Path),
-        cuts: Lender<Cut>,
+        cuts: Lender<Cuts>,
         notes: &mut Notes,
         layer: Option<&mut LayerNotes>,
     ) -> Result<(Draft, Vec<Vec<usize>>), BuildError> {
         let position = stream.stream.position();
+        let mut cuts = Cutter { lender: cuts, open: Cuts::default() };
         let (mut chunk, mut count, mut chunks) = (Vec::new(), 0, Vec::new());
         let mut archive = Archive::new(stream, self.options.limits);
         let draft = tar::read(&mut archive, name, self.options.limits, notes, layer, |archive, member, inode| {
@@ -147,8 +148,8 @@ impl Builder {
                 return Err(BuildError::Unsupported { path: name.to_owned(), what });
             }
             let add = |chunk: &mut Vec<u8>, before, file_offset| {
-                let decoded = std::mem::replace(chunk, cuts.spare()?);
-                cuts.hand_over(Cut { decoded, before, after: position.get(), file_offset })?;
+                let cut = Cut { len: chunk.len(), before, after: position.get(), file_offset };
+                cuts.add(chunk, cut)?;
                 count += 1;
                 Ok(count - 1)
             };
@@ -157,6 +158,7 @@ impl Builder {
             in_place::note(&mut chunks, inode, numbers);
             Ok(())
         })?;
+        cuts.lender.hand_over(cuts.open)?;
         Ok((draft, chunks))
     }
 }
@@ -200,12 +202,41 @@ fn hash(hasher: &mut Sha256, queue: Borrower<Vec<u8>>) {
     }
 }
 
-/// A chunk as it was cut from the tar, and where the stream stood before and after it.
+/// Chunks of the tar, back to back; several where they are [small](parcel).
+#[derive(Default)]
+struct Cuts {
+    bytes: Vec<u8>,
+    cuts: Vec<Cut>,
+}
+
+/// Length of a chunk, and where the stream stood before and after it.
 struct Cut {
-    decoded: Vec<u8>,
+    len: usize,
     before: Position,
     after: Position,
     file_offset: u64,
+}
+
+/// Hands chunks on.
+struct Cutter {
+    lender: Lender<Cuts>,
+    open: Cuts,
+}
+
+impl Cutter {
+    /// Adds a chunk; its buffer may be another afterwards.
+    fn add(&mut self, chunk: &mut Vec<u8>, cut: Cut) -> Result<(), BuildError> {
+        if !parcel::has_room(self.open.cuts.len(), self.open.bytes.len(), cut.len) {
+            let next = Cuts { bytes: self.lender.spare()?, cuts: Vec::new() };
+            self.lender.hand_over(std::mem::replace(&mut self.open, next))?;
+        }
+        match self.open.cuts.is_empty() {
+            true => std::mem::swap(&mut self.open.bytes, chunk),
+            false => self.open.bytes.extend_from_slice(chunk),
+        }
+        self.open.cuts.push(cut);
+        Ok(())
+    }
 }
 
 /// What is known of the chunks so far.
@@ -244,19 +275,24 @@ impl<'a> Index<'a> {
     }
 
     /// Adds chunks until no more come; gives the place of each, in the order of coming.
-    fn run(mut self, queue: Borrower<Cut>) -> Result<(Self, Vec<ChunkPlace>), BuildError> {
+    fn run(mut self, queue: Borrower<Cuts>) -> Result<(Self, Vec<ChunkPlace>), BuildError> {
         let mut places = Vec::new();
-        for cut in queue.work {
-            places.push(self.add(&cut)?);
+        for Cuts { bytes, cuts } in queue.work {
+            let mut rest = &bytes[..];
+            for cut in &cuts {
+                let (chunk, others) = rest.split_at(cut.len);
+                places.push(self.add(chunk, cut)?);
+                rest = others;
+            }
             // At the end nobody needs it.
-            let _ = queue.free.send(cut.decoded);
+            let _ = queue.free.send(bytes);
         }
         Ok((self, places))
     }
 
     /// The place of a chunk; new ones are added.
-    fn add(&mut self, cut: &Cut) -> Result<ChunkPlace, BuildError> {
-        let &Cut { decoded: ref chunk, before, after, file_offset } = cut;
+    fn add(&mut self, chunk: &[u8], cut: &Cut) -> Result<ChunkPlace, BuildError> {
+        let &Cut { before, after, file_offset, .. } = cut;
         self.decoded_bytes += chunk.len() as u64;
         if let Some(progress) = &self.builder.progress {
             let (decoded_bytes, encoded_bytes) = (self.decoded_bytes, after.encoded);

@@ -1,20 +1,18 @@
 //! The blob files: size, sha256, both copies of the chunk table, digest and checksum of every chunk, on all processors.
 //!
-//! One file after the other. It is hashed by one thread while the others read and decode pieces of it, and the kernel reads ahead
-//! of the first of them; so the disk is read once, as long as the page cache holds what lies between them.
+//! One file after the other, in [segments](segment). A thread reads one, has it hashed when those before it were, and decodes the
+//! pieces in it. There is one thread more than processors, as one or the other waits for the disk. Memory for each of them: a
+//! segment of about 1 MiB, or the largest chunk, and a piece once decoded.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::thread;
+use std::{io, thread};
 
-use rustix::fs::{Advice, fadvise};
-use sha2::{Digest as _, Sha256};
-use shoal_proto::BlobId;
-
+use super::ordered::{Hashed, OrderedDigest};
+use super::reader::SegmentReader;
+use super::segment::{Segment, Segments};
 use super::{CheckReport, CheckedBlob, MAX_PROBLEMS, Problem, contents};
 use crate::blob::ChunkTable;
 use crate::blob_dir::{BlobDirError, BlobFile, BlobPaths};
@@ -22,11 +20,8 @@ use crate::bootstrap::{Blob, Bootstrap};
 use crate::error_chain::chain;
 use crate::image_file;
 use crate::layout::chunk_flags;
-use crate::piece::agreement;
-use crate::source::ChunkId;
-
-/// Bytes that are asked of the disk before they are hashed.
-const AHEAD: u64 = 8 << 20;
+use crate::piece::{DecodedPiece, agreement};
+use crate::source::{ChunkError, ChunkId};
 
 /// Checks the blobs that `paths` lead to; of the others, what the bootstrap says of them. `threads` of 0 is one per
 /// processor.
@@ -66,9 +61,9 @@ struct Work<'a> {
 
 #[derive(Clone, Copy)]
 enum Task {
-    /// The file at this position is to be hashed.
-    Hash(u32),
-    /// Of the file at this position the piece with this number is to be decoded.
+    /// Of the file at this position this segment is to be read.
+    Segment(u32, usize),
+    /// Of the file at this position the piece with this number, which is in no segment.
     Piece(u32, u32),
 }
 
@@ -77,22 +72,30 @@ struct Opened<'a> {
     blob: &'a Blob,
     path: PathBuf,
     pieces: Option<BlobFile>,
+    reader: SegmentReader,
+    segments: Segments,
+    digest: OrderedDigest,
+    /// What the table of contents says of the chunk data.
+    stated: Option<[u8; 32]>,
 }
+
+/// Order in which problems are told: by file, and in one those of the whole file before those of its pieces.
+type Place = (u32, Option<u32>);
 
 /// What one thread found.
 #[derive(Default)]
 struct Found {
-    /// By task, to be told in one order whatever the threads did.
-    problems: Vec<(usize, Problem)>,
+    /// To be told in one order whatever the threads did.
+    problems: Vec<(Place, Problem)>,
     left_out: u64,
     /// Chunks that are right, by file.
     verified: HashMap<u32, u64>,
 }
 
 impl Found {
-    fn problem(&mut self, task: usize, place: String, problem: impl Into<String>) {
+    fn problem(&mut self, order: Place, place: String, problem: impl Into<String>) {
         if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push((task, Problem { place, problem: problem.into() }));
+            self.problems.push((order, Problem { place, problem: problem.into() }));
         } else {
             self.left_out += 1;
         }
@@ -110,9 +113,10 @@ impl<'a> Work<'a> {
         report: &mut CheckReport,
     ) {
         let blob = &image.blobs()[index as usize];
-        if let Err(error) = File::open(&path) {
-            return report.problem(format!("blob {}", blob.id), format!("cannot read {}: {error}", path.display()));
-        }
+        let reader = match SegmentReader::open(&path) {
+            Ok(reader) => reader,
+            Err(error) => return report.problem(format!("blob {}", blob.id), unreadable(&path, &error)),
+        };
         let Some(table) = table else {
             return report.problem(format!("chunk table of blob {}", blob.id), "nobody has said where it is");
         };
@@ -131,17 +135,20 @@ impl<'a> Work<'a> {
             Err(_) => None,
         };
         let file = self.files.len() as u32;
-        let numbers = pieces.iter().flat_map(|pieces| pieces.table.pieces());
-        self.tasks.push(Task::Hash(file));
-        self.tasks.extend(numbers.map(|(number, _)| Task::Piece(file, number)));
-        self.files.push(Opened { index, blob, path, pieces });
+        let ranges = pieces.iter().flat_map(|pieces| pieces.table.pieces());
+        let segments = Segments::new(reader.len, ranges.map(|(number, piece)| (number, piece.encoded())));
+        self.tasks.extend((0..segments.segments.len()).map(|segment| Task::Segment(file, segment)));
+        self.tasks.extend(segments.others.iter().map(|number| Task::Piece(file, *number)));
+        let (prefix, stated) = contents::data_digest(&path).filter(|_| !blob.is_tar()).unzip();
+        let digest = OrderedDigest::new(reader.len, prefix.unwrap_or(0));
+        self.files.push(Opened { index, blob, path, pieces, reader, segments, digest, stated });
     }
 
     fn run(&self, threads: usize, report: &mut CheckReport) {
         let next = AtomicUsize::new(0);
         let threads = if threads == 0 { thread::available_parallelism().map_or(1, usize::from) } else { threads };
         let mut found = thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.min(self.tasks.len()))
+            let others: Vec<_> = (0..threads.min(self.tasks.len()))
                 // What cannot be started is done by the others.
                 .filter_map(|_| thread::Builder::new().spawn_scoped(scope, || self.thread(&next)).ok())
                 .collect();
@@ -152,7 +159,7 @@ impl<'a> Work<'a> {
             found
         });
         let mut problems: Vec<_> = found.iter_mut().flat_map(|found| std::mem::take(&mut found.problems)).collect();
-        problems.sort_by_key(|(task, _)| *task);
+        problems.sort_by_key(|(order, _)| *order);
         problems.into_iter().for_each(|(_, Problem { place, problem })| report.problem(place, problem));
         for found in found {
             report.problems_left_out += found.left_out;
@@ -164,62 +171,100 @@ impl<'a> Work<'a> {
     }
 
     fn thread(&self, next: &AtomicUsize) -> Found {
-        let mut found = Found::default();
+        let (mut found, mut buffer) = (Found::default(), Vec::new());
         loop {
-            let task = next.fetch_add(1, Relaxed);
-            match self.tasks.get(task) {
-                Some(Task::Hash(file)) => self.hash(task, &self.files[*file as usize], &mut found),
-                Some(Task::Piece(file, number)) => self.piece(task, *file, *number, &mut found),
+            match self.tasks.get(next.fetch_add(1, Relaxed)) {
+                Some(Task::Segment(file, segment)) => self.segment(*file, *segment, &mut buffer, &mut found),
+                Some(Task::Piece(file, number)) => {
+                    let Some(pieces) = &self.files[*file as usize].pieces else { continue };
+                    self.piece(*file, (pieces, *number), pieces.read(*number), &mut found);
+                }
                 None => return found,
             }
         }
     }
 
-    fn hash(&self, task: usize, file: &Opened<'_>, found: &mut Found) {
-        let place = format!("blob {}", file.blob.id);
-        let stated = contents::data_digest(&file.path).filter(|_| !file.blob.is_tar());
-        let hashed = match hash(&file.path, stated.map_or(0, |(end, _)| end)) {
-            Ok(hashed) => hashed,
-            Err(error) => {
-                return found.problem(task, place, format!("cannot read {}: {error}", file.path.display()));
-            }
+    fn segment(&self, file: u32, segment: usize, buffer: &mut Vec<u8>, found: &mut Found) {
+        let opened = &self.files[file as usize];
+        let Segments { segments, pieces, .. } = &opened.segments;
+        let Segment { own, read, pieces: numbers } = &segments[segment];
+        let bytes = opened.reader.read(read, buffer);
+        let own_bytes = match &bytes {
+            Ok(bytes) => Ok(&bytes[(own.start - read.start) as usize..]),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         };
-        let expected = file.blob.encoded_size;
-        // A bootstrap that was taken out of the blob and merged without the blob at hand: it knows what came before it.
-        let before_bootstrap = || file.blob.toc.is_none() && contents::bootstrap_start(&file.path) == Some(expected);
-        if hashed.size != expected && !before_bootstrap() {
-            found.problem(task, place.clone(), format!("{} bytes, {expected} in the blob table", hashed.size));
+        if let Some(hashed) = opened.digest.add(own, own_bytes) {
+            self.whole(file, hashed, found);
         }
-        if hashed.id != file.blob.id {
-            found.problem(task, place, format!("its bytes have sha256 {}", hashed.id));
-        }
-        if let Some((_, sha256)) = stated.filter(|(_, sha256)| hashed.prefix != Some(*sha256)) {
-            let listed: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-            let place = format!("image.blob in the contents of blob {}", file.blob.id);
-            found.problem(task, place, format!("its sha256 is not {listed}, which is listed"));
+        let Some(table) = &opened.pieces else { return };
+        for (number, range) in &pieces[numbers.clone()] {
+            let decoded = match &bytes {
+                Ok(bytes) => {
+                    let start = (range.start - read.start) as usize;
+                    table.decode(*number, &bytes[start..start + (range.end - range.start) as usize])
+                }
+                // Perhaps only its neighbours cannot be read.
+                Err(_) => table.read(*number),
+            };
+            self.piece(file, (table, *number), decoded, found);
         }
     }
 
-    fn piece(&self, task: usize, file: u32, number: u32, found: &mut Found) {
-        let Opened { index: blob, pieces: Some(pieces), .. } = &self.files[file as usize] else { return };
-        let place = |index: u32| format!("chunk {index} of blob {}", pieces.table.blob());
-        match pieces.read(number) {
+    /// A file of which all bytes were read.
+    fn whole(&self, file: u32, hashed: io::Result<Hashed>, found: &mut Found) {
+        let Opened { blob, path, reader, stated, .. } = &self.files[file as usize];
+        let (order, place) = ((file, None), format!("blob {}", blob.id));
+        let hashed = match hashed {
+            Ok(hashed) => hashed,
+            Err(error) => return found.problem(order, place, unreadable(path, &error)),
+        };
+        let (size, expected) = (reader.len, blob.encoded_size);
+        // A bootstrap that was taken out of the blob and merged without the blob at hand: it knows what came before it.
+        let before_bootstrap = || blob.toc.is_none() && contents::bootstrap_start(path) == Some(expected);
+        if size != expected && !before_bootstrap() {
+            found.problem(order, place.clone(), format!("{size} bytes, {expected} in the blob table"));
+        }
+        if hashed.id != blob.id {
+            found.problem(order, place, format!("its bytes have sha256 {}", hashed.id));
+        }
+        if let Some(sha256) = stated.filter(|sha256| hashed.prefix != Some(*sha256)) {
+            let listed: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+            let place = format!("image.blob in the contents of blob {}", blob.id);
+            found.problem(order, place, format!("its sha256 is not {listed}, which is listed"));
+        }
+    }
+
+    fn piece(
+        &self,
+        file: u32,
+        (pieces, number): (&BlobFile, u32),
+        decoded: Result<DecodedPiece, ChunkError>,
+        found: &mut Found,
+    ) {
+        let blob = self.files[file as usize].index;
+        let (order, place) =
+            ((file, Some(number)), |index: u32| format!("chunk {index} of blob {}", pieces.table.blob()));
+        match decoded {
             Ok(decoded) => {
                 for (index, bytes) in decoded.chunks() {
-                    match checksum(bytes, self.checksums.get(&ChunkId { blob: *blob, index }).copied()) {
+                    match checksum(bytes, self.checksums.get(&ChunkId { blob, index }).copied()) {
                         Ok(()) => *found.verified.entry(file).or_default() += 1,
-                        Err(problem) => found.problem(task, place(index), problem),
+                        Err(problem) => found.problem(order, place(index), problem),
                     }
                 }
             }
             // With a batch all its chunks are lost, also where the first one is to blame.
             Err(error) => {
                 for chunk in pieces.table.piece(number).map_or(&[][..], |piece| piece.chunks()) {
-                    found.problem(task, place(chunk.index), &*error.reason);
+                    found.problem(order, place(chunk.index), &*error.reason);
                 }
             }
         }
     }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
 }
 
 fn checksum(bytes: &[u8], stated: Option<u32>) -> Result<(), String> {
@@ -227,40 +272,6 @@ fn checksum(bytes: &[u8], stated: Option<u32>) -> Result<(), String> {
     let Some(stated) = stated else { return Ok(()) };
     let found = crc32c::crc32c(bytes);
     if found == stated { Ok(()) } else { Err(format!("CRC-32C {stated:#010x}, its bytes have {found:#010x}")) }
-}
-
-struct Hashed {
-    id: BlobId,
-    size: u64,
-    /// The sha256 of the bytes before the offset that was asked about, if the file has as many.
-    prefix: Option<[u8; 32]>,
-}
-
-fn hash(path: &Path, prefix: u64) -> std::io::Result<Hashed> {
-    let file = File::open(path)?;
-    // No more than hints, and not for every file system: hashing takes longer than any other thread needs for its part of the
-    // file, so it shall not wait for the disk.
-    let announce = |from: u64, len: u64| _ = fadvise(&file, from, NonZeroU64::new(len), Advice::WillNeed);
-    announce(0, AHEAD);
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let (mut size, mut at_prefix) = (0, None);
-    loop {
-        let len = (&file).read(&mut buffer)?;
-        if len == 0 {
-            return Ok(Hashed { id: BlobId::new(hasher.finalize().into()), size, prefix: at_prefix });
-        }
-        let bytes = &buffer[..len];
-        announce(size + AHEAD, len as u64);
-        let split = prefix.checked_sub(size).filter(|left| *left <= len as u64 && *left > 0);
-        let (first, rest) = bytes.split_at(split.unwrap_or(0) as usize);
-        hasher.update(first);
-        if split.is_some() {
-            at_prefix = Some(hasher.clone().finalize().into());
-        }
-        hasher.update(rest);
-        size += len as u64;
-    }
 }
 
 /// Size and sha256 of the file beside a gzip layer.
@@ -273,7 +284,7 @@ fn meta_blob(path: &Path, blob: &Blob, report: &mut CheckReport) {
             let problem = format!("its file has {size} bytes and sha256 {id}, {} in the blob table", meta.size);
             report.problem(place, problem);
         }
-        Err(error) => report.problem(place, format!("cannot read {}: {error}", path.display())),
+        Err(error) => report.problem(place, unreadable(path, &error)),
     }
 }
 

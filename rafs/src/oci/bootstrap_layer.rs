@@ -239,8 +239,18 @@ pub fn write_bootstrap_layer(
     backend: Option<&BlobPlace>,
     out: impl Write,
 ) -> io::Result<WrittenLayer> {
+    write_packed(bootstrap, chunk_tables, backend, (out, Compression::default()))
+}
+
+/// Like [`write_bootstrap_layer`], compressed more or less.
+pub(super) fn write_packed(
+    bootstrap: &[u8],
+    chunk_tables: &BTreeMap<BlobId, Bytes>,
+    backend: Option<&BlobPlace>,
+    (out, compression): (impl Write, Compression),
+) -> io::Result<WrittenLayer> {
     // 255: unknown operating system, as Go's writer says.
-    let gzip = GzBuilder::new().mtime(0).operating_system(255).write(Hashed::new(out), Compression::default());
+    let gzip = GzBuilder::new().mtime(0).operating_system(255).write(Hashed::new(out), compression);
     let mut tar = tar::Builder::new(Hashed::new(gzip));
     tar.append(&header("image/", EntryType::Directory, 0o755, 0)?, io::empty())?;
     let mut files: BTreeMap<String, &[u8]> =

@@ -178,7 +178,8 @@ fn invalid(problem: impl Into<String>) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, problem.into())
 }
 
-/// Counts what is read through it, and hashes it.
+/// Counts what is read through it, and hashes it. Each read is a full one as long as there is more: where the inflater stops
+/// between two blocks depends a little on where its input ends, and an index shall not depend on how a stream arrives.
 struct Hashed<R> {
     stream: R,
     digest: Digest,
@@ -192,7 +193,15 @@ enum Digest {
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.stream.read(buffer)?;
+        let mut len = 0;
+        while len < buffer.len() {
+            match self.stream.read(&mut buffer[len..]) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
         if let Digest::Hash(hasher) = &mut self.digest {
             hasher.update(&buffer[..len]);
         }

@@ -49,6 +49,33 @@ fn index(stream: &[u8]) -> io::Result<(Vec<u8>, Vec<Checkpoint>)> {
     Ok((decoded, indexer.finish().2))
 }
 
+/// Gives so many bytes at a time.
+struct Trickle<'a>(&'a [u8], usize);
+
+impl Read for Trickle<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.1.min(buffer.len());
+        self.0.read(&mut buffer[..len])
+    }
+}
+
+#[test]
+fn an_index_does_not_depend_on_how_the_stream_arrives() {
+    let stream = gzip(&content(7, 3_000_000), 6, 2);
+    let index = |step| {
+        let mut indexer = Indexer::new(Trickle(&stream, step), None);
+        let (position, mut positions, mut buffer) = (indexer.position(), Vec::new(), [0; 700]);
+        while indexer.read(&mut buffer).unwrap() > 0 {
+            positions.push(position.get());
+        }
+        (positions, indexer.finish())
+    };
+    let expected = index(stream.len());
+    for step in [1, 777, 65_536] {
+        assert!(index(step) == expected, "{step} bytes at a time");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flate2::Compression;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shoal_proto::{BlobId, ObjectId};
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     Blob, Bootstrap, BuildOptions, Encryption, ForeignLink, LayerNotes,
-    oci::{Descriptor, LayerLimits, read_bootstrap_layer, write_bootstrap_layer},
+    oci::{Descriptor, LayerLimits, bootstrap_layer::write_packed, read_bootstrap_layer},
 };
 
 /// In every key: another form of records, or a builder whose images are not to be mixed with older ones, has another.
@@ -141,7 +142,8 @@ impl Record {
     pub(super) fn write(&self, mut out: impl Write) -> io::Result<()> {
         serde_json::to_writer(&mut out, &Head::from(self))?;
         out.write_all(b"\n")?;
-        write_bootstrap_layer(self.bootstrap.as_bytes(), &self.tables, None, out).map(drop)
+        // Level 1: in most cases nobody but this machine ever sees it.
+        write_packed(self.bootstrap.as_bytes(), &self.tables, None, (out, Compression::fast())).map(drop)
     }
 
     /// The layer's own blob; for an index, that is the meta blob.
@@ -170,7 +172,7 @@ pub(super) struct Records {
     dir: PathBuf,
     _lock: Option<File>,
     /// The folder, if it goes away with the conversion.
-    _temporary: Option<TempDir>,
+    temporary: Option<TempDir>,
 }
 
 impl Records {
@@ -184,11 +186,11 @@ impl Records {
                     remove_leftovers(dir)?;
                 }
                 lock.lock_shared()?;
-                Ok(Self { dir: dir.to_owned(), _lock: Some(lock), _temporary: None })
+                Ok(Self { dir: dir.to_owned(), _lock: Some(lock), temporary: None })
             }
             None => {
                 let temporary = TempDir::with_prefix("shoal-convert-")?;
-                Ok(Self { dir: temporary.path().to_owned(), _lock: None, _temporary: Some(temporary) })
+                Ok(Self { dir: temporary.path().to_owned(), _lock: None, temporary: Some(temporary) })
             }
         }
     }
@@ -217,6 +219,10 @@ impl Records {
         };
         let mut file = builder()?;
         record.write(io::BufWriter::new(file.as_file_mut()))?;
+        if self.temporary.is_some() {
+            file.persist(self.path(key))?;
+            return Ok(());
+        }
         file.as_file().sync_all()?;
         file.persist(self.path(key))?;
         File::open(&self.dir)?.sync_all()
