@@ -135,18 +135,14 @@ impl Registry {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let layout = folder.path().join("layout");
         fs::create_dir_all(&layout).expect("a folder");
-        Self::of(layout, Some(folder))
+        Self { _folder: Some(folder), ..Self::over(&layout) }
     }
 
     /// Over a layout that outlives it.
     pub(crate) fn over(layout: &Path) -> Self {
-        Self::of(layout.to_owned(), None)
-    }
-
-    fn of(layout: PathBuf, folder: Option<TempDir>) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { runtime, layout, _folder: folder, server: None, address }
+        Self { runtime, layout: layout.to_owned(), _folder: None, server: None, address }
     }
 
     pub(crate) fn layout(&self) -> PathBuf {
