@@ -34,11 +34,10 @@ use shoal::{command::Failure, processes::RegistryProcess};
 use shoal_sim::Scenario;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use self::network::{NAMESPACES, check_tools, remove, shape};
+pub(crate) use self::network::{Host, NAMESPACES, Network, check_tools, remove, shape};
 use self::{
     image::{Image, Workshop},
     meter::Meter,
-    network::Network,
     nodes::Nodes,
     readers::Readers,
     report::Figures,

@@ -7,6 +7,7 @@
 //! lazy_warm    the same beside a node that has the image
 //! lazy_local   the same on the node that has the image
 //! lazy_cold_4x as lazy_cold, of an image four times as large by files that the command does not touch
+//! lazy_eight   as lazy_cold, on eight nodes at once: the slowest of them, and what the registry sends
 //! lazy_cold_cri as lazy_cold, pulled through the CRI as a kubelet does it, and run
 //! .._400mbit   as oci and lazy_cold, with the registry behind a link of 400 Mbit/s
 //! ```
@@ -14,6 +15,7 @@
 //! Each round does them all, one after the other, each with page caches dropped; containerd and daemons have been started before
 //! the clock. Registry, nodes and containers share this machine.
 
+mod crowd;
 mod host;
 mod link;
 mod report;
@@ -29,7 +31,8 @@ use shoal::{command::Failure, processes::RegistryProcess};
 
 pub use self::report::Report;
 use self::{
-    host::{DEFAULT, Host, KUBERNETES},
+    crowd::Crowd,
+    host::{DEFAULT, Host, KUBERNETES, Place},
     link::Link,
 };
 use crate::{
@@ -93,6 +96,9 @@ pub async fn run(shoal: &Path, images: &Path, rounds: usize) -> Result<Report, F
     for round in 1..=rounds {
         bench.round(&warm, &mut report).await?;
         far.round_behind_link(&mut report).await?;
+        let crowd = Crowd::start(shoal, &layout, folder.path(), &lazy(TAGS[0])).await?;
+        report.lazy_eight_slowest.push(crowd.slowest);
+        report.eight_registry_ratio.push(crowd.registry_ratio);
         eprintln!("cold start: round {round} of {rounds}: {}", report.last());
     }
     Ok(report)
@@ -134,7 +140,12 @@ impl Bench<'_> {
     }
 
     async fn host(&self, name: &str, neighbour: Option<&Host>) -> Result<Host, Failure> {
-        Host::start(self.shoal, &self.folder.join(name), self.registry, neighbour).await
+        let join = neighbour.map(Host::control_addresses).unwrap_or_default();
+        let host = Host::start(self.shoal, &self.folder.join(name), Place::Here, self.registry, join).await?;
+        if neighbour.is_some() {
+            host.knows_somebody().await?;
+        }
+        Ok(host)
     }
 
     /// Pull, unpack, run; in seconds.

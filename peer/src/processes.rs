@@ -28,7 +28,7 @@ use crate::{
 };
 
 pub use self::{
-    containerd::{ContainerdProcess, socket as containerd_socket},
+    containerd::{ContainerdProcess, SANDBOX_IMAGE, socket as containerd_socket},
     docker_registry::DockerRegistryProcess,
 };
 

@@ -17,7 +17,11 @@ mod bed;
 mod hosts;
 #[path = "containerd/image.rs"]
 mod image;
+#[path = "containerd/pod.rs"]
+mod pod;
 
+#[path = "containerd/application.rs"]
+mod application;
 #[path = "containerd/cri.rs"]
 mod cri;
 #[path = "containerd/filled.rs"]

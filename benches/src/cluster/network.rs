@@ -46,19 +46,19 @@ const QUEUE: &str = "100ms";
 
 /// One host.
 #[derive(Debug, Clone)]
-pub(super) struct Host {
+pub(crate) struct Host {
     namespace: String,
-    pub(super) address: Ipv4Addr,
+    pub(crate) address: Ipv4Addr,
     /// The router that it hangs on, and its port there.
     router: String,
     port: String,
-    pub(super) zone: String,
-    pub(super) role: Role,
+    pub(crate) zone: String,
+    pub(crate) role: Role,
 }
 
 impl Host {
     /// A command that runs `program` on this host. The file systems are everyone's: what it mounts is seen here.
-    pub(super) fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NAMESPACES}/{}", self.namespace)).arg("--").arg(program);
         command
@@ -67,7 +67,7 @@ impl Host {
 
 /// See the module. Dropping it removes everything.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(crate) struct Network {
     prefix: String,
     zones: Vec<String>,
     hosts: Vec<Host>,
@@ -107,7 +107,7 @@ pub(crate) fn check_tools() -> Result<(), Failure> {
 }
 
 impl Network {
-    pub(super) fn create(scenario: &Scenario) -> Result<Self, Failure> {
+    pub(crate) fn create(scenario: &Scenario) -> Result<Self, Failure> {
         remove_stale();
         let prefix = format!("shoal-{}-", std::process::id());
         let zones: Vec<_> = scenario.zones.iter().map(|zone| zone.name.clone()).collect();
@@ -137,11 +137,11 @@ impl Network {
         Ok(network)
     }
 
-    pub(super) fn hosts(&self) -> &[Host] {
+    pub(crate) fn hosts(&self) -> &[Host] {
         &self.hosts
     }
 
-    pub(super) fn registry(&self) -> &Host {
+    pub(crate) fn registry(&self) -> &Host {
         &self.registry
     }
 

@@ -1,7 +1,7 @@
 //! One host: a containerd, and a daemon that is its snapshotter.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::{Command, Output},
 };
@@ -17,6 +17,7 @@ use tonic::{codegen::http, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
 use super::COMMAND;
+use crate::cluster;
 
 /// `runtime.v1.PullImageRequest`, as far as it is used.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -34,10 +35,61 @@ struct ImageSpec {
 #[derive(Clone, PartialEq, prost::Message)]
 struct PullImageResponse {}
 
+/// The zone of nodes that are told none.
+const ZONE: &str = "default";
+
 /// containerd's namespace of what kubelets pull and run.
 pub(super) const KUBERNETES: &str = "k8s.io";
 /// Its namespace of everything else.
 pub(super) const DEFAULT: &str = "default";
+
+/// Where the programs of a host run.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// In this process's own network.
+    Here,
+    /// In a network namespace.
+    On(&'a cluster::Host),
+}
+
+impl Place<'_> {
+    fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Here => Ipv4Addr::LOCALHOST,
+            Self::On(host) => host.address,
+        }
+    }
+
+    fn command(self, program: &Path) -> Command {
+        match self {
+            Self::Here => Command::new(program),
+            Self::On(host) => host.command(program),
+        }
+    }
+
+    /// Starts a daemon in `folder/name` that joins by the addresses in `join`, with more settings.
+    pub(super) fn daemon(
+        self,
+        shoal: &Path,
+        (folder, name): (&Path, &str),
+        registry: SocketAddr,
+        join: &[String],
+        more: &[(&str, toml::Value)],
+    ) -> Result<NodeProcess, Failure> {
+        let address = self.address();
+        let mut settings = vec![
+            ("control.listen", vec![format!("/ip4/{address}/tcp/0")].into()),
+            ("control.bootstrap_peers", join.to_vec().into()),
+            ("data.listen", format!("{address}:0").into()),
+            ("http.enabled", false.into()),
+            // Whoever reaches these networks belongs to this run.
+            ("cluster.insecure_open", true.into()),
+            ("registry.plain_http", vec![registry.to_string()].into()),
+        ];
+        settings.extend_from_slice(more);
+        NodeProcess::start(name, folder, self.command(shoal), &settings)
+    }
+}
 
 /// The containerd goes first: its containers use what the daemon has mounted.
 #[derive(Debug)]
@@ -45,43 +97,47 @@ pub(super) struct Host {
     containerd: ContainerdProcess,
     node: NodeProcess,
     control_addresses: Vec<String>,
+    /// What its containers are called: runc's state is everyone's, so no other host that runs has the same.
+    container: String,
 }
 
 impl Host {
-    /// Starts both in `folder`, from nothing, and waits until the node is connected to its neighbour.
+    /// Starts both in `folder`, from nothing. The daemon joins by the addresses in `join`.
     pub(super) async fn start(
         shoal: &Path,
         folder: &Path,
+        place: Place<'_>,
         registry: SocketAddr,
-        neighbour: Option<&Self>,
+        join: &[String],
     ) -> Result<Self, Failure> {
         if folder.exists() {
             std::fs::remove_dir_all(folder)?;
         }
         std::fs::create_dir_all(folder)?;
         let snapshots = folder.join("snapshots.sock");
-        let join = neighbour.map(|host| host.control_addresses.clone()).unwrap_or_default();
         let path = |path: &Path| path.display().to_string().into();
-        let settings = [
-            ("control.listen", vec!["/ip4/127.0.0.1/tcp/0".to_owned()].into()),
-            ("control.bootstrap_peers", join.into()),
-            ("data.listen", "127.0.0.1:0".into()),
-            ("http.enabled", false.into()),
-            ("registry.plain_http", vec![registry.to_string()].into()),
-            ("snapshotter.socket", path(&snapshots)),
-            ("snapshotter.containerd", path(&containerd_socket(folder))),
-        ];
-        let mut node = NodeProcess::start("node", folder, Command::new(shoal), &settings)?;
+        let settings =
+            [("snapshotter.socket", path(&snapshots)), ("snapshotter.containerd", path(&containerd_socket(folder)))];
+        let mut node = place.daemon(shoal, (folder, "node"), registry, join, &settings)?;
         let status = node.ready().await?;
-        let containerd = ContainerdProcess::start(folder, &snapshots)?;
-        let host = Self { containerd, node, control_addresses: status.control_addresses };
-        if neighbour.is_some() {
-            host.knows_somebody().await?;
-        }
-        Ok(host)
+        let containerd = ContainerdProcess::start_by(place.command("containerd".as_ref()), folder, &snapshots)?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let container = format!("start-{name}-{}", std::process::id());
+        Ok(Self { containerd, node, control_addresses: status.control_addresses, container })
     }
 
-    async fn knows_somebody(&self) -> Result<(), Failure> {
+    /// How others join it.
+    pub(super) fn control_addresses(&self) -> &[String] {
+        &self.control_addresses
+    }
+
+    /// Waits until the node is connected to a seed peer, and has heard that it reads the registry for others.
+    pub(super) async fn knows_seed(&self) -> Result<(), Failure> {
+        self.node.knows_seeds(ZONE, 1).await
+    }
+
+    /// Waits until the node is connected to its neighbour.
+    pub(super) async fn knows_somebody(&self) -> Result<(), Failure> {
         let mut client = self.node.client().await?;
         for _ in 0..600 {
             let peers = client.peers(PeersRequest {}).await.map_err(|s| api::said(&s))?.into_inner().peers;
@@ -124,7 +180,7 @@ impl Host {
 
     /// Runs the command in a new container of a namespace of containerd.
     pub(super) fn run(&self, namespace: &str, snapshotter: &str, image: &str) -> Result<(), Failure> {
-        let run = ["-n", namespace, "run", "--rm", "--snapshotter", snapshotter, image, "start"];
+        let run = ["-n", namespace, "run", "--rm", "--snapshotter", snapshotter, image, &self.container];
         self.ctr(&[&run, &COMMAND[..]].concat())
     }
 

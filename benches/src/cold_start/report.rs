@@ -13,11 +13,14 @@ pub struct Report {
     pub(super) lazy_local: Vec<f64>,
     pub(super) lazy_cold_4x: Vec<f64>,
     pub(super) lazy_cold_cri: Vec<f64>,
+    pub(super) lazy_eight_slowest: Vec<f64>,
     pub(super) oci_total_400mbit: Vec<f64>,
     pub(super) lazy_cold_400mbit: Vec<f64>,
     /// Of `lazy_cold`.
     pub(super) bytes_fetched: Vec<u64>,
     pub(super) bytes_read: Vec<u64>,
+    /// Of eight nodes: what the registry sent by what one needs.
+    pub(super) eight_registry_ratio: Vec<f64>,
 }
 
 /// The medians; the keys are a contract with scripts.
@@ -29,14 +32,16 @@ pub struct Medians {
     lazy_local: f64,
     lazy_cold_4x: f64,
     lazy_cold_cri: f64,
+    lazy_eight_slowest: f64,
     oci_total_400mbit: f64,
     lazy_cold_400mbit: f64,
     bytes_fetched: u64,
     bytes_read: u64,
+    eight_registry_ratio: f64,
 }
 
 impl Report {
-    fn series(&self) -> [(&'static str, &[f64]); 8] {
+    fn series(&self) -> [(&'static str, &[f64]); 9] {
         [
             ("oci_total", &self.oci_total),
             ("lazy_cold", &self.lazy_cold),
@@ -44,6 +49,7 @@ impl Report {
             ("lazy_local", &self.lazy_local),
             ("lazy_cold_4x", &self.lazy_cold_4x),
             ("lazy_cold_cri", &self.lazy_cold_cri),
+            ("lazy_eight_slowest", &self.lazy_eight_slowest),
             ("oci_total_400mbit", &self.oci_total_400mbit),
             ("lazy_cold_400mbit", &self.lazy_cold_400mbit),
         ]
@@ -64,10 +70,12 @@ impl Report {
             lazy_local: median(&self.lazy_local),
             lazy_cold_4x: median(&self.lazy_cold_4x),
             lazy_cold_cri: median(&self.lazy_cold_cri),
+            lazy_eight_slowest: median(&self.lazy_eight_slowest),
             oci_total_400mbit: median(&self.oci_total_400mbit),
             lazy_cold_400mbit: median(&self.lazy_cold_400mbit),
             bytes_fetched: median(&self.bytes_fetched),
             bytes_read: median(&self.bytes_read),
+            eight_registry_ratio: median(&self.eight_registry_ratio),
         }
     }
 
@@ -78,12 +86,15 @@ impl Report {
             let (least, most) = spread(values);
             let median = median(values);
             let ordinary = if name.ends_with("_400mbit") { far } else { near };
-            format!("{name:<17} {median:>7.2} s  {least:.2} to {most:.2}  {:>5.1} x", ordinary / median)
+            format!("{name:<18} {median:>7.2} s  {least:.2} to {most:.2}  {:>5.1} x", ordinary / median)
         };
-        let Medians { bytes_fetched, bytes_read, .. } = self.medians();
-        let mut lines = vec![format!("{:<17} {:>9}  {}  faster", "", "median", "least to most")];
+        let Medians { bytes_fetched, bytes_read, eight_registry_ratio, .. } = self.medians();
+        let mut lines = vec![format!("{:<18} {:>9}  {}  faster", "", "median", "least to most")];
         lines.extend(self.series().map(line));
         lines.push(format!("a cold start fetched {bytes_fetched} bytes; {bytes_read} bytes of files were read"));
+        lines.push(format!(
+            "for eight nodes at once the registry sent {eight_registry_ratio:.3} x what one of them needs"
+        ));
         lines.join("\n")
     }
 }
@@ -102,9 +113,9 @@ mod tests {
             ..Report::default()
         };
         let table = report.table();
-        assert!(table.contains("lazy_cold            1.00 s  1.00 to 1.00   20.0 x"), "{table}");
+        assert!(table.contains("lazy_cold             1.00 s  1.00 to 1.00   20.0 x"), "{table}");
         assert!(
-            table.contains("lazy_cold_400mbit    2.00 s  2.00 to 2.00   15.0 x"),
+            table.contains("lazy_cold_400mbit     2.00 s  2.00 to 2.00   15.0 x"),
             "each next to its own: {table}"
         );
         assert_eq!(serde_json::to_value(report.medians()).expect("JSON")["oci_total"], 20.0);

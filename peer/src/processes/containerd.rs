@@ -13,6 +13,9 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::{ASK_EVERY, PATIENCE, Process, tail};
 use crate::command::Failure;
 
+/// What the CRI runs in the sandbox of a pod. No registry has it: who runs pods makes it known to containerd before.
+pub const SANDBOX_IMAGE: &str = "localhost/sandbox:1";
+
 /// A running containerd. Dropping it ends its containers, and detaches whatever is still mounted below its folder.
 #[derive(Debug)]
 pub struct ContainerdProcess {
@@ -105,6 +108,9 @@ address = {ttrpc:?}
 [proxy_plugins.shoal]
 type = "snapshot"
 address = {snapshotter:?}
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{SANDBOX_IMAGE}"
+restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "shoal"
 disable_snapshot_annotations = false

@@ -35,17 +35,22 @@ impl Bed {
         if !can_run_containers(test) {
             return None;
         }
+        let registry = Registry::start();
+        shoal_rafs::oci::Layout::new(registry.layout()).create().expect("a layout");
+        Some(Self::behind(registry, settings))
+    }
+
+    /// In front of a registry that has its images. For who has asked whether containers can be run.
+    pub(crate) fn behind(mut registry: Registry, settings: &[String]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let setting = |key: &str, path: PathBuf| format!("snapshotter.{key}={path:?}");
         let snapshots = folder.path().join("snapshots.sock");
         let own = [setting("socket", snapshots.clone()), setting("containerd", containerd_socket(folder.path()))];
         let settings = [&own, settings].concat();
-        let mut registry = Registry::start();
-        shoal_rafs::oci::Layout::new(registry.layout()).create().expect("a layout");
         registry.switch_on();
         let daemon = Daemon::start("node", folder.path(), &settings);
         let containerd = ContainerdProcess::start(folder.path(), &snapshots).expect("containerd starts");
-        Some(Self { containerd, registry, daemon, folder })
+        Self { containerd, registry, daemon, folder }
     }
 
     /// Where containerd serves its API, the CRI among it.
@@ -102,11 +107,16 @@ impl Bed {
     }
 
     pub(crate) fn end(&self, id: &str) {
+        self.end_task(id);
+        self.ctr(&["containers", "rm", id]);
+    }
+
+    /// Ends what runs in a container, which stays with what was written to it.
+    pub(crate) fn end_task(&self, id: &str) {
         self.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]);
         let runs = |line: &str| line.starts_with(&format!("{id} ")) && line.contains("RUNNING");
         wait("the task ends", || !self.ctr(&["tasks", "ls"]).lines().any(runs));
         self.ctr(&["tasks", "rm", id]);
-        self.ctr(&["containers", "rm", id]);
     }
 
     /// Keys of all snapshots that containerd knows of.

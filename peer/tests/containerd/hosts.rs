@@ -68,7 +68,8 @@ impl Hosts {
         command
     }
 
-    fn namespace(&self, host: u8) -> String {
+    /// What the host is called, and nothing else is.
+    pub(crate) fn namespace(&self, host: u8) -> String {
         format!("{}{host}", self.prefix)
     }
 }

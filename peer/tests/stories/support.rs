@@ -123,22 +123,30 @@ pub(crate) fn json(output: &Output) -> Value {
 /// A registry over a layout, in this process, that can be switched off and on again at the same address.
 pub(crate) struct Registry {
     runtime: Runtime,
-    layout: TempDir,
+    layout: PathBuf,
+    /// Where the layout is, if it goes with the registry.
+    _folder: Option<TempDir>,
     server: Option<LayoutServer>,
     address: SocketAddr,
 }
 
 impl Registry {
     pub(crate) fn start() -> Self {
-        let layout = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let layout = folder.path().join("layout");
+        fs::create_dir_all(&layout).expect("a folder");
+        Self { _folder: Some(folder), ..Self::over(&layout) }
+    }
+
+    /// Over a layout that outlives it.
+    pub(crate) fn over(layout: &Path) -> Self {
         let runtime = Runtime::new().expect("a runtime");
-        let registry = Self { runtime, layout, server: None, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
-        fs::create_dir_all(registry.layout()).expect("a folder");
-        registry
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { runtime, layout: layout.to_owned(), _folder: None, server: None, address }
     }
 
     pub(crate) fn layout(&self) -> PathBuf {
-        self.layout.path().join("layout")
+        self.layout.clone()
     }
 
     /// Publishes an image and gives its encoded bytes.
