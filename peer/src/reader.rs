@@ -1,4 +1,4 @@
-//! What a mount asks for chunks: memory, then the store, then everybody else.
+//! What a mount asks for chunks: a decoded form, memory, then the store, then everybody else.
 //!
 //! The calling FUSE thread only ever looks into memory, the page cache included: small pieces that are there it decodes itself,
 //! since handing them to another thread would cost more than that. Everything slower goes to the runtime, which answers from
@@ -6,10 +6,12 @@
 //! and what is there is decoded ahead of him, while he is busy with what he has.
 
 mod ahead;
+mod decoded;
 mod following;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,12 +21,12 @@ use std::{
 
 use bytes::Bytes;
 use shoal_proto::{Bitfield, Priority};
-use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead};
+use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead, for_part};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::runtime::Handle;
 
 pub(crate) use self::ahead::Ahead;
-use self::ahead::Windows;
+use self::{ahead::Windows, decoded::Place};
 use crate::{
     driver::Fetched,
     images::{Image, ImageBlob},
@@ -49,6 +51,8 @@ struct Inner {
     cache: Arc<ChunkCache<PieceKey>>,
     traffic: Traffic,
     errors: AtomicU64,
+    /// Bytes of pieces that were decoded from the store after they had been read before.
+    decoded_again: AtomicU64,
     /// Pieces that were counted, by blob. Locked for one look.
     seen: Mutex<HashMap<BlobKey, Bitfield>>,
     /// Where it is read, to be ahead of it. Locked for one look.
@@ -66,6 +70,7 @@ impl Reader {
             cache,
             traffic: Traffic::default(),
             errors: AtomicU64::new(0),
+            decoded_again: AtomicU64::new(0),
             seen: Mutex::default(),
             windows,
             runtime,
@@ -85,6 +90,11 @@ impl Reader {
     /// Chunks that could not be read.
     pub(crate) fn errors(&self) -> u64 {
         self.0.errors.load(Relaxed)
+    }
+
+    /// Bytes of pieces that were decoded from the store after they had been read before: what a decoded form would have saved.
+    pub(crate) fn decoded_again(&self) -> u64 {
+        self.0.decoded_again.load(Relaxed)
     }
 }
 
@@ -111,6 +121,28 @@ impl ChunkSource for Reader {
         }
         self.0.follow(blob, piece);
     }
+
+    fn read_part(&self, chunk: ChunkId, part: Range<u32>, priority: Priority, reply: ChunkReply) {
+        let reply = match self.0.decoded(chunk, &part) {
+            Some(place) => match place.at_once() {
+                Some(bytes) => return self.0.answer_part(chunk, bytes, reply),
+                None => return self.wait_for_part(place, chunk, part, priority, reply),
+            },
+            None => for_part(part, reply),
+        };
+        self.read(chunk, priority, reply);
+    }
+}
+
+impl Reader {
+    /// Reads a part of a decoded form that is not in the page cache.
+    fn wait_for_part(&self, place: Place, chunk: ChunkId, part: Range<u32>, priority: Priority, reply: ChunkReply) {
+        let reader = self.clone();
+        self.0.runtime.spawn_blocking(move || match place.read() {
+            Some(bytes) => reader.0.answer_part(chunk, bytes, reply),
+            None => reader.read(chunk, priority, for_part(part, reply)),
+        });
+    }
 }
 
 impl Inner {
@@ -132,10 +164,35 @@ impl Inner {
         }
     }
 
+    /// Where a part of a chunk is, if its blob has a decoded form. Whoever made one, or looked for one, has named it.
+    fn decoded(&self, chunk: ChunkId, part: &Range<u32>) -> Option<Place> {
+        let blob = chunk.blob as usize;
+        let id = *self.image.known_native_names()?.decoded().get(blob)?;
+        Place::find(&self.node.store, id, &self.image.blobs.get(blob)?.table, chunk.index, part)
+    }
+
+    /// Gives a part of a chunk to who wants it, from a decoded form.
+    fn answer_part(&self, chunk: ChunkId, bytes: Bytes, reply: ChunkReply) {
+        if let Some(blob) = self.image.blobs.get(chunk.blob as usize)
+            && let Some(piece) = blob.table.piece_of_chunk(chunk.index)
+        {
+            self.image.starts.note(chunk.blob, piece);
+            self.count(blob, piece, Provenance::Local);
+        }
+        reply(Ok(bytes));
+    }
+
     /// Gives a piece of the store to those who wait for it.
     fn answer(&self, blob: &ImageBlob, piece: u32, decoded: DecodedPiece) {
+        self.note_decoded(blob, piece, &decoded);
         self.count(blob, piece, Provenance::Local);
         self.cache.complete((blob.key, piece), Ok(Arc::new(decoded)));
+    }
+
+    fn note_decoded(&self, blob: &ImageBlob, piece: u32, decoded: &DecodedPiece) {
+        if lock(&self.seen).get(&blob.key).is_some_and(|seen| seen.contains(piece)) {
+            self.decoded_again.fetch_add(decoded.decoded_len() as u64, Relaxed);
+        }
     }
 
     fn lead_elsewhere(self: Arc<Self>, blob: ImageBlob, piece: u32, index: u32, priority: Priority) {

@@ -81,7 +81,10 @@ impl Inner {
             return;
         }
         match load(blob, piece) {
-            Ok(Some(decoded)) => self.cache.complete(key, Ok(Arc::new(decoded))),
+            Ok(Some(decoded)) => {
+                self.note_decoded(blob, piece, &decoded);
+                self.cache.complete(key, Ok(Arc::new(decoded)));
+            }
             // Damage is dealt with where it matters to somebody.
             Ok(None) | Err(_) => {
                 if let Some(index) = self.cache.give_up(&key) {
