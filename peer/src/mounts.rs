@@ -429,7 +429,7 @@ impl Mounts {
             Session::Fuse(_)
                 if mode == MountMode::Auto && !after.is_zero() && !named.image.metadata.is_encrypted() =>
             {
-                tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), after)));
+                tasks.push(tokio::spawn(graduation::run(self.node.clone(), named.clone(), reader.clone(), after)));
             }
             _ => {}
         }

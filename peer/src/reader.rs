@@ -1,13 +1,17 @@
-//! What a mount asks for chunks: memory, then the store, then everybody else.
+//! What a mount asks for chunks: a decoded form, memory, then the store, then everybody else.
 //!
 //! The calling FUSE thread only ever looks into memory, the page cache included: small pieces that are there it decodes itself,
 //! since handing them to another thread would cost more than that. Everything slower goes to the runtime, which answers from
-//! there.
+//! there. Who goes through an image in a row finds what is next in memory: what is not in the store is fetched ahead of him,
+//! and what is there is decoded ahead of him, while he is busy with what he has.
 
 mod ahead;
+mod decoded;
+mod following;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -16,14 +20,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::StreamExt;
 use shoal_proto::{Bitfield, Priority};
-use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead};
+use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead, for_part};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::runtime::Handle;
 
 pub(crate) use self::ahead::Ahead;
-use self::ahead::{Lengths, Windows};
+use self::{ahead::Windows, decoded::Place};
 use crate::{
     driver::Fetched,
     images::{Image, ImageBlob},
@@ -48,6 +51,8 @@ struct Inner {
     cache: Arc<ChunkCache<PieceKey>>,
     traffic: Traffic,
     errors: AtomicU64,
+    /// Bytes of pieces that were decoded from the store after they had been read before.
+    decoded_again: AtomicU64,
     /// Pieces that were counted, by blob. Locked for one look.
     seen: Mutex<HashMap<BlobKey, Bitfield>>,
     /// Where it is read, to be ahead of it. Locked for one look.
@@ -65,6 +70,7 @@ impl Reader {
             cache,
             traffic: Traffic::default(),
             errors: AtomicU64::new(0),
+            decoded_again: AtomicU64::new(0),
             seen: Mutex::default(),
             windows,
             runtime,
@@ -84,6 +90,11 @@ impl Reader {
     /// Chunks that could not be read.
     pub(crate) fn errors(&self) -> u64 {
         self.0.errors.load(Relaxed)
+    }
+
+    /// Bytes of pieces that were decoded from the store after they had been read before: what a decoded form would have saved.
+    pub(crate) fn decoded_again(&self) -> u64 {
+        self.0.decoded_again.load(Relaxed)
     }
 }
 
@@ -110,6 +121,28 @@ impl ChunkSource for Reader {
         }
         self.0.follow(blob, piece);
     }
+
+    fn read_part(&self, chunk: ChunkId, part: Range<u32>, priority: Priority, reply: ChunkReply) {
+        let reply = match self.0.decoded(chunk, &part) {
+            Some(place) => match place.at_once() {
+                Some(bytes) => return self.0.answer_part(chunk, bytes, reply),
+                None => return self.wait_for_part(place, chunk, part, priority, reply),
+            },
+            None => for_part(part, reply),
+        };
+        self.read(chunk, priority, reply);
+    }
+}
+
+impl Reader {
+    /// Reads a part of a decoded form that is not in the page cache.
+    fn wait_for_part(&self, place: Place, chunk: ChunkId, part: Range<u32>, priority: Priority, reply: ChunkReply) {
+        let reader = self.clone();
+        self.0.runtime.spawn_blocking(move || match place.read() {
+            Some(bytes) => reader.0.answer_part(chunk, bytes, reply),
+            None => reader.read(chunk, priority, for_part(part, reply)),
+        });
+    }
 }
 
 impl Inner {
@@ -117,7 +150,9 @@ impl Inner {
     fn lead(self: Arc<Self>, blob: ImageBlob, piece: u32, index: u32, priority: Priority) {
         if let Some(decoded) = at_hand(&blob, piece) {
             self.answer(&blob, piece, decoded);
+            self.begin_decoding(&blob, piece);
         } else if blob.handle.is_present(piece) {
+            self.begin_decoding(&blob, piece);
             let runtime = self.runtime.clone();
             runtime.spawn_blocking(move || match load(&blob, piece) {
                 Ok(Some(decoded)) => self.answer(&blob, piece, decoded),
@@ -129,10 +164,35 @@ impl Inner {
         }
     }
 
+    /// Where a part of a chunk is, if its blob has a decoded form. Whoever made one, or looked for one, has named it.
+    fn decoded(&self, chunk: ChunkId, part: &Range<u32>) -> Option<Place> {
+        let blob = chunk.blob as usize;
+        let id = *self.image.known_native_names()?.decoded().get(blob)?;
+        Place::find(&self.node.store, id, &self.image.blobs.get(blob)?.table, chunk.index, part)
+    }
+
+    /// Gives a part of a chunk to who wants it, from a decoded form.
+    fn answer_part(&self, chunk: ChunkId, bytes: Bytes, reply: ChunkReply) {
+        if let Some(blob) = self.image.blobs.get(chunk.blob as usize)
+            && let Some(piece) = blob.table.piece_of_chunk(chunk.index)
+        {
+            self.image.starts.note(chunk.blob, piece);
+            self.count(blob, piece, Provenance::Local);
+        }
+        reply(Ok(bytes));
+    }
+
     /// Gives a piece of the store to those who wait for it.
     fn answer(&self, blob: &ImageBlob, piece: u32, decoded: DecodedPiece) {
+        self.note_decoded(blob, piece, &decoded);
         self.count(blob, piece, Provenance::Local);
         self.cache.complete((blob.key, piece), Ok(Arc::new(decoded)));
+    }
+
+    fn note_decoded(&self, blob: &ImageBlob, piece: u32, decoded: &DecodedPiece) {
+        if lock(&self.seen).get(&blob.key).is_some_and(|seen| seen.contains(piece)) {
+            self.decoded_again.fetch_add(decoded.decoded_len() as u64, Relaxed);
+        }
     }
 
     fn lead_elsewhere(self: Arc<Self>, blob: ImageBlob, piece: u32, index: u32, priority: Priority) {
@@ -177,46 +237,6 @@ impl Inner {
         if lock(&self.seen).entry(blob.key).or_insert_with(seen).insert(piece) {
             self.traffic.piece(from, bytes, chunks);
         }
-    }
-
-    /// A piece has to be fetched: so is likely what lies behind it, and one read of many small pieces costs little more than one of
-    /// the first.
-    fn begin_following(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
-        let on_its_way = lock(&self.node.ahead).has(Item { blob: blob.key, piece });
-        let next = lock(&self.windows).missed(blob.key, piece, on_its_way, blob);
-        self.fetch_ahead(blob, next);
-    }
-
-    /// A piece is read: its reader may come to the end of what was fetched ahead.
-    fn follow(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
-        let next = lock(&self.windows).read(blob.key, piece, blob);
-        self.fetch_ahead(blob, next);
-    }
-
-    /// Fetches what is not here of these pieces, and keeps it decoded for a while: it is likely to be read next.
-    fn fetch_ahead(self: &Arc<Self>, blob: &ImageBlob, pieces: Vec<u32>) {
-        let missing = pieces.into_iter().filter(|piece| !blob.handle.is_present(*piece));
-        let missing: Vec<_> = missing.map(|piece| Item { blob: blob.key, piece }).collect();
-        if missing.is_empty() {
-            return;
-        }
-        let items: Vec<_> = {
-            let mut ahead = lock(&self.node.ahead);
-            missing.into_iter().filter(|item| ahead.begin(*item)).collect()
-        };
-        let inner = self.clone();
-        self.runtime.spawn(async move {
-            let node = &inner.node;
-            let wants = node.driver.want_together(&items, Priority::Prefetch, node.deadline, WantOrigin::Local);
-            let mut outcomes = std::pin::pin!(wants.await);
-            while let Some((item, outcome)) = outcomes.next().await {
-                lock(&node.ahead).end(item);
-                // Nobody waits for it; who reads it later asks again.
-                if let Ok(Fetched::Piece { piece, .. }) = outcome {
-                    inner.cache.keep((item.blob, item.piece), piece);
-                }
-            }
-        });
     }
 
     async fn fetched(
@@ -277,16 +297,6 @@ fn at_hand(blob: &ImageBlob, piece: u32) -> Option<DecodedPiece> {
         return None;
     }
     blob.table.decode(piece, &blob.handle.read_at_once(piece)?).ok()
-}
-
-impl Lengths for ImageBlob {
-    fn count(&self) -> u32 {
-        self.table.len()
-    }
-
-    fn of(&self, piece: u32) -> u64 {
-        self.encoded_len(piece) as u64
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -21,8 +21,8 @@
 //! about a blob, piece for piece, share its file; one that disagrees gets a file of its own, so neither can poison
 //! the other. What an image says is recorded when it is opened, before any byte is there.
 //!
-//! **Decoded forms** are what the kernel mounts without a daemon. One is made of a complete blob, under a name that says what
-//! must be in it, so images share one exactly when they name the same pieces of the blob.
+//! **Decoded forms** are what the kernel mounts without a daemon, and what is read over FUSE where there is one. One is made of a
+//! complete blob, under a name that says what must be in it, so images share one exactly when they name the same pieces of the blob.
 //!
 //! **Eviction.** With a limit on its size, or on what it leaves free, the store lets go what was used longest ago, a whole
 //! blob or object at a time, but never what a [`Hold`] is on. Where nothing may go, and on a full disk, a piece is refused
@@ -69,6 +69,8 @@ use flusher::Flusher;
 use holdings::Holding;
 use lock::DirLock;
 use whole_files::WholeFiles;
+
+pub(crate) use disk::read_at_once;
 
 pub use crate::index::{BlobKey, ChunkPlace};
 pub use error::StoreError;
@@ -289,6 +291,14 @@ impl Store {
     /// As [`decoded`](Self::decoded), but does not count as use.
     pub fn inspect_decoded(&self, id: DecodedId) -> Option<PathBuf> {
         Some(self.blobs.files.decoded_path(id)).filter(|path| path.exists())
+    }
+
+    /// The file of a decoded form, open, if it is kept; it counts as used. For one read: who kept it longer would keep the room of a
+    /// form that is evicted. What was written was verified. Looks into memory only, but for the first time.
+    pub(crate) fn decoded_file(&self, id: DecodedId) -> Option<Arc<File>> {
+        let file = self.blobs.files.decoded_file(id)?;
+        self.blobs.holdings.used(Holding::Decoded(id));
+        Some(file)
     }
 
     /// Keeps a decoded form of at most `len` bytes on disk. The caller's `fill` writes it to an empty file; what it writes has

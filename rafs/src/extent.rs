@@ -1,5 +1,7 @@
 //! From a range of a file to slices of chunks. Pure.
 
+use std::ops::Range;
+
 use crate::bootstrap::Inode;
 use crate::source::ChunkId;
 
@@ -12,6 +14,13 @@ pub struct Extent {
     pub offset_in_chunk: u32,
     /// Bytes, at least 1.
     pub len: u32,
+}
+
+impl Extent {
+    /// Its bytes in the decoded chunk.
+    pub fn part(&self) -> Range<u32> {
+        self.offset_in_chunk..self.offset_in_chunk + self.len
+    }
 }
 
 /// The extents of `len` bytes of a file from `offset` on, in order and without gaps. What lies behind the end of the

@@ -82,7 +82,7 @@ pub use mount::{
 };
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use prefetch::{PrefetchList, PrefetchListError};
-pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource};
+pub use source::{ChunkError, ChunkId, ChunkReply, ChunkSource, for_part};
 pub use stat::{ChunkCount, SharedChunks, SharedPair, SharingReport, sharing};
 pub use trace::{Trace, TraceError, traced_chunks};
 pub use unpack::{UnpackError, UnpackReport, unpack, unpack_layer};

@@ -4,6 +4,7 @@
 //! folder, the peer's implementation asks the swarm. Callbacks rather than futures keep this crate free of a runtime and
 //! let a FUSE reply be completed from any thread.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,7 +31,7 @@ pub struct ChunkError {
     pub reason: Arc<str>,
 }
 
-/// Takes the outcome of a read, exactly once, on any thread: all decoded bytes of the chunk, verified.
+/// Takes the outcome of a read, exactly once, on any thread: all that was asked for of the chunk, decoded and verified.
 pub type ChunkReply = Box<dyn FnOnce(Result<Bytes, ChunkError>) + Send + 'static>;
 
 /// Gives verified chunks of one image.
@@ -40,4 +41,19 @@ pub trait ChunkSource: Send + Sync + 'static {
     ///
     /// A `chunk` that the image does not name is answered with an error.
     fn read(&self, chunk: ChunkId, priority: Priority, reply: ChunkReply);
+
+    /// As [`read`](Self::read), but what is asked for, and given, is only a part of the chunk: less where the chunk ends before
+    /// the part does. For sources to which a part costs less than the chunk.
+    fn read_part(&self, chunk: ChunkId, part: Range<u32>, priority: Priority, reply: ChunkReply) {
+        self.read(chunk, priority, for_part(part, reply));
+    }
+}
+
+/// Takes a chunk, and passes on the part of it that `reply` is to be given.
+pub fn for_part(part: Range<u32>, reply: ChunkReply) -> ChunkReply {
+    let cut = move |chunk: Bytes| {
+        let [start, end] = [part.start, part.end].map(|at| (at as usize).min(chunk.len()));
+        chunk.slice(start..end.max(start))
+    };
+    Box::new(move |outcome| reply(outcome.map(cut)))
 }

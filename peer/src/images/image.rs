@@ -57,6 +57,11 @@ impl Image {
         self.native.get_or_init(|| NativeNames::of(self))
     }
 
+    /// The same, if somebody has asked before. Costs nothing.
+    pub(crate) fn known_native_names(&self) -> Option<&NativeNames> {
+        self.native.get()
+    }
+
     /// Whether every piece that it names is here.
     pub fn is_complete(&self) -> bool {
         self.blobs.iter().all(|blob| {

@@ -163,15 +163,7 @@ impl Disk for DataDir {
     }
 
     fn read_at_once(&self, key: BlobKey, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
-        let mut bytes = vec![0; len];
-        let file = self.file(key)?;
-        match preadv2(&file, &mut [IoSliceMut::new(&mut bytes)], offset, ReadWriteFlags::NOWAIT) {
-            // A part of it, when the rest is not in memory, or not in the file: who waits will see.
-            Ok(read) => Ok((read == len).then_some(bytes)),
-            // Not in memory; or the file system cannot tell.
-            Err(Errno::AGAIN | Errno::OPNOTSUPP) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
+        read_at_once(&*self.file(key)?, offset, len)
     }
 
     fn sync(&self, key: BlobKey) -> io::Result<()> {
@@ -197,6 +189,18 @@ impl Disk for DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Reads exactly `len` bytes; `None` if that would have to wait for the device.
+pub(crate) fn read_at_once(file: &File, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; len];
+    match preadv2(file, &mut [IoSliceMut::new(&mut bytes)], offset, ReadWriteFlags::NOWAIT) {
+        // A part of it, when the rest is not in memory, or not in the file: who waits will see.
+        Ok(read) => Ok((read == len).then_some(bytes)),
+        // Not in memory; or the file system cannot tell.
+        Err(Errno::AGAIN | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -2,10 +2,11 @@
 //! forms of blobs, named by what they must be. When one was last used is the time of its file.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, Metadata},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +16,7 @@ use shoal_proto::{DecodedId, ObjectId};
 
 use super::{
     StoreError,
+    blobs::lock,
     disk::allocated,
     holdings::{Holding, Holdings},
 };
@@ -31,6 +33,9 @@ pub(super) struct WholeFiles {
     objects: PathBuf,
     decoded: PathBuf,
     holdings: Arc<Holdings>,
+    /// The decoded forms that are whole, each with its file once somebody reads it here: what is removed must not stay open, or it
+    /// would go on to take up its room. Locked for a look-up, and to open a file.
+    whole: Mutex<HashMap<DecodedId, Option<Arc<File>>>>,
 }
 
 impl WholeFiles {
@@ -42,7 +47,12 @@ impl WholeFiles {
         find(&objects, &holdings, object).map_err(|source| opening(&objects, source))?;
         let form = |name: &str| Some(Holding::Decoded(name.strip_prefix(FILLING).unwrap_or(name).parse().ok()?));
         find(&decoded, &holdings, form).map_err(|source| opening(&decoded, source))?;
-        Ok(Self { objects, decoded, holdings })
+        let forms = holdings.all().into_iter().filter_map(|(holding, ..)| match holding {
+            Holding::Decoded(id) if decoded.join(id.to_string()).exists() => Some((id, None)),
+            _ => None,
+        });
+        let whole = Mutex::new(forms.collect());
+        Ok(Self { objects, decoded, holdings, whole })
     }
 
     /// What the store keeps, of which this knows the whole files.
@@ -79,8 +89,23 @@ impl WholeFiles {
         });
         outcome?;
         written.map_err(|source| StoreError::io(format!("decoded form {id}"), source))?;
-        self.measure(Holding::Decoded(id), &path);
+        self.is_whole(id, &path);
         Ok(())
+    }
+
+    /// A decoded form to be read, if it is whole. Looks into memory but for the first time.
+    pub(super) fn decoded_file(&self, id: DecodedId) -> Option<Arc<File>> {
+        let mut whole = lock(&self.whole);
+        let slot = whole.get_mut(&id)?;
+        if slot.is_none() {
+            *slot = Some(Arc::new(File::open(self.decoded_path(id)).ok()?));
+        }
+        slot.clone()
+    }
+
+    fn is_whole(&self, id: DecodedId, path: &Path) {
+        self.measure(Holding::Decoded(id), path);
+        lock(&self.whole).insert(id, None);
     }
 
     /// Makes an empty file of `len` bytes in which a decoded form is to be filled, in place of an earlier one, which stays
@@ -105,7 +130,7 @@ impl WholeFiles {
         let path = self.decoded_path(id);
         let renamed = fs::rename(self.filling_path(id), &path).and_then(|()| File::open(&self.decoded)?.sync_all());
         renamed.map_err(|source| StoreError::io(format!("decoded form {id}"), source))?;
-        self.measure(Holding::Decoded(id), &path);
+        self.is_whole(id, &path);
         Ok(())
     }
 
@@ -157,6 +182,7 @@ impl WholeFiles {
     pub(super) fn remove(&self, holding: Holding) -> Result<u64, StoreError> {
         let Some(path) = self.path(holding) else { return Ok(0) };
         if let Holding::Decoded(id) = holding {
+            lock(&self.whole).remove(&id);
             delete(&self.filling_path(id))?;
         }
         delete(&path)?;

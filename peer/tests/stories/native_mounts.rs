@@ -171,6 +171,52 @@ fn the_next_mount_of_an_image_that_has_become_complete_is_native() {
 }
 
 #[test]
+fn what_is_decoded_is_read_so_over_fuse_and_from_the_store_when_it_has_gone() {
+    let settings = ["mounts.graduate_after=10ms", "read.decoded_cache_bytes=0"];
+    let Some(mut bed) = Bed::new("decoded forms over FUSE", &settings) else { return };
+    let mountpoint = bed.daemon.mountpoint();
+    bed.mount(&mountpoint, &[]);
+    assert_same(bed.source.path(), &mountpoint);
+    wait("it is decoded", || bed.daemon.log().contains("its next mount is native"));
+    bed.registry.switch_off();
+
+    // Nothing but the decoded form has the bytes any more.
+    let blobs = fs::read_dir(bed.daemon.data_dir().join("blobs")).expect("blobs");
+    for blob in blobs.map(|entry| entry.expect("an entry").path().join("encoded")) {
+        let file = File::options().write(true).open(blob).expect("a blob");
+        let len = file.metadata().expect("its length").len();
+        file.write_all_at(&vec![0; len as usize], 0).expect("zeros");
+    }
+    for _ in 0..2 {
+        drop_caches();
+        assert_eq!(kind(&mountpoint), "fuse.shoal");
+        assert_same(bed.source.path(), &mountpoint);
+    }
+
+    // The mount does not hold it, as it can go on without.
+    bed.registry.switch_on();
+    bed.daemon.ctl(&["evict", &bed.reference()]);
+    assert!(bed.decoded().is_empty());
+    drop_caches();
+    assert_same(bed.source.path(), &mountpoint);
+    bed.daemon.umount(&mountpoint);
+}
+
+#[test]
+fn an_image_that_is_decoded_again_and_again_does_not_wait() {
+    let settings = ["mounts.graduate_after=1h", "read.decoded_cache_bytes=0"];
+    let Some(bed) = Bed::new("decoded again and again", &settings) else { return };
+    let mountpoint = bed.daemon.mountpoint();
+    bed.mount(&mountpoint, &[]);
+    wait("much is decoded again", || {
+        drop_caches();
+        assert_same(bed.source.path(), &mountpoint);
+        bed.daemon.log().contains("its next mount is native")
+    });
+    bed.daemon.umount(&mountpoint);
+}
+
+#[test]
 fn decoded_forms_go_when_nobody_needs_them_and_damage_of_one_is_found() {
     let Some(bed) = Bed::new("decoded forms in the store", &[]) else { return };
     let mountpoint = bed.daemon.mountpoint();

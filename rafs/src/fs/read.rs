@@ -1,7 +1,7 @@
 //! One read request: from a range of a file to bytes, by way of the chunk source.
 //!
 //! Nothing waits here. Every chunk of the range is asked for at once, in order, and whichever thread delivers the
-//! last one completes the request. A range within one chunk is a slice of what the source gave. Parts of several
+//! last one completes the request. A range within one chunk is what the source gave. Parts of several
 //! chunks are copied into one buffer as they come, so that a waiting request holds its own length and no chunks.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::source::{ChunkError, ChunkId, ChunkSource};
 pub(super) enum ReadError {
     #[error(transparent)]
     Chunk(#[from] ChunkError),
-    #[error("{chunk:?} has {found} bytes, {expected} are needed")]
+    #[error("{chunk:?} gave {found} bytes, {expected} are needed")]
     Short { chunk: ChunkId, expected: usize, found: usize },
     #[error("the image names chunks for {found} of {expected} bytes")]
     Unnamed { expected: u64, found: u64 },
@@ -49,8 +49,8 @@ pub(super) fn read(
     match (parts.next(), parts.next()) {
         (None, _) => completion.call(Ok(&[])),
         (Some(extent), None) => {
-            let reply = Box::new(move |chunk| completion.call(part(extent, &chunk)));
-            source.read(extent.chunk, Priority::OnDemand, reply);
+            let reply = Box::new(move |bytes| completion.call(whole(extent, &bytes)));
+            source.read_part(extent.chunk, extent.part(), Priority::OnDemand, reply);
         }
         _ => gather(source, extents(inode, offset, len), expected as usize, completion),
     }
@@ -63,17 +63,16 @@ fn gather(source: &dyn ChunkSource, parts: impl Iterator<Item = Extent>, len: us
     for extent in parts {
         let (request, at) = (Arc::clone(&request), start);
         start += extent.len as usize;
-        let reply = Box::new(move |chunk| deliver(&request, at, part(extent, &chunk)));
-        source.read(extent.chunk, Priority::OnDemand, reply);
+        let reply = Box::new(move |bytes| deliver(&request, at, whole(extent, &bytes)));
+        source.read_part(extent.chunk, extent.part(), Priority::OnDemand, reply);
     }
 }
 
-/// The bytes of an extent in its chunk.
-fn part(extent: Extent, chunk: &Result<Bytes, ChunkError>) -> Outcome<'_> {
-    let chunk = chunk.as_ref().map_err(Clone::clone)?;
-    let start = extent.offset_in_chunk as usize;
-    let expected = start + extent.len as usize;
-    chunk.get(start..expected).ok_or(ReadError::Short { chunk: extent.chunk, expected, found: chunk.len() })
+/// The bytes of an extent, if they are all there.
+fn whole(extent: Extent, bytes: &Result<Bytes, ChunkError>) -> Outcome<'_> {
+    let bytes = bytes.as_ref().map_err(Clone::clone)?;
+    let (expected, found) = (extent.len as usize, bytes.len());
+    if found == expected { Ok(bytes) } else { Err(ReadError::Short { chunk: extent.chunk, expected, found }) }
 }
 
 /// A request that waits for several chunks; `None` once it is answered. Locked for a copy of at most the request's

@@ -108,7 +108,7 @@ fn a_chunk_that_is_too_short_is_an_error() {
             reply(Ok(Bytes::from_static(b"short")));
         }
         let text = outcome.try_recv().unwrap().unwrap_err().to_string();
-        assert_eq!(text, "ChunkId { blob: 0, index: 0 } has 5 bytes, 4096 are needed");
+        assert_eq!(text, "ChunkId { blob: 0, index: 0 } gave 5 bytes, 4096 are needed");
     }
 }
 
