@@ -41,9 +41,9 @@ pub struct Config {
     pub max_join: u64,
     /// Unwanted bytes between two pieces that are still worth reading for one request less. Default 64 KiB.
     pub max_gap: u64,
-    /// Encoded bytes that a home reads at least when it reads the registry: what lies behind a piece that one node asks for
-    /// is what it, or another, asks for next, and each request would cost the registry as much as tens of kilobytes.
-    /// Default 1 MiB.
+    /// Encoded bytes that a home reads at least when it reads the registry behind what it has read: what lies behind a piece that
+    /// one node asks for is what it, or another, asks for next, and each request would cost the registry as much as tens of
+    /// kilobytes. A sixteenth of it anywhere else. Default 1 MiB.
     pub read_ahead: u64,
     /// Encoded bytes of a stripe; every node of a zone must have the same. Default 16 MiB.
     pub stripe: u64,

@@ -114,6 +114,7 @@ fn what_lies_between_wanted_pieces_is_kept_and_a_home_reads_ahead_for_others() {
     let mut world = World::with_pieces(192 << 10);
     world.seed(ME);
     assert_eq!(all_asked(&world.want(3)), [(Source::Registry, vec![3])], "not for itself");
+    assert_eq!(all_asked(&world.want(9)), [(Source::Registry, vec![9])]);
     let duty = |world: &mut World, piece| {
         world.note_want(piece, Priority::OnDemand, Origin::ForPeer);
         world.actions()
@@ -133,6 +134,12 @@ fn what_lies_between_wanted_pieces_is_kept_and_a_home_reads_ahead_for_others() {
     let mut world = World::with_pieces(250 << 10);
     world.seed(ME);
     assert_eq!(all_asked(&duty(&mut world, 63)), [(Source::Registry, vec![63])], "the stripe ends here");
+
+    let mut world = World::with_pieces(16 << 10);
+    world.seed(ME);
+    let here = duty(&mut world, 20);
+    assert_eq!(all_asked(&here), [(Source::Registry, (20..24).collect())], "it may be the only one here");
+    assert_eq!(all_asked(&duty(&mut world, 24)), [(Source::Registry, (24..64).collect())], "somebody reads in order");
 }
 
 #[test]
