@@ -32,7 +32,7 @@ pub(crate) struct Node {
     pub(crate) deadline: Duration,
     /// Encoded bytes behind a fetched piece that are fetched, too.
     pub(crate) read_ahead: u64,
-    /// What is on its way for that reason, or being decoded. Locked for a look.
+    /// What is on its way for that reason. Locked for a look.
     pub(crate) ahead: Mutex<Ahead>,
 }
 

@@ -2,12 +2,10 @@
 //!
 //! The calling FUSE thread only ever looks into memory, the page cache included: small pieces that are there it decodes itself,
 //! since handing them to another thread would cost more than that. Everything slower goes to the runtime, which answers from
-//! there. Who goes through an image in a row finds what is next in memory: what is not in the store is fetched ahead of him,
-//! and what is there is decoded ahead of him, while he is busy with what he has.
+//! there.
 
 mod ahead;
 mod decoded;
-mod following;
 
 use std::{
     collections::HashMap,
@@ -20,13 +18,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::StreamExt;
 use shoal_proto::{Bitfield, Priority};
 use shoal_rafs::{ChunkCache, ChunkError, ChunkId, ChunkReply, ChunkSource, DecodedPiece, Lead, for_part};
 use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::runtime::Handle;
 
 pub(crate) use self::ahead::Ahead;
-use self::{ahead::Windows, decoded::Place};
+use self::{
+    ahead::{Lengths, Windows},
+    decoded::Place,
+};
 use crate::{
     driver::Fetched,
     images::{Image, ImageBlob},
@@ -150,9 +152,7 @@ impl Inner {
     fn lead(self: Arc<Self>, blob: ImageBlob, piece: u32, index: u32, priority: Priority) {
         if let Some(decoded) = at_hand(&blob, piece) {
             self.answer(&blob, piece, decoded);
-            self.begin_decoding(&blob, piece);
         } else if blob.handle.is_present(piece) {
-            self.begin_decoding(&blob, piece);
             let runtime = self.runtime.clone();
             runtime.spawn_blocking(move || match load(&blob, piece) {
                 Ok(Some(decoded)) => self.answer(&blob, piece, decoded),
@@ -239,6 +239,46 @@ impl Inner {
         }
     }
 
+    /// A piece has to be fetched: so is likely what lies behind it, and one read of many small pieces costs little more than one of
+    /// the first.
+    fn begin_following(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
+        let on_its_way = lock(&self.node.ahead).has(Item { blob: blob.key, piece });
+        let next = lock(&self.windows).missed(blob.key, piece, on_its_way, blob);
+        self.fetch_ahead(blob, next);
+    }
+
+    /// A piece is read: its reader may come to the end of what was fetched ahead.
+    fn follow(self: &Arc<Self>, blob: &ImageBlob, piece: u32) {
+        let next = lock(&self.windows).read(blob.key, piece, blob);
+        self.fetch_ahead(blob, next);
+    }
+
+    /// Fetches what is not here of these pieces, and keeps it decoded for a while: it is likely to be read next.
+    fn fetch_ahead(self: &Arc<Self>, blob: &ImageBlob, pieces: Vec<u32>) {
+        let missing = pieces.into_iter().filter(|piece| !blob.handle.is_present(*piece));
+        let missing: Vec<_> = missing.map(|piece| Item { blob: blob.key, piece }).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let items: Vec<_> = {
+            let mut ahead = lock(&self.node.ahead);
+            missing.into_iter().filter(|item| ahead.begin(*item)).collect()
+        };
+        let inner = self.clone();
+        self.runtime.spawn(async move {
+            let node = &inner.node;
+            let wants = node.driver.want_together(&items, Priority::Prefetch, node.deadline, WantOrigin::Local);
+            let mut outcomes = std::pin::pin!(wants.await);
+            while let Some((item, outcome)) = outcomes.next().await {
+                lock(&node.ahead).end(item);
+                // Nobody waits for it; who reads it later asks again.
+                if let Ok(Fetched::Piece { piece, .. }) = outcome {
+                    inner.cache.keep((item.blob, item.piece), piece);
+                }
+            }
+        });
+    }
+
     async fn fetched(
         &self,
         blob: &ImageBlob,
@@ -297,6 +337,16 @@ fn at_hand(blob: &ImageBlob, piece: u32) -> Option<DecodedPiece> {
         return None;
     }
     blob.table.decode(piece, &blob.handle.read_at_once(piece)?).ok()
+}
+
+impl Lengths for ImageBlob {
+    fn count(&self) -> u32 {
+        self.table.len()
+    }
+
+    fn of(&self, piece: u32) -> u64 {
+        self.encoded_len(piece) as u64
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -96,39 +96,6 @@ impl<K: Hash + Eq + Clone> ChunkCache<K> {
         }
     }
 
-    /// Decoded bytes that it has room for.
-    pub fn capacity(&self) -> usize {
-        self.lock().pieces.capacity()
-    }
-
-    /// Whether a piece is in memory. It does not count as used.
-    pub fn has(&self, piece: &K) -> bool {
-        self.lock().pieces.has(piece)
-    }
-
-    /// Leads for those who may come: true if the piece is not in memory and nobody leads. The caller must then see to it that
-    /// [`complete`](Self::complete) is called, or [`give_up`](Self::give_up).
-    #[must_use = "whoever leads has to complete"]
-    pub fn lead(&self, piece: &K) -> bool {
-        let mut tables = self.lock();
-        let leads = !tables.pieces.has(piece) && !tables.waiting.contains_key(piece);
-        if leads {
-            tables.waiting.insert(piece.clone(), Vec::new());
-        }
-        leads
-    }
-
-    /// Ends the read that the caller leads, if nobody has joined. Otherwise gives the chunk that the first of those waits for, and
-    /// the caller goes on to lead.
-    pub fn give_up(&self, piece: &K) -> Option<u32> {
-        let mut tables = self.lock();
-        let first = tables.waiting.get(piece)?.first().map(|(index, _)| *index);
-        if first.is_none() {
-            tables.waiting.remove(piece);
-        }
-        first
-    }
-
     /// Keeps a piece that nobody has asked for yet.
     pub fn keep(&self, piece: K, decoded: Arc<DecodedPiece>) {
         let len = decoded.decoded_len();
@@ -237,21 +204,6 @@ mod tests {
         assert_eq!(waiting.recv().unwrap().unwrap(), [5; 4][..]);
         assert!(matches!(cache.read(&3, 5, Box::new(|_| {})), Lead::Answered));
         assert!(cache.lock().pieces.bytes() <= 20);
-    }
-
-    #[test]
-    fn who_leads_for_nobody_answers_those_that_come_or_gives_up() {
-        let cache = ChunkCache::new(100);
-        assert!(cache.lead(&1) && !cache.lead(&1) && !cache.has(&1));
-        let (reply, waiting) = waiter();
-        assert!(matches!(cache.read(&1, 6, reply), Lead::Joined));
-        assert_eq!(cache.give_up(&1), Some(6), "somebody waits for it");
-        cache.complete(1, Ok(piece(4)));
-        assert_eq!(waiting.recv().unwrap().unwrap(), [6; 4][..]);
-        assert!(cache.has(&1) && !cache.lead(&1));
-        assert!(cache.lead(&2));
-        assert_eq!(cache.give_up(&2), None);
-        assert!(matches!(cache.read(&2, 5, Box::new(|_| {})), Lead::Leads));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! What is made ready before it is read, because what lies before it was: fetched, or of what is in the store decoded.
+//! What is fetched before it is read, because what lies before it was.
 //!
-//! The builder puts the files of a folder side by side, so who has read one may want the next. A piece that is not in memory
+//! The builder puts the files of a folder side by side, so who has read one may want the next. A piece that has to be fetched
 //! opens a *window* behind it, which is asked for as one. Once half of it is read the next window is asked for, twice as large,
 //! up to [`ahead_bytes`](crate::config::ReadConfig::ahead_bytes), so that who goes through an image in a row does not wait at the end of
 //! each. How large the first one is depends on what became of the last: it begins with a sixteenth of `ahead_bytes`, doubles with each
@@ -64,7 +64,7 @@ impl Windows {
         Self { ahead, first: ahead / SMALLEST, windows: VecDeque::new() }
     }
 
-    /// A piece is read. Gives the pieces that are now to be made ready, if any.
+    /// A piece is read. Gives the pieces that are now to be fetched, if any.
     pub(super) fn read(&mut self, blob: BlobKey, piece: u32, lengths: &impl Lengths) -> Vec<u32> {
         let Some(place) = self.windows.iter().position(|window| window.has(blob, piece)) else { return Vec::new() };
         let Some(window) = self.windows.get_mut(place).filter(|window| window.last != piece) else {
@@ -89,8 +89,8 @@ impl Windows {
         next
     }
 
-    /// A piece is not in memory, but perhaps on its way ahead of its reader. Gives the pieces behind it that are to be made ready,
-    /// if that reader is not followed already.
+    /// A piece is not here, but perhaps on its way ahead of its reader. Gives the pieces behind it that are to be fetched, if
+    /// that reader is not followed already.
     pub(super) fn missed(&mut self, blob: BlobKey, piece: u32, on_its_way: bool, lengths: &impl Lengths) -> Vec<u32> {
         if self.ahead == 0 || on_its_way {
             return Vec::new();
@@ -128,7 +128,7 @@ fn behind(from: u32, lengths: &impl Lengths, ahead: u64) -> (Vec<u32>, u32, u64)
     (pieces, end, bytes)
 }
 
-/// Pieces that are being fetched, or decoded, ahead of their readers, over all mounts: each once, and not too many.
+/// Pieces that are being fetched ahead of their readers, over all mounts: each once, and not too many.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead(HashSet<Item>);
 
@@ -136,7 +136,7 @@ impl Ahead {
     /// Pieces on their way at a time; further ones are left to their readers.
     const LIMIT: usize = 1024;
 
-    /// Whether the caller is to make `item` ready; it then says when that has [ended](Self::end).
+    /// Whether the caller is to fetch `item`; it then says when that has [ended](Self::end).
     pub(super) fn begin(&mut self, item: Item) -> bool {
         self.0.len() < Self::LIMIT && self.0.insert(item)
     }
