@@ -31,7 +31,7 @@ const SEED: u8 = 1;
 const EGRESS: f64 = 1.1;
 /// The same where it is a tenth of the image, in many places: the seed peer reads on behind each, for the sake of others, and not all
 /// of that is asked for. Nodes that get nothing from each other would have eight times as much sent.
-const SCATTERED_EGRESS: f64 = 1.5;
+const SCATTERED_EGRESS: f64 = 2.5;
 
 /// A node, and its containerd. The second goes first.
 struct Node {
