@@ -372,6 +372,9 @@ fn registry_options(config: &Config) -> Result<RegistryOptions, StartError> {
         backends: config.registry.backend_rules(),
         // The scheduler tries again, with everybody else in view; the client only spares it the hiccups.
         retries: 1,
+        // Reads are counted by `registry.concurrency`, which may be set up to this while the daemon runs; manifests and the mirror
+        // come on top.
+        requests_per_host: RegistryOptions::default().requests_per_host + 1024,
         read_timeout: config.registry.timeout,
         connect_timeout: config.registry.timeout.min(Duration::from_secs(10)),
         ..RegistryOptions::default()

@@ -29,6 +29,7 @@ mod mirrors;
 mod nydus_image;
 mod nydus_source;
 mod options;
+mod passage;
 mod proxy;
 mod push;
 mod reference;

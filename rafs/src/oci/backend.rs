@@ -25,6 +25,7 @@ use s3::S3;
 
 mod credentials;
 mod s3;
+mod watched;
 
 pub use credentials::CredentialsFileError;
 

@@ -4,7 +4,9 @@
 //! are sent only to scheme, host and port of the registry itself, and nothing that began on https continues on http.
 //! HTTP/1.1 only: many short ranged reads over several connections do not then share one flow-control window.
 
+mod hosts;
 mod probe;
+mod progress;
 mod request;
 mod route;
 mod token;
@@ -29,6 +31,7 @@ pub use self::{
     transport::is_loopback_registry,
 };
 pub(super) use self::{
+    progress::Progress,
     request::{Body, Request},
     route::Route,
     transport::plain_client,
@@ -250,8 +253,13 @@ impl Http {
             let own = url.origin() == self.request(Method::GET, request.source, "")?.url.origin();
             let route = self.route.as_ref().filter(|route| own || route.takes_redirect(&url));
             let response = self.transport.execute(request, &url, grant.filter(|_| own), route).await?;
-            let redirect = response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED;
-            if !redirect || !matches!(request.method, Method::GET | Method::HEAD) {
+            // 307 and 308 say that the same is to be asked there, with the same body. What else may follow a PUT is a GET.
+            let follow = match response.status() {
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
+                StatusCode::NOT_MODIFIED => false,
+                status => status.is_redirection() && matches!(request.method, Method::GET | Method::HEAD),
+            };
+            if !follow {
                 return Ok(response);
             }
             url = redirect_target(&url, &response)?;
@@ -338,10 +346,12 @@ impl Tries {
     /// Waits before the next try, longer each time and as long as the registry asked for. Gives the error back when it
     /// will not pass, when the tries are used up, or when the registry asks for more than the longest wait.
     pub(super) async fn wait(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        let asked = error.retry_after();
-        let wait =
-            asked.unwrap_or_else(|| jittered(BACKOFF * 2u32.saturating_pow(self.made.min(8))).min(self.max_wait));
-        if self.made >= self.most || !error.is_transient() || wait > self.max_wait {
+        let wait = match error.retry_after() {
+            Some(asked) if asked > self.max_wait => return Err(error),
+            Some(asked) => above(asked),
+            None => jittered(BACKOFF * 2u32.saturating_pow(self.made.min(8))).min(self.max_wait),
+        };
+        if self.made >= self.most || !error.is_transient() {
             return Err(error);
         }
         self.made += 1;
@@ -374,6 +384,11 @@ fn wrong_digest(what: String, expected: ObjectId, found: ObjectId) -> RegistryEr
 fn jittered(wait: Duration) -> Duration {
     let random = RandomState::new().hash_one(0u8) % 512;
     wait / 2 + wait.mul_f64(random as f64 / 1024.0)
+}
+
+/// As long as was asked for, and up to a quarter more, at least up to half a second: all were told the same.
+fn above(asked: Duration) -> Duration {
+    asked + jittered((asked / 4).max(BACKOFF * 5 / 2))
 }
 
 /// Host and path: what may be told of a URL. Queries of signed URLs are secrets.
@@ -461,6 +476,11 @@ mod tests {
         for _ in 0..100 {
             let wait = jittered(Duration::from_secs(1));
             assert!((Duration::from_millis(500)..=Duration::from_secs(1)).contains(&wait), "{wait:?}");
+        }
+        for (asked, most) in [(0, 500), (1000, 1500), (8000, 10_000)].map(|(a, m)| (a, Duration::from_millis(m))) {
+            let asked = Duration::from_millis(asked);
+            let waits: std::collections::BTreeSet<_> = (0..100).map(|_| above(asked)).collect();
+            assert!(waits.len() > 1 && waits.iter().all(|wait| (asked..=most).contains(wait)), "{waits:?}");
         }
     }
 

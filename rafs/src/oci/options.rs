@@ -27,6 +27,9 @@ pub struct RegistryOptions {
     pub retries: u32,
     /// The longest wait before a try. A registry that asks for more gets an error instead of a wait. Default 20 s.
     pub max_wait: Duration,
+    /// Most reads of one host that are under way at the same time, until their last byte, and as many writes. Who wants more
+    /// waits. Token servers are asked at any time. Default 64.
+    pub requests_per_host: usize,
     /// For a connection with its handshake. Default 5 s.
     pub connect_timeout: Duration,
     /// For the next byte. Default 20 s.
@@ -46,6 +49,7 @@ impl Default for RegistryOptions {
             backends: Vec::new(),
             retries: 4,
             max_wait: Duration::from_secs(20),
+            requests_per_host: 64,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(20),
         }

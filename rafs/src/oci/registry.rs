@@ -15,6 +15,7 @@ use super::{
     http::{Access, Body, Http, Probe},
     mirrors::Mirrors,
     open_bootstrap_layer,
+    passage::Passage,
     proxy::Proxy,
 };
 
@@ -361,15 +362,17 @@ impl Registry {
             blocking(move || layout.keep(file, id)).await?;
             return Ok(Placed::Sent);
         }
-        let open = || {
+        let passage = Passage::new(id, size);
+        let open = |at| {
+            let (start, passage) = (passage.start(at), &passage);
             let opened = async move {
-                let stream = self.blob_range(from, BlobId::new(*id.as_bytes()), 0..size).await?;
-                Ok(stream.verified(id))
+                let stream = self.blob_range(from, BlobId::new(*id.as_bytes()), start..size).await?;
+                Ok(passage.through(stream, start, at))
             };
             opened.boxed()
         };
         let neighbour = (from.registry() == to.registry()).then_some(from);
-        self.http.upload(to, id, Body::Remote { open: &open, size }, neighbour).await
+        self.http.upload(to, id, Body::Remote { open: &open, from: 0, size }, neighbour).await
     }
 
     /// Stores bytes as a blob unless the blob is there already, which is what the answer says.

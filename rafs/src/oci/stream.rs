@@ -41,6 +41,11 @@ impl BlobStream {
         Self { inner, what, expected, found: 0, digest: None, done: false }
     }
 
+    /// Host and path, or the file.
+    pub(super) fn what(&self) -> &str {
+        &self.what
+    }
+
     pub(super) fn empty(what: String) -> Self {
         Self::new(futures::stream::empty().boxed(), what, 0)
     }

@@ -2,7 +2,8 @@
 //!
 //! What another repository of the registry has is mounted from there where the registry allows it. A blob is sent with one PUT,
 //! because registries disagree about chunks. When that is cut, the registry is asked how much it has: the rest goes to the
-//! same session as one chunk. One that does not say, or has lost count, gets all of it again in a new session.
+//! same session as one chunk, also of what comes from another registry. One that does not say, or has lost count, gets all of it
+//! again in a new session. As long as each try brings a session further, there is another one.
 
 use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, Url, header};
@@ -41,12 +42,16 @@ impl Http {
         body: Body<'a>,
         from: Option<&'a Source>,
     ) -> Result<Placed, RegistryError> {
-        let (mut tries, mut session) = (self.tries(), None);
+        let (mut tries, mut session, mut most) = (self.tries(), None, 0);
         loop {
+            let mut has = 0;
             let resumed = match &session {
-                Some(session) => self.resume(source, id, session, &body).await,
+                Some(session) => self.resume(source, id, session, &body, &mut has).await,
                 None => Ok(false),
             };
+            if has > most + ADVANCE {
+                (tries, most) = (self.tries(), has);
+            }
             let sent = match resumed {
                 Ok(true) => Ok(Placed::Sent),
                 Ok(false) => self.upload_once((source, id), body.clone(), from, &mut session).await,
@@ -73,7 +78,7 @@ impl Http {
             return Ok(Placed::Mounted);
         }
         let url = session_of(&answer)?;
-        *session = body.rest(0).map(|_| url.clone());
+        *session = Some(url.clone());
         self.finish(source, id, url, body).await.map(|()| Placed::Sent)
     }
 
@@ -91,14 +96,15 @@ impl Http {
         stored_as(&answer, id)
     }
 
-    /// Sends what is missing of an upload that broke. `false` when it has to begin again: the registry does not know the
-    /// session any more, has nothing of it, or will not say.
+    /// Sends what is missing of an upload that broke, and notes how much the session has. `false` when it has to begin again: the
+    /// registry does not know the session any more, has nothing of it, or will not say.
     async fn resume<'a>(
         &self,
         source: &'a Source,
         id: ObjectId,
         session: &Url,
         body: &Body<'a>,
+        has: &mut u64,
     ) -> Result<bool, RegistryError> {
         let status = Request { url: session.clone(), push: true, ..self.request(Method::GET, source, "")? };
         let answer = match self.send(&status).await {
@@ -106,11 +112,12 @@ impl Http {
             Err(error) if may_pass(&error) => return Err(error),
             Err(_) => return Ok(false),
         };
-        let Some(has) = stored(&answer).filter(|has| *has > 0) else { return Ok(false) };
-        let Some(rest) = body.rest(has) else { return Ok(false) };
+        let Some(stored) = stored(&answer).filter(|stored| *stored > 0) else { return Ok(false) };
+        let Some(rest) = body.rest(stored) else { return Ok(false) };
+        *has = stored;
         let mut url = session_of(&answer).unwrap_or_else(|_| session.clone());
         if rest.len() > 0 {
-            let range = format!("{has}-{}", has + rest.len() - 1);
+            let range = format!("{stored}-{}", stored + rest.len() - 1);
             let patch = self.request(Method::PATCH, source, "")?;
             let patch = patch.header(header::CONTENT_TYPE, OCTETS).header(header::CONTENT_RANGE, &range);
             tracing::debug!(blob = %id, %range, "an upload broke and goes on");
@@ -175,6 +182,9 @@ fn stored_as(answer: &Response, expected: ObjectId) -> Result<(), RegistryError>
         _ => Ok(()),
     }
 }
+
+/// So many more bytes in a session than the last time are worth as many tries as before.
+const ADVANCE: u64 = 1 << 20;
 
 const OCTETS: &str = "application/octet-stream";
 

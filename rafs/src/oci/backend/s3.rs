@@ -9,17 +9,16 @@ use std::{ops::Range, path::Path, time::Duration};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use object_store::{
-    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt,
-    PutPayload, RetryConfig,
+    BackoffConfig, Error, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload,
+    RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
-    client::{HttpClient, HttpConnector},
     path::Path as Key,
 };
 use sha2::{Digest, Sha256};
 use shoal_proto::ObjectId;
 use tokio::{fs::File, io::AsyncReadExt};
 
-use super::credentials::Keys;
+use super::{credentials::Keys, watched::Watched};
 use crate::oci::{
     BlobStream, Descriptor, RegistryError, RegistryOptions, blob_place::Bucket, error::excerpt, http::Http,
 };
@@ -35,18 +34,8 @@ pub(super) struct S3 {
     bucket: Bucket,
     /// Whether there are keys.
     signs: bool,
-    /// For an answer with all its tries, and for the next bytes.
+    /// For an answer to what has no body, with all its tries, and for the next bytes.
     patience: (Duration, Duration),
-}
-
-/// Hands the library our HTTP client.
-#[derive(Debug)]
-struct Shared(reqwest::Client);
-
-impl HttpConnector for Shared {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
 }
 
 impl S3 {
@@ -70,7 +59,7 @@ impl S3 {
             .with_allow_http(bucket.endpoint.scheme() == "http")
             .with_virtual_hosted_style_request(false)
             .with_retry(retry)
-            .with_http_connector(Shared(http.client(&bucket.endpoint)));
+            .with_http_connector(Watched { client: http.client(&bucket.endpoint), patience: options.read_timeout });
         let signs = keys.is_some();
         builder = match keys {
             None => builder.with_skip_signature(true),
@@ -134,7 +123,7 @@ impl S3 {
         if blob.size <= PART {
             let bytes = source.next().await?;
             source.check()?;
-            return self.answer(blob.id, self.store.put(&self.key(blob.id), bytes.into())).await.map(drop);
+            return self.told(blob.id, self.store.put(&self.key(blob.id), bytes.into()).await).map(drop);
         }
         let mut upload = self.answer(blob.id, self.store.put_multipart(&self.key(blob.id))).await?;
         match self.parts(blob, &mut source, &mut upload).await {
@@ -160,7 +149,8 @@ impl S3 {
             if bytes.is_empty() {
                 break;
             }
-            self.answer(blob.id, upload.put_part(PutPayload::from(bytes))).await?;
+            // As long as it moves: `watched.rs` minds that.
+            self.told(blob.id, upload.put_part(PutPayload::from(bytes)).await)?;
         }
         source.check()?;
         self.answer(blob.id, upload.complete()).await.map(drop)
@@ -173,8 +163,11 @@ impl S3 {
     ) -> Result<T, RegistryError> {
         let after = self.patience.0;
         let answered = tokio::time::timeout(after, answer).await;
-        let answered = answered.map_err(|_| RegistryError::Timeout { what: self.what(id), after })?;
-        answered.map_err(|error| match error {
+        self.told(id, answered.map_err(|_| RegistryError::Timeout { what: self.what(id), after })?)
+    }
+
+    fn told<T>(&self, id: ObjectId, answer: object_store::Result<T>) -> Result<T, RegistryError> {
+        answer.map_err(|error| match error {
             Error::NotFound { .. } => RegistryError::NotFound { what: self.what(id) },
             // What a server says of a signature shows more of the request than is anybody's business.
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => RegistryError::Unauthorized {

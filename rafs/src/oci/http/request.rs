@@ -33,21 +33,23 @@ pub(in crate::oci) enum Body<'a> {
         from: u64,
         size: u64,
     },
-    /// What another place has: opened anew for each try.
+    /// What another place has, `size` bytes, from `from` on: opened anew for each try.
     Remote {
         open: &'a Opener<'a>,
+        from: u64,
         size: u64,
     },
 }
 
 impl<'a> Body<'a> {
-    /// What of it follows the first `from` bytes; `None` for what cannot be sent in parts.
+    /// What follows the first `from` bytes of the whole; `None` beyond its end, and where there is none.
     pub(in crate::oci) fn rest(&self, from: u64) -> Option<Body<'a>> {
         match self {
             Self::Bytes(bytes) => {
                 Some(Self::Bytes(bytes.slice(usize::try_from(from).ok().filter(|at| *at <= bytes.len())?..)))
             }
             Self::File { path, size, .. } if from <= *size => Some(Self::File { path, from, size: *size }),
+            Self::Remote { open, size, .. } if from <= *size => Some(Self::Remote { open: *open, from, size: *size }),
             Self::File { .. } | Self::None | Self::Remote { .. } => None,
         }
     }
@@ -57,13 +59,13 @@ impl<'a> Body<'a> {
         match self {
             Self::None => 0,
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File { from, size, .. } => size - from,
-            Self::Remote { size, .. } => *size,
+            Self::File { from, size, .. } | Self::Remote { from, size, .. } => size - from,
         }
     }
 }
 
-pub(in crate::oci) type Opener<'a> = dyn Fn() -> BoxFuture<'a, Result<BlobStream, RegistryError>> + Sync + 'a;
+/// Opens what follows the first so many bytes.
+pub(in crate::oci) type Opener<'a> = dyn Fn(u64) -> BoxFuture<'a, Result<BlobStream, RegistryError>> + Sync + 'a;
 
 impl Request<'_> {
     /// The same with a header; a value that cannot be one is left out.

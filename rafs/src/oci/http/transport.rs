@@ -1,15 +1,9 @@
 //! The HTTP library, set up: TLS with ring, certificates, proxies, and who is spoken to in the clear.
 
-use std::{
-    io,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use futures::TryStreamExt;
 use reqwest::{
-    Client, ClientBuilder, Response, Url,
+    Client, ClientBuilder, Method, Response, StatusCode, Url,
     header::{self, HeaderValue},
     redirect,
 };
@@ -18,11 +12,8 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-use super::{Body, Request, Route, describe};
+use super::{Body, Request, Route, describe, hosts::Hosts, progress::Progress};
 use crate::oci::{BlobStream, RegistryError, RegistryOptions};
-
-/// An upload may be silent while it is written; it is given this long per MiB on top of the usual time-out.
-const UPLOAD_PER_MIB: Duration = Duration::from_secs(2);
 
 /// Two HTTP clients: one that minds the proxy variables of the environment, and one for this machine, which does not.
 #[derive(Debug)]
@@ -32,6 +23,7 @@ pub(super) struct Transport {
     plain_http: Vec<String>,
     https: Vec<String>,
     read_timeout: Duration,
+    hosts: Hosts,
 }
 
 impl Transport {
@@ -45,6 +37,7 @@ impl Transport {
             plain_http: lower(&options.plain_http),
             https: lower(&options.https),
             read_timeout: options.read_timeout,
+            hosts: Hosts::new(options.requests_per_host),
         })
     }
 
@@ -71,29 +64,30 @@ impl Transport {
         if let Some(grant) = grant {
             builder = builder.header(header::AUTHORIZATION, grant);
         }
-        let mut after = self.read_timeout;
-        let mut slow = |size: u64| after += UPLOAD_PER_MIB * u32::try_from(size >> 20).unwrap_or(u32::MAX);
-        let broke = Broke::default();
-        match &request.body {
-            Body::None => {}
-            Body::Bytes(bytes) => builder = builder.body(bytes.clone()),
-            Body::File { path, from, size } => {
-                slow(size - from);
-                let stream = BlobStream::from_file(path, *from..*size).await?;
-                builder = builder.header(header::CONTENT_LENGTH, size - from).body(broke.watch(stream));
-            }
-            Body::Remote { open, size } => {
-                slow(*size);
-                let stream = open().await?;
-                builder = builder.header(header::CONTENT_LENGTH, *size).body(broke.watch(stream));
-            }
+        let progress = Progress::of(request.body.len());
+        let body = match &request.body {
+            Body::None => None,
+            Body::Bytes(bytes) => Some(progress.watch_bytes(bytes.clone())),
+            Body::File { path, from, size } => Some(progress.watch(BlobStream::from_file(path, *from..*size).await?)),
+            Body::Remote { open, from, .. } => Some(progress.watch(open(*from).await?)),
+        };
+        if let Some(body) = body {
+            builder = builder.header(header::CONTENT_LENGTH, request.body.len()).body(body);
         }
-        let sent = tokio::time::timeout(after, builder.send()).await;
-        if let Some(error) = broke.take() {
+        let permit = self.hosts.enter(url, body_is_sent(&request.body)).await;
+        let sent = progress.answer(builder.send(), self.read_timeout).await;
+        if let Some(error) = progress.take_error() {
             return Err(error);
         }
-        let sent = sent.map_err(|_| RegistryError::Timeout { what: what.clone(), after })?;
-        sent.map_err(|error| RegistryError::transport(&what, error))
+        let sent = sent.map_err(|after| RegistryError::Timeout { what: what.clone(), after })?;
+        let mut response = sent.map_err(|error| RegistryError::transport(&what, error))?;
+        let bytes_follow = matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+        if request.method == Method::GET && bytes_follow {
+            // It ends with the answer's last byte, or with who does not want it. No other answer keeps anybody out: who has
+            // it may ask more before it goes away.
+            response.extensions_mut().insert(permit);
+        }
+        Ok(response)
     }
 
     /// Asks a token server: GET, or POST of a form.
@@ -126,6 +120,10 @@ impl Transport {
     }
 }
 
+fn body_is_sent(body: &Body<'_>) -> bool {
+    !matches!(body, Body::None)
+}
+
 /// What a token server is shown.
 pub(super) enum Shown {
     Nothing,
@@ -156,24 +154,6 @@ fn with_tls(options: &RegistryOptions, tls: ClientConfig) -> ClientBuilder {
 
 fn build(builder: ClientBuilder) -> Result<Client, RegistryError> {
     builder.build().map_err(|error| RegistryError::Tls { reason: error.to_string() })
-}
-
-/// Why the stream behind a body broke, if it did. To the HTTP library it is only a request that could not be sent.
-#[derive(Default)]
-struct Broke(Arc<Mutex<Option<RegistryError>>>);
-
-impl Broke {
-    fn watch(&self, stream: BlobStream) -> reqwest::Body {
-        let slot = Arc::clone(&self.0);
-        reqwest::Body::wrap_stream(stream.map_err(move |error| {
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            io::Error::other("the source broke")
-        }))
-    }
-
-    fn take(&self) -> Option<RegistryError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
 }
 
 /// Whether a registry, `host[:port]`, is on a loopback address, where it speaks plain HTTP unless told otherwise.

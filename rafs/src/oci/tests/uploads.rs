@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::{double::Reply, source::noise, *};
-use crate::oci::Descriptor;
+use crate::oci::{Authfile, Credentials, Descriptor, Placed};
 
 const SESSION: &str = "/v2/app/blobs/uploads/7";
 
@@ -70,6 +70,46 @@ async fn the_rest_follows_what_the_registry_has() {
         let path = double.seen().last().unwrap().path.clone();
         assert!(path.contains("digest=sha256%3A") || path.contains("digest=sha256:"), "{path}");
     }
+}
+
+/// What comes from another place goes on as well, from the last place where its hash is known, and is verified as a whole.
+#[tokio::test]
+async fn a_copy_goes_on_behind_what_the_registry_has() {
+    let bytes = noise(5, 6 << 20);
+    let dir = TempDir::new().unwrap();
+    let from = Source::layout(dir.path()).unwrap();
+    client().upload_bytes(&from, Bytes::from(bytes.clone())).await.unwrap();
+    let descriptor = Descriptor { id: sha256(&bytes), size: bytes.len() as u64 };
+    for kept in [1, 5 << 20, bytes.len()] {
+        let (double, keeper) = Keeper::start(kept).await;
+        let placed = client().copy_blob(&from, &double.source(), &descriptor).await.unwrap();
+        assert_eq!(placed, Placed::Sent);
+        assert!(*keeper.has.lock().unwrap() == bytes, "{kept}");
+        let sent: usize = double.seen().iter().map(|seen| seen.body.len()).sum();
+        assert_eq!(sent, 2 * bytes.len() - kept, "no byte again that was there");
+    }
+}
+
+/// Storage that a registry sends uploads to gets the bytes, and no credentials.
+#[tokio::test]
+async fn an_upload_follows_to_where_it_is_sent() {
+    let storage = Double::start(|_, _| Reply::new(201, &[], b"")).await;
+    let there = format!("http://127.0.0.1:{}/put", storage.port());
+    let registry = Double::start(move |seen, _| match (seen.method.as_str(), seen.header("authorization")) {
+        ("HEAD", _) => Reply::new(404, &[], b""),
+        (_, None) => Reply::new(401, &[("www-authenticate", "Basic realm=\"x\"")], b""),
+        ("POST", _) => Reply::new(202, &[("location", SESSION)], b""),
+        _ => Reply::new(307, &[("location", &there)], b""),
+    })
+    .await;
+    let mut auth = Authfile::default();
+    let credentials = Credentials { username: "user".to_owned(), password: "secret".to_owned() };
+    auth.insert(registry.source().registry(), credentials);
+    let client = Registry::new(RegistryOptions { auth: auth.into(), ..options() }).unwrap();
+    let bytes = noise(6, 100_000);
+    client.upload_bytes(&registry.source(), Bytes::from(bytes.clone())).await.unwrap();
+    let [put] = &storage.seen()[..] else { panic!("one request") };
+    assert!(put.method == "PUT" && put.body == bytes && put.header("authorization").is_none());
 }
 
 #[tokio::test]
