@@ -363,6 +363,7 @@ fn registry_options(config: &Config) -> Result<RegistryOptions, StartError> {
         plain_http: config.registry.plain_http.clone(),
         ca_files: config.registry.ca_files.clone(),
         auth: Keyring::new(file, config.snapshotter.credentials_lifetime),
+        token_servers: config.registry.token_servers.clone(),
         decryption_keys: Arc::new(DecryptionKeys::read(
             config.registry.decryption_keys.iter().map(|path| path.as_path()),
         )?),

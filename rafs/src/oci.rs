@@ -54,7 +54,7 @@ pub use convert::{
 pub use convert::{LayerCompression, ReverseError, ReverseReport, ReversedImage, reverse};
 pub use copy::{CopiedBlobs, CopyReport, copy};
 pub use error::RegistryError;
-pub use http::{Access, Described, Probe, is_loopback_registry};
+pub use http::{Access, Described, Probe, is_loopback_registry, is_public_registry};
 pub use layer_index::{LayerIndex, Ordinary, OrdinaryManifest};
 pub use layout::{Layout, LayoutEntry};
 pub use manifest::{BLOB_MARK, BOOTSTRAP_MARK, Descriptor, ImageManifest, Index, Manifest, ManifestError, Platform};

@@ -10,6 +10,7 @@ use shoal_rafs::{BlobDirReader, Bootstrap, ImageFile};
 
 use super::{Failure, human_bytes, print_json, runtime};
 
+mod authfiles;
 mod build;
 mod check;
 mod convert;

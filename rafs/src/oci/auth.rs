@@ -1,7 +1,7 @@
 //! Credentials, where they are found, and what a registry's challenge asks for.
 //!
 //! Credentials stay in this process: they have no `Display`, their `Debug` hides the password, and the HTTP side sends
-//! them to the registry they belong to and to the token server it names, nowhere else. An identity token goes to the token
+//! them to the registry they belong to and to its token server, nowhere else. An identity token goes to the token
 //! server alone.
 
 use std::{collections::BTreeMap, fmt, fs, io, path::Path};
@@ -112,6 +112,8 @@ pub struct Authfile {
     helpers: BTreeMap<String, String>,
     /// The helper for all other registries.
     store: Option<String>,
+    /// Where to look for what is not in this one.
+    next: Option<Box<Authfile>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -135,12 +137,24 @@ struct Entry {
 impl Authfile {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, AuthfileError> {
+        Self::parse(&Self::read(path)?, &path.display().to_string())
+    }
+
+    /// Reads a file that has the entries alone, such as `~/.dockercfg`.
+    ///
+    /// # Errors
+    /// See [`Self::load`].
+    pub fn load_entries(path: &Path) -> Result<Self, AuthfileError> {
+        Self::parse_entries(&Self::read(path)?, &path.display().to_string())
+    }
+
+    fn read(path: &Path) -> Result<Vec<u8>, AuthfileError> {
         let name = path.display().to_string();
         let read = |source| AuthfileError::Read { path: name.clone(), source };
         if fs::metadata(path).map_err(read)?.len() > MAX_AUTHFILE {
             return Err(AuthfileError::TooLarge { path: name });
         }
-        Self::parse(&fs::read(path).map_err(read)?, &name)
+        fs::read(path).map_err(read)
     }
 
     /// Parses the content of the file that errors call `path`.
@@ -165,13 +179,32 @@ impl Authfile {
             }
         }
         let helpers = document.cred_helpers.into_iter().map(|(key, helper)| (normal_key(&key), helper)).collect();
-        Ok(Self { entries, helpers, store: document.creds_store.filter(|store| !store.is_empty()) })
+        let store = document.creds_store.filter(|store| !store.is_empty());
+        Ok(Self { entries, helpers, store, next: None })
     }
 
-    /// The helper that knows credentials for `source`, where the file has none itself.
+    /// This one, and behind it another for what it has nothing of.
+    pub fn before(mut self, next: Self) -> Self {
+        let last = match self.next.take() {
+            Some(own) => own.before(next),
+            None => next,
+        };
+        self.next = Some(Box::new(last));
+        self
+    }
+
+    /// This one and those behind it.
+    fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |file| file.next.as_deref())
+    }
+
+    /// The helper that knows credentials for `source`, where no file has any itself.
     fn helper(&self, source: &Source) -> Option<&str> {
-        let named = || self.helpers.get(source.registry()).or(self.store.as_ref());
-        self.find(source).is_none().then(named).flatten().map(String::as_str)
+        if self.find(source).is_some() {
+            return None;
+        }
+        let named = self.all().find_map(|file| file.helpers.get(source.registry()).or(file.store.as_ref()));
+        named.map(String::as_str)
     }
 
     /// Adds or replaces the credentials for a registry, or a registry and the beginning of a path.
@@ -179,8 +212,12 @@ impl Authfile {
         self.entries.insert(normal_key(registry), credentials);
     }
 
-    /// The entry with the longest path that `source` lies under.
+    /// The entry with the longest path that `source` lies under, of the first file that has one.
     pub fn find(&self, source: &Source) -> Option<&Credentials> {
+        self.all().find_map(|file| file.own(source))
+    }
+
+    fn own(&self, source: &Source) -> Option<&Credentials> {
         let name = source.to_string();
         let mut key = name.as_str();
         loop {
@@ -341,6 +378,27 @@ mod tests {
         assert_eq!(find("token.io", "a"), Some(Credentials::identity_token("secret".to_owned())));
         assert_eq!(find("token.io", "a").unwrap().basic(), None);
         assert_eq!(find("elsewhere.io", "a"), None);
+    }
+
+    #[test]
+    fn the_first_file_that_has_something_counts() {
+        let file = |text: &str| Authfile::parse(text.as_bytes(), "auth.json").unwrap();
+        let entry = |name| format!(r#"{{"username": "{name}", "password": "secret"}}"#);
+        let first = file(&format!(r#"{{"auths": {{"h.io": {}}}, "credHelpers": {{"i.io": "one"}}}}"#, entry("a")));
+        let second = file(&format!(r#"{{"auths": {{"h.io/team": {}, "j.io": {}}}}}"#, entry("b"), entry("c")));
+        let third = file(&format!(r#"{{"auths": {{"i.io/team": {}}}, "credsStore": "all"}}"#, entry("d")));
+        let all = first.before(second).before(third);
+        let source = |registry, repository| Source::new(registry, repository).unwrap();
+        for (source, user_name, helper) in [
+            (source("h.io", "team/app"), Some("a"), None),
+            (source("j.io", "app"), Some("c"), None),
+            (source("i.io", "app"), None, Some("one")),
+            (source("i.io", "team/app"), Some("d"), None),
+            (source("k.io", "app"), None, Some("all")),
+        ] {
+            assert_eq!(all.find(&source), user_name.map(user).as_ref(), "{source}");
+            assert_eq!(all.helper(&source), helper, "{source}");
+        }
     }
 
     #[test]

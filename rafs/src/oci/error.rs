@@ -41,6 +41,19 @@ pub enum RegistryError {
         /// What it named, without query and user.
         realm: String,
     },
+    /// The registry names a token server that is not known to be its own, so that it was not shown the credentials.
+    #[error(
+        "{registry} asks for tokens from {realm:?}, which is under another domain and was not shown the credentials; if it is \
+         the right one, name {server} as a token server (--token-server, or registry.token_servers in the configuration)"
+    )]
+    UntrustedRealm {
+        /// The registry.
+        registry: String,
+        /// What it named, without query and user.
+        realm: String,
+        /// Its host.
+        server: String,
+    },
     /// The registry has had enough of us (429).
     #[error("{registry} limits the rate of requests{}", .retry_after.map(|d| format!(", retry after {d:?}")).unwrap_or_default())]
     RateLimited {

@@ -7,6 +7,7 @@
 mod hosts;
 mod probe;
 mod progress;
+mod realm;
 mod request;
 mod route;
 mod token;
@@ -28,7 +29,7 @@ use shoal_proto::{BlobId, ObjectId};
 
 pub use self::{
     probe::{Access, Described, Probe},
-    transport::is_loopback_registry,
+    transport::{is_loopback_registry, is_public_registry},
 };
 pub(super) use self::{
     progress::Progress,

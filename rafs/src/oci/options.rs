@@ -15,6 +15,9 @@ pub struct RegistryOptions {
     pub ca_files: Vec<PathBuf>,
     /// Who to be, where.
     pub auth: Keyring,
+    /// Token servers (`host` or `host:port`) that see the credentials for a registry that names them, beside those under the
+    /// registry's own domain.
+    pub token_servers: Vec<String>,
     /// Hosts (`host` or `host:port`) that are asked for what a registry has before it is asked itself, in their order.
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// What is asked for all that a digest names before the registry is. Mirrors come first.
@@ -43,6 +46,7 @@ impl Default for RegistryOptions {
             https: Vec::new(),
             ca_files: Vec::new(),
             auth: Keyring::default(),
+            token_servers: Vec::new(),
             mirrors: BTreeMap::new(),
             proxy: None,
             decryption_keys: Arc::default(),

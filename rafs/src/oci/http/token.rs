@@ -3,8 +3,8 @@
 //! The scope asked for is always made here, from the repository and the need to write; the one in the challenge is not
 //! used, so that a registry cannot make this program fetch a token for something else.
 //!
-//! A password goes to the token server as the distribution's token specification says, an identity token as its OAuth 2 variant
-//! does: by POST, so that it is in no log of addresses.
+//! Which token servers see credentials, `realm.rs` says. A password goes there as the distribution's token specification says, an
+//! identity token as its OAuth 2 variant does: by POST, so that it is in no log of addresses.
 
 use std::{
     collections::HashMap,
@@ -14,16 +14,13 @@ use std::{
 };
 
 use reqwest::{
-    StatusCode, Url,
+    StatusCode,
     header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
 use url::form_urlencoded;
 
-use super::{
-    Http, Request, describe,
-    transport::{Shown, host_of},
-};
+use super::{Http, Request, describe, realm, transport::Shown};
 use crate::oci::{Credentials, RegistryError, Source, auth::Challenge};
 
 /// Lifetime of a token that does not say (distribution token specification).
@@ -173,7 +170,9 @@ async fn fetch(
     credentials: &Option<Credentials>,
 ) -> Result<Grant, RegistryError> {
     let source = request.source;
-    let mut url = checked_realm(http, source, realm)?;
+    let (registry, shown) = (source.registry(), credentials.is_some());
+    let plain = http.transport.is_plain(registry);
+    let mut url = realm::checked(realm, registry, plain, shown, &http.options.token_servers)?;
     let actions = if request.push { "pull,push" } else { "pull" };
     let also = request.also.map(|also| format!("repository:{also}:pull"));
     let scopes = [Some(format!("repository:{}:{actions}", source.repository())), also];
@@ -212,17 +211,4 @@ async fn fetch(
     let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
     Grant::new(&format!("Bearer {token}"), Some(lifetime.saturating_sub(MARGIN)), credentials.clone())
         .ok_or_else(|| broken("the token cannot be sent in a header"))
-}
-
-/// A token server sees the password. It must be reached over https, or be on the registry's own host when that is
-/// itself spoken to in the clear.
-fn checked_realm(http: &Http, source: &Source, realm: &str) -> Result<Url, RegistryError> {
-    let registry = source.registry();
-    let bad = |realm: String| RegistryError::BadRealm { registry: registry.to_owned(), realm };
-    let url = Url::parse(realm).map_err(|_| bad("(not a URL)".to_owned()))?;
-    let same_host = url.host_str() == Some(host_of(registry));
-    let anonymous = url.username().is_empty() && url.password().is_none();
-    let allowed =
-        url.scheme() == "https" || (url.scheme() == "http" && same_host && http.transport.is_plain(registry));
-    if allowed && anonymous { Ok(url) } else { Err(bad(format!("{}://{}", url.scheme(), describe(&url)))) }
 }

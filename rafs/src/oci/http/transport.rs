@@ -161,6 +161,32 @@ pub fn is_loopback_registry(registry: &str) -> bool {
     is_loopback(host_of(registry))
 }
 
+/// Whether a registry, `host[:port]`, may be anywhere in the world: its name ends in a public suffix, or its address is none of
+/// those that are for private networks.
+pub fn is_public_registry(registry: &str) -> bool {
+    let host = host_of(registry);
+    match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        Ok(address) => !is_private(address),
+        Err(_) => {
+            let name = host.trim_end_matches('.').to_ascii_lowercase();
+            name.contains('.') && psl::suffix(name.as_bytes()).is_some_and(|suffix| suffix.is_known())
+        }
+    }
+}
+
+/// Loopback, link-local, and what RFC 1918, 6598, 2544 and 4193 set aside.
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => {
+            let [first, second, ..] = address.octets();
+            let shared = first == 100 && second & 0xC0 == 64;
+            let bench = first == 198 && second & 0xFE == 18;
+            address.is_private() || address.is_loopback() || address.is_link_local() || shared || bench
+        }
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+    }
+}
+
 /// The host of `host[:port]`.
 pub(super) fn host_of(registry: &str) -> &str {
     match registry.strip_prefix('[') {
@@ -219,6 +245,45 @@ mod tests {
         }
         for tls in ["localhost:5443", "docker.io", "mirror.lan", "localhost.example.com", "128.0.0.1", "[::2]:5000"] {
             assert!(!transport.is_plain(tls), "{tls}");
+        }
+    }
+
+    #[test]
+    fn private_networks_are_told_from_the_world() {
+        for private in [
+            "localhost:5000",
+            "registry:5000",
+            "registry.lan",
+            "mirror.test:5000",
+            "registry.default.svc.cluster.local",
+            "10.1.2.3:5000",
+            "172.31.0.1",
+            "192.168.1.1:80",
+            "127.0.0.1",
+            "169.254.1.1",
+            "100.64.0.1",
+            "198.18.0.1",
+            "[::1]:5000",
+            "[fd00::1]:5000",
+            "[fe80::1]",
+            "[::ffff:10.0.0.1]:5000",
+        ] {
+            assert!(!is_public_registry(private), "{private}");
+        }
+        for public in [
+            "docker.io",
+            "ghcr.io",
+            "registry.example.com:5000",
+            "a.co.uk.",
+            "QUAY.IO",
+            "8.8.8.8:5000",
+            "172.32.0.1",
+            "100.128.0.1",
+            "198.20.0.1",
+            "[2001:4860::1]:5000",
+            "[::ffff:8.8.8.8]",
+        ] {
+            assert!(is_public_registry(public), "{public}");
         }
     }
 

@@ -1,5 +1,12 @@
 //! Who sees which credentials.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::net::TcpListener;
+
 use super::{
     double::{Reply, Seen},
     registry_double::{Auth, RegistryDouble},
@@ -133,6 +140,48 @@ async fn a_password_is_not_taken_to_another_host() {
         let error = client_for(&double.source()).blob(&double.source(), sha256(BODY), 100).await.unwrap_err();
         assert!(matches!(error, RegistryError::BadRealm { .. }), "{realm}: {error}");
     }
+}
+
+/// A registry that somebody has taken over names a token server of theirs, with a certificate that everybody trusts.
+#[tokio::test]
+async fn a_password_is_not_taken_to_another_domain() {
+    let thief = TcpListener::bind("localhost:0").await.unwrap();
+    let port = thief.local_addr().unwrap().port();
+    let visits = Arc::new(AtomicUsize::new(0));
+    let counted = visits.clone();
+    let listening = tokio::spawn(async move {
+        while let Ok((stream, _)) = thief.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            drop(stream);
+        }
+    });
+    let value = format!("Bearer realm=\"https://localhost:{port}/token?secret=1\"");
+    let double = Double::start(move |_, _| challenge(&value)).await;
+    let source = double.source();
+    for credentials in [
+        Credentials { username: "user".to_owned(), password: PASSWORD.to_owned() },
+        Credentials::identity_token(PASSWORD.to_owned()),
+    ] {
+        let mut auth = Authfile::default();
+        auth.insert(source.registry(), credentials);
+        let options = RegistryOptions { auth: auth.into(), retries: 0, ..options() };
+        let registry = Registry::new(options.clone()).unwrap();
+        let error = registry.blob(&source, sha256(BODY), 100).await.unwrap_err();
+        let told = error.to_string();
+        assert!(matches!(error, RegistryError::UntrustedRealm { .. }), "{told}");
+        assert!(told.contains("--token-server") && told.contains("name localhost "), "{told}");
+        assert!(!told.contains("secret"), "{told}");
+        assert_eq!(visits.load(Ordering::Relaxed), 0);
+        // Named, it is asked; that it ends the connection is another matter.
+        let named = RegistryOptions { token_servers: vec![format!("localhost:{port}")], ..options };
+        let error = Registry::new(named).unwrap().blob(&source, sha256(BODY), 100).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Transport { .. }), "{error}");
+        assert!(visits.swap(0, Ordering::Relaxed) > 0);
+    }
+    // Who has nothing to show may ask anybody.
+    let error = client().blob(&source, sha256(BODY), 100).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Transport { .. }), "{error}");
+    listening.abort();
 }
 
 #[tokio::test]
