@@ -17,11 +17,21 @@ pub(super) struct Overlay<'a> {
     implied: HashSet<Nid>,
     /// Files of this layer that have a name already.
     inodes: HashMap<Nid, InodeIndex>,
+    /// In which directory each directory of the layer lies, in the draft.
+    parents: HashMap<EntryIndex, EntryIndex>,
 }
 
 impl<'a> Overlay<'a> {
     pub(super) fn new(layer: &'a Bootstrap, numbers: &'a [u32], draft: &'a mut Draft) -> Self {
-        Self { layer, numbers, draft, over: true, implied: HashSet::new(), inodes: HashMap::new() }
+        Self {
+            layer,
+            numbers,
+            draft,
+            over: true,
+            implied: HashSet::new(),
+            inodes: HashMap::new(),
+            parents: HashMap::new(),
+        }
     }
 
     /// Puts the layer over what is there. The directories `implied` keep the attributes that they have below.
@@ -81,19 +91,61 @@ impl<'a> Overlay<'a> {
             if dots || self.over && (entry.name.starts_with(WHITEOUT) || self.is_device_whiteout(&entry)?) {
                 continue;
             }
-            let below = self.draft.child(directory, entry.name).filter(|below| self.draft.is_directory(*below));
-            let name = match below.filter(|_| self.implied.contains(&entry.nid)) {
-                Some(below) => below,
-                None => {
-                    let inode = self.inode(entry.nid)?;
+            let below = self.draft.child(directory, entry.name).filter(|_| self.implied.contains(&entry.nid));
+            let name = match below {
+                Some(below) if self.draft.is_directory(below) => below,
+                below => {
+                    let inode = match below.and_then(|link| self.led(directory, link)) {
+                        Some(led) => self.draft.add_inode(self.draft.inode(led).clone()),
+                        None => self.inode(entry.nid)?,
+                    };
                     self.draft.put(directory, entry.name, inode)
                 }
             };
             if entry.kind == Kind::Directory {
+                self.parents.insert(name, directory);
                 directories.push((name, entry.nid));
             }
         }
         Ok(())
+    }
+
+    /// The directory that a symbolic link in a directory of the layer leads to, if it does.
+    ///
+    /// A directory that takes the place of a link, only because the layer has files in it, has the attributes of that one:
+    /// runtimes that unpack each layer for itself, for overlayfs, make it so.
+    fn led(&self, directory: EntryIndex, link: EntryIndex) -> Option<EntryIndex> {
+        let mut way = vec![directory];
+        while let Some(parent) = way.last().and_then(|at| self.parents.get(at)) {
+            way.push(*parent);
+        }
+        way.reverse();
+        let (mut next, mut links, mut rest) = (Some(link), 0, Vec::<&[u8]>::new());
+        loop {
+            if let Some(entry) = next {
+                let inode = self.draft.inode(entry);
+                match inode.kind {
+                    Kind::Directory => way.push(entry),
+                    Kind::Symlink if links < MAX_LINKS => {
+                        links += 1;
+                        if inode.target.starts_with(b"/") {
+                            way.truncate(1);
+                        }
+                        rest.extend(inode.target.split(|byte| *byte == b'/').rev());
+                    }
+                    _ => return None,
+                }
+            }
+            next = match rest.pop() {
+                None => return way.last().copied(),
+                Some(b"" | b".") => None,
+                Some(b"..") => {
+                    way.truncate(way.len().max(2) - 1);
+                    None
+                }
+                Some(name) => Some(self.draft.child(*way.last()?, name)?),
+            };
+        }
     }
 
     fn is_device_whiteout(&self, entry: &read::Entry<'_>) -> Result<bool, BootstrapError> {
@@ -137,6 +189,9 @@ impl<'a> Overlay<'a> {
         Ok(index)
     }
 }
+
+/// Most symbolic links on one way, as for the kernel.
+const MAX_LINKS: usize = 40;
 
 /// What the name of a file starts with that takes the rest of the name away.
 pub(crate) const WHITEOUT: &[u8] = b".wh.";

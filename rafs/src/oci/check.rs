@@ -36,11 +36,13 @@ use super::{
 use crate::{
     ArchiveError, Blob, BlobDirReader, Bootstrap, CheckReport, Cipher, Problem, chain, chunk_table_file_with,
 };
+use comparison::compare;
 use source_tree::SourceTree;
 
+mod comparison;
 mod source_tree;
 
-pub use source_tree::ComparedTree;
+pub use comparison::ComparedTree;
 
 /// What a check of an image found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -270,7 +272,7 @@ impl ImageCheck<'_> {
             let bootstrap = Bootstrap::parse(bootstrap).map_err(io::Error::other)?;
             let reader = BlobDirReader::open(&bootstrap, &dir).map_err(io::Error::other)?;
             let mut problems = Problems::default();
-            let compared = tree.compare(&bootstrap, &reader, &mut problems).map_err(io::Error::other)?;
+            let compared = compare(&tree, &bootstrap, &reader, &mut problems).map_err(io::Error::other)?;
             Ok::<_, io::Error>((compared, problems))
         });
         let (compared, found) = compared.await.map_err(io::Error::other)??;

@@ -50,6 +50,31 @@ async fn a_converted_image_has_the_tree_of_its_source() {
     assert_eq!(config["history"].as_array().unwrap().len(), 2);
 }
 
+/// As containerd 1.6 unpacks it for overlayfs: a directory takes the place of the link, with the attributes of the one that the
+/// link led to.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_below_a_link_of_a_lower_layer_are_where_runtimes_put_them() {
+    let bed = Bed::new();
+    let mut all = layers();
+    let upper = Tar::default().file("lib/mine", b"mine").file("up/down/mine", b"mine").file("none/mine", b"mine");
+    let links = Tar::default().symlink("up", "bin/../lib/..").dir("usr/down/").symlink("none", "usr/nowhere");
+    all.extend([Layer::gzip(&links.end()), Layer::gzip(&upper.end())]);
+    image(&bed.registry, &bed.source(), &all).await;
+    let target = bed.reference("target", "v1");
+    bed.convert(&target, &bed.options()).await.unwrap();
+    bed.is_right(&target).await;
+    let image = bed.registry.image(&target).await.unwrap();
+    let layer = bed.registry.blob(&image.source, image.manifest.bootstrap.id, 1 << 20).await.unwrap();
+    let bootstrap = read_bootstrap_layer(&layer[..], &LayerLimits::default()).unwrap().bootstrap;
+    let bootstrap = Bootstrap::parse(bootstrap).unwrap();
+    for (path, mode) in [("lib", 0o750), ("usr/lib", 0o750), ("up", 0o750), ("up/down", 0o755), ("none", 0o755)] {
+        let at = |nid, name: &str| bootstrap.inode(nid).unwrap().lookup(name.as_bytes()).unwrap().unwrap();
+        let inode = bootstrap.inode(path.split('/').fold(bootstrap.root(), at)).unwrap();
+        assert_eq!((inode.kind(), inode.mode() & 0o7777), (crate::Kind::Directory, mode), "{path}");
+        assert_eq!(inode.lookup(b"mine").unwrap().is_some(), path != "usr/lib" && path != "up", "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_image_again_sends_and_reads_nothing() {
     let bed = Bed::new();
