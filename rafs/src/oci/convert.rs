@@ -318,8 +318,8 @@ pub async fn convert(
         converted.push(conversion.image(child).await?);
     }
     let (media_type, bytes, copied) = conversion.top(&root, &chosen, &converted).await?;
-    let manifest = registry.put_manifest(&tagged, &media_type, bytes).await?;
     conversion.update_cache().await?;
+    let manifest = registry.put_manifest(&tagged, &media_type, bytes).await?;
     let images: Vec<_> = converted.into_iter().map(|image| image.report).collect();
     Ok(ConvertReport {
         reference: tagged.pinned(manifest).to_string(),
@@ -397,6 +397,11 @@ impl Conversion<'_> {
             self.registry.put_child(self.to, document::OCI_MANIFEST, image.bytes.clone()).await?;
             entries.push(document::nydus_entry(image.descriptor, &image.platform, self.options.merge_index));
         }
-        Ok((document::OCI_INDEX.to_owned(), document::index(&entries), copier.blobs))
+        let annotations = match &root.content {
+            Content::Index(_) => document::lasting(&root.annotations),
+            // Those of the one image, which are in its manifest.
+            Content::Image(_) => Default::default(),
+        };
+        Ok((document::OCI_INDEX.to_owned(), document::annotated_index(&entries, &annotations), copier.blobs))
     }
 }

@@ -3,6 +3,8 @@
 //! [`Manifest`](super::Manifest) reads Nydus images and refuses all others; here nothing is asked of the layers, and what
 //! is not known is kept: entries of an index go into a new index as they were.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_proto::ObjectId;
@@ -23,6 +25,8 @@ const MAX_LINKS: usize = 16 * 1024;
 pub(super) struct Document {
     pub(super) media_type: String,
     pub(super) content: Content,
+    /// What it says of itself besides.
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,16 +68,19 @@ impl Document {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let value: Value = serde_json::from_slice(bytes).map_err(ManifestError::Malformed)?;
         let named = value.get("mediaType").and_then(Value::as_str).map(str::to_owned);
+        let annotations = value.get("annotations").and_then(Value::as_object).into_iter().flatten();
+        let annotations = annotations.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+        let annotations = annotations.collect();
         if let Some(entries) = value.get("manifests") {
             let entries = entries.as_array().map(Vec::as_slice).unwrap_or_default();
             let children = bounded(entries)?.iter().map(Child::parse).collect::<Result<_, _>>()?;
             let media_type = named.unwrap_or_else(|| OCI_INDEX.to_owned());
-            return Ok(Self { media_type, content: Content::Index(children) });
+            return Ok(Self { media_type, content: Content::Index(children), annotations });
         }
         let raw = RawManifest::deserialize(&value).map_err(ManifestError::Malformed)?;
         let layers = bounded(&raw.layers)?.iter().map(RawLink::link).collect::<Result<_, _>>()?;
         let content = Content::Image(Links { config: raw.config.link()?, layers });
-        Ok(Self { media_type: named.unwrap_or_else(|| OCI_MANIFEST.to_owned()), content })
+        Ok(Self { media_type: named.unwrap_or_else(|| OCI_MANIFEST.to_owned()), content, annotations })
     }
 }
 
@@ -142,7 +149,25 @@ impl Child {
 
 /// An OCI index over these entries.
 pub(super) fn index(entries: &[Value]) -> bytes::Bytes {
-    json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries }).to_string().into()
+    annotated_index(entries, &BTreeMap::new())
+}
+
+/// The same that says something of itself.
+pub(super) fn annotated_index(entries: &[Value], annotations: &BTreeMap<String, String>) -> bytes::Bytes {
+    let mut index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
+    if !annotations.is_empty() {
+        index["annotations"] = json!(annotations);
+    }
+    index.to_string().into()
+}
+
+/// Of the annotations of an image or an index, those that are as true of the same in another form: not how layers are to be
+/// mounted, nor under which name a folder or a runtime has it.
+pub(super) fn lasting(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    const OTHERS: [&str; 3] = ["containerd.io/snapshot/", "io.containerd.", "dev.shoal."];
+    let lasts =
+        |key: &str| key != "org.opencontainers.image.ref.name" && !OTHERS.iter().any(|other| key.starts_with(other));
+    annotations.iter().filter(|(key, _)| lasts(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// How an index names a Nydus image. With `marked`, clients that do not look for the mark take another entry: the new

@@ -1,5 +1,7 @@
 //! OCI and Docker images, as what is converted, and as what a converted image is compared with.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -80,6 +82,8 @@ pub(super) struct SourceImage {
     /// The lowest first.
     pub(super) layers: Vec<SourceLayer>,
     pub(super) config: Bytes,
+    /// What its manifest says besides.
+    pub(super) annotations: BTreeMap<String, String>,
     /// As the source's index says it, else as the config does.
     pub(super) platform: Value,
 }
@@ -121,7 +125,7 @@ impl SourceImage {
                 platform
             }
         };
-        Ok(Self { media_type: document.media_type, layers, config, platform })
+        Ok(Self { media_type: document.media_type, layers, config, annotations: document.annotations, platform })
     }
 }
 

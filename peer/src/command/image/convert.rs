@@ -14,7 +14,7 @@ use shoal_rafs::{
 
 use super::{
     Failure,
-    build::{CompressorName, DigesterName, MAX_ENCRYPTED_CHUNK, encryption},
+    build::{CompressorName, DigesterName, MAX_ENCRYPTED_CHUNK, encryption, power_of_two},
     human_bytes, print_json,
     registry::{BackendArgs, DecryptionArgs, EncryptionArgs, RegistryArgs},
     runtime,
@@ -57,8 +57,8 @@ pub(in crate::command) struct Convert {
     /// The other way: a Nydus image becomes an OCI image of tar layers with the same tree, one for each Nydus layer if every
     /// blob holds the tree of its layer, otherwise one for all.
     #[arg(long, conflicts_with_all = [
-        "merge_index", "with_referrer", "state", "cache", "chunk_dict", "memory", "compressor", "digester", "chunk_size",
-        "threads", "encryption_key",
+        "merge_index", "with_referrer", "state", "cache", "chunk_dict", "memory", "compressor", "compression_level", "digester",
+        "chunk_size", "batch_size", "blob_toc", "threads", "encryption_key",
     ])]
     reverse: bool,
     /// With --reverse: how layers are compressed.
@@ -70,12 +70,23 @@ pub(in crate::command) struct Convert {
     /// How chunks are compressed; a chunk that does not shrink is stored as it is.
     #[arg(long, value_enum, default_value = "zstd")]
     compressor: CompressorName,
+    /// Level of zstd, -7 (fast) to 22 (small); 3 if missing.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(-7..=22), allow_negative_numbers = true)]
+    compression_level: Option<i32>,
     /// What names a chunk.
     #[arg(long, value_enum, default_value = "blake3")]
     digester: DigesterName,
     /// Bytes of a chunk: a power of two from 4096 to 16777216.
-    #[arg(long, default_value_t = BuildOptions::default().chunk_size)]
+    #[arg(long, default_value = "1048576", value_name = "BYTES", value_parser = power_of_two)]
     chunk_size: u32,
+    /// Compress small files together, in batches below so many bytes: a power of two from 4096 to the chunk size. Files of
+    /// half as many bytes or more are compressed alone.
+    #[arg(long, value_name = "BYTES", value_parser = power_of_two)]
+    batch_size: Option<u32>,
+    /// End blobs with the digests of their chunks and a table of contents, as the converters of Nydus do: nydusd verifies chunks
+    /// of such blobs alone.
+    #[arg(long, conflicts_with = "encrypt")]
+    blob_toc: bool,
     /// Threads that hash and compress each layer, one for each core if missing.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -121,6 +132,12 @@ impl Convert {
         self.registry.refuse_two_outputs(&self.target);
         if self.encrypt && self.chunk_size > MAX_ENCRYPTED_CHUNK {
             bad_usage(ErrorKind::ValueValidation, "--chunk-size must not exceed 8388608 with --encrypt");
+        }
+        if self.compression_level.is_some() && !matches!(self.compressor, CompressorName::Zstd) {
+            bad_usage(ErrorKind::ArgumentConflict, "--compression-level is for --compressor zstd");
+        }
+        if self.batch_size.is_some_and(|batch_size| batch_size > self.chunk_size) {
+            bad_usage(ErrorKind::ValueValidation, "--batch-size must not exceed --chunk-size");
         }
         let (from, to) = (OpenLocation::source(&self.source)?, OpenLocation::target(&self.target)?);
         let others = self.cache.iter().chain(&self.chunk_dict);
@@ -182,7 +199,10 @@ impl Convert {
             build: BuildOptions {
                 compressor: self.compressor.into(),
                 algorithm: self.digester.into(),
+                level: self.compression_level,
                 chunk_size: self.chunk_size,
+                batch_size: self.batch_size,
+                toc: self.blob_toc,
                 threads: self.threads,
                 encryption: encryption(self.encrypt),
                 ..BuildOptions::default()

@@ -28,7 +28,7 @@ use crate::{
     oci::{
         BlobPlace, Descriptor, PushedLayer, Recipients, Reference, Registry, RegistryError, Source,
         bootstrap_layer::LayerFile,
-        document::{Child, descriptor, no_platform, platform},
+        document::{Child, descriptor, lasting, no_platform, platform},
         layer_index::{LAYERS, OCI_REF_ARTIFACT},
         nydus_image::{ManifestExtras, NYDUS_CONFIG, NydusImage},
         registry::sha256,
@@ -167,10 +167,9 @@ impl<'a> Conversion<'a> {
             config.ok_or_else(|| SourceImageError::new(id, "its config is no JSON object with a list of history"))?;
         let size = config.len() as u64;
         let (config, _) = self.registry.upload_bytes(self.to, config).await?;
-        let mut annotations = BTreeMap::from([
-            (SOURCE_DIGEST.to_owned(), format!("sha256:{id}")),
-            (IMAGE_FS_VERSION.to_owned(), "6".to_owned()),
-        ]);
+        let mut annotations = lasting(&source.annotations);
+        annotations.insert(SOURCE_DIGEST.to_owned(), format!("sha256:{id}"));
+        annotations.insert(IMAGE_FS_VERSION.to_owned(), "6".to_owned());
         // The name of a folder of this machine means nothing elsewhere.
         if !self.from.source().is_layout() {
             annotations.insert(SOURCE_REFERENCE.to_owned(), self.from.to_string());
@@ -203,10 +202,11 @@ fn once(layers: &[SourceLayer]) -> (Vec<SourceLayer>, Vec<usize>) {
     (unique, order)
 }
 
-/// With `t` threads a build holds `2 t + 2` chunks, decoded and encoded.
+/// With `t` threads a build holds `2 t + 2` chunks and `t + 2` batches, decoded and encoded.
 fn layers_at_once(build: &BuildOptions, memory_bytes: u64) -> usize {
     let threads = build.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    let layer = (2 * threads as u64 + 2) * 2 * u64::from(build.chunk_size) + LAYER_OVERHEAD;
+    let (threads, batch) = (threads as u64, u64::from(build.batch_size.unwrap_or(0)));
+    let layer = 2 * ((2 * threads + 2) * u64::from(build.chunk_size) + (threads + 2) * batch) + LAYER_OVERHEAD;
     (memory_bytes / layer).clamp(1, MAX_AT_ONCE) as usize
 }
 

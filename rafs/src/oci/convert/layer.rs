@@ -36,19 +36,26 @@ pub(super) struct Built {
 impl Conversion<'_> {
     /// Converts a layer, unless that was done before. Its blob is in the target then, and its record is kept.
     pub(super) async fn layer(&self, layer: &SourceLayer) -> Result<(Record, ConvertedLayer), ConvertError> {
-        if self.options.oci_ref
-            && let Some(indexed) = self.indexed_layer(layer).await?
-        {
-            return Ok(indexed);
-        }
         let dictionary = self.dictionary.as_ref().map(|dictionary| dictionary.id);
         let key = Key::new((layer.descriptor.id, layer.diff_id), &self.options.build, dictionary);
-        if let Some(record) = self.known(&key).await?
+        let mut known = self.known(&key).await?;
+        // That no index can be made over it is found by reading it, which is not done again.
+        if self.options.oci_ref && !known.as_ref().is_some_and(|record| record.unindexable) {
+            if let Some(indexed) = self.indexed_layer(layer).await? {
+                return Ok(indexed);
+            }
+            if let Some(record) = &mut known {
+                record.unindexable = true;
+                self.records.store(&key, record).map_err(io_error("cannot keep the record of a layer"))?;
+            }
+        }
+        if let Some(record) = known
             && let Some(placed) = self.blob_in_place(&record).await?
         {
             return Ok(self.finished(layer, key, record, (true, placed)));
         }
-        let built = self.build(layer).await?;
+        let mut built = self.build(layer).await?;
+        built.record.unindexable = self.options.oci_ref;
         self.keep(layer, key, built).await
     }
 
@@ -145,7 +152,8 @@ impl Conversion<'_> {
             };
             tables.insert(blob.id, table);
         }
-        Ok(Built { record: Record { bootstrap, tables, notes, earlier }, work })
+        let record = Record { bootstrap, tables, notes, earlier, unindexable: false };
+        Ok(Built { record, work })
     }
 }
 

@@ -90,6 +90,8 @@ pub(super) struct Record {
     pub(super) notes: LayerNotes,
     /// Of its blobs, those of the dictionary. At most one is its own.
     pub(super) earlier: BTreeSet<BlobId>,
+    /// That it was converted because no index can be made over it.
+    pub(super) unindexable: bool,
 }
 
 /// The first line: paths in hexadecimal, since they may hold any byte.
@@ -99,15 +101,18 @@ struct Head {
     links: Vec<(String, String)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     earlier: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unindexable: bool,
 }
 
 impl From<&Record> for Head {
-    fn from(Record { notes, earlier, .. }: &Record) -> Self {
+    fn from(Record { notes, earlier, unindexable, .. }: &Record) -> Self {
         let links = notes.links.iter().map(|link| (hex::encode(&link.path), hex::encode(&link.target)));
         Self {
             implied: notes.implied.iter().map(hex::encode).collect(),
             links: links.collect(),
             earlier: earlier.iter().map(BlobId::to_string).collect(),
+            unindexable: *unindexable,
         }
     }
 }
@@ -136,7 +141,8 @@ impl Record {
         let described = bootstrap.blobs().iter().filter(|blob| blob.meta.is_none()).map(|blob| blob.id);
         let described: BTreeSet<BlobId> = described.collect();
         let complete = own <= 1 && described.iter().eq(layer.chunk_tables.keys());
-        complete.then_some(Self { bootstrap, tables: layer.chunk_tables, notes, earlier })
+        let tables = layer.chunk_tables;
+        complete.then_some(Self { bootstrap, tables, notes, earlier, unindexable: head.unindexable })
     }
 
     pub(super) fn write(&self, mut out: impl Write) -> io::Result<()> {
@@ -260,7 +266,7 @@ mod tests {
             links: vec![ForeignLink { path: b"b".to_vec(), target: b"c/d".to_vec() }],
         };
         let (bootstrap, tables) = (Bootstrap::open(&bootstrap).unwrap(), [(id, table.into())].into());
-        Record { bootstrap, tables, notes, earlier: BTreeSet::new() }
+        Record { bootstrap, tables, notes, earlier: BTreeSet::new(), unindexable: false }
     }
 
     #[test]

@@ -10,7 +10,14 @@
 //! them. So there is a *stage* for each layer: the image up to there, a bootstrap over the same meta blobs. Each is a
 //! manifest of its own with the source's as its subject.
 
-use std::{io::Read, path::Path};
+use std::{
+    io::Read,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use shoal_proto::BlobId;
@@ -66,11 +73,19 @@ impl Conversion<'_> {
         let failed = |source| ConvertError::Layer { id: descriptor.id, source };
         let work = self.records.work().map_err(|error| failed(error.into()))?;
         let on_event = self.on_event.clone();
-        let on_read = move |bytes| on_event(ConvertEvent::Read(bytes));
+        let read = Arc::new(AtomicU64::new(0));
+        let counted = read.clone();
+        let on_read = move |bytes| {
+            counted.fetch_add(bytes, Ordering::Relaxed);
+            on_event(ConvertEvent::Read(bytes));
+        };
         let (builder, layer) = (Builder::new(self.options.build), BlobId::new(*descriptor.id.as_bytes()));
         let dir = work.path().to_owned();
         let work_on = move |stream: &mut dyn Read| index(stream, layer, &builder, &dir);
-        match through(self.registry, self.from.source(), &descriptor, on_read, work_on).await? {
+        let indexed = through(self.registry, self.from.source(), &descriptor, on_read, work_on).await?;
+        // Of what turns out to be no gzip, the beginning alone.
+        self.count_read(read.load(Ordering::Relaxed));
+        match indexed {
             Err(LayerFailure::NotGzip) => Ok(None),
             Err(LayerFailure::Build(error @ BuildError::Unsupported { .. })) => {
                 tracing::info!("converted, as it cannot be read as it is: {error}");
@@ -78,10 +93,7 @@ impl Conversion<'_> {
             }
             Err(error) => Err(failed(error)),
             Ok((_, found)) if found != diff_id => Err(failed(LayerFailure::DiffId { expected: diff_id, found })),
-            Ok((record, _)) => {
-                self.count_read(descriptor.size);
-                Ok(Some(Built { record, work }))
-            }
+            Ok((record, _)) => Ok(Some(Built { record, work })),
         }
     }
 
@@ -138,5 +150,6 @@ fn index(
     let (name, blobs) = (format!("sha256:{layer}"), blobs_of(dir));
     let (_, notes, diff_id) = builder.build_reference_layer(whole, layer, Path::new(&name), &bootstrap, &blobs)?;
     let bootstrap = Bootstrap::open(&bootstrap)?;
-    Ok((Record { bootstrap, tables: Default::default(), notes, earlier: Default::default() }, diff_id))
+    let (tables, earlier) = Default::default();
+    Ok((Record { bootstrap, tables, notes, earlier, unindexable: false }, diff_id))
 }

@@ -76,6 +76,89 @@ async fn files_below_a_link_of_a_lower_layer_are_where_runtimes_put_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_the_source_is_said_of_the_image() {
+    let bed = Bed::new();
+    let said = |name: &str| {
+        serde_json::json!({
+            "org.opencontainers.image.version": name,
+            "org.opencontainers.image.ref.name": "not here",
+            "containerd.io/snapshot/nydus-source-digest": "sha256:other",
+            "containerd.io/snapshot/stargz/toc.digest": "sha256:other",
+            "io.containerd.image.name": "not here",
+        })
+    };
+    let manifest = store(&bed.registry, bed.source().source(), &layers(), "amd64").await;
+    let bytes = bed.registry.manifest(bed.source().source(), manifest.id).await.unwrap();
+    let mut document: Value = serde_json::from_slice(&bytes).unwrap();
+    document["annotations"] = said("of the manifest");
+    let bytes = Bytes::from(document.to_string());
+    let size = bytes.len() as u64;
+    let media_type = crate::oci::document::OCI_MANIFEST;
+    let id = bed.registry.put_child(bed.source().source(), media_type, bytes).await.unwrap();
+    let mut entry = crate::oci::document::descriptor(media_type, crate::oci::Descriptor { id, size });
+    entry["platform"] = serde_json::json!({ "os": "linux", "architecture": "amd64" });
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [entry], "annotations": said("of the index") });
+    let index_type = crate::oci::document::OCI_INDEX;
+    bed.registry.put_manifest(&bed.source(), index_type, index.to_string().into()).await.unwrap();
+
+    let target = bed.reference("target", "v1");
+    let options = ConvertOptions { merge_index: true, ..bed.options() };
+    let report = bed.convert(&target, &options).await.unwrap();
+    let annotations = async |id| {
+        let bytes = bed.registry.manifest(target.source(), id).await.unwrap();
+        Document::parse(&bytes).unwrap().annotations
+    };
+    let version = "org.opencontainers.image.version";
+    let index = annotations(report.manifest).await;
+    assert_eq!((index.len(), index[version].as_str()), (1, "of the index"));
+    let image = annotations(report.images[0].manifest).await;
+    assert_eq!(image[version], "of the manifest");
+    assert_eq!(image["containerd.io/snapshot/nydus-source-digest"], format!("sha256:{id}"));
+    assert_eq!(image.len(), 3, "{image:?}");
+}
+
+/// The tag is written when all else is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_cannot_be_written_leaves_no_tag() {
+    let bed = Bed::new();
+    image(&bed.registry, &bed.source(), &layers()).await;
+    let file = bed.dir.path().join("cache");
+    std::fs::write(&file, "no folder").unwrap();
+    let options = ConvertOptions { cache: Some(bed.reference("cache", "v1")), ..bed.options() };
+    let target = bed.reference("target", "v1");
+    bed.convert(&target, &options).await.unwrap_err();
+    bed.nothing_is_under(&target).await;
+    std::fs::remove_file(&file).unwrap();
+    bed.convert(&target, &options).await.unwrap();
+    bed.is_right(&target).await;
+}
+
+/// What builds can do with a blob, conversions can.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_levels_and_tables_of_contents_are_options_of_a_conversion() {
+    let bed = Bed::new();
+    let text: Vec<u8> = noise(11, 200_000).iter().flat_map(|byte| [b'a' + byte % 8; 2]).collect();
+    let mut all = layers();
+    all[0] = Layer::gzip(&Tar::default().file("text", &text).file("small", b"small").file("less", b"less").end());
+    image(&bed.registry, &bed.source(), &all).await;
+    let plain = bed.convert(&bed.reference("plain", "v1"), &bed.options()).await.unwrap();
+    for (number, build) in [
+        BuildOptions { batch_size: Some(0x4000), ..bed.options().build },
+        BuildOptions { level: Some(9), ..bed.options().build },
+        BuildOptions { toc: true, ..bed.options().build },
+        BuildOptions { toc: true, batch_size: Some(0x1_0000), ..bed.options().build },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let target = bed.reference("target", &format!("v{number}"));
+        let report = bed.convert(&target, &ConvertOptions { build, ..bed.options() }).await.unwrap();
+        assert_ne!(report.images[0].layers[0].blob, plain.images[0].layers[0].blob, "{build:?}");
+        bed.is_right(&target).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_image_again_sends_and_reads_nothing() {
     let bed = Bed::new();
     image(&bed.registry, &bed.source(), &layers()).await;

@@ -79,10 +79,22 @@ async fn a_layer_with_a_sparse_file_is_converted() {
     let mut layers = gzip_layers();
     layers.push(Layer::gzip(&Tar::default().sparse("data/sparse", 100_000, &noise(6, 5_000)).end()));
     image(&registry, &from, &layers).await;
-    let report = convert(&registry, &from, &to, &options(), |_| {}).await.unwrap();
+    let options = ConvertOptions { state: Some(dir.path().join("state")), ..options() };
+    let ordinary = ConvertOptions { oci_ref: false, ..options.clone() };
+    convert(&registry, &from, &reference(&dir, "images:v1-converted"), &ordinary, |_| {}).await.unwrap();
+    let report = convert(&registry, &from, &to, &options, |_| {}).await.unwrap();
     let indexed: Vec<_> = report.images[0].layers.iter().map(|layer| layer.indexed).collect();
     assert_eq!(indexed, [true, true, false]);
+    assert!(report.images[0].layers[2].reused && report.read_bytes == stored_bytes(&report), "{report:#?}");
     is_right(&registry, &to, &from).await;
+    let again = convert(&registry, &from, &to, &options, |_| {}).await.unwrap();
+    assert_eq!((again.manifest, again.read_bytes, again.sent_bytes), (report.manifest, 0, 0));
+    // From nothing it is read twice, and that is told.
+    let other = ConvertOptions { state: Some(dir.path().join("other")), ..options };
+    let report = convert(&registry, &from, &to, &other, |_| {}).await.unwrap();
+    assert!(report.read_bytes > stored_bytes(&report), "{report:#?}");
+    let again = convert(&registry, &from, &to, &other, |_| {}).await.unwrap();
+    assert_eq!((again.manifest, again.read_bytes, again.sent_bytes), (report.manifest, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
