@@ -4,6 +4,7 @@ mod answers;
 mod auth;
 mod backend;
 mod bed;
+mod check_json;
 mod convert;
 mod copy;
 mod cuts;
