@@ -50,3 +50,5 @@ mod unmarked;
 mod unmodified;
 #[path = "containerd/untrue.rs"]
 mod untrue;
+#[path = "containerd/whole_chain.rs"]
+mod whole_chain;

@@ -58,6 +58,11 @@ impl Application {
         &self.layout
     }
 
+    /// Where the image is that it was converted from, under the same tag.
+    pub(crate) fn source(&self) -> PathBuf {
+        self.layout.with_file_name("layout")
+    }
+
     fn layers(&self) -> Vec<Value> {
         image::manifest(&Layout::new(&self.layout), TAG)["layers"].as_array().expect("layers").clone()
     }
