@@ -15,7 +15,7 @@ mod settings;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -270,6 +270,7 @@ impl Daemon {
             started: Instant::now(),
             http: OnceLock::new(),
             snapshotter: config.snapshotter.clone(),
+            set_aside: AtomicUsize::new(0),
         });
         let taking = handover.clone();
         let kept = blocking(move || taking.map_or_else(Vec::new, |handover| handover.kept())).await;

@@ -120,6 +120,11 @@ fn describe() {
         "shoal_limit_delayed_total",
         format!("Bytes, or reads of the registry, that went on after they had waited for a limit, {limits}.")
     );
+    describe_gauge!(
+        "shoal_snapshots_set_aside",
+        Unit::Count,
+        "Snapshots whose records could not be read, or contradicted others, when the daemon started."
+    );
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");

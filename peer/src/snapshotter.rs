@@ -37,6 +37,7 @@ mod overlay;
 mod service;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
@@ -49,7 +50,7 @@ use shoal_snapshots::{
 
 pub use self::error::SnapshotError;
 use self::{
-    directories::{Directories, Owner},
+    directories::{Directories, Loaded, Owner},
     labels::LayerLabels,
     layers::{Layer, Layers},
 };
@@ -88,16 +89,19 @@ struct Shared {
     index_off: bool,
     /// Locked for look-ups only.
     catalog: Mutex<Catalog>,
+    /// Directories that are no snapshots, and are to stay.
+    aside: BTreeSet<SnapshotId>,
     /// Held, on a blocking thread, from a decision until it is written down and remembered.
     deciding: Mutex<()>,
 }
 
 impl Snapshotter {
-    /// Opens the snapshots below `data_dir`, and takes away what a crash left of others. Mounts of an earlier run are to
-    /// be back, or being tried.
+    /// Opens the snapshots below `data_dir`, and takes away what a crash left of others. A snapshot whose record cannot be read, or
+    /// contradicts others, is set aside: nobody is told of it, and its files stay. Mounts of an earlier run are to be back, or being
+    /// tried.
     ///
     /// # Errors
-    /// The records cannot be read, or are inconsistent.
+    /// The folder cannot be read.
     pub(crate) async fn open(
         data_dir: &Path,
         node: Arc<Node>,
@@ -105,22 +109,29 @@ impl Snapshotter {
         lazy_oci: bool,
     ) -> Result<Self, SnapshotError> {
         let directories = Directories::new(data_dir.join("snapshots"));
-        let records = {
+        let loaded = {
             let directories = directories.clone();
             blocking(move || directories.load()).await?
         };
+        let (catalog, aside) = restored(loaded);
         let shared = Shared {
             directories,
             mounts,
             layers: Layers::new(node.clone(), lazy_oci),
             node,
             index_off: Path::new(INDEX_PARAMETER).exists(),
-            catalog: Mutex::new(Catalog::restore(records)?),
+            catalog: Mutex::new(catalog),
+            aside,
             deciding: Mutex::default(),
         };
         let snapshotter = Self { shared: Arc::new(shared) };
         snapshotter.cleanup().await?;
         Ok(snapshotter)
+    }
+
+    /// How many directories are no snapshots because of their records.
+    pub(crate) fn set_aside(&self) -> usize {
+        self.shared.aside.len()
     }
 
     /// A new active snapshot. For a layer of a lazy image it is committed at once under the name that the labels ask for,
@@ -245,7 +256,8 @@ impl Snapshotter {
         let orphans = move || {
             // A snapshot in the making is none.
             let _deciding = this.deciding();
-            this.shared.directories.orphans(|id| this.catalog().by_id(id).is_some())
+            let aside = &this.shared.aside;
+            this.shared.directories.orphans(|id| aside.contains(&id) || this.catalog().by_id(id).is_some())
         };
         for id in blocking(orphans).await? {
             self.unmount(id).await?;
@@ -455,6 +467,27 @@ impl Snapshotter {
     fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.shared.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a snapshot is what a layer over `parent` becomes.
+fn is_layer(snapshot: &Snapshot, parent: &str) -> bool {
+    snapshot.kind == Kind::Committed && snapshot.parent == parent
+}
+
+/// The snapshots, and the numbers of those that cannot be among them.
+fn restored(Loaded { snapshots, unreadable }: Loaded) -> (Catalog, BTreeSet<SnapshotId>) {
+    let (mut catalog, left_out) = Catalog::restore(snapshots);
+    let left_out = left_out.into_iter().map(|one| (one.id, SnapshotError::from(one)));
+    let mut aside = BTreeSet::new();
+    for (id, error) in unreadable.into_iter().chain(left_out) {
+        tracing::error!(
+            "snapshot {id} is set aside, with its files, until its record is mended: {}",
+            crate::chain(&error)
+        );
+        catalog.reserve(id);
+        aside.insert(id);
+    }
+    (catalog, aside)
 }
 
 /// User and group of an image's root directory.
