@@ -21,13 +21,15 @@
 //!   use when it is removed is detached and serves them until they end.
 //! - **What is trusted**: the manifest by its digest, the bootstrap layer by the manifest, and that the layer is what its
 //!   chain id names, which for ordinary layers containerd checks when it unpacks. Without that, an image could take the
-//!   name of another one's layers on this node. Marks of blob layers are taken at their word: such a snapshot has no
-//!   files, and nothing but a lazy image can descend from it.
+//!   name of another one's layers on this node. A blob layer has no files that could be wrong, but it would be in the way of an
+//!   ordinary layer of the same name; so the manifest must have it as a blob, and the chain id must be made of the blob's own
+//!   digest. What remains is a blob that is the tar of an ordinary layer: see docs/containerd.md.
 //! - **Unmodified images** with `lazy_oci`: each of their layers is a lazy image that is published next to theirs and holds all
 //!   up to there, so that another image may go on from any of them. The last is mounted when it is pulled, the others when
 //!   something needs them. Their chain ids name tars that nobody has read: they are taken at their word, which is one of the
 //!   reasons why this is not the default.
-//! - **Not here**: credentials of pods. Registries are read with the daemon's own.
+//! - **Not here**: credentials. Registries are read with the daemon's own and with those that pulls have shown; see
+//!   `image_service.rs`.
 
 mod directories;
 mod error;
@@ -43,6 +45,7 @@ use std::{
     time::SystemTime,
 };
 
+use shoal_proto::ObjectId;
 use shoal_rafs::oci::Reference;
 use shoal_snapshots::{
     Backing, Catalog, CatalogError, Filter, Kind, LabelUpdate, Labels, Lower, Snapshot, SnapshotId, Usage,
@@ -147,7 +150,8 @@ impl Snapshotter {
             return self.create(Kind::Active, key, parent, labels).await;
         };
         let target = described.target.clone();
-        if self.catalog().get(&target).is_ok_and(|there| there.kind == Kind::Committed && there.parent == parent) {
+        let there = self.catalog().get(&target).ok().filter(|there| is_layer(there, &parent)).cloned();
+        if there.as_ref().is_some_and(|there| there.backing != Backing::Nothing) {
             return Err(CatalogError::Exists(target).into());
         }
         let mut layer = self.shared.layers.classify(&described, self.layers_below(&parent)).await?;
@@ -158,7 +162,11 @@ impl Snapshotter {
             layer = Layer::Ordinary;
         }
         if layer == Layer::Ordinary {
+            // Also where a blob layer without files has the name: containerd commits it under one of its own.
             return self.create(Kind::Active, key, parent, labels).await;
+        }
+        if there.is_some() && matches!(layer, Layer::Blob { .. }) {
+            return Err(CatalogError::Exists(target).into());
         }
         let (this, name) = (self.clone(), target.clone());
         let task = tokio::spawn(async move { this.prepare_lazily(key, parent, labels, &name, layer).await });
@@ -344,7 +352,11 @@ impl Snapshotter {
                 }
                 Backing::Lazy { image: reference.to_string() }
             }
-            Layer::Blob | Layer::Ordinary => Backing::Nothing,
+            Layer::Blob { reference, layer } => match self.check_chain(&snapshot, target, &reference, layer) {
+                Ok(()) => Backing::Nothing,
+                Err(error) => return self.give_up(snapshot.name, error).await,
+            },
+            Layer::Ordinary => Backing::Nothing,
         };
         let (this, key, target) = (self.clone(), snapshot.name.clone(), target.to_owned());
         let commit = move || {
@@ -374,22 +386,33 @@ impl Snapshotter {
         snapshot: &Snapshot,
         target: &str,
         reference: &Reference,
-        layer: Option<shoal_proto::ObjectId>,
+        layer: Option<ObjectId>,
     ) -> Result<(), SnapshotError> {
         let image = self.shared.node.image(reference).await?.image;
-        let reference_text = || reference.to_string();
         if layer.is_some_and(|layer| layer != image.layer) {
-            return Err(SnapshotError::OtherLayer { reference: reference_text() });
+            return Err(SnapshotError::OtherLayer { reference: reference.to_string() });
         }
+        self.check_chain(snapshot, target, reference, image.diff_id)?;
+        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id), None, false).await?;
+        Ok(())
+    }
+
+    /// Whether `target` is the name of a layer with this `diff_id` over what the snapshot descends from.
+    fn check_chain(
+        &self,
+        snapshot: &Snapshot,
+        target: &str,
+        reference: &Reference,
+        diff_id: ObjectId,
+    ) -> Result<(), SnapshotError> {
         let below = match snapshot.parent.as_str() {
             "" => None,
             parent => Some(self.stat(parent)?.labels.remove(TARGET).unwrap_or_default()),
         };
-        if chain_id(below.as_deref(), image.diff_id) != target {
-            return Err(SnapshotError::WrongChain { reference: reference_text(), target: target.to_owned() });
+        if chain_id(below.as_deref(), diff_id) == target {
+            return Ok(());
         }
-        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id), None, false).await?;
-        Ok(())
+        Err(SnapshotError::WrongChain { reference: reference.to_string(), target: target.to_owned() })
     }
 
     /// Sees to it that the lazy image among `lowers` is mounted, natively if that is possible by now, and says where.
