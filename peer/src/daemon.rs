@@ -285,6 +285,7 @@ impl Daemon {
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
         let authfile = config.registry.authfile().map(|file| WatchedFile::new(file.to_owned()));
+        tasks.push(tokio::spawn(parts.mounts.clone().watch()));
         tasks.push(tokio::spawn(pull_secrets::run(config.pull_secrets.clone(), keyring.clone())));
         tasks.extend(authfile.map(|file| tokio::spawn(authfile::keep_fresh(file, keyring))));
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));

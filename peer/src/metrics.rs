@@ -130,6 +130,11 @@ fn describe() {
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
     describe_gauge!("shoal_mounts_lazy", Unit::Count, "Native ones of which something is filled as it is read.");
     describe_counter!(
+        "shoal_mounts_lost_total",
+        Unit::Count,
+        "Mounts that somebody else had unmounted or whose sessions had ended, and that were made again."
+    );
+    describe_counter!(
         "shoal_refused_connections_total",
         Unit::Count,
         "Data connections of others that were not let in, by reason: crowded, refused, violation, silent, other."

@@ -15,6 +15,7 @@ mod restore;
 mod session;
 mod start;
 mod table;
+mod watch;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -25,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) use self::error::MountsError;
 use self::{
     session::Session,
-    table::{Mounted, SharedTable, Slot},
+    table::{Claim, Mounted, SharedTable, Slot},
 };
 use crate::{
     config::{MountMode, OnStop, PrefetchConfig},
@@ -125,10 +126,21 @@ impl Mounts {
         };
         let native = self.native_files(&named, mode, effort).await?;
         let mut mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
-        self.record(mountpoint, &mounted).await?;
         self.note_start(&mut mounted);
-        claim.fill(mounted);
+        self.settle(mountpoint, &claim, mounted).await?;
         Ok(manifest)
+    }
+
+    /// Records a new mount and gives it its place.
+    async fn settle(&self, mountpoint: &Path, claim: &Claim, mounted: Mounted) -> Result<(), MountsError> {
+        let _recording = self.table.recording().await;
+        if !claim.stands() {
+            // Nor may its record stay behind.
+            return Err(MountsError::Withdrawn(mountpoint.to_owned()));
+        }
+        self.record(mountpoint, &mounted).await?;
+        claim.fill(mounted);
+        Ok(())
     }
 
     /// What is done for a native mount that is wanted at once: nothing where its files can be filled as they are read.
@@ -163,16 +175,17 @@ impl Mounts {
         let Some(native) = self.native_files(&named, MountMode::Auto, Effort::None).await? else { return Ok(false) };
         let Ok(claim) = self.table.claim(to, None) else { return Ok(false) };
         let mounted = self.open(&reference, named, to, MountMode::Native, Some(native), None).await?;
-        self.record(to, &mounted).await?;
-        claim.fill(mounted);
+        self.settle(to, &claim, mounted).await?;
         Ok(true)
     }
 
     /// Unmounts and forgets; true when readers still held it and it was detached.
     pub(crate) async fn unmount(&self, mountpoint: &Path) -> Result<bool, MountsError> {
+        let recording = self.table.recording().await;
         let slot = self.lock().0.remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
         let removed = blocking(move || store.remove_mount(&path)).await;
+        drop(recording);
         restore::room_or_not(removed, &format!("{} may be mounted again after a restart", mountpoint.display()))?;
         match slot {
             Slot::Pending { .. } => Ok(false),
@@ -250,8 +263,7 @@ impl Mounts {
 
     /// Ends all mounts for now: they stay recorded.
     pub(crate) async fn stop(&self, on_stop: OnStop) {
-        let slots = std::mem::take(&mut self.lock().0);
-        for (path, slot) in slots {
+        for (path, slot) in self.table.take_all() {
             let Slot::Mounted(mounted) = slot else { continue };
             let leave = match on_stop {
                 OnStop::Keep => mounted.session.outlives(),
@@ -379,8 +391,12 @@ impl Mounts {
             };
             match blocking(session).await {
                 Ok(session) => return Ok(self.mounted(reference, named, mode, reader, (session, hold))),
+                // Whatever the kernel has against it, FUSE does without.
                 Err(error @ MountError::NoErofs { .. }) if mode == MountMode::Auto => {
                     tracing::debug!("{}", crate::chain(&error));
+                }
+                Err(error) if mode == MountMode::Auto => {
+                    tracing::warn!("{} is mounted over FUSE: {}", mountpoint.display(), crate::chain(&error));
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -14,8 +14,8 @@
 //! - **Who decides**: the [`Catalog`], which is pure. This module carries out: it writes down what the catalog decided
 //!   before it counts (see `directories.rs`), one decision at a time.
 //! - **One mount for each image**, made when the image is pulled and gone when its snapshot is removed. All containers of the
-//!   image share it. `Mounts` records mounts and makes them again after a restart; should one be missing all the same, it
-//!   is made when a container needs it. An image that has become complete and decoded since gets a second mount, a native one,
+//!   image share it. `Mounts` records mounts and makes them again after a restart, or when they have gone; should one be missing all
+//!   the same, it is made when a container needs it. An image that has become complete and decoded since gets a second mount, a native one,
 //!   for the containers that come after that.
 //! - **Who removes**: containerd's garbage collection, with `Remove` and `Cleanup`. A lazy image that containers still
 //!   use when it is removed is detached and serves them until they end.
@@ -421,6 +421,10 @@ impl Snapshotter {
             return Ok(None);
         };
         let (mounts, mut tree) = (&self.shared.mounts, self.shared.directories.fs(id));
+        for mountpoint in [&tree, &self.shared.directories.native(id)] {
+            // A container over a folder that only looks like a mount would have none of its files.
+            mounts.mend(mountpoint).await;
+        }
         if mounts.image(&tree).is_none() {
             let reference: Reference = name.parse().map_err(MountsError::from)?;
             mounts.mount(&reference, &tree, None, false).await?;

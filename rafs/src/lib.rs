@@ -77,8 +77,8 @@ pub use image_file::{ImageFile, ImageFileError};
 pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSummary, inspect, inspect_path};
 #[cfg(feature = "mount")]
 pub use mount::{
-    KeptMount, Mount, MountError, MountKeeper, MountOptions, MountStats, NativeMount, SESSION_VERSION, SessionRecord,
-    Unmounted,
+    KeptMount, Mount, MountError, MountKeeper, MountOptions, MountPresence, MountStats, MountTable, NativeMount,
+    SESSION_VERSION, SessionRecord, Unmounted,
 };
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use prefetch::{PrefetchList, PrefetchListError};

@@ -47,11 +47,13 @@ use crate::trace::Trace;
 mod init;
 mod keep;
 mod native;
+mod presence;
 mod session;
 mod table;
 
 pub use keep::{KeptMount, MountKeeper, SESSION_VERSION, SessionRecord};
 pub use native::NativeMount;
+pub use presence::{MountPresence, MountTable};
 
 /// Most dead mounts, one over another, that are detached from a mountpoint.
 const MAX_DEAD: usize = 16;
@@ -296,6 +298,12 @@ impl Mount {
     /// Where it is mounted: absolute, without links.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// How to find out whether it is still there.
+    pub fn presence(&self) -> MountPresence {
+        let (mountpoint, device) = (self.mountpoint.clone(), self.device.clone());
+        MountPresence { mountpoint, device, end: Some(Arc::clone(&self.end)) }
     }
 
     /// What it has done so far.
