@@ -277,7 +277,7 @@ impl Daemon {
         parts.mounts.restore(kept).await?;
         parts.node.store.records_restored();
         let snapshots = parts.serve_snapshots(&config.data_dir, inheritance).await?;
-        let mirror = mirror::start(&config, parts.node.clone(), collector).await?;
+        let mirror = mirror::start(&config, parts.node.clone(), collector, inheritance).await?;
         let http = parts.clone().serve_http(&config).await?;
         let api = api::serve(&config.socket, parts.clone(), inheritance)
             .await

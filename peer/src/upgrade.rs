@@ -87,7 +87,7 @@ impl Understands {
     pub(crate) fn here() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
-            upgrade: vec![inheritance::VERSION],
+            upgrade: inheritance::VERSIONS.to_vec(),
             keeper: vec![shoal_keeper::VERSION.into()],
             sessions: vec![shoal_rafs::SESSION_VERSION],
             index: vec![index::SCHEMA_VERSION],

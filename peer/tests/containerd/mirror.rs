@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::{
     bed::Bed,
     image::Layers,
+    registry_server::relay_that_stalls,
     support::{Daemon, metric, shoal},
 };
 
@@ -83,4 +84,19 @@ fn without_its_mirror_containerd_pulls_from_the_registry() {
     pull(&bed, hosts.path(), &image);
     assert!(bed.registry.sent_bytes() - sent > crate::image::DATA_BYTES as u64);
     bed.daemon.start_again();
+}
+
+/// The registry gives containerd what it asks for, and lets the daemon wait.
+#[test]
+fn past_a_mirror_that_is_slow_containerd_pulls_from_the_registry() {
+    let (mirror, setting) = mirror_settings();
+    let Some(bed) = Bed::start_with("slow mirror", &[setting, "mirror.patience=1s".into()]) else { return };
+    Layers::new().push_ordinary(&bed.registry.layout(), "plain");
+    let image = bed.registry.reference("plain");
+    let (server, name) = image.split_once('/').expect("a host");
+    let image = format!("{}/{name}", relay_that_stalls(server, "user-agent: shoal/"));
+    let hosts = configure(&image, mirror);
+    pull(&bed, hosts.path(), &image);
+    assert!(metric(&bed.daemon, "shoal_mirror_requests_total{status=\"504\"}") >= 1.0, "{}", bed.daemon.log());
+    assert!(bed.registry.sent_bytes() > crate::image::DATA_BYTES as u64);
 }
