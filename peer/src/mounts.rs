@@ -10,6 +10,7 @@
 //! too, and its files are filled as they are read; see [`Filler`].
 
 mod error;
+mod figures;
 mod graduation;
 mod restore;
 mod session;
@@ -47,6 +48,7 @@ pub(crate) struct Mounts {
     exchange: Option<Exchange>,
     settings: MountsSettings,
     table: SharedTable,
+    past: Arc<figures::Past>,
 }
 
 /// How the daemon mounts.
@@ -72,8 +74,8 @@ pub(crate) struct MountsSettings {
 struct Native {
     hold: Hold,
     files: NativeFiles,
-    /// What is filled as it is read.
-    fills: Option<Fills>,
+    /// What is filled as it is read, and what it is read through.
+    fills: Option<(Fills, Reader)>,
 }
 
 /// What is done to mount an image natively.
@@ -100,7 +102,7 @@ pub struct Unrecorded {
 
 impl Mounts {
     pub(crate) fn new(node: Arc<Node>, exchange: Option<Exchange>, settings: MountsSettings) -> Self {
-        Self { node, exchange, settings, table: SharedTable::default() }
+        Self { node, exchange, settings, table: SharedTable::default(), past: Arc::default() }
     }
 
     /// Mounts what `reference` names at present, and records it. `mode` as configured if it is not given. With `decode`, and
@@ -190,6 +192,7 @@ impl Mounts {
         match slot {
             Slot::Pending { .. } => Ok(false),
             Slot::Mounted(mounted) => {
+                self.remember(&mounted);
                 let Mounted { session, hold, .. } = *mounted;
                 let detached = matches!(blocking(move || session.unmount()).await?, Unmounted::Detached);
                 if !detached && !self.settings.keep_unmounted {
@@ -358,10 +361,11 @@ impl Mounts {
         &self,
         named: &NamedImage,
         mode: MountMode,
-    ) -> Result<Option<(NativeFiles, Fills)>, MountsError> {
+    ) -> Result<Option<(NativeFiles, (Fills, Reader))>, MountsError> {
         let Some(filler) = self.settings.filler.clone() else { return Ok(None) };
         let reader = self.reader(&named.image);
-        match blocking(move || filler.begin(&reader)).await {
+        let begin = move || filler.begin(&reader).map(|(files, fills)| (files, (fills, reader)));
+        match blocking(begin).await {
             Ok(begun) => Ok(Some(begun)),
             Err(error) if mode == MountMode::Native => Err(error.into()),
             Err(error) => {
@@ -382,13 +386,14 @@ impl Mounts {
         native: Option<Native>,
         kept: Option<KeptMount>,
     ) -> Result<Mounted, MountsError> {
-        let reader = self.reader(&named.image);
         if let Some(Native { hold, files, fills }) = native {
             let path = mountpoint.to_owned();
+            let (fills, reader) = fills.unzip();
             let session = move || match fills {
                 Some(fills) => session::lazy(&files, &path, fills),
                 None => session::native(&files, &path).map(Session::Native),
             };
+            let reader = reader.unwrap_or_else(|| self.reader(&named.image));
             match blocking(session).await {
                 Ok(session) => return Ok(self.mounted(reference, named, mode, reader, (session, hold))),
                 // Whatever the kernel has against it, FUSE does without.
@@ -401,7 +406,7 @@ impl Mounts {
                 Err(error) => return Err(error.into()),
             }
         }
-        let hold = self.node.store.hold(named.needs.clone());
+        let (hold, reader) = (self.node.store.hold(named.needs.clone()), self.reader(&named.image));
         let mount = self.serve(reference, mountpoint, reader.clone(), kept).await?;
         Ok(self.mounted(reference, named, mode, reader, (Session::Fuse(mount), hold)))
     }

@@ -41,6 +41,7 @@ use rustix::process::{getegid, geteuid};
 
 use crate::bootstrap::Metadata;
 use crate::fs::{ImageFs, MountState};
+use crate::latency::ReadTimes;
 use crate::source::ChunkSource;
 use crate::trace::Trace;
 
@@ -171,10 +172,8 @@ pub struct MountStats {
     pub bytes: u64,
     /// Reads that ended with EIO.
     pub errors: u64,
-    /// What half of the other reads took at most, to the next power of two of microseconds; zero before the first.
-    pub p50: Duration,
-    /// The same for 99 of 100.
-    pub p99: Duration,
+    /// What the other reads took.
+    pub times: ReadTimes,
 }
 
 /// A mounted image. Dropping it unmounts, whether a keeper has it or not.
@@ -310,7 +309,7 @@ impl Mount {
     pub fn stats(&self) -> MountStats {
         let MountState { reads, bytes, errors, latencies, .. } = &*self.state;
         let [reads, bytes, errors] = [reads, bytes, errors].map(|count| count.load(Relaxed));
-        MountStats { reads, bytes, errors, p50: latencies.percentile(50), p99: latencies.percentile(99) }
+        MountStats { reads, bytes, errors, times: latencies.times() }
     }
 
     /// Waits until the session has ended: it was unmounted, here or from outside, and nobody holds it any more.

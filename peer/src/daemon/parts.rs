@@ -212,6 +212,7 @@ impl Vitals for Parts {
         let starts = self.starts.figures();
         metrics::gauge!("shoal_start_traces").set(starts.starts as f64);
         metrics::gauge!("shoal_start_traces_bytes").set(starts.bytes as f64);
+        self.mounts.export_reads();
         let store = self.store();
         metrics::gauge!("shoal_snapshots_set_aside").set(self.set_aside.load(Relaxed) as f64);
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);

@@ -20,6 +20,7 @@ use crate::{
     config::MountMode,
     filler,
     images::NamedImage,
+    reader::Reader,
     store::{Hold, MountRecord, StoreError},
 };
 
@@ -140,10 +141,10 @@ impl Mounts {
         let reference: Reference = record.reference.parse()?;
         let named = self.node.images.by_manifest(reference.source(), record.manifest).await?;
         let (mode, mountpoint) = (Recorded::of(record).mode, &record.mountpoint);
+        let reader = self.reader(&named.image);
         if kept.is_none()
-            && let Some(found) = self.existing(&named, mountpoint).await?
+            && let Some(found) = self.existing(&named, &reader, mountpoint).await?
         {
-            let reader = self.reader(&named.image);
             claim.fill(self.mounted(&reference, named, mode, reader, found));
             return Ok(());
         }
@@ -160,7 +161,12 @@ impl Mounts {
     /// The native mount of an image that is there, and a hold on what it needs; the store may have less of it than the kernel,
     /// if the daemon was killed before everything was durable. One with files that were being filled while nobody had the group
     /// of events may have shown zeros: it is replaced by another one.
-    async fn existing(&self, named: &NamedImage, mountpoint: &Path) -> Result<Option<(Session, Hold)>, MountsError> {
+    async fn existing(
+        &self,
+        named: &NamedImage,
+        reader: &Reader,
+        mountpoint: &Path,
+    ) -> Result<Option<(Session, Hold)>, MountsError> {
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
         let unreadable = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
         let finding = named.clone();
@@ -180,7 +186,7 @@ impl Mounts {
                 }
             });
         };
-        let (reader, path) = (self.reader(&named.image), mountpoint.to_owned());
+        let (reader, path) = (reader.clone(), mountpoint.to_owned());
         let adopted = blocking(move || -> Result<Option<Session>, MountsError> {
             let guarded = filler.has_guarded(reader.image())?;
             if !guarded {

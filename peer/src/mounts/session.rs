@@ -77,7 +77,7 @@ impl Session {
             Self::Native(_) => MountStats::default(),
             Self::Lazy(mount) => {
                 let asked = mount.fills.figures();
-                MountStats { reads: asked.events, bytes: asked.bytes, errors: asked.denied, ..MountStats::default() }
+                MountStats { reads: asked.events, bytes: asked.bytes, errors: asked.denied, times: asked.times }
             }
         }
     }

@@ -46,6 +46,7 @@ impl Mounts {
         );
         metrics::counter!("shoal_mounts_lost_total").increment(1);
         let record = mounted.record(mountpoint);
+        self.remember(&mounted);
         // Takes away what is dead.
         blocking(move || drop(mounted)).await;
         self.bring_back(Waiting { record, claim, kept: None }).await;
