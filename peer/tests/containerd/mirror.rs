@@ -1,4 +1,5 @@
-//! Ordinary images are pulled through the nodes' mirrors, as `hosts.toml` says, and through the registry where there is none.
+//! An ordinary image is pulled through the node's mirror, as `hosts.toml` says, and from the registry where there is none, or a slow one.
+//! How many nodes do so at once is told in `many_nodes.rs`.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -11,11 +12,8 @@ use crate::{
     bed::Bed,
     image::Layers,
     registry_server::relay_that_stalls,
-    support::{Daemon, metric, shoal},
+    support::{metric, shoal},
 };
-
-/// Nodes that pull, one after the other: there is one containerd.
-const NODES: usize = 4;
 
 fn mirror_settings() -> (SocketAddr, String) {
     // Free now; a race for it is lost by one of us, and then the test says so.
@@ -37,34 +35,6 @@ fn configure(image: &str, mirror: SocketAddr) -> TempDir {
 fn pull(bed: &Bed, hosts: &Path, image: &str) {
     let hosts = hosts.to_str().expect("UTF-8");
     bed.ctr(&["images", "pull", "--hosts-dir", hosts, "--snapshotter", "native", image]);
-}
-
-#[test]
-fn nodes_pull_an_ordinary_image_and_the_registry_sends_it_once() {
-    let Some(bed) = Bed::start("mirror") else { return };
-    Layers::new().push_ordinary(&bed.registry.layout(), "plain");
-    let image = bed.registry.reference("plain");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let seed = Daemon::start("seed", folder.path(), &["role=seed".into()]);
-    let node = |n| {
-        let (address, setting) = mirror_settings();
-        (Daemon::start(&format!("puller{n}"), folder.path(), &[seed.join(), setting]), address)
-    };
-    let nodes: Vec<_> = (0..NODES).map(node).collect();
-    nodes.iter().for_each(|(node, _)| node.wait_for_home());
-
-    let before = bed.registry.sent_bytes();
-    for (node, mirror) in &nodes {
-        let hosts = configure(&image, *mirror);
-        pull(&bed, hosts.path(), &image);
-        let from_mirror = metric(node, "shoal_mirror_sent_bytes_total");
-        assert!(from_mirror > crate::image::DATA_BYTES as f64, "{from_mirror} bytes: {}", node.log());
-        // Or the next pull finds all of it here.
-        bed.remove_image(&image);
-    }
-    let sent = bed.registry.sent_bytes() - before;
-    let content = metric(&nodes[0].0, "shoal_mirror_sent_bytes_total");
-    assert!(sent as f64 <= content * 1.1, "the registry sent {sent} bytes of an image of {content}");
 }
 
 #[test]
