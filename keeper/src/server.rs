@@ -355,7 +355,7 @@ impl Keeper {
             (Some(group), None) => {
                 // First, as a holder that has been alone reads it itself.
                 if let Some(holder) = &mut self.holder {
-                    holder.hold(group.as_fd());
+                    holder.hold_first(group.as_fd());
                 }
                 let group = Group::from(group.try_clone()?);
                 let left = group.settle();

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
-    socketpair,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, connect, listen,
+    recv, send, socket_with, socketpair,
 };
 use shoal_keeper::{
     Client, ClientError, Ended, Group, Holder, Keeper, KeeperError, MAX_PACKET, Mount, Reply, Request, VERSION,
@@ -336,6 +337,46 @@ fn a_keeper_has_a_holder_for_as_long_as_it_has_a_group() {
     while Client::connect(&holder_socket(&socket)).is_ok() {
         thread::sleep(Duration::from_millis(5));
     }
+    client.stop().unwrap();
+    assert_eq!(keeper.join().unwrap(), Ended::Stopped);
+}
+
+/// A process that listens for keepers, and was stopped.
+fn stuck_holder(path: &Path) -> OwnedFd {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    listen(&socket, 16).unwrap();
+    socket
+}
+
+#[test]
+fn events_are_answered_while_a_holder_is_stuck() {
+    let Some((group, file)) = marked("events beside a stuck holder") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("sock");
+    let stuck = stuck_holder(&holder_socket(&socket));
+    let holder = Holder::new(&socket, |_| panic!("there is one"));
+    let keeper = Keeper::bind(&socket, PATIENCE).unwrap().with_holder(holder);
+    let keeper = thread::spawn(move || keeper.run().unwrap());
+    let mut client = Client::connect(&socket).unwrap();
+    client.guard(&group).unwrap();
+    let taker = Client::connect(&socket).unwrap().take().unwrap();
+
+    // The keeper asks the holder again and again, and gives up each time after some seconds.
+    let answered_meanwhile = (0..4).any(|_| {
+        let asking = accept(&stuck).unwrap();
+        let waits = reader(file.path());
+        let told = taker.next().unwrap().unwrap();
+        taker.answer(told.id, Verdict::Allow).unwrap();
+        waits.join().unwrap().unwrap();
+        let mut sockets = [PollFd::new(&asking, PollFlags::RDHUP)];
+        poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        let still_asks = sockets[0].revents().is_empty();
+        still_asks
+    });
+    assert!(answered_meanwhile, "the keeper answers nobody while it waits for its holder");
+    group.unmark(file.as_file().as_fd()).unwrap();
+    client.release().unwrap();
     client.stop().unwrap();
     assert_eq!(keeper.join().unwrap(), Ended::Stopped);
 }

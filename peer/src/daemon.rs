@@ -15,7 +15,7 @@ mod settings;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -270,13 +270,14 @@ impl Daemon {
             started: Instant::now(),
             http: OnceLock::new(),
             snapshotter: config.snapshotter.clone(),
+            set_aside: AtomicUsize::new(0),
         });
         let taking = handover.clone();
         let kept = blocking(move || taking.map_or_else(Vec::new, |handover| handover.kept())).await;
         parts.mounts.restore(kept).await?;
         parts.node.store.records_restored();
         let snapshots = parts.serve_snapshots(&config.data_dir, inheritance).await?;
-        let mirror = mirror::start(&config, parts.node.clone(), collector).await?;
+        let mirror = mirror::start(&config, parts.node.clone(), collector, inheritance).await?;
         let http = parts.clone().serve_http(&config).await?;
         let api = api::serve(&config.socket, parts.clone(), inheritance)
             .await
@@ -284,6 +285,7 @@ impl Daemon {
         tracing::info!(peer = parts.identity_text(), %role, zone = config.zone, "started");
         let mut tasks = vec![driver, exchanging, keeping, evictions, expiring, preheating];
         let authfile = config.registry.authfile().map(|file| WatchedFile::new(file.to_owned()));
+        tasks.push(tokio::spawn(parts.mounts.clone().watch()));
         tasks.push(tokio::spawn(pull_secrets::run(config.pull_secrets.clone(), keyring.clone())));
         tasks.extend(authfile.map(|file| tokio::spawn(authfile::keep_fresh(file, keyring))));
         tasks.extend(handover.clone().map(|handover| tokio::spawn(handover.watch())));

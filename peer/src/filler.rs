@@ -167,7 +167,14 @@ impl Filler {
         let store = &self.0.node.store;
         let marked = self.0.group.marked().map_err(FillError::Mark)?;
         let table = self.0.lock();
-        for path in image.native_names().decoded().iter().filter_map(|id| store.filling(*id)) {
+        for &id in image.native_names().decoded() {
+            let Some(path) = store.filling(id) else {
+                // Given up with another mount of it that was not guarded, unless it is whole.
+                if store.decoded(id).is_none() {
+                    return Ok(false);
+                }
+                continue;
+            };
             let metadata = fs::metadata(path).map_err(FillError::Mark)?;
             let guarded = match table.files.get(&id_of(&metadata)) {
                 Some(filling) => filling.was_guarded(),

@@ -120,10 +120,37 @@ fn describe() {
         "shoal_limit_delayed_total",
         format!("Bytes, or reads of the registry, that went on after they had waited for a limit, {limits}.")
     );
+    describe_gauge!(
+        "shoal_snapshots_set_aside",
+        Unit::Count,
+        "Snapshots whose records could not be read, or contradicted others, when the daemon started."
+    );
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
     describe_gauge!("shoal_mounts_lazy", Unit::Count, "Native ones of which something is filled as it is read.");
+    let modes = "by mode: fuse, lazy. Complete native mounts are read without the daemon";
+    describe_counter!("shoal_reads_total", Unit::Count, format!("Reads of the kernel that were answered, {modes}."));
+    describe_counter!("shoal_read_bytes_total", Unit::Bytes, format!("Bytes that they were about, {modes}."));
+    describe_counter!("shoal_read_errors_total", Unit::Count, format!("Those that ended with an error, {modes}."));
+    describe_counter!(
+        "shoal_read_seconds_bucket",
+        format!("How many of the others took less than `le` seconds; with `_sum` and `_count` a histogram, {modes}.")
+    );
+    describe_counter!(
+        "shoal_read_fetched_bytes_total",
+        Unit::Bytes,
+        format!("Encoded bytes that nodes and the registry gave for these mounts, {modes}.")
+    );
+    describe_gauge!(
+        "shoal_read_amplification",
+        format!("Those by the bytes that were read, since the daemon started, {modes}.")
+    );
+    describe_counter!(
+        "shoal_mounts_lost_total",
+        Unit::Count,
+        "Mounts that somebody else had unmounted or whose sessions had ended, and that were made again."
+    );
     describe_counter!(
         "shoal_refused_connections_total",
         Unit::Count,

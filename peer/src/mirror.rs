@@ -10,7 +10,8 @@
 //!   would give it to that client. What the client showed goes to that registry, in that one question, and nowhere else; it is
 //!   neither logged nor kept, only a keyed hash of it.
 //! - **Never in the way.** An answer begins within `mirror.patience`, or is an error: clients with another host in their list
-//!   go on there. A body that stops for as long, or that turns out wrong, is cut, never completed.
+//!   go on there. A body that stops for as long, or that turns out wrong, is cut, never completed; and so is a client that takes
+//!   nothing for as long.
 //! - **Bounds.** [`ANSWERS`] at a time, each with a piece or a manifest in memory; remembered permissions, and blobs on their
 //!   way, are bounded where they are kept. It listens on loopback only, because what clients show is not encrypted.
 //!
@@ -19,6 +20,7 @@
 mod access;
 mod answer;
 mod body;
+mod connection;
 pub(crate) mod hosts;
 mod upstream;
 
@@ -34,11 +36,12 @@ use axum::{
 use shoal_rafs::oci::Registry;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 
-use self::access::Permissions;
+use self::{access::Permissions, connection::Impatient};
 use crate::{
     distribution::{API_VERSION, Refusal},
     node::Node,
     plain::Collector,
+    upgrade::{Inheritance, Listener},
 };
 
 /// Answers at a time; who comes on top of that is sent away.
@@ -71,10 +74,15 @@ pub(super) struct Mirror {
 
 /// The running mirror.
 #[derive(Debug)]
-pub(crate) struct MirrorServer(JoinHandle<()>);
+pub(crate) struct MirrorServer {
+    task: JoinHandle<()>,
+    address: SocketAddr,
+    /// A copy, to be left to the next daemon.
+    listener: std::net::TcpListener,
+}
 
 impl MirrorServer {
-    /// Listens. `registry` is a client without credentials.
+    /// Listens, on a socket that the daemon before may have left. `registry` is a client without credentials.
     ///
     /// # Errors
     /// The address cannot be bound.
@@ -83,24 +91,38 @@ impl MirrorServer {
         registry: Registry,
         node: Arc<Node>,
         collector: Collector,
+        inheritance: &Inheritance,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(options.listen).await?;
+        let (address, patience) = (options.listen, options.patience);
+        let listener = match inheritance.tcp_listener(address)? {
+            Some(listener) => listener,
+            None => TcpListener::bind(address).await?.into_std()?,
+        };
+        listener.set_nonblocking(true)?;
+        let accepting = TcpListener::from_std(listener.try_clone()?)?;
         let permissions = Permissions::new(registry, options.access_lifetime, options.tag_lifetime);
         let places = Arc::new(Semaphore::new(ANSWERS));
         tracing::info!("the mirror listens on {}", listener.local_addr()?);
         let mirror = Arc::new(Mirror { options, permissions, node, collector, places });
         let router = Router::new().fallback(answer).with_state(mirror);
         let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
+            if let Err(error) = axum::serve(Impatient::new(accepting, patience), router).await {
                 tracing::error!("the mirror ended: {error}");
             }
         });
-        Ok(Self(task))
+        Ok(Self { task, address, listener })
     }
 
     /// Takes no more requests.
-    pub(crate) fn stop(&self) {
-        self.0.abort();
+    pub(crate) fn stop(self) {
+        self.task.abort();
+    }
+
+    /// The same, and gives the socket for the next daemon: who connects waits until that accepts. Answers under way are cut when this
+    /// process makes way for it; clients have the registry to turn to.
+    pub(crate) fn leave(self) -> Listener {
+        self.task.abort();
+        Listener::on_tcp(self.address, self.listener)
     }
 }
 

@@ -10,11 +10,13 @@
 //! too, and its files are filled as they are read; see [`Filler`].
 
 mod error;
+mod figures;
 mod graduation;
 mod restore;
 mod session;
 mod start;
 mod table;
+mod watch;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -25,7 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) use self::error::MountsError;
 use self::{
     session::Session,
-    table::{Mounted, SharedTable, Slot},
+    table::{Claim, Mounted, SharedTable, Slot},
 };
 use crate::{
     config::{MountMode, OnStop, PrefetchConfig},
@@ -46,6 +48,7 @@ pub(crate) struct Mounts {
     exchange: Option<Exchange>,
     settings: MountsSettings,
     table: SharedTable,
+    past: Arc<figures::Past>,
 }
 
 /// How the daemon mounts.
@@ -71,8 +74,8 @@ pub(crate) struct MountsSettings {
 struct Native {
     hold: Hold,
     files: NativeFiles,
-    /// What is filled as it is read.
-    fills: Option<Fills>,
+    /// What is filled as it is read, and what it is read through.
+    fills: Option<(Fills, Reader)>,
 }
 
 /// What is done to mount an image natively.
@@ -99,7 +102,7 @@ pub struct Unrecorded {
 
 impl Mounts {
     pub(crate) fn new(node: Arc<Node>, exchange: Option<Exchange>, settings: MountsSettings) -> Self {
-        Self { node, exchange, settings, table: SharedTable::default() }
+        Self { node, exchange, settings, table: SharedTable::default(), past: Arc::default() }
     }
 
     /// Mounts what `reference` names at present, and records it. `mode` as configured if it is not given. With `decode`, and
@@ -125,10 +128,21 @@ impl Mounts {
         };
         let native = self.native_files(&named, mode, effort).await?;
         let mut mounted = self.open(reference, named, mountpoint, mode, native, None).await?;
-        self.record(mountpoint, &mounted).await?;
         self.note_start(&mut mounted);
-        claim.fill(mounted);
+        self.settle(mountpoint, &claim, mounted).await?;
         Ok(manifest)
+    }
+
+    /// Records a new mount and gives it its place.
+    async fn settle(&self, mountpoint: &Path, claim: &Claim, mounted: Mounted) -> Result<(), MountsError> {
+        let _recording = self.table.recording().await;
+        if !claim.stands() {
+            // Nor may its record stay behind.
+            return Err(MountsError::Withdrawn(mountpoint.to_owned()));
+        }
+        self.record(mountpoint, &mounted).await?;
+        claim.fill(mounted);
+        Ok(())
     }
 
     /// What is done for a native mount that is wanted at once: nothing where its files can be filled as they are read.
@@ -163,20 +177,22 @@ impl Mounts {
         let Some(native) = self.native_files(&named, MountMode::Auto, Effort::None).await? else { return Ok(false) };
         let Ok(claim) = self.table.claim(to, None) else { return Ok(false) };
         let mounted = self.open(&reference, named, to, MountMode::Native, Some(native), None).await?;
-        self.record(to, &mounted).await?;
-        claim.fill(mounted);
+        self.settle(to, &claim, mounted).await?;
         Ok(true)
     }
 
     /// Unmounts and forgets; true when readers still held it and it was detached.
     pub(crate) async fn unmount(&self, mountpoint: &Path) -> Result<bool, MountsError> {
+        let recording = self.table.recording().await;
         let slot = self.lock().0.remove(mountpoint).ok_or_else(|| MountsError::NotMounted(mountpoint.to_owned()))?;
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
         let removed = blocking(move || store.remove_mount(&path)).await;
+        drop(recording);
         restore::room_or_not(removed, &format!("{} may be mounted again after a restart", mountpoint.display()))?;
         match slot {
             Slot::Pending { .. } => Ok(false),
             Slot::Mounted(mounted) => {
+                self.remember(&mounted);
                 let Mounted { session, hold, .. } = *mounted;
                 let detached = matches!(blocking(move || session.unmount()).await?, Unmounted::Detached);
                 if !detached && !self.settings.keep_unmounted {
@@ -250,8 +266,7 @@ impl Mounts {
 
     /// Ends all mounts for now: they stay recorded.
     pub(crate) async fn stop(&self, on_stop: OnStop) {
-        let slots = std::mem::take(&mut self.lock().0);
-        for (path, slot) in slots {
+        for (path, slot) in self.table.take_all() {
             let Slot::Mounted(mounted) = slot else { continue };
             let leave = match on_stop {
                 OnStop::Keep => mounted.session.outlives(),
@@ -346,10 +361,11 @@ impl Mounts {
         &self,
         named: &NamedImage,
         mode: MountMode,
-    ) -> Result<Option<(NativeFiles, Fills)>, MountsError> {
+    ) -> Result<Option<(NativeFiles, (Fills, Reader))>, MountsError> {
         let Some(filler) = self.settings.filler.clone() else { return Ok(None) };
         let reader = self.reader(&named.image);
-        match blocking(move || filler.begin(&reader)).await {
+        let begin = move || filler.begin(&reader).map(|(files, fills)| (files, (fills, reader)));
+        match blocking(begin).await {
             Ok(begun) => Ok(Some(begun)),
             Err(error) if mode == MountMode::Native => Err(error.into()),
             Err(error) => {
@@ -370,22 +386,27 @@ impl Mounts {
         native: Option<Native>,
         kept: Option<KeptMount>,
     ) -> Result<Mounted, MountsError> {
-        let reader = self.reader(&named.image);
         if let Some(Native { hold, files, fills }) = native {
             let path = mountpoint.to_owned();
+            let (fills, reader) = fills.unzip();
             let session = move || match fills {
                 Some(fills) => session::lazy(&files, &path, fills),
                 None => session::native(&files, &path).map(Session::Native),
             };
+            let reader = reader.unwrap_or_else(|| self.reader(&named.image));
             match blocking(session).await {
                 Ok(session) => return Ok(self.mounted(reference, named, mode, reader, (session, hold))),
+                // Whatever the kernel has against it, FUSE does without.
                 Err(error @ MountError::NoErofs { .. }) if mode == MountMode::Auto => {
                     tracing::debug!("{}", crate::chain(&error));
+                }
+                Err(error) if mode == MountMode::Auto => {
+                    tracing::warn!("{} is mounted over FUSE: {}", mountpoint.display(), crate::chain(&error));
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        let hold = self.node.store.hold(named.needs.clone());
+        let (hold, reader) = (self.node.store.hold(named.needs.clone()), self.reader(&named.image));
         let mount = self.serve(reference, mountpoint, reader.clone(), kept).await?;
         Ok(self.mounted(reference, named, mode, reader, (Session::Fuse(mount), hold)))
     }

@@ -14,20 +14,22 @@
 //! - **Who decides**: the [`Catalog`], which is pure. This module carries out: it writes down what the catalog decided
 //!   before it counts (see `directories.rs`), one decision at a time.
 //! - **One mount for each image**, made when the image is pulled and gone when its snapshot is removed. All containers of the
-//!   image share it. `Mounts` records mounts and makes them again after a restart; should one be missing all the same, it
-//!   is made when a container needs it. An image that has become complete and decoded since gets a second mount, a native one,
+//!   image share it. `Mounts` records mounts and makes them again after a restart, or when they have gone; should one be missing all
+//!   the same, it is made when a container needs it. An image that has become complete and decoded since gets a second mount, a native one,
 //!   for the containers that come after that.
 //! - **Who removes**: containerd's garbage collection, with `Remove` and `Cleanup`. A lazy image that containers still
 //!   use when it is removed is detached and serves them until they end.
 //! - **What is trusted**: the manifest by its digest, the bootstrap layer by the manifest, and that the layer is what its
 //!   chain id names, which for ordinary layers containerd checks when it unpacks. Without that, an image could take the
-//!   name of another one's layers on this node. Marks of blob layers are taken at their word: such a snapshot has no
-//!   files, and nothing but a lazy image can descend from it.
+//!   name of another one's layers on this node. A blob layer has no files that could be wrong, but it would be in the way of an
+//!   ordinary layer of the same name; so the manifest must have it as a blob, and the chain id must be made of the blob's own
+//!   digest. What remains is a blob that is the tar of an ordinary layer: see docs/containerd.md.
 //! - **Unmodified images** with `lazy_oci`: each of their layers is a lazy image that is published next to theirs and holds all
 //!   up to there, so that another image may go on from any of them. The last is mounted when it is pulled, the others when
 //!   something needs them. Their chain ids name tars that nobody has read: they are taken at their word, which is one of the
 //!   reasons why this is not the default.
-//! - **Not here**: credentials of pods. Registries are read with the daemon's own.
+//! - **Not here**: credentials. Registries are read with the daemon's own and with those that pulls have shown; see
+//!   `image_service.rs`.
 
 mod directories;
 mod error;
@@ -37,11 +39,13 @@ mod overlay;
 mod service;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
+use shoal_proto::ObjectId;
 use shoal_rafs::oci::Reference;
 use shoal_snapshots::{
     Backing, Catalog, CatalogError, Filter, Kind, LabelUpdate, Labels, Lower, Snapshot, SnapshotId, Usage,
@@ -49,7 +53,7 @@ use shoal_snapshots::{
 
 pub use self::error::SnapshotError;
 use self::{
-    directories::{Directories, Owner},
+    directories::{Directories, Loaded, Owner},
     labels::LayerLabels,
     layers::{Layer, Layers},
 };
@@ -88,16 +92,19 @@ struct Shared {
     index_off: bool,
     /// Locked for look-ups only.
     catalog: Mutex<Catalog>,
+    /// Directories that are no snapshots, and are to stay.
+    aside: BTreeSet<SnapshotId>,
     /// Held, on a blocking thread, from a decision until it is written down and remembered.
     deciding: Mutex<()>,
 }
 
 impl Snapshotter {
-    /// Opens the snapshots below `data_dir`, and takes away what a crash left of others. Mounts of an earlier run are to
-    /// be back, or being tried.
+    /// Opens the snapshots below `data_dir`, and takes away what a crash left of others. A snapshot whose record cannot be read, or
+    /// contradicts others, is set aside: nobody is told of it, and its files stay. Mounts of an earlier run are to be back, or being
+    /// tried.
     ///
     /// # Errors
-    /// The records cannot be read, or are inconsistent.
+    /// The folder cannot be read.
     pub(crate) async fn open(
         data_dir: &Path,
         node: Arc<Node>,
@@ -105,22 +112,29 @@ impl Snapshotter {
         lazy_oci: bool,
     ) -> Result<Self, SnapshotError> {
         let directories = Directories::new(data_dir.join("snapshots"));
-        let records = {
+        let loaded = {
             let directories = directories.clone();
             blocking(move || directories.load()).await?
         };
+        let (catalog, aside) = restored(loaded);
         let shared = Shared {
             directories,
             mounts,
             layers: Layers::new(node.clone(), lazy_oci),
             node,
             index_off: Path::new(INDEX_PARAMETER).exists(),
-            catalog: Mutex::new(Catalog::restore(records)?),
+            catalog: Mutex::new(catalog),
+            aside,
             deciding: Mutex::default(),
         };
         let snapshotter = Self { shared: Arc::new(shared) };
         snapshotter.cleanup().await?;
         Ok(snapshotter)
+    }
+
+    /// How many directories are no snapshots because of their records.
+    pub(crate) fn set_aside(&self) -> usize {
+        self.shared.aside.len()
     }
 
     /// A new active snapshot. For a layer of a lazy image it is committed at once under the name that the labels ask for,
@@ -136,7 +150,8 @@ impl Snapshotter {
             return self.create(Kind::Active, key, parent, labels).await;
         };
         let target = described.target.clone();
-        if self.catalog().get(&target).is_ok_and(|there| there.kind == Kind::Committed && there.parent == parent) {
+        let there = self.catalog().get(&target).ok().filter(|there| is_layer(there, &parent)).cloned();
+        if there.as_ref().is_some_and(|there| there.backing != Backing::Nothing) {
             return Err(CatalogError::Exists(target).into());
         }
         let mut layer = self.shared.layers.classify(&described, self.layers_below(&parent)).await?;
@@ -147,7 +162,11 @@ impl Snapshotter {
             layer = Layer::Ordinary;
         }
         if layer == Layer::Ordinary {
+            // Also where a blob layer without files has the name: containerd commits it under one of its own.
             return self.create(Kind::Active, key, parent, labels).await;
+        }
+        if there.is_some() && matches!(layer, Layer::Blob { .. }) {
+            return Err(CatalogError::Exists(target).into());
         }
         let (this, name) = (self.clone(), target.clone());
         let task = tokio::spawn(async move { this.prepare_lazily(key, parent, labels, &name, layer).await });
@@ -245,7 +264,8 @@ impl Snapshotter {
         let orphans = move || {
             // A snapshot in the making is none.
             let _deciding = this.deciding();
-            this.shared.directories.orphans(|id| this.catalog().by_id(id).is_some())
+            let aside = &this.shared.aside;
+            this.shared.directories.orphans(|id| aside.contains(&id) || this.catalog().by_id(id).is_some())
         };
         for id in blocking(orphans).await? {
             self.unmount(id).await?;
@@ -332,7 +352,11 @@ impl Snapshotter {
                 }
                 Backing::Lazy { image: reference.to_string() }
             }
-            Layer::Blob | Layer::Ordinary => Backing::Nothing,
+            Layer::Blob { reference, layer } => match self.check_chain(&snapshot, target, &reference, layer) {
+                Ok(()) => Backing::Nothing,
+                Err(error) => return self.give_up(snapshot.name, error).await,
+            },
+            Layer::Ordinary => Backing::Nothing,
         };
         let (this, key, target) = (self.clone(), snapshot.name.clone(), target.to_owned());
         let commit = move || {
@@ -362,22 +386,33 @@ impl Snapshotter {
         snapshot: &Snapshot,
         target: &str,
         reference: &Reference,
-        layer: Option<shoal_proto::ObjectId>,
+        layer: Option<ObjectId>,
     ) -> Result<(), SnapshotError> {
         let image = self.shared.node.image(reference).await?.image;
-        let reference_text = || reference.to_string();
         if layer.is_some_and(|layer| layer != image.layer) {
-            return Err(SnapshotError::OtherLayer { reference: reference_text() });
+            return Err(SnapshotError::OtherLayer { reference: reference.to_string() });
         }
+        self.check_chain(snapshot, target, reference, image.diff_id)?;
+        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id), None, false).await?;
+        Ok(())
+    }
+
+    /// Whether `target` is the name of a layer with this `diff_id` over what the snapshot descends from.
+    fn check_chain(
+        &self,
+        snapshot: &Snapshot,
+        target: &str,
+        reference: &Reference,
+        diff_id: ObjectId,
+    ) -> Result<(), SnapshotError> {
         let below = match snapshot.parent.as_str() {
             "" => None,
             parent => Some(self.stat(parent)?.labels.remove(TARGET).unwrap_or_default()),
         };
-        if chain_id(below.as_deref(), image.diff_id) != target {
-            return Err(SnapshotError::WrongChain { reference: reference_text(), target: target.to_owned() });
+        if chain_id(below.as_deref(), diff_id) == target {
+            return Ok(());
         }
-        self.shared.mounts.mount(reference, &self.shared.directories.fs(snapshot.id), None, false).await?;
-        Ok(())
+        Err(SnapshotError::WrongChain { reference: reference.to_string(), target: target.to_owned() })
     }
 
     /// Sees to it that the lazy image among `lowers` is mounted, natively if that is possible by now, and says where.
@@ -386,6 +421,10 @@ impl Snapshotter {
             return Ok(None);
         };
         let (mounts, mut tree) = (&self.shared.mounts, self.shared.directories.fs(id));
+        for mountpoint in [&tree, &self.shared.directories.native(id)] {
+            // A container over a folder that only looks like a mount would have none of its files.
+            mounts.mend(mountpoint).await;
+        }
         if mounts.image(&tree).is_none() {
             let reference: Reference = name.parse().map_err(MountsError::from)?;
             mounts.mount(&reference, &tree, None, false).await?;
@@ -455,6 +494,27 @@ impl Snapshotter {
     fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.shared.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a snapshot is what a layer over `parent` becomes.
+fn is_layer(snapshot: &Snapshot, parent: &str) -> bool {
+    snapshot.kind == Kind::Committed && snapshot.parent == parent
+}
+
+/// The snapshots, and the numbers of those that cannot be among them.
+fn restored(Loaded { snapshots, unreadable }: Loaded) -> (Catalog, BTreeSet<SnapshotId>) {
+    let (mut catalog, left_out) = Catalog::restore(snapshots);
+    let left_out = left_out.into_iter().map(|one| (one.id, SnapshotError::from(one)));
+    let mut aside = BTreeSet::new();
+    for (id, error) in unreadable.into_iter().chain(left_out) {
+        tracing::error!(
+            "snapshot {id} is set aside, with its files, until its record is mended: {}",
+            crate::chain(&error)
+        );
+        catalog.reserve(id);
+        aside.insert(id);
+    }
+    (catalog, aside)
 }
 
 /// User and group of an image's root directory.

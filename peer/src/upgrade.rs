@@ -27,6 +27,7 @@ mod inheritance;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use shoal_snapshots::Snapshot;
 use tokio::sync::mpsc;
 
 pub(crate) use self::{
@@ -76,6 +77,9 @@ pub(crate) struct Understands {
     pub(crate) sessions: Vec<u32>,
     /// Versions of the store's index.
     pub(crate) index: Vec<u32>,
+    /// Versions of snapshots' records. Who does not say knows the first.
+    #[serde(default = "first")]
+    pub(crate) snapshots: Vec<u32>,
 }
 
 impl Understands {
@@ -83,10 +87,11 @@ impl Understands {
     pub(crate) fn here() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
-            upgrade: vec![inheritance::VERSION],
+            upgrade: inheritance::VERSIONS.to_vec(),
             keeper: vec![shoal_keeper::VERSION.into()],
             sessions: vec![shoal_rafs::SESSION_VERSION],
             index: vec![index::SCHEMA_VERSION],
+            snapshots: vec![Snapshot::VERSION],
         }
     }
 
@@ -98,11 +103,16 @@ impl Understands {
             ("the keeper's protocol", &ours.keeper, &self.keeper),
             ("records of mounts of version", &ours.sessions, &self.sessions),
             ("an index of version", &ours.index, &self.index),
+            ("records of snapshots of version", &ours.snapshots, &self.snapshots),
         ];
         // What is written is the last of what is understood.
         let written = parts.into_iter().filter_map(|(what, ours, theirs)| Some((what, *ours.last()?, theirs)));
         written.filter(|(_, ours, theirs)| !theirs.contains(ours)).map(|(what, ours, _)| (what, ours)).next()
     }
+}
+
+fn first() -> Vec<u32> {
+    vec![1]
 }
 
 /// What comes after this daemon.
@@ -138,6 +148,12 @@ mod tests {
         assert_eq!(next.lacks(), None);
         let other = Understands { sessions: vec![here.sessions[0] + 1], ..here.clone() };
         assert_eq!(other.lacks(), Some(("records of mounts of version", here.sessions[0])));
+        let older = Understands { snapshots: vec![Snapshot::VERSION + 1], ..here.clone() };
+        assert_eq!(older.lacks(), Some(("records of snapshots of version", Snapshot::VERSION)));
+        let mut silent = serde_json::to_value(&here).unwrap();
+        silent.as_object_mut().unwrap().remove("snapshots");
+        let silent: Understands = serde_json::from_value(silent).unwrap();
+        assert_eq!(silent.snapshots, [1]);
         let none = Understands { upgrade: Vec::new(), ..here };
         assert_eq!(none.lacks().map(|(what, _)| what), Some("the form of upgrades"));
     }

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -16,7 +17,7 @@ use shoal_proto::{BlobId, Priority};
 use crate::blob::ChunkTableError;
 use crate::bootstrap::{Blob, Bootstrap};
 use crate::chunk_cache::{ChunkCache, Lead};
-use crate::piece::PieceTableError;
+use crate::piece::{Piece, PieceTableError};
 use crate::source::{ChunkId, ChunkReply, ChunkSource};
 
 mod reader;
@@ -136,6 +137,7 @@ struct Shared {
     /// Held for look-ups only, never while reading, decoding or replying.
     queues: Mutex<Queues>,
     work: Condvar,
+    bytes_read: AtomicU64,
 }
 
 /// Pieces that somebody waits for and no worker has yet.
@@ -157,7 +159,13 @@ impl BlobDir {
     /// Over blobs that are open.
     pub fn new(reader: BlobDirReader, threads: usize) -> Result<Self, BlobDirError> {
         let cache = ChunkCache::new(DECODED_CACHE_BYTES);
-        let shared = Arc::new(Shared { reader, cache, queues: Mutex::default(), work: Condvar::new() });
+        let shared = Arc::new(Shared {
+            reader,
+            cache,
+            queues: Mutex::default(),
+            work: Condvar::new(),
+            bytes_read: AtomicU64::new(0),
+        });
         let threads = if threads == 0 { thread::available_parallelism().map_or(1, usize::from) } else { threads };
         let worker = |number| {
             let shared = Arc::clone(&shared);
@@ -167,6 +175,11 @@ impl BlobDir {
         let workers = (0..threads).map(worker).collect::<Result<_, _>>();
         let workers = workers.inspect_err(|_| shared.close())?;
         Ok(Self { shared, workers })
+    }
+
+    /// Encoded bytes that were read of blob files so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.shared.bytes_read.load(Relaxed)
     }
 }
 
@@ -224,6 +237,8 @@ impl Shared {
 
     fn run(&self) {
         while let Some(piece) = self.next() {
+            let range = self.reader.table(piece.blob).and_then(|table| table.piece(piece.piece)).map(Piece::encoded);
+            self.bytes_read.fetch_add(range.map_or(0, |range| range.end - range.start), Relaxed);
             self.cache.complete(piece, self.reader.piece(piece).map(Arc::new));
         }
     }

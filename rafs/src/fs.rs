@@ -21,16 +21,15 @@ use fuser::{
 };
 
 use crate::bootstrap::{BootstrapError, Inode, Kind, Look, Metadata};
+use crate::latency::Latencies;
 use crate::source::ChunkSource;
 use crate::trace::Trace;
 
 mod attr;
-mod latency;
 mod positions;
 mod read;
 
 use attr::Numbers;
-use latency::Latencies;
 use positions::Positions;
 
 /// How long the kernel may keep answers: 136 years.

@@ -37,6 +37,8 @@ mod extent;
 mod fs;
 mod image_file;
 mod inspect;
+#[cfg(feature = "mount")]
+mod latency;
 mod layout;
 #[cfg(feature = "mount")]
 mod mount;
@@ -76,9 +78,11 @@ pub use extent::{Extent, extents};
 pub use image_file::{ImageFile, ImageFileError};
 pub use inspect::{BlobSummary, ChunkSummary, EntrySummary, ImageSummary, InodeSummary, inspect, inspect_path};
 #[cfg(feature = "mount")]
+pub use latency::{Latencies, ReadTimes};
+#[cfg(feature = "mount")]
 pub use mount::{
-    KeptMount, Mount, MountError, MountKeeper, MountOptions, MountStats, NativeMount, SESSION_VERSION, SessionRecord,
-    Unmounted,
+    KeptMount, Mount, MountError, MountKeeper, MountOptions, MountPresence, MountStats, MountTable, NativeMount,
+    SESSION_VERSION, SessionRecord, Unmounted,
 };
 pub use piece::{Chunk, DecodedPiece, Piece, PieceTable, PieceTableError, VerifyError};
 pub use prefetch::{PrefetchList, PrefetchListError};

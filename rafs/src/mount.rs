@@ -41,17 +41,20 @@ use rustix::process::{getegid, geteuid};
 
 use crate::bootstrap::Metadata;
 use crate::fs::{ImageFs, MountState};
+use crate::latency::ReadTimes;
 use crate::source::ChunkSource;
 use crate::trace::Trace;
 
 mod init;
 mod keep;
 mod native;
+mod presence;
 mod session;
 mod table;
 
 pub use keep::{KeptMount, MountKeeper, SESSION_VERSION, SessionRecord};
 pub use native::NativeMount;
+pub use presence::{MountPresence, MountTable};
 
 /// Most dead mounts, one over another, that are detached from a mountpoint.
 const MAX_DEAD: usize = 16;
@@ -169,10 +172,8 @@ pub struct MountStats {
     pub bytes: u64,
     /// Reads that ended with EIO.
     pub errors: u64,
-    /// What half of the other reads took at most, to the next power of two of microseconds; zero before the first.
-    pub p50: Duration,
-    /// The same for 99 of 100.
-    pub p99: Duration,
+    /// What the other reads took.
+    pub times: ReadTimes,
 }
 
 /// A mounted image. Dropping it unmounts, whether a keeper has it or not.
@@ -298,11 +299,17 @@ impl Mount {
         &self.mountpoint
     }
 
+    /// How to find out whether it is still there.
+    pub fn presence(&self) -> MountPresence {
+        let (mountpoint, device) = (self.mountpoint.clone(), self.device.clone());
+        MountPresence { mountpoint, device, end: Some(Arc::clone(&self.end)) }
+    }
+
     /// What it has done so far.
     pub fn stats(&self) -> MountStats {
         let MountState { reads, bytes, errors, latencies, .. } = &*self.state;
         let [reads, bytes, errors] = [reads, bytes, errors].map(|count| count.load(Relaxed));
-        MountStats { reads, bytes, errors, p50: latencies.percentile(50), p99: latencies.percentile(99) }
+        MountStats { reads, bytes, errors, times: latencies.times() }
     }
 
     /// Waits until the session has ended: it was unmounted, here or from outside, and nobody holds it any more.

@@ -114,31 +114,41 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// From what was written down, in any order.
-    pub fn restore(records: impl IntoIterator<Item = Snapshot>) -> Result<Self, Inconsistent> {
-        let mut catalog = Self::default();
+    /// From what was written down, in any order. What contradicts the rest is left out and told, and so is what descends from
+    /// it: one bad record must not take the others along.
+    pub fn restore(records: impl IntoIterator<Item = Snapshot>) -> (Self, Vec<Inconsistent>) {
+        let (mut catalog, mut left_out) = (Self::default(), Vec::new());
+        let mut records: Vec<_> = records.into_iter().collect();
+        // Parents first: they are older. So there are no circles.
+        records.sort_by_key(|snapshot| snapshot.id);
         for snapshot in records {
-            let wrong = |what| Inconsistent { id: snapshot.id, name: snapshot.name.clone(), what };
-            if catalog.names.contains_key(&snapshot.id) {
-                return Err(wrong("the number is used twice"));
-            }
-            if catalog.by_name.contains_key(&snapshot.name) {
-                return Err(wrong("the name is used twice"));
-            }
-            catalog.put(snapshot);
-        }
-        for snapshot in catalog.by_name.values() {
-            let wrong = |what| Inconsistent { id: snapshot.id, name: snapshot.name.clone(), what };
-            match catalog.by_name.get(&snapshot.parent) {
-                None if snapshot.parent.is_empty() => {}
-                None => return Err(wrong("its parent is missing")),
-                Some(parent) if parent.kind != Kind::Committed => return Err(wrong("its parent is not committed")),
-                // So there are no circles.
-                Some(parent) if parent.id >= snapshot.id => return Err(wrong("it is older than its parent")),
-                Some(_) => {}
+            catalog.reserve(snapshot.id);
+            match catalog.contradiction(&snapshot) {
+                None => catalog.put(snapshot),
+                Some(what) => left_out.push(Inconsistent { id: snapshot.id, name: snapshot.name, what }),
             }
         }
-        Ok(catalog)
+        (catalog, left_out)
+    }
+
+    /// Why a record cannot stand beside those of older snapshots.
+    fn contradiction(&self, snapshot: &Snapshot) -> Option<&'static str> {
+        if self.names.contains_key(&snapshot.id) {
+            return Some("the number is used twice");
+        }
+        if self.by_name.contains_key(&snapshot.name) {
+            return Some("the name is used twice");
+        }
+        match self.by_name.get(&snapshot.parent) {
+            None if !snapshot.parent.is_empty() => Some("its parent is missing, or younger"),
+            Some(parent) if parent.kind != Kind::Committed => Some("its parent is not committed"),
+            _ => None,
+        }
+    }
+
+    /// Gives this number to no new snapshot: something has it that is none.
+    pub fn reserve(&mut self, id: SnapshotId) {
+        self.last_id = self.last_id.max(id.0);
     }
 
     /// A new active snapshot over `parent` (empty: over nothing).
@@ -257,7 +267,7 @@ impl Catalog {
     /// Remembers a snapshot, in place of an earlier state of it.
     pub fn put(&mut self, snapshot: Snapshot) {
         self.forget(snapshot.id);
-        self.last_id = self.last_id.max(snapshot.id.0);
+        self.reserve(snapshot.id);
         self.names.insert(snapshot.id, snapshot.name.clone());
         if !snapshot.parent.is_empty() {
             *self.children.entry(snapshot.parent.clone()).or_default() += 1;

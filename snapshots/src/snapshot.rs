@@ -90,6 +90,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Version of what is written down of a snapshot. Raised with each field and each value that earlier versions do not know.
+    pub const VERSION: u32 = 1;
     /// Longest name in bytes. containerd's are about 100.
     pub const MAX_NAME: usize = 4096;
     /// Most bytes of all labels. containerd allows 4096 for one label.

@@ -171,7 +171,9 @@ fn apply(catalog: &mut Catalog, model: &mut Model, op: Op, now: SystemTime) {
             let mut records: Vec<_> = all(catalog).into_iter().map(|s| serde_json::to_string(&s).unwrap()).collect();
             records.reverse();
             let records = records.iter().map(|record| serde_json::from_str(record).unwrap());
-            *catalog = Catalog::restore(records).expect("a consistent catalog");
+            let (restored, left_out) = Catalog::restore(records);
+            assert_eq!(left_out, []);
+            *catalog = restored;
         }
     }
 }
@@ -226,25 +228,64 @@ proptest! {
 }
 
 #[test]
-fn records_that_contradict_each_other_are_refused() {
+fn a_record_that_contradicts_others_is_left_out_with_what_descends_from_it() {
     let mut catalog = Catalog::default();
     let parent = catalog.prepare("key", "", Labels::new(), at(1)).unwrap();
     catalog.put(parent);
     let parent = catalog.commit("parent", "key", Labels::new(), Usage::default(), at(2)).unwrap();
     catalog.put(parent.clone());
     let child = catalog.view("child", "parent", Labels::new(), at(3)).unwrap();
-    let refused = |records: [Snapshot; 2]| Catalog::restore(records).map(|_| ()).unwrap_err().what;
-    assert!(Catalog::restore([child.clone(), parent.clone()]).is_ok());
-    assert_eq!(refused([parent.clone(), Snapshot { id: parent.id, ..child.clone() }]), "the number is used twice");
-    assert_eq!(
-        refused([parent.clone(), Snapshot { name: "parent".into(), ..child.clone() }]),
-        "the name is used twice"
-    );
-    assert_eq!(refused([parent.clone(), Snapshot { parent: "x".into(), ..child.clone() }]), "its parent is missing");
+    catalog.put(child.clone());
+    let other = catalog.prepare("other", "", Labels::new(), at(4)).unwrap();
+    // The others are there, and no number is used again.
+    let left_out = |records: [Snapshot; 2]| {
+        let (mut restored, left_out) = Catalog::restore(records.into_iter().chain([other.clone()]));
+        assert_eq!(restored.get("other").map(|found| found.id), Ok(other.id));
+        assert_eq!(all(&restored).len() + left_out.len(), 3);
+        assert!(restored.prepare("new", "", Labels::new(), at(5)).unwrap().id > other.id);
+        left_out.into_iter().map(|one| (one.name, one.what)).collect::<Vec<_>>()
+    };
+    assert_eq!(left_out([child.clone(), parent.clone()]), []);
+    let one = |name: &str, what| vec![(name.to_owned(), what)];
+    let missing = "its parent is missing, or younger";
+    let same_number = Snapshot { id: parent.id, ..child.clone() };
+    assert_eq!(left_out([parent.clone(), same_number]), one("child", "the number is used twice"));
+    let same_name = Snapshot { name: "parent".into(), ..child.clone() };
+    assert_eq!(left_out([parent.clone(), same_name]), one("parent", "the name is used twice"));
+    let orphan = Snapshot { parent: "x".into(), ..child.clone() };
+    assert_eq!(left_out([parent.clone(), orphan]), one("child", missing));
     let active = Snapshot { kind: Kind::Active, ..parent.clone() };
-    assert_eq!(refused([active, child.clone()]), "its parent is not committed");
-    let circle = Snapshot { parent: "parent".into(), ..parent };
-    assert_eq!(refused([circle, child]), "it is older than its parent");
+    assert_eq!(left_out([active, child.clone()]), one("child", "its parent is not committed"));
+    let circle = Snapshot { parent: "child".into(), ..parent };
+    assert_eq!(left_out([circle, child]), [("parent".to_owned(), missing), ("child".to_owned(), missing)]);
+}
+
+/// Who changes what is written down raises [`Snapshot::VERSION`], so that no other version is upgraded to that would not read it.
+#[test]
+fn a_record_is_what_its_version_says() {
+    let snapshot = Snapshot {
+        id: SnapshotId(7),
+        name: "n".into(),
+        parent: "p".into(),
+        kind: Kind::View,
+        backing: Backing::Lazy { image: "i".into() },
+        labels: Labels::from([("k".into(), "v".into())]),
+        created: at(1),
+        updated: at(2),
+        usage: Usage { inodes: 3, bytes: 4 },
+    };
+    let time = |seconds| serde_json::json!({ "secs_since_epoch": seconds, "nanos_since_epoch": 0 });
+    let record = serde_json::json!({
+        "id": 7, "name": "n", "parent": "p", "kind": "view", "backing": { "lazy": { "image": "i" } },
+        "labels": { "k": "v" }, "created": time(1), "updated": time(2), "usage": { "inodes": 3, "bytes": 4 },
+    });
+    assert_eq!((serde_json::to_value(&snapshot).unwrap(), Snapshot::VERSION), (record.clone(), 1));
+    for (backing, written) in [(Backing::Directory, "directory"), (Backing::Nothing, "nothing")] {
+        assert_eq!(serde_json::to_value(backing).unwrap(), written);
+    }
+    let mut newer = record;
+    newer["since_version_2"] = true.into();
+    serde_json::from_value::<Snapshot>(newer).unwrap_err();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use sd_notify::NotifyState;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Failure, print_json, runtime, stop_signal, tell_systemd};
 use crate::{
@@ -107,6 +108,7 @@ async fn run(config: Config, inheritance: &mut Inheritance) -> Result<End, Failu
     // Before anything else, so that a signal during the start is not lost.
     let stop = stop_signal();
     tokio::pin!(stop);
+    let _alive = AbortOnDropHandle::new(tokio::spawn(show_life()));
     let mut daemon = tokio::select! {
         daemon = daemon::Daemon::start(config, inheritance) => daemon?,
         stop = &mut stop => {
@@ -140,6 +142,16 @@ async fn run(config: Config, inheritance: &mut Inheritance) -> Result<End, Failu
             daemon.make_way().await;
             Ok(End::Stopped)
         }
+    }
+}
+
+/// Tells systemd again and again that this process runs, if it wants to know: one that is stopped, or whose tasks get no turn, is killed
+/// and started again. Until then its sockets take callers, who wait.
+async fn show_life() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tell_systemd(&[NotifyState::Watchdog]);
+        tokio::time::sleep(limit / 3).await;
     }
 }
 

@@ -65,7 +65,7 @@ impl Mount {
             let mounted = alone.mount(&reference, mountpoint, self.trace.is_some()).await?;
             let stats = until_stopped(mounted.session).await?;
             if self.stats {
-                print_stats(stats, Some(alone.received()));
+                print_stats(stats, alone.received());
             }
             alone.stop().await;
             write_trace(mounted.trace.as_deref(), self.trace.as_deref())?;
@@ -86,7 +86,8 @@ fn from_files(
         image::no_blob_dir(bootstrap);
     }
     let reader = BlobDirReader::lazily(&image, &paths)?;
-    let source: Arc<dyn ChunkSource> = Arc::new(BlobDir::new(reader, 0)?);
+    let blobs = Arc::new(BlobDir::new(reader, 0)?);
+    let source: Arc<dyn ChunkSource> = blobs.clone();
     let trace = trace_file.map(|_| Arc::new(Trace::new(image.clone())));
     runtime()?.block_on(async {
         let fs_name = bootstrap.display().to_string();
@@ -94,7 +95,7 @@ fn from_files(
         let session = Session::new(image, source, mountpoint, options)?;
         let stats = until_stopped(session).await?;
         if with_stats {
-            print_stats(stats, None);
+            print_stats(stats, blobs.bytes_read());
         }
         write_trace(trace.as_deref(), trace_file)?;
         Ok(ExitCode::SUCCESS)
@@ -109,14 +110,12 @@ fn write_trace(trace: Option<&Trace>, path: Option<&std::path::Path>) -> Result<
     Ok(())
 }
 
-/// `fetched`: encoded bytes that came over the network, where they could have.
-fn print_stats(MountStats { reads, bytes, errors, p50, p99 }: MountStats, fetched: Option<u64>) {
+/// `fetched`: encoded bytes that came over the network, or from files of blobs.
+fn print_stats(MountStats { reads, bytes, errors, times }: MountStats, fetched: u64) {
     println!("{reads} reads of {}, {errors} failed", human_bytes(bytes));
-    let time = humantime::format_duration;
-    println!("half took at most {}, 99 of 100 at most {}", time(p50), time(p99));
-    if let Some(fetched) = fetched {
-        println!("{} fetched, {:.2} for each byte read", human_bytes(fetched), fetched as f64 / bytes.max(1) as f64);
-    }
+    let time = |percent| humantime::format_duration(times.percentile(percent));
+    println!("half took at most {}, 99 of 100 at most {}", time(50), time(99));
+    println!("{} fetched, {:.2} for each byte read", human_bytes(fetched), fetched as f64 / bytes.max(1) as f64);
 }
 
 /// Waits for a signal or for an unmount from outside, then unmounts. Gives what was done until then.

@@ -1,6 +1,6 @@
 //! The daemon behind containerd: its snapshotter, and pulls through it.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::atomic::Ordering::Relaxed};
 
 use shoal_rafs::oci::Reference;
 
@@ -25,11 +25,12 @@ impl Parts {
         let Some(socket) = self.snapshotter.socket() else { return Ok(None) };
         let snapshotter =
             Snapshotter::open(data_dir, self.node.clone(), self.mounts.clone(), self.snapshotter.lazy_oci);
-        let snapshotter = snapshotter.await;
+        let snapshotter = snapshotter.await.map_err(Box::new)?;
+        self.set_aside.store(snapshotter.set_aside(), Relaxed);
         let failed = |source| StartError::Socket { path: socket.display().to_string(), source };
         let images = ImageService::new(&self.snapshotter.containerd, self.node.images.registry().keyring().clone());
         let images = images.map_err(|error| failed(io::Error::other(error)))?;
-        let services = snapshotter::serve(snapshotter.map_err(Box::new)?).add_service(images);
+        let services = snapshotter::serve(snapshotter).add_service(images);
         let server = UnixServer::start(socket, services, inheritance).await;
         Ok(Some(server.map_err(failed)?))
     }

@@ -44,9 +44,11 @@ impl Daemon {
                 }
             }
         });
-        let listeners = futures::future::join_all(ended).await.into_iter().flatten().collect();
-        if let Some(mirror) = &self.mirror {
-            mirror.stop();
+        let mut listeners: Vec<_> = futures::future::join_all(ended).await.into_iter().flatten().collect();
+        match (self.mirror, sockets) {
+            (Some(mirror), Sockets::Left) => listeners.push(mirror.leave()),
+            (Some(mirror), Sockets::Removed) => mirror.stop(),
+            (None, _) => {}
         }
         if let Some(http) = &self.http {
             http.stop();

@@ -10,6 +10,7 @@ use crate::{
     mirror::{MirrorOptions, MirrorServer},
     node::Node,
     plain::Collector,
+    upgrade::Inheritance,
 };
 
 /// Starts the mirror, if one is configured.
@@ -17,6 +18,7 @@ pub(super) async fn start(
     config: &Config,
     node: Arc<Node>,
     collector: Collector,
+    inheritance: &Inheritance,
 ) -> Result<Option<MirrorServer>, StartError> {
     let Some(address) = config.mirror.address() else { return Ok(None) };
     // What a client may read is asked for with what the client shows, never with what this node could. A client that waits
@@ -32,6 +34,6 @@ pub(super) async fn start(
         access_lifetime: config.mirror.access_lifetime,
         tag_lifetime: config.mirror.tag_lifetime,
     };
-    let server = MirrorServer::start(options, registry, node, collector).await;
+    let server = MirrorServer::start(options, registry, node, collector, inheritance).await;
     server.map(Some).map_err(|source| StartError::Http { address, source })
 }

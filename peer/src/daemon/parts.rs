@@ -3,7 +3,10 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -61,6 +64,8 @@ pub(crate) struct Parts {
     pub(super) started: Instant,
     pub(super) http: OnceLock<SocketAddr>,
     pub(super) snapshotter: SnapshotterConfig,
+    /// Snapshots whose records cannot be used.
+    pub(super) set_aside: AtomicUsize,
 }
 
 impl Parts {
@@ -207,7 +212,9 @@ impl Vitals for Parts {
         let starts = self.starts.figures();
         metrics::gauge!("shoal_start_traces").set(starts.starts as f64);
         metrics::gauge!("shoal_start_traces_bytes").set(starts.bytes as f64);
+        self.mounts.export_reads();
         let store = self.store();
+        metrics::gauge!("shoal_snapshots_set_aside").set(self.set_aside.load(Relaxed) as f64);
         metrics::gauge!("shoal_mounts").set(self.mounts.count() as f64);
         metrics::gauge!("shoal_mounts_kept").set(self.mounts.kept() as f64);
         metrics::gauge!("shoal_mounts_native").set(self.mounts.native() as f64);

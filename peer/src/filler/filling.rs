@@ -10,12 +10,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
 use shoal_keeper::Group;
 use shoal_proto::{Bitfield, DecodedId, Priority};
-use shoal_rafs::{ChunkId, ChunkSource};
+use shoal_rafs::{ChunkId, ChunkSource, Latencies, ReadTimes};
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{images::ImageBlob, reader::Reader, store::Store};
@@ -53,6 +54,7 @@ pub(super) struct Filling {
     events: AtomicU64,
     event_bytes: AtomicU64,
     denied: AtomicU64,
+    latencies: Latencies,
 }
 
 #[derive(Debug)]
@@ -82,14 +84,18 @@ pub(crate) struct Figures {
     pub(crate) bytes: u64,
     /// Those that ended with EIO.
     pub(crate) denied: u64,
+    /// What the others took.
+    pub(crate) times: ReadTimes,
 }
 
 impl Sum for Figures {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, one| Self {
-            events: sum.events + one.events,
-            bytes: sum.bytes + one.bytes,
-            denied: sum.denied + one.denied,
+        all.fold(Self::default(), |mut sum, one| {
+            sum.events += one.events;
+            sum.bytes += one.bytes;
+            sum.denied += one.denied;
+            sum.times += one.times;
+            sum
         })
     }
 }
@@ -169,6 +175,7 @@ impl Filling {
             events: AtomicU64::new(0),
             event_bytes: AtomicU64::new(0),
             denied: AtomicU64::new(0),
+            latencies: Latencies::default(),
         })
     }
 
@@ -240,7 +247,7 @@ impl Filling {
     pub(super) fn figures(&self) -> Figures {
         let [events, bytes, denied] =
             [&self.events, &self.event_bytes, &self.denied].map(|counter| counter.load(Relaxed));
-        Figures { events, bytes, denied }
+        Figures { events, bytes, denied, times: self.latencies.times() }
     }
 
     /// Sees to it that a range is in the file, and then says whether it is: now, or from another thread. `file` raises no events.
@@ -255,9 +262,11 @@ impl Filling {
         self.event_bytes.fetch_add(len, Relaxed);
         self.write_through(file.clone());
         let range = self.places_in(offset, offset.saturating_add(len));
-        let this = self.clone();
+        let (this, asked) = (self.clone(), Instant::now());
         let counted = move |allow: bool| {
-            if !allow {
+            if allow {
+                this.latencies.note(asked.elapsed());
+            } else {
                 this.denied.fetch_add(1, Relaxed);
             }
             done(allow);

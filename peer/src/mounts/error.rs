@@ -15,6 +15,9 @@ pub enum MountsError {
     /// Something is mounted there by this daemon, or about to be.
     #[error("{} is in use by another mount", .0.display())]
     InUse(PathBuf),
+    /// Somebody has unmounted it before it was there.
+    #[error("{} was unmounted while it was being mounted", .0.display())]
+    Withdrawn(PathBuf),
     /// Nothing is.
     #[error("nothing is mounted at {} by this daemon", .0.display())]
     NotMounted(PathBuf),

@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use shoal_rafs::{KeptMount, MountError, NativeMount, oci::Reference};
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     Effort, Mounts, MountsError, blocking,
@@ -18,11 +20,16 @@ use crate::{
     config::MountMode,
     filler,
     images::NamedImage,
+    reader::Reader,
     store::{Hold, MountRecord, StoreError},
 };
 
 /// Time between attempts to bring a mount of an earlier run back.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long others wait until each has been tried once.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
+/// Most mounts that are brought back at a time. As a rule each takes milliseconds; one that waits for a registry, the deadline of reads.
+const MAX_RESTORING: usize = 32;
 
 /// What a mount's record says beside what the store needs to know.
 #[derive(Default, Serialize, Deserialize)]
@@ -38,42 +45,85 @@ impl Recorded {
     }
 }
 
+/// A mount that is to be there.
+pub(super) struct Waiting {
+    pub(super) record: MountRecord,
+    pub(super) claim: Claim,
+    /// As an earlier daemon has left it.
+    pub(super) kept: Option<KeptMount>,
+}
+
+impl Mounted {
+    /// For the next daemon, or for when it is to be made again.
+    pub(super) fn record(&self, mountpoint: &Path) -> MountRecord {
+        MountRecord {
+            reference: self.reference.clone(),
+            mountpoint: mountpoint.to_owned(),
+            manifest: self.manifest,
+            needs: self.hold.footprint().clone(),
+            settings: serde_json::to_value(Recorded { mode: self.mode }).unwrap_or_default(),
+        }
+    }
+}
+
 impl Mounts {
-    /// Brings the mounts of an earlier run back, those that were `kept` meanwhile as they were. Those that cannot be made now
-    /// are tried again until they can, or are unmounted. Returns once each has been tried.
+    /// Brings the mounts of an earlier run back, those that were `kept` meanwhile first, and as they were. Those that cannot be made
+    /// now are tried again until they can, or are unmounted. Returns once each has been tried, or it has taken too long to wait for
+    /// those whose registry does not answer.
     pub(crate) async fn restore(&self, kept: Vec<KeptMount>) -> Result<(), MountsError> {
         let mut kept: BTreeMap<_, _> = kept.into_iter().map(|mount| (mount.mountpoint.clone(), mount)).collect();
         let store = self.node.store.clone();
+        let mut waiting = Vec::new();
         for record in blocking(move || store.mounts()).await? {
             let hold = self.node.store.hold(record.needs.clone());
             let Ok(claim) = self.table.claim(&record.mountpoint, Some(hold)) else { continue };
-            let mut kept = kept.remove(&record.mountpoint);
-            if let Err(error) = self.remount(&record, &claim, &mut kept, self.effort(Effort::Decode)).await {
-                tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
-                let mounts = self.clone();
-                tokio::spawn(async move { mounts.keep_trying(record, claim, kept).await });
-            }
+            let kept = kept.remove(&record.mountpoint);
+            waiting.push(Waiting { record, claim, kept });
         }
+        // Their readers wait.
+        waiting.sort_by_key(|one| one.kept.is_none());
         for stray in kept.into_values() {
             tracing::warn!("{} is mounted, but should not be", stray.mountpoint.display());
             self.discard(stray).await;
         }
-        let store = self.node.store.clone();
-        if let Err(error) = blocking(move || store.give_up_fillings()).await {
-            tracing::warn!("{}", crate::chain(&error));
+        let tried = tokio::spawn(self.clone().try_each(waiting));
+        if tokio::time::timeout(RESTORE_PATIENCE, tried).await.is_err() {
+            tracing::warn!("some mounts of the last run are still being tried, others are served meanwhile");
         }
         Ok(())
     }
 
+    async fn try_each(self, waiting: Vec<Waiting>) {
+        let turns = Arc::new(Semaphore::new(MAX_RESTORING));
+        let mut tries = JoinSet::new();
+        for one in waiting {
+            // The semaphore is never closed.
+            let turn = turns.clone().acquire_owned().await;
+            let mounts = self.clone();
+            tries.spawn(async move {
+                mounts.bring_back(one).await;
+                drop(turn);
+            });
+        }
+        tries.join_all().await;
+        let store = self.node.store.clone();
+        if let Err(error) = blocking(move || store.give_up_fillings()).await {
+            tracing::warn!("{}", crate::chain(&error));
+        }
+    }
+
+    /// Makes a mount that is recorded. If that fails it is tried again and again, after this has returned.
+    pub(super) async fn bring_back(&self, Waiting { record, claim, mut kept }: Waiting) {
+        if let Err(error) = self.remount(&record, &claim, &mut kept, self.effort(Effort::Decode)).await {
+            tracing::warn!("{} is not mounted again yet: {}", record.mountpoint.display(), crate::chain(&error));
+            let mounts = self.clone();
+            tokio::spawn(async move { mounts.keep_trying(record, claim, kept).await });
+        }
+    }
+
     /// Has the next daemon mount it again.
     pub(super) async fn record(&self, mountpoint: &Path, mounted: &Mounted) -> Result<(), MountsError> {
-        let record = MountRecord {
-            reference: mounted.reference.clone(),
-            mountpoint: mountpoint.to_owned(),
-            manifest: mounted.manifest,
-            needs: mounted.hold.footprint().clone(),
-            settings: serde_json::to_value(Recorded { mode: mounted.mode }).unwrap_or_default(),
-        };
+        let record = mounted.record(mountpoint);
         let store = self.node.store.clone();
         let recorded = blocking(move || store.put_mount(&record)).await;
         room_or_not(recorded, &format!("{} will not be mounted again after a restart", mountpoint.display()))
@@ -91,10 +141,10 @@ impl Mounts {
         let reference: Reference = record.reference.parse()?;
         let named = self.node.images.by_manifest(reference.source(), record.manifest).await?;
         let (mode, mountpoint) = (Recorded::of(record).mode, &record.mountpoint);
+        let reader = self.reader(&named.image);
         if kept.is_none()
-            && let Some(found) = self.existing(&named, mountpoint).await?
+            && let Some(found) = self.existing(&named, &reader, mountpoint).await?
         {
-            let reader = self.reader(&named.image);
             claim.fill(self.mounted(&reference, named, mode, reader, found));
             return Ok(());
         }
@@ -111,7 +161,12 @@ impl Mounts {
     /// The native mount of an image that is there, and a hold on what it needs; the store may have less of it than the kernel,
     /// if the daemon was killed before everything was durable. One with files that were being filled while nobody had the group
     /// of events may have shown zeros: it is replaced by another one.
-    async fn existing(&self, named: &NamedImage, mountpoint: &Path) -> Result<Option<(Session, Hold)>, MountsError> {
+    async fn existing(
+        &self,
+        named: &NamedImage,
+        reader: &Reader,
+        mountpoint: &Path,
+    ) -> Result<Option<(Session, Hold)>, MountsError> {
         let (store, path) = (self.node.store.clone(), mountpoint.to_owned());
         let unreadable = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
         let finding = named.clone();
@@ -131,7 +186,7 @@ impl Mounts {
                 }
             });
         };
-        let (reader, path) = (self.reader(&named.image), mountpoint.to_owned());
+        let (reader, path) = (reader.clone(), mountpoint.to_owned());
         let adopted = blocking(move || -> Result<Option<Session>, MountsError> {
             let guarded = filler.has_guarded(reader.image())?;
             if !guarded {
@@ -140,8 +195,9 @@ impl Mounts {
             }
             let fills = filler.adopt(&reader)?;
             if !guarded {
-                // Whoever has files of it open is served from now on; what the kernel has cached for them may be wrong.
-                fills.mounted();
+                // Whoever has files of it open is served from now on; what the kernel has cached for them may be wrong. The next mount
+                // gets files of its own, so these are nobody's.
+                fills.give_up();
                 return Ok(None);
             }
             if !fills.is_any() {

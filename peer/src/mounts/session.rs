@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use shoal_rafs::{KeptMount, Mount, MountError, MountOptions, MountStats, NativeMount, Unmounted};
+use shoal_rafs::{KeptMount, Mount, MountError, MountOptions, MountPresence, MountStats, NativeMount, Unmounted};
 
 use crate::{filler::Fills, native::NativeFiles, reader::Reader};
 
@@ -77,8 +77,17 @@ impl Session {
             Self::Native(_) => MountStats::default(),
             Self::Lazy(mount) => {
                 let asked = mount.fills.figures();
-                MountStats { reads: asked.events, bytes: asked.bytes, errors: asked.denied, ..MountStats::default() }
+                MountStats { reads: asked.events, bytes: asked.bytes, errors: asked.denied, times: asked.times }
             }
+        }
+    }
+
+    /// How to find out whether it is still there.
+    pub(super) fn presence(&self) -> MountPresence {
+        match self {
+            Self::Fuse(mount) => mount.presence(),
+            Self::Native(mount) => mount.presence(),
+            Self::Lazy(lazy) => lazy.mount.presence(),
         }
     }
 

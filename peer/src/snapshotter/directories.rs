@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A snapshot exists as long as its record does: it is the last thing that is made and the first that goes. So a crash at
-//! any point leaves whole snapshots, and directories without a record, which are [orphans](Directories::orphans). The
+//! any point leaves whole snapshots, and directories without a record, which are [orphans](Directories::orphans). A directory with
+//! a record that cannot be read is neither: it is left as it is, for whoever can mend it. The
 //! record lies with the files, and not in the store's index: the index may be begun anew when it is damaged, because the
 //! store is a cache, whereas files that a container wrote are nowhere else.
 //!
@@ -36,6 +37,14 @@ const BLOCK_BYTES: u64 = 512;
 /// User and group of a directory.
 pub(super) type Owner = (u32, u32);
 
+/// What lies there.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    pub(super) snapshots: Vec<Snapshot>,
+    /// Directories with a record that cannot be read, and why.
+    pub(super) unreadable: Vec<(SnapshotId, SnapshotError)>,
+}
+
 /// `<data_dir>/snapshots`.
 #[derive(Debug, Clone)]
 pub(super) struct Directories {
@@ -48,13 +57,16 @@ impl Directories {
     }
 
     /// Makes the root, and reads all records.
-    pub(super) fn load(&self) -> Result<Vec<Snapshot>, SnapshotError> {
+    pub(super) fn load(&self) -> Result<Loaded, SnapshotError> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(io_error("make", &self.root))?;
-        let mut snapshots = Vec::new();
+        let mut loaded = Loaded::default();
         for id in self.ids()? {
-            snapshots.extend(self.read(id)?);
+            match self.read(id) {
+                Ok(snapshot) => loaded.snapshots.extend(snapshot),
+                Err(error) => loaded.unreadable.push((id, error)),
+            }
         }
-        Ok(snapshots)
+        Ok(loaded)
     }
 
     /// The snapshot's files.
@@ -245,11 +257,16 @@ mod tests {
     fn a_snapshot_is_there_as_long_as_its_record() {
         let dir = tempfile::tempdir().unwrap();
         let directories = Directories::new(dir.path().join("snapshots"));
-        assert_eq!(directories.load().unwrap(), []);
+        let load = || {
+            let Loaded { snapshots, unreadable } = directories.load().unwrap();
+            assert!(unreadable.is_empty(), "{unreadable:?}");
+            snapshots
+        };
+        assert_eq!(load(), []);
         let (one, two) = (snapshot(1), Snapshot { kind: Kind::View, ..snapshot(20) });
         directories.create(&one, None).unwrap();
         directories.create(&two, Some((rustix::process::getuid().as_raw(), 0))).unwrap_or_default();
-        let mut loaded = directories.load().unwrap();
+        let mut loaded = load();
         loaded.sort_by_key(|snapshot| snapshot.id);
         assert_eq!(loaded, [one.clone(), two]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -259,24 +276,29 @@ mod tests {
         let renamed = Snapshot { name: "committed".into(), ..one };
         directories.record(&renamed).unwrap();
         directories.unrecord(SnapshotId(20)).unwrap();
-        assert_eq!(directories.load().unwrap(), [renamed]);
+        assert_eq!(load(), [renamed]);
         assert_eq!(directories.orphans(|id| id == SnapshotId(1)).unwrap(), [SnapshotId(20)]);
         directories.delete(SnapshotId(20));
         assert_eq!(directories.orphans(|id| id == SnapshotId(1)).unwrap(), []);
         assert!(directories.create(&snapshot(1), None).is_err(), "the number is taken");
-        assert_eq!(directories.load().unwrap().len(), 1);
+        assert_eq!(load().len(), 1);
     }
 
     #[test]
-    fn a_damaged_record_is_named() {
+    fn a_damaged_record_is_named_and_the_others_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let directories = Directories::new(dir.path().to_owned());
         directories.create(&snapshot(3), None).unwrap();
+        directories.create(&snapshot(4), None).unwrap();
         let record = dir.path().join("3").join(RECORD);
         let text = fs::read_to_string(&record).unwrap();
-        for damaged in [text.replace("\"id\":3", "\"id\":4"), text[1..].to_owned(), String::new()] {
+        let newer = text.replace("\"id\":3", "\"id\":3,\"newer\":1");
+        for damaged in [text.replace("\"id\":3", "\"id\":4"), text[1..].to_owned(), newer, String::new()] {
             fs::write(&record, damaged).unwrap();
-            let error = crate::chain(&directories.load().unwrap_err());
+            let Loaded { snapshots, unreadable } = directories.load().unwrap();
+            assert_eq!(snapshots.iter().map(|snapshot| snapshot.id).collect::<Vec<_>>(), [SnapshotId(4)]);
+            let [(SnapshotId(3), error)] = &unreadable[..] else { panic!("{unreadable:?}") };
+            let error = crate::chain(error);
             assert!(error.contains("3/snapshot.json"), "{error}");
         }
     }

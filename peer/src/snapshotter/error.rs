@@ -37,7 +37,7 @@ pub enum SnapshotError {
     Mount(#[from] MountsError),
     /// A plain `ctr images pull`.
     #[error(
-        "the pull does not say which image the bootstrap layer belongs to: pull through CRI with snapshot annotations, or \
+        "the pull does not say which image a layer of a lazy image belongs to: pull through CRI with snapshot annotations, or \
          with `shoal ctl rpull`"
     )]
     NoReference,
@@ -47,8 +47,16 @@ pub enum SnapshotError {
         /// The image.
         reference: String,
     },
-    /// The image's config claims to have another bootstrap layer than it has.
-    #[error("the bootstrap layer of {reference} is not what its chain id {target} names")]
+    /// The layer is marked as a data blob.
+    #[error(
+        "the manifest of {reference} does not have the layer that is pulled as a data blob, though it is marked as one"
+    )]
+    NoBlob {
+        /// The image.
+        reference: String,
+    },
+    /// The image's config claims to have another layer than it has.
+    #[error("a layer of {reference} is not what its chain id {target} names")]
     WrongChain {
         /// The image.
         reference: String,

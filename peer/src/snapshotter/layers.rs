@@ -1,6 +1,6 @@
 //! Which layers are lazy, and what of an image a layer is.
 //!
-//! The marks in the labels decide where there are any. A puller need not pass them on, though, so a layer without a mark
+//! The marks in the labels decide where there are any, as far as the manifest agrees. A puller need not pass them on, though, so a layer without a mark
 //! is looked up in its image's manifest. That must not hold up ordinary images, whose registry this node may not even be
 //! allowed to read: what is not found out soon is ordinary, and for a while not asked about again.
 //!
@@ -36,8 +36,13 @@ const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 pub(super) enum Layer {
     /// Downloaded and unpacked by containerd.
     Ordinary,
-    /// Not at all: it is read through its image.
-    Blob,
+    /// Not at all: it is read through its image, whose manifest has it as a blob.
+    Blob {
+        /// The image, with a digest.
+        reference: Reference,
+        /// The blob, and with it the layer's `diff_id`.
+        layer: ObjectId,
+    },
     /// By mounting this image, whose bootstrap layer it is.
     Image {
         /// With a digest.
@@ -60,7 +65,7 @@ impl Layer {
         if layer == manifest.bootstrap.id {
             Self::Image { reference, layer: Some(layer) }
         } else if manifest.layers.iter().any(|listed| listed.id == layer) {
-            Self::Blob
+            Self::Blob { reference, layer }
         } else {
             Self::Ordinary
         }
@@ -118,11 +123,22 @@ impl Layers {
     /// How to prepare the layer that a snapshot's labels describe, with so many layers `below` it.
     ///
     /// # Errors
-    /// It is marked as a bootstrap layer, and the labels name no image, or its reference cannot be resolved.
+    /// It is marked as one of a lazy image, and the labels do not say of which, or its reference cannot be resolved; or it is marked
+    /// as a data blob, and the image's manifest does not have it as one, or cannot be had.
     pub(super) async fn classify(&self, labels: &LayerLabels, below: usize) -> Result<Layer, SnapshotError> {
         match (labels.mark, &labels.reference, labels.layer) {
-            (Some(Mark::Blob), ..) => Ok(Layer::Blob),
-            (Some(Mark::Bootstrap), None, _) => Err(SnapshotError::NoReference),
+            (Some(Mark::Blob), Some(reference), Some(layer)) => {
+                let reference = self.pin(reference, labels.manifest).await?;
+                match self.marked(&reference).await? {
+                    manifest if manifest.bootstrap.id == layer => {}
+                    manifest if manifest.layers.iter().any(|listed| listed.id == layer) => {
+                        return Ok(Layer::Blob { reference, layer });
+                    }
+                    _ => {}
+                }
+                Err(SnapshotError::NoBlob { reference: reference.to_string() })
+            }
+            (Some(Mark::Blob), ..) | (Some(Mark::Bootstrap), None, _) => Err(SnapshotError::NoReference),
             (Some(Mark::Bootstrap), Some(reference), layer) => {
                 let reference = self.pin(reference, labels.manifest).await?;
                 Ok(Layer::Image { reference, layer })
@@ -158,6 +174,18 @@ impl Layers {
             Seen::Unmodified(image) => image.layer(&pinned, layer, below),
             Seen::Ordinary | Seen::Failed(_) => Layer::Ordinary,
         }
+    }
+
+    /// The manifest of an image that is lazy, or its mark is false.
+    async fn marked(&self, pinned: &Reference) -> Result<Arc<ImageManifest>, SnapshotError> {
+        if let Some(Seen::Lazy(manifest)) = self.seen().get(pinned) {
+            return Ok(manifest.clone());
+        }
+        // With a digest, which is another error than a manifest that cannot be had.
+        let digest = pinned.digest().ok_or(SnapshotError::NoReference)?;
+        let manifest = Arc::new(self.node.images.manifest(pinned.source(), digest).await?.manifest);
+        self.seen().put(pinned.clone(), Seen::Lazy(manifest.clone()));
+        Ok(manifest)
     }
 
     /// What an image is.

@@ -49,6 +49,7 @@ impl From<SnapshotError> for Status {
             | SnapshotError::Mount(MountsError::InUse(_) | MountsError::Image(_)) => Self::unavailable(text),
             SnapshotError::NoReference
             | SnapshotError::OtherLayer { .. }
+            | SnapshotError::NoBlob { .. }
             | SnapshotError::WrongChain { .. }
             | SnapshotError::Image(_) => Self::failed_precondition(text),
             SnapshotError::Mount(_) | SnapshotError::Io { .. } | SnapshotError::Inconsistent(_) => {

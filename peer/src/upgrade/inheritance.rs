@@ -12,6 +12,7 @@ use std::{
     env,
     ffi::OsString,
     io,
+    net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixListener,
@@ -25,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::candidate;
 
-/// Version of [`Record`].
-pub(super) const VERSION: u32 = 1;
+/// Versions of [`Record`]. The second has sockets of TCP.
+pub(super) const VERSIONS: [u32; 2] = [1, 2];
 /// The variable.
 const VARIABLE: &str = "SHOAL_UPGRADE";
 /// Most bytes of the reason of a failure: there is a limit to what exec(2) takes.
@@ -37,13 +38,25 @@ const FIRST_NUMBER: RawFd = 3;
 /// A socket that others connect to.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    path: PathBuf,
+    place: Place,
     socket: OwnedFd,
+}
+
+/// Where it listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Path(PathBuf),
+    Address(SocketAddr),
 }
 
 impl Listener {
     pub(crate) fn new(path: PathBuf, socket: UnixListener) -> Self {
-        Self { path, socket: socket.into() }
+        Self { place: Place::Path(path), socket: socket.into() }
+    }
+
+    /// `address` is how the configuration has it.
+    pub(crate) fn on_tcp(address: SocketAddr, socket: TcpListener) -> Self {
+        Self { place: Place::Address(address), socket: socket.into() }
     }
 }
 
@@ -63,6 +76,8 @@ struct Record {
     version: u32,
     process: u32,
     listeners: Vec<(PathBuf, RawFd)>,
+    #[serde(default)]
+    addresses: Vec<(SocketAddr, RawFd)>,
     fallback: Option<RawFd>,
     arguments: Vec<OsString>,
     failure: String,
@@ -72,13 +87,15 @@ impl Inheritance {
     /// What this process was left. To be called once, before anything else is opened.
     pub(crate) fn take() -> Self {
         let record = env::var(VARIABLE).ok().and_then(|text| serde_json::from_str::<Record>(&text).ok());
-        let Some(record) = record.filter(|record| record.process == std::process::id() && record.version == VERSION)
+        let Some(record) =
+            record.filter(|record| record.process == std::process::id() && VERSIONS.contains(&record.version))
         else {
             return Self::default();
         };
-        let left = record.listeners.iter();
-        let left = left.filter_map(|(path, number)| Some(Listener { path: path.clone(), socket: adopt(*number)? }));
-        let listeners = left.collect();
+        let paths = record.listeners.iter().map(|(path, number)| (Place::Path(path.clone()), *number));
+        let addresses = record.addresses.iter().map(|(address, number)| (Place::Address(*address), *number));
+        let left = paths.chain(addresses);
+        let listeners = left.filter_map(|(place, number)| Some(Listener { place, socket: adopt(number)? })).collect();
         let Record { fallback, arguments, failure, .. } = record;
         Self { listeners, fallback: fallback.and_then(adopt), arguments, failure }
     }
@@ -100,8 +117,21 @@ impl Inheritance {
     /// # Errors
     /// There are too many open files.
     pub(crate) fn listener(&self, path: &Path) -> io::Result<Option<UnixListener>> {
-        let left = self.listeners.iter().find(|listener| listener.path == path && path.exists());
-        left.map(|listener| listener.socket.try_clone().map(UnixListener::from)).transpose()
+        let place = Place::Path(path.to_owned());
+        Ok(self.socket(&place)?.filter(|_| path.exists()).map(UnixListener::from))
+    }
+
+    /// A copy of the socket that listens on `address`, if that was left.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(crate) fn tcp_listener(&self, address: SocketAddr) -> io::Result<Option<TcpListener>> {
+        Ok(self.socket(&Place::Address(address))?.map(TcpListener::from))
+    }
+
+    fn socket(&self, place: &Place) -> io::Result<Option<OwnedFd>> {
+        let left = self.listeners.iter().find(|listener| listener.place == *place);
+        left.map(|listener| listener.socket.try_clone()).transpose()
     }
 
     /// Why there was no upgrade; empty if nothing has failed.
@@ -123,11 +153,20 @@ impl Inheritance {
 
     /// Has a program that this process becomes find all of it.
     pub(super) fn put_into(&self, command: &mut Command) -> io::Result<()> {
-        let listeners = self.listeners.iter();
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+        for Listener { place, socket } in &self.listeners {
+            match place {
+                Place::Path(path) => listeners.push((path.clone(), socket.as_raw_fd())),
+                Place::Address(address) => addresses.push((*address, socket.as_raw_fd())),
+            }
+        }
+        let [first, last] = VERSIONS;
         let record = Record {
-            version: VERSION,
+            // What is fallen back to may know no other.
+            version: if addresses.is_empty() { first } else { last },
             process: std::process::id(),
-            listeners: listeners.map(|listener| (listener.path.clone(), listener.socket.as_raw_fd())).collect(),
+            listeners,
+            addresses,
             fallback: self.fallback.as_ref().map(AsRawFd::as_raw_fd),
             arguments: self.arguments.clone(),
             failure: self.failure.clone(),
@@ -177,15 +216,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sock");
         let listener = Listener::new(path.clone(), UnixListener::bind(&path).unwrap());
-        let inheritance = Inheritance::new(vec![listener], File::open("/dev/null").unwrap().into());
+        let on_tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = on_tcp.local_addr().unwrap();
+        let listeners = vec![listener, Listener::on_tcp(address, on_tcp)];
+        let inheritance = Inheritance::new(listeners, File::open("/dev/null").unwrap().into());
+        assert_eq!(inheritance.tcp_listener(address).unwrap().unwrap().local_addr().unwrap(), address);
+        assert!(inheritance.tcp_listener(([127, 0, 0, 2], address.port()).into()).unwrap().is_none());
         assert!(inheritance.listener(&path).unwrap().is_some());
         assert!(inheritance.listener(folder.path()).unwrap().is_none());
         let mut command = Command::new("program");
         inheritance.put_into(&mut command).unwrap();
         let (_, record) = command.get_envs().find(|(name, _)| *name == VARIABLE).unwrap();
         let record: Record = serde_json::from_str(record.unwrap().to_str().unwrap()).unwrap();
-        assert_eq!((record.version, record.process), (VERSION, std::process::id()));
+        assert_eq!((record.version, record.process), (2, std::process::id()));
         assert_eq!(record.listeners, [(path.clone(), inheritance.listeners[0].socket.as_raw_fd())]);
+        assert_eq!(record.addresses, [(address, inheritance.listeners[1].socket.as_raw_fd())]);
         assert!(record.fallback.is_some() && record.failure.is_empty());
         assert!(inheritance.files().all(|file| fcntl_getfd(file).unwrap().is_empty()));
         inheritance.keep_here();

@@ -125,3 +125,17 @@ fn a_change_is_committed_as_a_layer_over_the_lazy_image() {
     assert!(removed, "its views are gone");
     assert!(!bed.snapshots().iter().any(|name| ["look", "image", "layer"].contains(&name.as_str())));
 }
+
+#[test]
+fn a_container_is_not_given_a_mount_that_has_gone() {
+    let Some(bed) = Bed::start("a mount goes before a container starts") else { return };
+    Layers::new().push_lazy(&bed.registry.layout(), "1");
+    let image = bed.registry.reference("1");
+    bed.daemon.ctl(&["rpull", &image]);
+    for round in 0..3 {
+        let [mounted] = &bed.mounts()[..] else { panic!("one mount") };
+        rustix::mount::unmount(mounted.as_str(), rustix::mount::UnmountFlags::DETACH).expect("it can be unmounted");
+        // At once: nobody has had the time to look.
+        assert_eq!(bed.run(&image, &format!("gone-{round}"), "sha256sum /data"), Layers::data_digest());
+    }
+}

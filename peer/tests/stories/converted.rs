@@ -11,7 +11,8 @@ use std::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Daemon, Registry, assert_same, can_mount, json, noise, shoal};
+use crate::modes::Mode;
+use crate::support::{Daemon, Registry, assert_same, json, noise, shoal};
 
 /// A tar of what is in a folder, by the system's `tar`.
 pub(crate) fn tar(folder: &Path) -> Vec<u8> {
@@ -106,9 +107,8 @@ fn try_shoal(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_shoal")).args(arguments).output().expect("shoal runs")
 }
 
-#[test]
-fn what_was_converted_is_mounted() {
-    if !can_mount("converted") {
+fn what_was_converted_is_mounted(mode: Mode) {
+    if !mode.is_possible(&format!("converted ({mode:?})")) {
         return;
     }
     let mut registry = Registry::start();
@@ -138,18 +138,34 @@ fn what_was_converted_is_mounted() {
     registry.switch_on();
 
     let folder = tempfile::tempdir().expect("a folder");
-    let mut node = Daemon::start("node", folder.path(), &["role=seed".into()]);
+    let mut node = Daemon::start("node", folder.path(), &[mode.settings(), vec!["role=seed".into()]].concat());
     let of_dictionary = folder.path().join("second");
     fs::create_dir(&of_dictionary).expect("a folder");
-    node.mount_at(&registry.reference("second"), &of_dictionary);
+    mode.mount_at(&node, &registry.reference("second"), &of_dictionary);
     assert_same(expected.path(), &of_dictionary);
     node.umount(&of_dictionary);
-    node.mount(&registry.reference("lazy"));
+    mode.mount(&node, &registry.reference("lazy"));
     assert_same(expected.path(), &node.mountpoint());
     let of = |name: &str| fs::metadata(node.mountpoint().join(name)).expect("its metadata");
     assert_eq!(of("bin/sh").ino(), of("bin/busybox").ino());
     assert_eq!((of("bin/sh").mode() & 0o7777, of("bin/sh").nlink()), (0o755, 2));
+    node.umount(&node.mountpoint());
     node.stop();
+}
+
+#[test]
+fn over_fuse() {
+    what_was_converted_is_mounted(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    what_was_converted_is_mounted(Mode::Lazy);
+}
+
+#[test]
+fn natively() {
+    what_was_converted_is_mounted(Mode::Native);
 }
 
 #[test]

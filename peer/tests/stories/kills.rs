@@ -1,4 +1,4 @@
-//! kill -9 of the daemon, of its keeper, and of both at once, at times that nobody has chosen, while a mount is read in every way.
+//! kill -9 of the daemon, of its keeper, of the keeper's holder, and of any two of them at once, at times that nobody has chosen, while a mount is read in every way.
 //! No reader is ever given a wrong byte; what it is given instead is printed. Each time some files are read that nobody has read
 //! before, from just before the kill and from just behind it on: of these nothing is on this machine, or a hole in a file.
 //!
@@ -12,6 +12,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use shoal_keeper::{held, holder_socket};
+
 use crate::{
     kept_mounts::readers::{FRESH, Readers},
     lazy_mounts::kill_listener,
@@ -24,6 +26,16 @@ const LAST: &str = "last/one";
 
 /// Files that are read for the first time before a kill, and behind it.
 const FRESH_FILES: usize = 4;
+
+/// Who is killed together: daemon, keeper, holder. All three at once is a story of its own, which ends otherwise.
+const VICTIMS: [[bool; 3]; 6] = [
+    [true, true, false],
+    [true, false, false],
+    [false, true, false],
+    [false, false, true],
+    [true, false, true],
+    [false, true, true],
+];
 
 /// A number from the environment.
 fn from_environment(key: &str) -> Option<u64> {
@@ -67,22 +79,29 @@ fn kill_under_readers(mode: Mode, kills: usize) {
         readers.begin(&format!("{turn}-before"));
         // Up to 65 ms, at any point of a read; half of the fresh ones take that long.
         thread::sleep(Duration::from_micros(u64::from(next()) << 8 | u64::from(next())));
-        // Each of the three as often; the first may be any.
-        let victims = (turn as u64).wrapping_add(seed) % 3;
-        if victims != 1 {
+        // Each as often; the first may be any.
+        let [kills_daemon, kills_keeper, kills_holder] =
+            VICTIMS[(turn as u64).wrapping_add(seed) as usize % VICTIMS.len()];
+        if kills_daemon {
             daemon.kill();
         }
-        if victims != 0 {
+        if kills_keeper {
             kill_listener(&daemon.keeper_socket());
+        }
+        if kills_holder {
+            kill_listener(&holder_socket(&daemon.keeper_socket()));
         }
         readers.begin(&format!("{turn}-behind"));
         drop_caches();
-        if victims != 1 {
+        if kills_daemon {
             thread::sleep(Duration::from_millis(u64::from(next())));
             daemon.start_again();
         }
         // A daemon that is killed before it has another keeper is the case of both; it shall be one of the daemon alone.
         wait("a keeper is there", || shoal_keeper::Client::connect(&daemon.keeper_socket()).is_ok());
+        if mode == Mode::Lazy {
+            wait("a holder has the group", || matches!(held(&daemon.keeper_socket()), Ok(Some(_))));
+        }
         wait("it is mounted", || daemon.status()["mounts"].as_array().is_some_and(|mounts| mounts.len() == 1));
     }
     readers.go_on();

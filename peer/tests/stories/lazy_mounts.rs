@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::{
     kept_mounts::{listener, readers::Readers},
     native_mounts::kind,
-    support::{Daemon, Registry, assert_same, can_mount, drop_caches, noise, tree, wait},
+    support::{Daemon, Registry, assert_same, can_mount, drop_caches, metric, noise, tree, wait},
 };
 
 /// How often daemon and keeper are killed in turn.
@@ -298,6 +298,10 @@ fn after_all_three_have_been_killed_at_once_it_is_mounted_anew() {
     bed.daemon.start_again();
     assert!(bed.daemon.log().contains("may have shown zeros"), "{}", bed.daemon.log());
     assert_eq!(kind(&mountpoint), "erofs");
+    // Files of the mount that was replaced are nobody's.
+    bed.daemon.umount(&mountpoint);
+    assert!(bed.decoded().is_empty(), "{:?}", bed.decoded());
+    bed.mount();
     assert_same(bed.source.path(), &mountpoint);
     // Who had it open all along asks again.
     let mut bytes = Vec::new();
@@ -391,4 +395,34 @@ fn without_a_keeper_it_is_not_done() {
     bed.daemon.mount(&reference);
     assert_eq!(kind(&mountpoint), "fuse.shoal");
     assert_same(bed.source.path(), Path::new(path));
+}
+
+#[test]
+fn reads_are_counted_by_mode_and_still_are_when_the_mount_has_gone() {
+    let Some(bed) = Bed::new("figures of lazy native mounts", &[]) else { return };
+    let mountpoint = bed.mount();
+    let over_fuse = bed.folder.path().join("fuse");
+    fs::create_dir(&over_fuse).expect("a folder");
+    let figure = |name: &str, mode: &str, more: &str| {
+        metric(&bed.daemon, &format!("shoal_read{name}{{mode=\"{mode}\"{more}}}"))
+    };
+    assert_eq!((figure("s_total", "lazy", ""), figure("s_total", "fuse", "")), (0.0, 0.0));
+    assert!(fs::read(mountpoint.join("large")).expect("a file") == bed.source("large"));
+    let (reference, path) = (bed.registry.reference("1"), over_fuse.to_str().expect("UTF-8"));
+    bed.daemon.ctl(&["mount", "--mode", "fuse", &reference, path]);
+    assert!(fs::read(over_fuse.join("d0/f1")).expect("a file") == bed.source("d0/f1"));
+    bed.daemon.umount(&over_fuse);
+    for (mode, bytes) in [("lazy", 5_000_000.0), ("fuse", 300_000.0)] {
+        let of = |name: &str| figure(name, mode, "");
+        assert!(of("s_total") >= 1.0 && of("_bytes_total") >= bytes, "{mode}: {}", of("_bytes_total"));
+        assert_eq!(of("_errors_total"), 0.0);
+        // Noise does not shrink: what was read was fetched, in chunks of up to a mebibyte.
+        assert!((bytes..bytes + 2e6).contains(&of("_fetched_bytes_total")), "{}", of("_fetched_bytes_total"));
+        assert_eq!(of("_amplification"), of("_fetched_bytes_total") / of("_bytes_total"));
+        let all = figure("_seconds_bucket", mode, ",le=\"+Inf\"");
+        assert_eq!((all, of("_seconds_count")), (of("s_total"), all));
+        let most = figure("_seconds_bucket", mode, ",le=\"67.108864\"");
+        assert!(most == all && of("_seconds_sum") > 0.0, "{most} of {all} in {} s", of("_seconds_sum"));
+    }
+    bed.daemon.umount(&mountpoint);
 }

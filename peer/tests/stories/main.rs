@@ -14,6 +14,7 @@ mod disputed_blob;
 mod encrypted_images;
 mod every_mode;
 mod full_disk;
+mod gone_mounts;
 mod gzip_layers;
 mod hostile_peers;
 mod kept_mounts;

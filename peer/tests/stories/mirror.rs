@@ -3,9 +3,15 @@
 //! is told in its own program.
 
 mod bed;
-mod client;
+pub(crate) mod client;
 
-use std::{fs, sync::Arc, thread};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+    thread,
+};
 
 use bytes::Bytes;
 use shoal::data::{AnswerSender, PeerContext, Service};
@@ -18,8 +24,8 @@ use self::{
 };
 use crate::{
     registry_proxy::proxy_double::{Mood, ProxyDouble},
-    registry_server::{PASSWORD, RegistryServer, USER},
-    support::{Daemon, Registry, json, metric, noise},
+    registry_server::{PASSWORD, RegistryServer, USER, relay_that_stalls},
+    support::{Daemon, Registry, json, metric, noise, wait},
     wrong_bytes::{impostor, wait_for_ban},
 };
 
@@ -387,4 +393,60 @@ fn a_layer_that_a_proxy_gives_wrong_is_read_again() {
     let asked: Vec<_> = proxy.asked().into_iter().map(|asked| asked.line.contains("/blobs/")).collect();
     assert_eq!(asked, [false, true], "manifest and layer, once each");
     assert_eq!(metric(&node, "shoal_registry_proxy_used"), 0.0);
+}
+
+/// The registry answers questions, and no more; or not even those.
+#[test]
+fn a_client_of_a_slow_registry_is_told_so_within_the_patience() {
+    let (registry, id, _) = lying_registry();
+    let layout = Layout::new(registry.layout());
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{{}},"layers":[],"padding":"{}"}}"#, "x".repeat(100));
+    let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+    layout.put_manifest(Some("1"), manifest_type, manifest.as_bytes()).expect("a manifest");
+    let reference = registry.reference("1");
+    let server = reference.split('/').next().expect("a host");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (node, mirror) = start("node", folder.path(), &["mirror.patience=1s".into()]);
+    for (stalls, path) in
+        [("GET /v2/", format!("/v2/app/blobs/sha256:{id}")), ("HEAD /v2/", "/v2/app/manifests/1".to_owned())]
+    {
+        let slow = relay_that_stalls(server, stalls);
+        let answer = get(mirror, &format!("{path}?ns={slow}"), &[]);
+        assert_eq!(answer.status, 504, "{stalls}: {}", node.log());
+        assert!(answer.body.starts_with(b"{\"errors\""));
+    }
+    // It waits for nobody else, and has what is not slow.
+    assert_eq!(get(mirror, &format!("/v2/app/manifests/1?ns={server}"), &[]).status, 200, "{}", node.log());
+}
+
+#[test]
+fn clients_that_take_nothing_do_not_keep_others_away() {
+    /// As many as are answered at a time.
+    const STALLED: usize = 64;
+    let mut registry = Registry::start();
+    let layout = Layout::new(registry.layout());
+    layout.create().expect("a layout");
+    // More than the kernel takes for a client that does not.
+    let content = noise(5, 24_000_000);
+    let id = layout.put_blob(&content).expect("a blob").to_string();
+    registry.switch_on();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (node, mirror) = start("node", folder.path(), &["mirror.patience=3s".into()]);
+    let path = blob_path(&registry, &id);
+    assert!(get(mirror, &path, &[]).body == content, "{}", node.log());
+
+    let stalled: Vec<_> = (0..STALLED)
+        .map(|_| {
+            let mut connection = TcpStream::connect(mirror).expect("the mirror listens");
+            write!(connection, "GET {path} HTTP/1.1\r\nHost: {mirror}\r\n\r\n").expect("a request");
+            let mut head = [0; 15];
+            connection.read_exact(&mut head).expect("the beginning of an answer");
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            connection
+        })
+        .collect();
+    wait("all of them are cut", || metric(&node, "shoal_mirror_cut_answers_total") as usize == STALLED);
+    let again = get(mirror, &path, &[]);
+    assert!(again.status == 200 && again.body == content, "{}: {}", again.status, node.log());
+    drop(stalled);
 }

@@ -12,6 +12,9 @@ use tempfile::TempDir;
 
 use crate::support::{Daemon, Registry, assert_same, can_mount, drop_caches, json, tree, wait};
 
+/// Where an EROFS image says what a reader must know: four bytes, little-endian.
+const FEATURE_INCOMPAT: u64 = 1024 + 80;
+
 /// A tree, its image in a registry, and a daemon.
 struct Bed {
     daemon: Daemon,
@@ -243,4 +246,28 @@ fn decoded_forms_go_when_nobody_needs_them_and_damage_of_one_is_found() {
     bed.daemon.umount(&mountpoint);
     evict();
     assert!(bed.decoded().is_empty());
+}
+
+#[test]
+fn what_the_kernel_does_not_mount_is_mounted_over_fuse() {
+    let Some(bed) = Bed::new("native mounts that the kernel refuses", &[]) else { return };
+    let mountpoint = bed.daemon.mountpoint();
+    bed.mount(&mountpoint, &["--wait-complete"]);
+    assert_eq!(kind(&mountpoint), "erofs");
+    // Where the kernel has its bootstrap from.
+    let table = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+    let line = table.lines().find(|line| line.split(' ').nth(1) == mountpoint.to_str()).expect("the mount");
+    let bootstrap = PathBuf::from(line.split(' ').next().expect("its source"));
+    bed.daemon.umount(&mountpoint);
+    // A feature that no kernel knows.
+    let file = File::options().write(true).open(&bootstrap).expect("the bootstrap");
+    file.write_all_at(&[0x80], FEATURE_INCOMPAT + 3).expect("a byte");
+
+    let reference = bed.reference();
+    let refused = bed.daemon.try_ctl(&["mount", "--mode", "native", &reference, mountpoint.to_str().expect("UTF-8")]);
+    assert!(!refused.status.success());
+    bed.mount(&mountpoint, &[]);
+    assert_eq!(kind(&mountpoint), "fuse.shoal", "{}", bed.daemon.log());
+    assert_same(bed.source.path(), &mountpoint);
+    bed.daemon.umount(&mountpoint);
 }

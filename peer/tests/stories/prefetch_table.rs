@@ -91,5 +91,7 @@ fn a_mount_notes_what_is_read() {
     assert!(ended.status.success());
     let stats = String::from_utf8(ended.stdout).expect("text");
     assert!(stats.starts_with("2 reads of 9.77 KiB, 0 failed\nhalf took at most "), "{stats}");
+    // Of noise, which does not shrink, two chunks of 5,000 bytes and what compression adds.
+    assert!(stats.contains(" fetched, 1.0") && stats.ends_with(" for each byte read\n"), "{stats}");
     assert_eq!(fs::read_to_string(trace).expect("a trace"), "0\t/d1/f11\n0\t/d0/f3\n");
 }

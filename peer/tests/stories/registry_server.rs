@@ -73,6 +73,31 @@ impl RegistryServer {
     }
 }
 
+/// Passes connections on to `server` until a request has this text: then their clients hear nothing more. Gives where it listens.
+pub(crate) fn relay_that_stalls(server: &str, text: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (address, server) = (listener.local_addr().expect("its address"), server.to_owned());
+    thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            let Ok(mut upstream) = TcpStream::connect(&server) else { continue };
+            let (Ok(from_upstream), Ok(to_client)) = (upstream.try_clone(), client.try_clone()) else { continue };
+            thread::spawn(move || pass(from_upstream, to_client, |_| ()));
+            thread::spawn(move || {
+                let (mut request, mut stalls) = (vec![0; 64 << 10], false);
+                while let Ok(read @ 1..) = client.read(&mut request) {
+                    stalls |= request[..read].windows(text.len()).any(|part| part == text.as_bytes());
+                    if !stalls && upstream.write_all(&request[..read]).is_err() {
+                        break;
+                    }
+                }
+                // It may have gone.
+                let _ = upstream.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
 /// Passes connections on to `server`, and counts what comes back.
 fn relay(server: SocketAddr, sent: Arc<AtomicU64>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 use crate::{
     kept_mounts::readers::Readers,
+    mirror::client::get,
+    registry_server::free_address,
     support::{Daemon, Registry, assert_same, can_mount, drop_caches, json, tree, wait},
 };
 
@@ -170,7 +172,7 @@ fn a_program_that_cannot_take_its_place_leaves_the_daemon_as_it_is() {
         ("open", "777", "exit 0"),
         ("broken", "755", "echo it is broken >&2; exit 1"),
         ("silent", "755", "exit 0"),
-        ("other", "755", r#"echo '{"version":"9","upgrade":[1],"keeper":[9],"sessions":[1],"index":[1]}'"#),
+        ("other", "755", r#"echo '{"version":"9","upgrade":[1,2],"keeper":[9],"sessions":[1],"index":[1]}'"#),
         ("replaced", "755", r#"touch -d @1 "$0"; exec "$SHOAL" "$@""#),
     ] {
         said.push(bed.refuses(&bed.script(name, mode, script)));
@@ -360,4 +362,28 @@ fn a_configuration_is_checked_without_a_daemon() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && said.contains(part), "{setting}: {said}");
     }
+}
+
+#[test]
+fn who_asks_the_mirror_during_an_upgrade_waits_for_the_next_daemon() {
+    let mirror: SocketAddr = free_address();
+    let listen = format!("mirror.listen=\"{mirror}\"");
+    let Some(bed) = Bed::new("the mirror over upgrades", &["mounts.keeper=on", &listen]) else { return };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut asked = 0;
+            while !done.load(Relaxed) {
+                // It would panic if nobody listened.
+                assert_eq!(get(mirror, "/v2/", &[]).status, 200);
+                asked += 1;
+            }
+            asked
+        });
+        for _ in 0..3 {
+            bed.upgrade(&[]);
+        }
+        done.store(true, Relaxed);
+        assert!(asking.join().expect("each is answered") > 3);
+    });
 }

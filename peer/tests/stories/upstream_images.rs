@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use crate::{
     converted::{digest, gzip, publish, put, tar},
-    support::{Daemon, Registry, assert_same, can_mount, shoal},
+    modes::Mode,
+    support::{Daemon, Registry, assert_same, shoal},
 };
 
 fn data(name: &str) -> PathBuf {
@@ -35,21 +36,41 @@ fn unpacked(archives: &[&str], whiteouts: &[&str]) -> TempDir {
 }
 
 /// Mounts the image with a new node, which has nothing, and compares.
-fn mounts(registry: &mut Registry, tag: &str, expected: &Path) {
+fn mounts(mode: Mode, registry: &mut Registry, tag: &str, expected: &Path) {
     registry.switch_on();
     let folder = tempfile::tempdir().expect("a folder");
-    let mut node = Daemon::start(tag, folder.path(), &["mounts.keeper=off".into()]);
-    node.mount(&registry.reference(tag));
+    let mut node = Daemon::start(tag, folder.path(), &mode.settings());
+    mode.mount(&node, &registry.reference(tag));
     assert_same(expected, &node.mountpoint());
+    node.umount(&node.mountpoint());
     node.stop();
     registry.switch_off();
 }
 
-#[test]
-fn their_images_are_pushed_and_mounted() {
-    if !can_mount("upstream_images") {
+fn their_images_are_mounted(mode: Mode) {
+    if !mode.is_possible(&format!("upstream_images ({mode:?})")) {
         return;
     }
+    theirs(mode);
+    their_index_over_a_gzip_layer(mode);
+}
+
+#[test]
+fn over_fuse() {
+    their_images_are_mounted(Mode::Fuse);
+}
+
+#[test]
+fn natively_and_lazily() {
+    their_images_are_mounted(Mode::Lazy);
+}
+
+#[test]
+fn natively() {
+    their_images_are_mounted(Mode::Native);
+}
+
+fn theirs(mode: Mode) {
     let (lower, both) = (unpacked(&["lower.tar"], &[]), unpacked(&["lower.tar", "upper.tar"], &["dir/small-1"]));
     let mut registry = Registry::start();
     for (kind, expected) in [("plain", &lower), ("batch", &lower), ("prefetch", &lower), ("merged", &both)] {
@@ -57,17 +78,13 @@ fn their_images_are_pushed_and_mounted() {
         let (boot, blobs) = (data(kind).join("boot"), data(kind).join("blobs"));
         shoal(&["image", "push", &target, "--bootstrap"], &[&boot, Path::new("--blob-dir"), &blobs]);
         shoal(&["image", "check", &target], &[]);
-        mounts(&mut registry, kind, expected.path());
+        mounts(mode, &mut registry, kind, expected.path());
     }
 }
 
 /// As nydusify has it: an index over a gzip layer is a blob layer, which names the gzip layer, and the bootstrap layer has nothing but
 /// the bootstrap.
-#[test]
-fn their_index_over_a_gzip_layer_is_mounted() {
-    if !can_mount("upstream_images") {
-        return;
-    }
+fn their_index_over_a_gzip_layer(mode: Mode) {
     let mut registry = Registry::start();
     let layout = registry.layout();
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
@@ -96,5 +113,5 @@ fn their_index_over_a_gzip_layer_is_mounted() {
     layers.push(bootstrap);
     publish(&layout, "zran", &layers, &diff_ids);
     shoal(&["image", "check", &format!("oci:{}:zran", layout.display())], &[]);
-    mounts(&mut registry, "zran", unpacked(&["lower.tar"], &[]).path());
+    mounts(mode, &mut registry, "zran", unpacked(&["lower.tar"], &[]).path());
 }

@@ -15,7 +15,7 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 
-use super::{MountError, Unmounted, detach, prepare, table};
+use super::{MountError, MountPresence, Unmounted, detach, prepare, table};
 
 /// Longest path of a bootstrap: what fsconfig(2) takes, with its end.
 const MAX_PATH: usize = 256;
@@ -66,6 +66,11 @@ impl NativeMount {
     /// Where it is mounted: absolute, without links.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// How to find out whether it is still there.
+    pub fn presence(&self) -> MountPresence {
+        MountPresence { mountpoint: self.mountpoint.clone(), device: self.device.clone(), end: None }
     }
 
     /// Unmounts; when it is in use, detaches it from its name, and the kernel goes on to serve its users. May be called

@@ -33,6 +33,12 @@ pub(super) fn top(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(table.split(|byte| *byte == b'\n').rev().filter_map(parse).find(|entry| entry.mountpoint == mountpoint))
 }
 
+/// All mounts.
+pub(super) fn entries() -> io::Result<Vec<Entry>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse).collect())
+}
+
 /// A line is `id parent device root mountpoint options [optional fields..] - type source options`; see proc(5).
 fn parse(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|byte| *byte == b' ');

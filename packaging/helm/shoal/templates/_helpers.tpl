@@ -50,6 +50,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ .Values.nodes.runDir }}/keeper/keeper.sock
 {{- end }}
 
+{{- define "shoal.mirror" -}}
+127.0.0.1:{{ .Values.mirror.port }}
+{{- end }}
+
 {{/* A value of TOML. Numbers of values files are floating point; every number of shoal.toml is whole. */}}
 {{- define "shoal.tomlValue" -}}
 {{- if kindIs "slice" . -}}
@@ -83,9 +87,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail (printf "%s.config.%s is set by the chart: see values.yaml" $part $key) }}
 {{- end }}
 {{- end }}
-{{- range $table := list "control" "data" }}
+{{- range $table := list "control" "data" "mirror" }}
 {{- if hasKey (get $.config $table | default dict) "listen" }}
-{{- fail (printf "%s.config.%s.listen is set by the chart: see ipFamily and ports" $part $table) }}
+{{- fail (printf "%s.config.%s.listen is set by the chart: see ipFamily, ports and mirror" $part $table) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -146,6 +150,12 @@ pull_secrets:
     "keeper_patience" $values.keeper.patience) }}
 {{- if $values.nodes.containerdSocket }}
 {{- $_ := set $own.snapshotter "containerd" $values.nodes.containerdSocket }}
+{{- end }}
+{{- if $values.mirror.enabled }}
+{{- if not $values.nodes.hostNetwork }}
+{{- fail "mirror.enabled takes nodes.hostNetwork: the mirror listens on loopback, and containerd is on the host" }}
+{{- end }}
+{{- $_ := set $own "mirror" (dict "listen" (include "shoal.mirror" .root)) }}
 {{- end }}
 {{- include "shoal.toml" (mustMergeOverwrite $common $own (deepCopy $values.nodes.config)) }}
 {{- end }}
