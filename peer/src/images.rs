@@ -22,7 +22,7 @@ use shoal_rafs::oci::{
     ImageManifest, LayerIndex, LayerSeal, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Registry,
     SealError, Source,
 };
-use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
+use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
 
 pub(crate) use self::image::scheduled;
@@ -33,7 +33,7 @@ pub use self::{
 };
 use self::{image::open, unpacked::Metas};
 use crate::{
-    driver::{DriverHandle, Fetched, WantFailed},
+    driver::{DriverHandle, Fetched, Stake, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
     origin::Origin,
     plain::{self, PlainBlobs},
@@ -117,6 +117,15 @@ impl Images {
             return self.plain.known(id).map(|plain| plain.blob.clone());
         }
         self.loaded(layer)?.blob(id).cloned()
+    }
+
+    /// All blobs that [`described`](Self::described) gives, with what they are described by.
+    pub(crate) fn all_described(&self) -> Vec<((ObjectId, BlobId), ImageBlob)> {
+        let plain = self.plain.all().into_iter();
+        let plain = plain.map(|plain| ((plain::as_bootstrap(plain.id()), plain.id()), plain.blob.clone()));
+        let images = self.all();
+        let blobs = images.iter().flat_map(|image| image.blobs.iter().map(|blob| (image.layer, blob)));
+        plain.chain(blobs.map(|(layer, blob)| ((layer, blob.table.blob()), blob.clone()))).collect()
     }
 
     /// Asks the registry what `reference` names at present. A reference with a digest is not asked about.
@@ -302,26 +311,28 @@ impl Images {
         limit: u64,
         origin: WantOrigin,
     ) -> Result<Bytes, WantFailed> {
+        let stake = self.know_object(source, id, kind, limit).await;
+        let item = Item { blob: stake.key(), piece: 0 };
         loop {
-            let item = self.know_object(source, id, kind, limit).await;
             match self.driver.want(item, Priority::OnDemand, self.patience, origin).await? {
                 Fetched::Object { bytes, .. } => return Ok(bytes),
-                // It came between the look into the store and the want.
+                // It came between the look into the store and the want, or for others who want it still.
                 Fetched::Present | Fetched::Piece { .. } | Fetched::List { .. } => {
                     if let Some(bytes) = self.stored(id).await {
                         return Ok(bytes);
                     }
+                    self.driver.event(Event::Lost { item }).await;
                 }
             }
         }
     }
 
-    /// Makes an object known to the scheduler.
-    pub(crate) async fn know_object(&self, source: &Source, id: ObjectId, kind: ObjectKind, limit: u64) -> Item {
-        let blob = BlobKey::from(id);
+    /// Makes an object known to the scheduler, for as long as the stake is held.
+    pub(crate) async fn know_object(&self, source: &Source, id: ObjectId, kind: ObjectKind, limit: u64) -> Stake {
+        let stake = self.driver.stake(BlobKey::from(id));
         let target = ObjectTarget { source: source.clone(), id, kind, limit };
-        self.driver.add(blob, Target::Object(Arc::new(target))).await;
-        Item { blob, piece: 0 }
+        self.driver.add(&stake, Target::Object(Arc::new(target))).await;
+        stake
     }
 
     async fn load(&self, source: Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Arc<Image>, ImageError> {
@@ -334,8 +345,8 @@ impl Images {
             self.origin.registry().note_backend(&source, place);
         }
         let metas = self.metas(&source, &unpacked).await?;
-        let store = self.store.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&store, unpacked, &metas, source)).await;
+        let (store, driver) = (self.store.clone(), self.driver.clone());
+        let opened = tokio::task::spawn_blocking(move || open(&store, &driver, unpacked, &metas, source)).await;
         let image = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         for blob in &image.blobs {
             let target = BlobTarget {
@@ -347,7 +358,7 @@ impl Images {
                 origins: blob.origins.clone(),
                 others: Vec::new(),
             };
-            self.driver.add(blob.key, Target::Blob(Arc::new(target))).await;
+            self.driver.add(&blob.stake, Target::Blob(Arc::new(target))).await;
         }
         tracing::info!(%layer, blobs = image.blobs.len(), inodes = image.metadata.inode_count(), "image loaded");
         Ok(Arc::new(image))

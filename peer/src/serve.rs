@@ -19,7 +19,7 @@ use shoal_scheduler::{Admission, Ask, BlobKey, Event, Item, Origin as WantOrigin
 use crate::{
     contacts::Contacts,
     data::{AnswerSender, PeerContext, SendError, Service},
-    driver::{Clock, DriverHandle, Fetched},
+    driver::{Clock, DriverHandle, Fetched, Stake},
     fetch::MAX_OBJECT,
     images::{ImageBlob, Images},
     mounts::blocking,
@@ -162,8 +162,8 @@ impl Server {
             None if !wish.source => return Ok(answers.not_have(0).await?),
             None => {
                 self.allows(&wish.image)?;
-                let item = self.images.know_object(&wish.image, id, kind, MAX_OBJECT).await;
-                self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
+                let stake = self.images.know_object(&wish.image, id, kind, MAX_OBJECT).await;
+                self.driver.home_duty(whole(&stake)).await.map_err(Stop::NotMyHome)?;
                 answers.pending(REGISTRY_ETA).await?;
                 let fetched = self.images.fetch_object(&wish.image, id, kind, MAX_OBJECT, WantOrigin::ForPeer);
                 let fetched = answers.patiently(REGISTRY_ETA, fetched).await?;
@@ -181,8 +181,8 @@ impl Server {
             None if !wish.source => return Ok(answers.not_have(0).await?),
             None => {
                 self.allows(&wish.image)?;
-                let item = plain.know_list(&wish.image, blob).await;
-                self.driver.home_duty(item).await.map_err(Stop::NotMyHome)?;
+                let stake = plain.know_list(&wish.image, blob).await;
+                self.driver.home_duty(whole(&stake)).await.map_err(Stop::NotMyHome)?;
                 self.learn(wish, blob, answers).await?
             }
         };
@@ -316,6 +316,11 @@ pub(crate) fn may_read(registries: &[String], source: &Source) -> Result<(), &'s
     }
     let listed = registries.iter().any(|one| one == "*" || one == source.registry());
     if listed { Ok(()) } else { Err("this node does not read that registry for others") }
+}
+
+/// An object or a list as an item.
+fn whole(stake: &Stake) -> Item {
+    Item { blob: stake.key(), piece: 0 }
 }
 
 /// Why an answer ends before all that was asked for is answered.
