@@ -367,6 +367,11 @@ impl DataPlane {
         self.shared().table().links().count()
     }
 
+    /// How many peers are being dialled.
+    pub(crate) fn dials(&self) -> usize {
+        self.shared().table().dials()
+    }
+
     /// All connections, in the order of the peers' ids.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
         let mut all: Vec<_> = self.shared().table().links().map(|(_, entry)| ConnectionStatus::of(entry)).collect();
