@@ -40,11 +40,11 @@ use crate::{
     config::{Config, OnStop, PrefetchConfig},
     contacts::Contacts,
     control::{Control, ControlOptions},
-    data::{DataOptions, DataPlane, Throttle},
+    data::{Budget, DataOptions, DataPlane, Throttle},
     driver::{self, Clock, Driver},
     evictions::Evictions,
     exchange::{Exchange, ExchangeParts},
-    fetch::Fetcher,
+    fetch::{Fetcher, OBJECT_ROOM},
     filler::{FillError, Filler},
     grpc::UnixServer,
     handover::{Handover, HandoverOptions},
@@ -347,6 +347,7 @@ impl Core {
             store: self.node.store.clone(),
             contacts: self.contacts,
             traffic: self.node.traffic.clone(),
+            objects: Budget::new(OBJECT_ROOM),
             whole_reads: Arc::new(Throttle::new("registry", config.scheduler_limits().registry)),
         };
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());

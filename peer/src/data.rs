@@ -59,6 +59,7 @@ pub use ledger::Violation;
 pub use limits::Limits;
 pub use link::ConnectionStatus;
 pub use server::{AnswerSender, PeerContext, SendError, Service};
+pub(crate) use slots::{Budget, Room};
 pub(crate) use throttle::Throttle;
 pub use tls::TlsError;
 
@@ -66,7 +67,7 @@ use self::{
     connection::HandshakeError,
     endpoint::Endpoint,
     link::Link,
-    slots::{Budget, Slots},
+    slots::Slots,
     table::{Entry, Table},
 };
 use crate::membership::Admitted;

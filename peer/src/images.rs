@@ -35,9 +35,10 @@ use self::{image::open, unpacked::Metas};
 use crate::{
     driver::{DriverHandle, Fetched, Stake, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
+    mounts::blocking,
     origin::Origin,
     plain::{self, PlainBlobs},
-    store::{Footprint, Store},
+    store::{Footprint, ObjectFile, Store},
     traffic::{Provenance, Traffic},
 };
 
@@ -156,7 +157,8 @@ impl Images {
     pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<NamedImage, ImageError> {
         let found = self.manifest(source, manifest).await?;
         let sealed = found.manifest.seal.map(|seal| Sealed { manifest: found.id, seal });
-        let image = self.layer(source, found.manifest.bootstrap.id, sealed).await?;
+        let bootstrap = found.manifest.bootstrap;
+        let image = self.layer(source, bootstrap.id, bootstrap.size.min(MAX_OBJECT), sealed).await?;
         let mut objects = vec![manifest, found.id, image.layer];
         objects.dedup();
         objects.extend(image.metas.iter().chain(&image.unpacked));
@@ -216,13 +218,13 @@ impl Images {
         listed.map_err(|source| ImageError::Referrers { manifest, source: Arc::new(source) })
     }
 
-    /// The image whose bootstrap layer is `layer`. One whose layer is encrypted must have been loaded by its manifest, which alone
+    /// The image whose bootstrap layer is `layer`, which has at most `limit` bytes. One whose layer is encrypted must have been loaded by its manifest, which alone
     /// has the layer's key.
     ///
     /// # Errors
     /// Any [`ImageError`] but `Resolve` and `Manifest`.
-    pub async fn by_layer(&self, source: &Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
-        self.layer(source, layer, None).await
+    pub async fn by_layer(&self, source: &Source, layer: ObjectId, limit: u64) -> Result<Arc<Image>, ImageError> {
+        self.layer(source, layer, limit, None).await
     }
 
     /// The same, with what its manifest says of its encryption.
@@ -230,6 +232,7 @@ impl Images {
         &self,
         source: &Source,
         layer: ObjectId,
+        limit: u64,
         sealed: Option<Sealed>,
     ) -> Result<Arc<Image>, ImageError> {
         let slot = {
@@ -237,7 +240,7 @@ impl Images {
             forget_idle(&mut loaded);
             loaded.entry(layer).or_default().clone()
         };
-        let image = slot.get_or_try_init(|| self.load(source.clone(), layer, sealed)).await?;
+        let image = slot.get_or_try_init(|| self.load(source.clone(), layer, limit, sealed)).await?;
         Ok(image.clone())
     }
 
@@ -289,6 +292,21 @@ impl Images {
             .map_err(|source| ImageError::Object { object: id, source })
     }
 
+    /// Bytes of an object that the store has.
+    pub(crate) fn stored_len(&self, id: ObjectId) -> Option<u64> {
+        self.store.object_len(id)
+    }
+
+    /// The object, if the store has it, to be read part by part.
+    pub(crate) async fn opened(&self, id: ObjectId) -> Option<ObjectFile> {
+        let store = self.store.clone();
+        let opened = blocking(move || store.object_file(id)).await;
+        opened.unwrap_or_else(|error| {
+            tracing::warn!("cannot read object {id} from the store: {}", crate::chain(&error));
+            None
+        })
+    }
+
     /// The object, if the store has it.
     pub(crate) async fn stored(&self, id: ObjectId) -> Option<Bytes> {
         let store = self.store.clone();
@@ -335,11 +353,17 @@ impl Images {
         stake
     }
 
-    async fn load(&self, source: Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Arc<Image>, ImageError> {
+    async fn load(
+        &self,
+        source: Source,
+        layer: ObjectId,
+        limit: u64,
+        sealed: Option<Sealed>,
+    ) -> Result<Arc<Image>, ImageError> {
         let manifest = sealed.as_ref().map(|sealed| sealed.manifest);
         let unpacked = match self.kept(layer).await {
             Some(unpacked) => unpacked,
-            None => self.unpack(&source, layer, sealed).await?,
+            None => self.unpack(&source, layer, limit, sealed).await?,
         };
         if let Some(place) = &unpacked.backend {
             self.origin.registry().note_backend(&source, place);
@@ -370,8 +394,14 @@ impl Images {
         tokio::task::spawn_blocking(move || Unpacked::kept(&store, layer)).await.ok().flatten()
     }
 
-    async fn unpack(&self, source: &Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Unpacked, ImageError> {
-        let bytes = self.object(source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
+    async fn unpack(
+        &self,
+        source: &Source,
+        layer: ObjectId,
+        limit: u64,
+        sealed: Option<Sealed>,
+    ) -> Result<Unpacked, ImageError> {
+        let bytes = self.object(source, layer, ObjectKind::Blob, limit).await?;
         let (registry, store) = (self.origin.registry().clone(), self.store.clone());
         let unpack = move || {
             // The store keeps the layer as it came: the keys of the image are in memory alone.

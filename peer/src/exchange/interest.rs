@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(interests.count, MAX_IN_ALL);
         assert!((0..8).all(|n| hears(&interests, 1_000_000, n)));
         let topics = interests.peers.values().map(VecDeque::len).sum::<usize>();
-        assert_eq!(topics, interests.topics.values().map(BTreeSet::len).sum());
+        assert_eq!(topics, interests.topics.values().map(BTreeSet::len).sum::<usize>());
     }
 
     #[test]
