@@ -224,6 +224,8 @@ impl Daemon {
             contacts: contacts.clone(),
             starts: starts.clone(),
         });
+        // Set here only.
+        let _ = node.exchange.set(exchange.clone());
         let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
         let keeping = tokio::spawn(keeper.run());
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), Some(exchange.clone()));
@@ -334,6 +336,7 @@ impl Core {
             deadline: config.read.deadline,
             read_ahead: config.read.ahead_bytes,
             ahead: Mutex::default(),
+            exchange: OnceLock::new(),
         };
         Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, inbox, sender })
     }
