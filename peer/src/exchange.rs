@@ -16,6 +16,7 @@ mod zones;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -61,6 +62,12 @@ pub(crate) struct Exchange {
     state: Arc<Mutex<State>>,
     /// Locked for a look-up or a note, also while the state is.
     zones: Arc<Mutex<Zones>>,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("me", &self.parts.me).finish_non_exhaustive()
+    }
 }
 
 /// What the exchange works with.
@@ -201,6 +208,9 @@ impl Exchange {
                 }
             }
             PeerEvent::Interest { peer, bootstrap, blob } => self.heard_interest(peer, (bootstrap, blob)),
+            PeerEvent::Flood { peer } => {
+                self.parts.contacts.fault(peer, Fault::Flood, "says more than anybody needs to");
+            }
             PeerEvent::Trace { peer, bootstrap, trace } => self.heard_start(peer, bootstrap, trace),
             // Only what was asked for by interest: whoever else is named need not be looked for.
             PeerEvent::Peers { blob, contacts, .. } if self.reads(blob) => {
