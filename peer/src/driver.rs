@@ -280,6 +280,8 @@ pub(crate) struct Driver {
     delivered: HashMap<Item, Fetched>,
     /// What had to wait for limits, as far as the metrics know.
     waits: LimitWaits,
+    /// How many targets there are, as far as the metrics know.
+    known: usize,
 }
 
 /// The loop's end of what it shares with its handles.
@@ -309,6 +311,7 @@ impl Driver {
             fetches: JoinMap::new(),
             delivered: HashMap::new(),
             waits: LimitWaits::default(),
+            known: 0,
         }
     }
 
@@ -343,6 +346,14 @@ impl Driver {
             }
             self.delivered.clear();
             self.count_waits();
+            self.count_known();
+        }
+    }
+
+    fn count_known(&mut self) {
+        let known = self.targets.len();
+        if std::mem::replace(&mut self.known, known) != known {
+            metrics::gauge!("shoal_known_blobs").set(known as f64);
         }
     }
 

@@ -120,6 +120,11 @@ fn describe() {
         "shoal_limit_delayed_total",
         format!("Bytes, or reads of the registry, that went on after they had waited for a limit, {limits}.")
     );
+    describe_gauge!(
+        "shoal_known_blobs",
+        Unit::Count,
+        "Blobs of the images in memory, and objects that are being fetched: what the scheduler knows."
+    );
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
@@ -132,7 +137,7 @@ fn describe() {
     describe_counter!(
         "shoal_peer_faults_total",
         Unit::Count,
-        "What other nodes did that they should not, by peer (64 are named) and fault: violation, wrong_bytes, stall, broken_promise."
+        "What other nodes did that they should not, by peer (64 are named) and fault: violation, wrong_bytes, stall, broken_promise, flood."
     );
     describe_gauge!(
         "shoal_start_traces",

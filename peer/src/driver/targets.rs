@@ -87,6 +87,10 @@ impl Targets {
         Some(&self.0.get(&key)?.all)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Takes in what is needed to fetch what a stake is in; false if that is not held any more.
     pub(super) fn add(&mut self, by: StakeWatch, target: Target) -> bool {
         if !by.is_held() {
