@@ -125,6 +125,11 @@ impl Contacts {
         self.lock().len()
     }
 
+    /// How many there are in a zone.
+    pub(crate) fn len_of_zone(&self, zone: &str) -> usize {
+        self.lock().values().filter(|known| known.zone == zone).count()
+    }
+
     /// Everyone, in the order of their ids.
     pub(crate) fn all(&self) -> Vec<(PeerId, Known)> {
         let mut all: Vec<_> = self.lock().iter().map(|(peer, known)| (*peer, known.clone())).collect();

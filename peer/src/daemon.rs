@@ -40,11 +40,11 @@ use crate::{
     config::{Config, OnStop, PrefetchConfig},
     contacts::Contacts,
     control::{Control, ControlOptions},
-    data::{DataOptions, DataPlane, Throttle},
+    data::{Budget, DataOptions, DataPlane, Throttle},
     driver::{self, Clock, Driver},
     evictions::Evictions,
     exchange::{Exchange, ExchangeParts},
-    fetch::Fetcher,
+    fetch::{Fetcher, OBJECT_ROOM},
     filler::{FillError, Filler},
     grpc::UnixServer,
     handover::{Handover, HandoverOptions},
@@ -224,6 +224,8 @@ impl Daemon {
             contacts: contacts.clone(),
             starts: starts.clone(),
         });
+        // Set here only.
+        let _ = node.exchange.set(exchange.clone());
         let exchanging = tokio::spawn(exchange.clone().run(peer_events, control_events));
         let keeping = tokio::spawn(keeper.run());
         let evictions = Evictions::of(&node.store).pass_on(node.driver.clone(), Some(exchange.clone()));
@@ -336,6 +338,7 @@ impl Core {
             deadline: config.read.deadline,
             read_ahead: config.read.ahead_bytes,
             ahead: Mutex::default(),
+            exchange: OnceLock::new(),
         };
         Ok(Self { node: Arc::new(node), clock, contacts: Contacts::default(), origin, inbox, sender })
     }
@@ -349,6 +352,7 @@ impl Core {
             store: self.node.store.clone(),
             contacts: self.contacts,
             traffic: self.node.traffic.clone(),
+            objects: Budget::new(OBJECT_ROOM),
             whole_reads: Arc::new(Throttle::new("registry", config.scheduler_limits().registry)),
         };
         let mut scheduling = shoal_scheduler::Config::new(me, config.zone.clone());

@@ -17,7 +17,8 @@
 //! - **Bounds.** Connections, handshakes, dials, requests (per peer and in all), bytes of answers in memory, and
 //!   queued notices are bounded; prefetch leaves room for on-demand everywhere. Who breaks the protocol loses its
 //!   connection.
-//! - **Events** of a peer come in order: up, what it says, down. Whoever does not receive them slows the peers down.
+//! - **Events** of a peer come in order: up, what it says, down. Whoever does not receive them slows the peers down. Who says
+//!   too much is slowed down alone, and named ([`PeerEvent::Flood`]).
 //!
 //! Not here: which peer to ask for what (scheduler), verification and storage, back-to-source.
 
@@ -26,10 +27,12 @@ mod closing;
 mod connection;
 mod dial;
 mod endpoint;
+mod event;
 mod frames;
 mod ledger;
 mod limits;
 mod link;
+mod pace;
 mod quic;
 mod server;
 mod slots;
@@ -48,25 +51,28 @@ use std::{
 
 use bytes::Bytes;
 use libp2p::identity::Keypair;
-use shoal_proto::{BlobId, Contact, Have, Hello, Message, ObjectId, PeerId, Request, StartTrace};
+use shoal_proto::{Hello, Message, PeerId, Request};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use client::{Answer, AnswerError, AnswerStream, RequestError};
 pub use closing::{Closing, Gone};
 pub use endpoint::Transport;
+pub use event::PeerEvent;
 pub use ledger::Violation;
 pub use limits::Limits;
 pub use link::ConnectionStatus;
 pub use server::{AnswerSender, PeerContext, SendError, Service};
+pub(crate) use slots::{Budget, Room};
 pub(crate) use throttle::Throttle;
 pub use tls::TlsError;
 
 use self::{
     connection::HandshakeError,
     endpoint::Endpoint,
+    event::EventRoom,
     link::Link,
-    slots::{Budget, Slots},
+    slots::Slots,
     table::{Entry, Table},
 };
 use crate::membership::Admitted;
@@ -135,59 +141,6 @@ pub enum NotifyError {
     NotANotice,
 }
 
-/// What peers do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerEvent {
-    /// A connection is up, whoever dialled. Nothing is known of what was said on an earlier one.
-    Up {
-        /// Who.
-        peer: PeerId,
-        /// What it says of itself; role and zone are those of its membership.
-        hello: Hello,
-    },
-    /// The connection is gone, and with it every request on it.
-    Down {
-        /// Who.
-        peer: PeerId,
-        /// Why.
-        why: Gone,
-    },
-    /// A peer can serve these pieces.
-    Have {
-        /// Who.
-        peer: PeerId,
-        /// What.
-        have: Have,
-    },
-    /// A peer wants to hear what this node can serve of a blob.
-    Interest {
-        /// Who.
-        peer: PeerId,
-        /// The bootstrap layer whose fingerprints name the pieces.
-        bootstrap: ObjectId,
-        /// The blob.
-        blob: BlobId,
-    },
-    /// A peer tells what its start of an image touched first.
-    Trace {
-        /// Who.
-        peer: PeerId,
-        /// The image's bootstrap layer.
-        bootstrap: ObjectId,
-        /// Its pieces, in order.
-        trace: StartTrace,
-    },
-    /// A peer names others that hold pieces of a blob.
-    Peers {
-        /// Who.
-        peer: PeerId,
-        /// The blob.
-        blob: BlobId,
-        /// The others.
-        contacts: Vec<Contact>,
-    },
-}
-
 /// A running data plane. Cheap to clone; when the last clone is dropped it stops.
 #[derive(Clone)]
 pub struct DataPlane(Arc<Handle>);
@@ -212,8 +165,9 @@ struct Shared {
     service: Arc<dyn Service>,
     /// Held for a look-up or a change, never across a wait.
     table: Mutex<Table<Arc<Link>>>,
-    /// Held while the table changes and the change is told, so that events come in the order of the changes.
-    events: tokio::sync::Mutex<mpsc::Sender<PeerEvent>>,
+    /// Who tells of a change of the table has room before it changes it, and tells before anybody else can change it: so events come
+    /// in the order of the changes, and nobody waits behind a lock for another's room.
+    events: mpsc::Sender<PeerEvent>,
     slots: Arc<Slots>,
     budget: Budget,
     upload: Arc<Throttle>,
@@ -248,7 +202,7 @@ impl DataPlane {
             admit,
             service,
             table: Mutex::new(Table::new(me, limits.connections)),
-            events: tokio::sync::Mutex::new(events),
+            events,
             slots: Slots::new(limits.requests),
             budget: Budget::new(limits.answer_bytes),
             upload: Arc::new(Throttle::new("upload", limits.upload)),
@@ -367,6 +321,11 @@ impl DataPlane {
         self.shared().table().links().count()
     }
 
+    /// How many peers are being dialled.
+    pub(crate) fn dials(&self) -> usize {
+        self.shared().table().dials()
+    }
+
     /// All connections, in the order of the peers' ids.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
         let mut all: Vec<_> = self.shared().table().links().map(|(_, entry)| ConnectionStatus::of(entry)).collect();
@@ -434,48 +393,50 @@ impl Shared {
     /// Makes a connection known, or closes it.
     async fn enter(&self, link: &Arc<Link>, dialled: bool) -> Result<(), HandshakeError> {
         let peer = link.peer();
-        let events = self.events.lock().await;
+        let mut room = self.room(2).await;
+        let mut table = self.table();
         let entry = Entry { dialled, since: Instant::now(), link: link.clone() };
-        let replaced = self.table().enter(peer, entry).map_err(|why| {
+        let replaced = table.enter(peer, entry).map_err(|why| {
             link.close(why, "");
             HandshakeError::refused(why, "")
         })?;
         if let Some(replaced) = replaced {
             let (why, detail) = (Closing::Duplicate, "replaced by another connection".to_owned());
             replaced.close(why, &detail);
-            send(&events, PeerEvent::Down { peer, why: Gone::Ours { why, detail } }).await;
+            room.tell(PeerEvent::Down { peer, why: Gone::Ours { why, detail } });
         }
-        send(&events, PeerEvent::Up { peer, hello: link.hello().clone() }).await;
+        room.tell(PeerEvent::Up { peer, hello: link.hello().clone() });
         Ok(())
     }
 
     /// Takes a connection out that has ended.
     async fn leave(&self, link: &Arc<Link>, why: Gone) {
         let peer = link.peer();
-        let events = self.events.lock().await;
-        let current = self.table().leave(&peer, link);
+        let mut room = self.room(1).await;
+        let mut table = self.table();
+        let current = table.leave(&peer, link);
         if let Gone::Ours { why: Closing::Violation, detail } = &why {
             tracing::warn!(%peer, "disconnected for breaking the protocol: {detail}");
-            self.table().avoid(peer, Instant::now());
+            table.avoid(peer, Instant::now());
         }
         if current {
-            send(&events, PeerEvent::Down { peer, why }).await;
+            room.tell(PeerEvent::Down { peer, why });
         }
     }
 
     /// Tells what a peer said, unless its connection has been replaced.
     async fn tell(&self, link: &Arc<Link>, event: PeerEvent) {
-        let events = self.events.lock().await;
-        let current = self.table().link(&link.peer()) == Some(link);
-        if current {
-            send(&events, event).await;
+        let mut room = self.room(1).await;
+        let table = self.table();
+        if table.link(&link.peer()) == Some(link) {
+            room.tell(event);
         }
     }
-}
 
-async fn send(events: &mpsc::Sender<PeerEvent>, event: PeerEvent) {
-    // Without a receiver nobody wants to know.
-    let _ = events.send(event).await;
+    /// Waits for room for so many events. Without a receiver nobody wants to know of them.
+    async fn room(&self, events: usize) -> EventRoom<'_> {
+        EventRoom::of(&self.events, events).await
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,14 @@
 //!
 //! One task owns the [`Scheduler`]. Readers send it wants over a bounded channel and wait for the answer; fetches that
 //! it starts are tasks of their own, send their outcomes over the same channel, and never block the loop. The loop
-//! itself only ever waits for the channel, for a fetch to end, or for the scheduler's next deadline.
+//! itself only ever waits for the channel, for a fetch to end, for something to be dropped, or for the scheduler's next
+//! deadline.
+//!
+//! What a key stands for is known as long as somebody has a [`Stake`] in it, and forgotten with the last one.
+
+mod clock;
+mod farewells;
+mod targets;
 
 use std::{
     collections::HashMap,
@@ -10,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,6 +31,12 @@ use shoal_scheduler::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::JoinMap;
 
+pub use self::clock::Clock;
+pub(crate) use self::targets::{Stake, StakeWatch};
+use self::{
+    farewells::{Farewell, Farewells},
+    targets::Targets,
+};
 use crate::{
     fetch::{Fetch, Fetcher, PeerQuestion, Target},
     rare_news::RareNews,
@@ -84,32 +97,11 @@ pub enum WantFailed {
     Stopping,
 }
 
-/// The node's clock: the scheduler's time is what has passed since the start.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock(Instant);
-
-impl Clock {
-    /// Starts now.
-    pub fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    /// A moment of the system's monotonic clock, in the scheduler's time; the start for what was before it.
-    pub fn at(&self, moment: Instant) -> Time {
-        Time::ZERO + moment.saturating_duration_since(self.0)
-    }
-
-    /// The scheduler's present.
-    pub fn now(&self) -> Time {
-        self.at(Instant::now())
-    }
-}
-
 /// What the loop is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// From now on pieces of this blob, or this object, can be wanted.
-    Add { key: BlobKey, target: Target, event: Event },
+    /// From now on pieces of this blob, or this object, can be wanted, until nobody has a stake in it any more.
+    Add { by: StakeWatch, target: Target, event: Event },
     /// See [`DriverHandle::want`].
     Want { want: WantId, item: Item, priority: Priority, deadline: Time, origin: WantOrigin, reply: Reply },
     /// The scheduler hears all of these before it is asked what to do.
@@ -118,8 +110,8 @@ pub(crate) enum Command {
     Delivered { request: RequestId, item: Item, bytes: u64, fetched: Fetched },
     /// A piece was here as part of another blob, and is now here as itself.
     Found { item: Item, fetched: Fetched },
-    /// Nothing of this blob is to be fetched any more.
-    Remove { key: BlobKey },
+    /// A stake counts no more, whoever has it.
+    Retract { by: StakeWatch },
     /// Anything else that the scheduler should know.
     Event(Event),
     /// See [`DriverHandle::keepers`].
@@ -137,6 +129,7 @@ pub struct DriverHandle {
     next: Arc<AtomicU64>,
     clock: Clock,
     rare: Arc<RareNews>,
+    farewells: Arc<Farewells>,
 }
 
 impl DriverHandle {
@@ -150,15 +143,21 @@ impl DriverHandle {
         self.commands.downgrade()
     }
 
-    /// Makes `key` known with what is needed to fetch it. Again for the same key: what is new is added.
-    pub(crate) async fn add(&self, key: BlobKey, target: Target) {
-        let event = target.event(key);
-        self.send(Command::Add { key, target, event }).await;
+    /// A stake in `key`: what is [added](Self::add) with it is known until the last clone is dropped.
+    pub(crate) fn stake(&self, key: BlobKey) -> Stake {
+        Stake::new(key, self.farewells.clone())
     }
 
-    /// Has `key` forgotten; whoever still wants something of it is told that it is gone.
-    pub(crate) async fn remove(&self, key: BlobKey) {
-        self.send(Command::Remove { key }).await;
+    /// Makes the stake's key known with what is needed to fetch it. If it is known already, what is new is added.
+    pub(crate) async fn add(&self, stake: &Stake, target: Target) {
+        let event = target.event(stake.key());
+        self.send(Command::Add { by: stake.watch(), target, event }).await;
+    }
+
+    /// Has a stake forgotten though there are clones of it. If it was the last one in its key, whoever still wants something of
+    /// that is told that it is gone.
+    pub(crate) async fn retract(&self, stake: &Stake) {
+        self.send(Command::Retract { by: stake.watch() }).await;
     }
 
     /// Tells the scheduler something.
@@ -229,8 +228,8 @@ impl DriverHandle {
         let want = WantId(self.next.fetch_add(1, Relaxed));
         let (reply, answer) = oneshot::channel();
         let deadline = self.clock.now() + patience;
-        let unwant = Unwant { want: Some(want), commands: &self.commands };
-        (Command::Want { want, item, priority, deadline, origin, reply }, Awaited { unwant, answer })
+        let unwant = Unwant { want: Some(want), farewells: &self.farewells };
+        (Command::Want { want, item, priority, deadline, origin, reply }, Awaited { answer, unwant })
     }
 
     async fn send(&self, command: Command) {
@@ -241,8 +240,9 @@ impl DriverHandle {
 
 /// The answer to a want, which is taken back when this is dropped before it has come.
 struct Awaited<'a> {
-    unwant: Unwant<'a>,
+    /// Dropped first: a want that the loop has not taken in yet is then seen to be nobody's.
     answer: oneshot::Receiver<Result<Fetched, WantFailed>>,
+    unwant: Unwant<'a>,
 }
 
 impl Awaited<'_> {
@@ -256,14 +256,13 @@ impl Awaited<'_> {
 /// Takes a want back whose future was dropped.
 struct Unwant<'a> {
     want: Option<WantId>,
-    commands: &'a mpsc::Sender<Command>,
+    farewells: &'a Farewells,
 }
 
 impl Drop for Unwant<'_> {
     fn drop(&mut self) {
         if let Some(want) = self.want {
-            // With a full queue the want lives on until its deadline, which is bounded too.
-            let _ = self.commands.try_send(Command::Event(Event::Unwant { want }));
+            self.farewells.say(Farewell::Want(want));
         }
     }
 }
@@ -274,27 +273,30 @@ pub(crate) struct Driver {
     clock: Clock,
     inbox: Inbox,
     fetcher: Fetcher,
-    targets: HashMap<BlobKey, Target>,
+    targets: Targets,
     waiters: HashMap<WantId, (Item, Reply)>,
     fetches: JoinMap<RequestId, ()>,
     /// The items that the events in hand delivered, for the wants that they complete.
     delivered: HashMap<Item, Fetched>,
     /// What had to wait for limits, as far as the metrics know.
     waits: LimitWaits,
+    /// How many targets there are, as far as the metrics know.
+    known: usize,
 }
 
 /// The loop's end of what it shares with its handles.
 pub(crate) struct Inbox {
     commands: mpsc::Receiver<Command>,
     rare: Arc<RareNews>,
+    farewells: Arc<Farewells>,
 }
 
 /// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
 pub(crate) fn channel(clock: Clock) -> (DriverHandle, Inbox) {
     let (commands, received) = mpsc::channel(QUEUE);
-    let rare = Arc::<RareNews>::default();
-    let inbox = Inbox { commands: received, rare: rare.clone() };
-    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock, rare }, inbox)
+    let (rare, farewells) = (Arc::<RareNews>::default(), Arc::<Farewells>::default());
+    let inbox = Inbox { commands: received, rare: rare.clone(), farewells: farewells.clone() };
+    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock, rare, farewells }, inbox)
 }
 
 impl Driver {
@@ -304,11 +306,12 @@ impl Driver {
             clock,
             inbox,
             fetcher,
-            targets: HashMap::new(),
+            targets: Targets::default(),
             waiters: HashMap::new(),
             fetches: JoinMap::new(),
             delivered: HashMap::new(),
             waits: LimitWaits::default(),
+            known: 0,
         }
     }
 
@@ -334,13 +337,23 @@ impl Driver {
                         self.scheduler.handle_event(self.clock.now(), Event::Finished { request });
                     }
                 }
+                () = self.inbox.farewells.come() => {}
                 () = sleep => self.scheduler.handle_timeout(self.clock.now()),
             }
+            self.hear_farewells();
             while let Some(action) = self.scheduler.poll_action(self.clock.now()) {
                 self.act(action);
             }
             self.delivered.clear();
             self.count_waits();
+            self.count_known();
+        }
+    }
+
+    fn count_known(&mut self) {
+        let known = self.targets.len();
+        if std::mem::replace(&mut self.known, known) != known {
+            metrics::gauge!("shoal_known_blobs").set(known as f64);
         }
     }
 
@@ -372,10 +385,14 @@ impl Driver {
     fn handle(&mut self, command: Command) {
         let now = self.clock.now();
         let event = match command {
-            Command::Add { key, target, event } => {
-                self.targets.entry(key).and_modify(|known| known.merge(&target)).or_insert(target);
+            Command::Add { by, target, event } => {
+                if !self.targets.add(by, target) {
+                    return;
+                }
                 event
             }
+            // It was dropped before it came here.
+            Command::Want { reply, .. } if reply.is_closed() => return,
             Command::Want { want, item, priority, deadline, origin, reply } => {
                 self.waiters.insert(want, (item, reply));
                 Event::Want { want, item, priority, deadline, origin }
@@ -385,16 +402,10 @@ impl Driver {
                 return self.arrived(item, fetched, Event::Delivered { request, item, bytes });
             }
             Command::Found { item, fetched } => return self.arrived(item, fetched, Event::Present { item }),
-            Command::Remove { key } => {
-                self.targets.remove(&key);
-                self.inbox.rare.remove(key);
-                Event::BlobRemoved { blob: key }
-            }
+            Command::Retract { by } => return self.forget_stake(by.key(), Some(&by)),
             Command::Event(event) => {
-                match &event {
-                    Event::Unwant { want } => _ = self.waiters.remove(want),
-                    Event::Limits(limits) => self.fetcher.whole_reads.set(limits.registry),
-                    _ => {}
+                if let Event::Limits(limits) = &event {
+                    self.fetcher.whole_reads.set(limits.registry);
                 }
                 event
             }
@@ -411,6 +422,27 @@ impl Driver {
             }
         };
         self.scheduler.handle_event(now, event);
+    }
+
+    /// Takes note of what was dropped meanwhile.
+    fn hear_farewells(&mut self) {
+        for farewell in self.inbox.farewells.take() {
+            match farewell {
+                Farewell::Want(want) => {
+                    self.waiters.remove(&want);
+                    self.scheduler.handle_event(self.clock.now(), Event::Unwant { want });
+                }
+                Farewell::Stake(key) => self.forget_stake(key, None),
+            }
+        }
+    }
+
+    /// Forgets the stakes in `key` that are dropped, and one that is retracted; with the last of them the key.
+    fn forget_stake(&mut self, key: BlobKey, retracted: Option<&StakeWatch>) {
+        if self.targets.tidy(key, retracted) {
+            self.inbox.rare.remove(key);
+            self.scheduler.handle_event(self.clock.now(), Event::BlobRemoved { blob: key });
+        }
     }
 
     /// Completes the wants of an item. Without room to keep it, it is for them only: whoever wants it next has it fetched.
@@ -449,7 +481,7 @@ impl Driver {
     }
 
     fn start(&mut self, request: RequestId, blob: BlobKey, pieces: Vec<u32>, priority: Priority, how: Fetch) {
-        if let Some(target) = self.targets.get(&blob) {
+        if let Some(target) = self.targets.get(blob) {
             let fetch = self.fetcher.run(request, blob, target.clone(), pieces, priority, how);
             self.fetches.spawn(request, fetch);
         } else {
@@ -464,11 +496,5 @@ impl Driver {
         let outcome = outcome.map_err(WantFailed::from).map(|()| fetched());
         // The reader may have gone.
         let _ = reply.send(outcome);
-        if matches!(self.targets.get(&item.blob), Some(Target::Object(_) | Target::List(_)))
-            && !self.waiters.values().any(|(waiting, _)| waiting.blob == item.blob)
-        {
-            self.targets.remove(&item.blob);
-            self.scheduler.handle_event(self.clock.now(), Event::BlobRemoved { blob: item.blob });
-        }
     }
 }

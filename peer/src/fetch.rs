@@ -27,7 +27,7 @@ use self::accept::{Rejected, accept_piece};
 pub(crate) use self::target::{BlobTarget, ListTarget, ObjectTarget, Target};
 use crate::{
     contacts::{Contacts, Fault},
-    data::{Answer, AnswerError, AnswerStream, DataPlane, Throttle},
+    data::{Answer, AnswerError, AnswerStream, Budget, DataPlane, Room, Throttle},
     driver::{Command, Fetched},
     origin,
     store::{ChunkPlace, Store},
@@ -36,6 +36,11 @@ use crate::{
 
 /// Most bytes of an object: a bootstrap layer of a few million files is below it.
 pub(crate) const MAX_OBJECT: u64 = 1 << 30;
+
+/// Bytes of objects that may be on their way here at a time. One that is larger comes alone.
+pub(crate) const OBJECT_ROOM: u32 = 256 << 20;
+/// The registry is asked how large an object is that may be larger than this.
+const LARGE_OBJECT: u64 = 16 << 20;
 
 /// How often the scheduler hears at most that a piece is still coming in.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -75,6 +80,8 @@ pub(crate) struct Fetcher {
     pub traffic: Arc<Traffic>,
     /// The limit of the registry for blobs that are read whole: of how much that is, the scheduler knows nothing.
     pub whole_reads: Arc<Throttle>,
+    /// For objects that come, which are in memory whole; see [`OBJECT_ROOM`].
+    pub objects: Budget,
 }
 
 impl Fetcher {
@@ -107,6 +114,7 @@ impl Fetcher {
         let fetch = Running { fetcher: self.clone(), request, blob, target, priority };
         async move {
             let runs = fetch.take_over(pieces).await;
+            let _room = fetch.room(how).await;
             match how {
                 _ if runs.is_empty() => {}
                 Fetch::Peer(question) => fetch.ask_peer(question, &runs.concat()).await,
@@ -202,6 +210,28 @@ impl Running {
             Err(why) => {
                 tracing::debug!(blob = %BlobId::new(self.blob.id), piece, "not taken over from {:?}: {why}", from.blob);
                 false
+            }
+        }
+    }
+
+    /// Room for an object, as far as is known how large it is. Whoever is to be asked is not to blame for the wait.
+    async fn room(&self, how: Fetch) -> Option<Room> {
+        let Target::Object(object) = &self.target else { return None };
+        let size = match how {
+            Fetch::Registry if object.limit > LARGE_OBJECT && object.kind == ObjectKind::Blob => {
+                let size = self.fetcher.origin.registry().blob_size(&object.source, object.id).await;
+                // What cannot be read says so when it is read.
+                size.ok().flatten().filter(|size| *size > 0)
+            }
+            _ => None,
+        };
+        let bytes = size.map_or(object.limit, |size| size.min(object.limit));
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let mut room = std::pin::pin!(self.fetcher.objects.room(bytes, self.priority));
+        loop {
+            match tokio::time::timeout(PROGRESS_INTERVAL, &mut room).await {
+                Ok(room) => return Some(room),
+                Err(_) => self.report(Event::Progress { request: self.request }).await,
             }
         }
     }

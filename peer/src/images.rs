@@ -22,7 +22,7 @@ use shoal_rafs::oci::{
     ImageManifest, LayerIndex, LayerSeal, Manifest, Ordinary, OrdinaryManifest, Platform, Reference, Registry,
     SealError, Source,
 };
-use shoal_scheduler::{BlobKey, Item, Origin as WantOrigin};
+use shoal_scheduler::{BlobKey, Event, Item, Origin as WantOrigin};
 use tokio::sync::OnceCell;
 
 pub(crate) use self::image::scheduled;
@@ -33,11 +33,12 @@ pub use self::{
 };
 use self::{image::open, unpacked::Metas};
 use crate::{
-    driver::{DriverHandle, Fetched, WantFailed},
+    driver::{DriverHandle, Fetched, Stake, WantFailed},
     fetch::{BlobTarget, MAX_OBJECT, ObjectTarget, Target},
+    mounts::blocking,
     origin::Origin,
     plain::{self, PlainBlobs},
-    store::{Footprint, Store},
+    store::{Footprint, ObjectFile, Store},
     traffic::{Provenance, Traffic},
 };
 
@@ -119,6 +120,15 @@ impl Images {
         self.loaded(layer)?.blob(id).cloned()
     }
 
+    /// All blobs that [`described`](Self::described) gives, with what they are described by.
+    pub(crate) fn all_described(&self) -> Vec<((ObjectId, BlobId), ImageBlob)> {
+        let plain = self.plain.all().into_iter();
+        let plain = plain.map(|plain| ((plain::as_bootstrap(plain.id()), plain.id()), plain.blob.clone()));
+        let images = self.all();
+        let blobs = images.iter().flat_map(|image| image.blobs.iter().map(|blob| (image.layer, blob)));
+        plain.chain(blobs.map(|(layer, blob)| ((layer, blob.table.blob()), blob.clone()))).collect()
+    }
+
     /// Asks the registry what `reference` names at present. A reference with a digest is not asked about.
     ///
     /// # Errors
@@ -147,7 +157,8 @@ impl Images {
     pub async fn by_manifest(&self, source: &Source, manifest: ObjectId) -> Result<NamedImage, ImageError> {
         let found = self.manifest(source, manifest).await?;
         let sealed = found.manifest.seal.map(|seal| Sealed { manifest: found.id, seal });
-        let image = self.layer(source, found.manifest.bootstrap.id, sealed).await?;
+        let bootstrap = found.manifest.bootstrap;
+        let image = self.layer(source, bootstrap.id, bootstrap.size.min(MAX_OBJECT), sealed).await?;
         let mut objects = vec![manifest, found.id, image.layer];
         objects.dedup();
         objects.extend(image.metas.iter().chain(&image.unpacked));
@@ -207,13 +218,13 @@ impl Images {
         listed.map_err(|source| ImageError::Referrers { manifest, source: Arc::new(source) })
     }
 
-    /// The image whose bootstrap layer is `layer`. One whose layer is encrypted must have been loaded by its manifest, which alone
+    /// The image whose bootstrap layer is `layer`, which has at most `limit` bytes. One whose layer is encrypted must have been loaded by its manifest, which alone
     /// has the layer's key.
     ///
     /// # Errors
     /// Any [`ImageError`] but `Resolve` and `Manifest`.
-    pub async fn by_layer(&self, source: &Source, layer: ObjectId) -> Result<Arc<Image>, ImageError> {
-        self.layer(source, layer, None).await
+    pub async fn by_layer(&self, source: &Source, layer: ObjectId, limit: u64) -> Result<Arc<Image>, ImageError> {
+        self.layer(source, layer, limit, None).await
     }
 
     /// The same, with what its manifest says of its encryption.
@@ -221,6 +232,7 @@ impl Images {
         &self,
         source: &Source,
         layer: ObjectId,
+        limit: u64,
         sealed: Option<Sealed>,
     ) -> Result<Arc<Image>, ImageError> {
         let slot = {
@@ -228,7 +240,7 @@ impl Images {
             forget_idle(&mut loaded);
             loaded.entry(layer).or_default().clone()
         };
-        let image = slot.get_or_try_init(|| self.load(source.clone(), layer, sealed)).await?;
+        let image = slot.get_or_try_init(|| self.load(source.clone(), layer, limit, sealed)).await?;
         Ok(image.clone())
     }
 
@@ -280,6 +292,21 @@ impl Images {
             .map_err(|source| ImageError::Object { object: id, source })
     }
 
+    /// Bytes of an object that the store has.
+    pub(crate) fn stored_len(&self, id: ObjectId) -> Option<u64> {
+        self.store.object_len(id)
+    }
+
+    /// The object, if the store has it, to be read part by part.
+    pub(crate) async fn opened(&self, id: ObjectId) -> Option<ObjectFile> {
+        let store = self.store.clone();
+        let opened = blocking(move || store.object_file(id)).await;
+        opened.unwrap_or_else(|error| {
+            tracing::warn!("cannot read object {id} from the store: {}", crate::chain(&error));
+            None
+        })
+    }
+
     /// The object, if the store has it.
     pub(crate) async fn stored(&self, id: ObjectId) -> Option<Bytes> {
         let store = self.store.clone();
@@ -302,40 +329,48 @@ impl Images {
         limit: u64,
         origin: WantOrigin,
     ) -> Result<Bytes, WantFailed> {
+        let stake = self.know_object(source, id, kind, limit).await;
+        let item = Item { blob: stake.key(), piece: 0 };
         loop {
-            let item = self.know_object(source, id, kind, limit).await;
             match self.driver.want(item, Priority::OnDemand, self.patience, origin).await? {
                 Fetched::Object { bytes, .. } => return Ok(bytes),
-                // It came between the look into the store and the want.
+                // It came between the look into the store and the want, or for others who want it still.
                 Fetched::Present | Fetched::Piece { .. } | Fetched::List { .. } => {
                     if let Some(bytes) = self.stored(id).await {
                         return Ok(bytes);
                     }
+                    self.driver.event(Event::Lost { item }).await;
                 }
             }
         }
     }
 
-    /// Makes an object known to the scheduler.
-    pub(crate) async fn know_object(&self, source: &Source, id: ObjectId, kind: ObjectKind, limit: u64) -> Item {
-        let blob = BlobKey::from(id);
+    /// Makes an object known to the scheduler, for as long as the stake is held.
+    pub(crate) async fn know_object(&self, source: &Source, id: ObjectId, kind: ObjectKind, limit: u64) -> Stake {
+        let stake = self.driver.stake(BlobKey::from(id));
         let target = ObjectTarget { source: source.clone(), id, kind, limit };
-        self.driver.add(blob, Target::Object(Arc::new(target))).await;
-        Item { blob, piece: 0 }
+        self.driver.add(&stake, Target::Object(Arc::new(target))).await;
+        stake
     }
 
-    async fn load(&self, source: Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Arc<Image>, ImageError> {
+    async fn load(
+        &self,
+        source: Source,
+        layer: ObjectId,
+        limit: u64,
+        sealed: Option<Sealed>,
+    ) -> Result<Arc<Image>, ImageError> {
         let manifest = sealed.as_ref().map(|sealed| sealed.manifest);
         let unpacked = match self.kept(layer).await {
             Some(unpacked) => unpacked,
-            None => self.unpack(&source, layer, sealed).await?,
+            None => self.unpack(&source, layer, limit, sealed).await?,
         };
         if let Some(place) = &unpacked.backend {
             self.origin.registry().note_backend(&source, place);
         }
         let metas = self.metas(&source, &unpacked).await?;
-        let store = self.store.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&store, unpacked, &metas, source)).await;
+        let (store, driver) = (self.store.clone(), self.driver.clone());
+        let opened = tokio::task::spawn_blocking(move || open(&store, &driver, unpacked, &metas, source)).await;
         let image = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         for blob in &image.blobs {
             let target = BlobTarget {
@@ -347,7 +382,7 @@ impl Images {
                 origins: blob.origins.clone(),
                 others: Vec::new(),
             };
-            self.driver.add(blob.key, Target::Blob(Arc::new(target))).await;
+            self.driver.add(&blob.stake, Target::Blob(Arc::new(target))).await;
         }
         tracing::info!(%layer, blobs = image.blobs.len(), inodes = image.metadata.inode_count(), "image loaded");
         Ok(Arc::new(image))
@@ -359,8 +394,14 @@ impl Images {
         tokio::task::spawn_blocking(move || Unpacked::kept(&store, layer)).await.ok().flatten()
     }
 
-    async fn unpack(&self, source: &Source, layer: ObjectId, sealed: Option<Sealed>) -> Result<Unpacked, ImageError> {
-        let bytes = self.object(source, layer, ObjectKind::Blob, MAX_OBJECT).await?;
+    async fn unpack(
+        &self,
+        source: &Source,
+        layer: ObjectId,
+        limit: u64,
+        sealed: Option<Sealed>,
+    ) -> Result<Unpacked, ImageError> {
+        let bytes = self.object(source, layer, ObjectKind::Blob, limit).await?;
         let (registry, store) = (self.origin.registry().clone(), self.store.clone());
         let unpack = move || {
             // The store keeps the layer as it came: the keys of the image are in memory alone.

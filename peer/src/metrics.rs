@@ -125,6 +125,11 @@ fn describe() {
         Unit::Count,
         "Snapshots whose records could not be read, or contradicted others, when the daemon started."
     );
+    describe_gauge!(
+        "shoal_known_blobs",
+        Unit::Count,
+        "Blobs of the images in memory, and objects that are being fetched: what the scheduler knows."
+    );
     describe_gauge!("shoal_mounts", Unit::Count, "Mounted images.");
     describe_gauge!("shoal_mounts_kept", Unit::Count, "Those that outlive the daemon: native, or a keeper has them.");
     describe_gauge!("shoal_mounts_native", Unit::Count, "Those that the kernel serves by itself.");
@@ -159,7 +164,7 @@ fn describe() {
     describe_counter!(
         "shoal_peer_faults_total",
         Unit::Count,
-        "What other nodes did that they should not, by peer (64 are named) and fault: violation, wrong_bytes, stall, broken_promise."
+        "What other nodes did that they should not, by peer (64 are named) and fault: violation, wrong_bytes, stall, broken_promise, flood."
     );
     describe_gauge!(
         "shoal_start_traces",

@@ -1,7 +1,7 @@
 //! The node without its outside: what readers, prefetch and the control API share.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -9,7 +9,8 @@ use shoal_rafs::{ChunkCache, oci::Reference};
 
 use crate::{
     driver::DriverHandle,
-    images::{ImageError, Images, NamedImage},
+    exchange::Exchange,
+    images::{Image, ImageError, Images, NamedImage},
     reader::{Ahead, PieceKey},
     store::Store,
     traffic::Traffic,
@@ -34,9 +35,18 @@ pub(crate) struct Node {
     pub(crate) read_ahead: u64,
     /// What is on its way for that reason. Locked for a look.
     pub(crate) ahead: Mutex<Ahead>,
+    /// With whom it exchanges what it has; nobody as long as there is none.
+    pub(crate) exchange: OnceLock<Exchange>,
 }
 
 impl Node {
+    /// From now on this node reads the image: whoever has it tells what they have of it, and is told.
+    pub(crate) fn joins(&self, image: &Image) {
+        if let Some(exchange) = self.exchange.get() {
+            exchange.interested_in(image);
+        }
+    }
+
     /// The image that `reference` names at present.
     ///
     /// # Errors

@@ -42,6 +42,15 @@ pub(crate) struct Pins {
     node: Arc<Node>,
     /// By reference. Locked for look-ups only.
     table: Arc<Mutex<BTreeMap<String, Pinned>>>,
+    /// Held by who changes a pin, from the look at what there is to the change of the table.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A pin that lasts longer than it did, and what it was before.
+#[derive(Debug)]
+pub(crate) struct Extended {
+    record: PinRecord,
+    before: Option<PinRecord>,
 }
 
 struct Pinned {
@@ -57,7 +66,7 @@ impl Pins {
     pub(crate) async fn restore(node: Arc<Node>) -> Result<Self, StoreError> {
         let store = node.store.clone();
         let records = blocking(move || store.pins()).await?;
-        let pins = Self { node, table: Arc::default() };
+        let pins = Self { node, table: Arc::default(), turn: Arc::default() };
         records.into_iter().for_each(|record| pins.hold(record));
         Ok(pins)
     }
@@ -73,20 +82,46 @@ impl Pins {
         lifetime: Option<Duration>,
     ) -> Result<NamedImage, PinError> {
         let named = self.node.image(reference).await?;
-        let record = PinRecord {
-            reference: reference.to_string(),
-            manifest: named.manifest,
-            needs: named.needs.clone(),
-            until: lifetime.map(|lifetime| unix_now().saturating_add(lifetime.as_secs())),
-        };
-        let room = self.lock().len() < MAX_PINS || self.lock().contains_key(&record.reference);
-        if !room {
-            return Err(PinError::TooMany);
-        }
-        let (store, recorded) = (self.node.store.clone(), record.clone());
-        blocking(move || store.put_pin(&recorded)).await?;
-        self.hold(record);
+        let record = record(reference, &named, lifetime);
+        let _turn = self.turn.lock().await;
+        self.put(record).await?;
         Ok(named)
+    }
+
+    /// Sees to it that what `reference` names at present, by its digest, is pinned for `lifetime` at least: a pin that lasts longer
+    /// stays as it is. What this changed can be [given back](Self::give_back).
+    ///
+    /// # Errors
+    /// See [`PinError`].
+    pub(crate) async fn pin_for(
+        &self,
+        reference: &Reference,
+        lifetime: Duration,
+    ) -> Result<(NamedImage, Option<Extended>), PinError> {
+        let named = self.node.image(reference).await?;
+        let record = record(reference, &named, Some(lifetime));
+        let _turn = self.turn.lock().await;
+        let before = self.lock().get(&record.reference).map(|pinned| pinned.record.clone());
+        if before.as_ref().is_some_and(|before| lasts_as_long(before, &record)) {
+            return Ok((named, None));
+        }
+        self.put(record.clone()).await?;
+        Ok((named, Some(Extended { record, before })))
+    }
+
+    /// Has a pin be as it was before it was extended, unless somebody has changed it since.
+    ///
+    /// # Errors
+    /// The record cannot be written or removed; the pin then stands.
+    pub(crate) async fn give_back(&self, Extended { record, before }: Extended) -> Result<(), PinError> {
+        let _turn = self.turn.lock().await;
+        if self.lock().get(&record.reference).is_none_or(|pinned| pinned.record != record) {
+            return Ok(());
+        }
+        match before {
+            Some(before) => self.put(before).await,
+            None => self.remove(&record.reference).await.map(drop),
+        }
     }
 
     /// Ends the pin of a reference; false when there is none.
@@ -94,6 +129,22 @@ impl Pins {
     /// # Errors
     /// The record cannot be removed; the pin then stands.
     pub(crate) async fn unpin(&self, reference: &str) -> Result<bool, PinError> {
+        let _turn = self.turn.lock().await;
+        self.remove(reference).await
+    }
+
+    async fn put(&self, record: PinRecord) -> Result<(), PinError> {
+        let room = self.lock().len() < MAX_PINS || self.lock().contains_key(&record.reference);
+        if !room {
+            return Err(PinError::TooMany);
+        }
+        let (store, recorded) = (self.node.store.clone(), record.clone());
+        blocking(move || store.put_pin(&recorded)).await?;
+        self.hold(record);
+        Ok(())
+    }
+
+    async fn remove(&self, reference: &str) -> Result<bool, PinError> {
         let (store, name) = (self.node.store.clone(), reference.to_owned());
         blocking(move || store.remove_pin(&name)).await?;
         Ok(self.lock().remove(reference).is_some())
@@ -135,5 +186,42 @@ impl Pins {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Pinned>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn record(reference: &Reference, named: &NamedImage, lifetime: Option<Duration>) -> PinRecord {
+    PinRecord {
+        reference: reference.to_string(),
+        manifest: named.manifest,
+        needs: named.needs.clone(),
+        until: lifetime.map(|lifetime| unix_now().saturating_add(lifetime.as_secs())),
+    }
+}
+
+/// Whether a pin is of the same image as `wanted`, and ends no sooner.
+fn lasts_as_long(pin: &PinRecord, wanted: &PinRecord) -> bool {
+    let end = |pin: &PinRecord| pin.until.unwrap_or(u64::MAX);
+    pin.manifest == wanted.manifest && end(pin) >= end(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::ObjectId;
+
+    use super::*;
+
+    #[test]
+    fn a_pin_for_good_lasts_longer_than_any_other() {
+        let pin = |manifest, until| PinRecord {
+            reference: "r.example/app".into(),
+            manifest: ObjectId::new([manifest; 32]),
+            needs: Default::default(),
+            until,
+        };
+        assert!(lasts_as_long(&pin(1, None), &pin(1, Some(9))) && lasts_as_long(&pin(1, Some(9)), &pin(1, Some(9))));
+        assert!(
+            !lasts_as_long(&pin(1, Some(8)), &pin(1, Some(9))) && !lasts_as_long(&pin(1, Some(9)), &pin(1, None))
+        );
+        assert!(!lasts_as_long(&pin(2, None), &pin(1, Some(9))), "it is another image");
     }
 }

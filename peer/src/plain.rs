@@ -36,14 +36,14 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use shoal_proto::{Algorithm, BlobId, Digest, HashList, HashListError, ObjectId, PeerId, Priority};
 use shoal_rafs::{Chunk, Compressor, Piece, PieceTable, digest, oci::Source};
-use shoal_scheduler::{BlobKey, Event, Item, Origin, WantError, WantFailure};
+use shoal_scheduler::{BlobKey, Event, Item, Origin};
 
 pub(crate) use self::{
     collector::{Collector, Stage},
     whole::{Whole, WholeError},
 };
 use crate::{
-    driver::{DriverHandle, Fetched, WantFailed},
+    driver::{DriverHandle, Fetched, Stake, WantFailed},
     fetch::{BlobTarget, ListTarget, Target},
     images::{ImageBlob, scheduled},
     mounts::blocking,
@@ -153,6 +153,11 @@ impl PlainBlobs {
         self.lock().get(&blob).cloned()
     }
 
+    /// All whose lists are in memory.
+    pub(crate) fn all(&self) -> Vec<Arc<PlainBlob>> {
+        self.lock().values().cloned().collect()
+    }
+
     /// The blob, if this node has verified all of it once.
     pub(crate) async fn verified(&self, source: &Source, blob: BlobId) -> Option<Arc<PlainBlob>> {
         if let Some(known) = self.known(blob) {
@@ -171,11 +176,11 @@ impl PlainBlobs {
         None
     }
 
-    /// The list of a blob as an item to want.
-    pub(crate) async fn know_list(&self, source: &Source, blob: BlobId) -> Item {
-        let key = list_key(blob);
-        self.driver.add(key, Target::List(Arc::new(ListTarget { source: source.clone(), blob }))).await;
-        Item { blob: key, piece: 0 }
+    /// Makes the list of a blob known to the scheduler, for as long as the stake is held.
+    pub(crate) async fn know_list(&self, source: &Source, blob: BlobId) -> Stake {
+        let stake = self.driver.stake(list_key(blob));
+        self.driver.add(&stake, Target::List(Arc::new(ListTarget { source: source.clone(), blob }))).await;
+        stake
     }
 
     /// The blob's list, from memory or disk, from its home, or made of what the registry has.
@@ -194,16 +199,12 @@ impl PlainBlobs {
         if let Some(kept) = self.verified(source, blob).await {
             return Ok(kept);
         }
+        let stake = self.know_list(source, blob).await;
+        let item = Item { blob: stake.key(), piece: 0 };
         loop {
-            let item = self.know_list(source, blob).await;
             // Bulk, even where somebody waits: a list that is asked for twice is a blob that the registry sends twice.
             let fetched = self.driver.want(item, Priority::Prefetch, LIST_PATIENCE, origin).await;
-            let fetched = match fetched {
-                // The target went, with the last who waited, between being made known and being wanted.
-                Err(WantFailed::Unavailable(WantError { reason: WantFailure::Unknown, .. })) => continue,
-                fetched => fetched.map_err(PlainError::List)?,
-            };
-            match fetched {
+            match fetched.map_err(PlainError::List)? {
                 Fetched::List { bytes, giver } => {
                     let entered = giver.map_or(Entered::Made, Entered::Given);
                     if let Some(known) = self.enter(source, blob, bytes, entered).await? {
@@ -238,33 +239,26 @@ impl PlainBlobs {
         };
         let Some(handle) = handle else { return Ok(None) };
         let key = scheduled(handle.key());
-        let origins = Arc::new(PieceOrigins::new(table.len()));
-        let target = BlobTarget {
-            source: source.clone(),
-            bootstrap: as_bootstrap(blob),
-            manifest: None,
-            table: table.clone(),
-            handle: handle.clone(),
-            origins: origins.clone(),
-            others: Vec::new(),
-        };
         let giver = if let Entered::Given(peer) = entered { Some(peer) } else { None };
+        let origins = Arc::new(PieceOrigins::new(table.len()));
         let entry = Arc::new(PlainBlob {
-            blob: ImageBlob { key, table, handle, origins },
+            blob: ImageBlob { key, table, handle, origins, stake: self.driver.stake(key) },
             size: list.size(),
             list: bytes,
             giver,
             verified: AtomicBool::new(giver.is_none()),
         });
-        let (known, idle) = {
+        let known = {
             let mut known = self.lock();
-            let idle = if known.len() >= MAX_IDLE { take_idle(&mut known) } else { Vec::new() };
-            (known.entry(blob).or_insert(entry).clone(), idle)
+            if known.len() >= MAX_IDLE {
+                forget_idle(&mut known);
+            }
+            known.entry(blob).or_insert(entry).clone()
         };
-        for idle in idle {
-            self.driver.remove(idle.blob.key).await;
-        }
-        self.driver.add(key, Target::Blob(Arc::new(target))).await;
+        let ImageBlob { key, table, handle, origins, stake } = known.blob.clone();
+        let (source, bootstrap) = (source.clone(), as_bootstrap(blob));
+        let target = BlobTarget { source, bootstrap, manifest: None, table, handle, origins, others: Vec::new() };
+        self.driver.add(&stake, Target::Blob(Arc::new(target))).await;
         self.driver.event(Event::OneHome { blob: key }).await;
         Ok(Some(known))
     }
@@ -281,7 +275,7 @@ impl PlainBlobs {
 
     /// What came by this list is not the blob: nothing of it stays, and whoever gave it is known for a liar.
     async fn refute(&self, plain: &Arc<PlainBlob>) {
-        let (blob, key) = (plain.id(), plain.blob.key);
+        let blob = plain.id();
         tracing::warn!(%blob, giver = ?plain.giver, "all pieces are as its list says, and the blob is not what its digest says");
         {
             let mut known = self.lock();
@@ -289,7 +283,7 @@ impl PlainBlobs {
                 known.remove(&blob);
             }
         }
-        self.driver.remove(key).await;
+        self.driver.retract(&plain.blob.stake).await;
         let (store, needs) = (self.store.clone(), footprint(plain));
         if let Err(error) = blocking(move || store.evict(&needs)).await {
             tracing::warn!(%blob, "false bytes are not removed: {}", crate::chain(&error));
@@ -316,9 +310,9 @@ enum Entered {
     Given(PeerId),
 }
 
-/// Takes out what nobody uses.
-fn take_idle(known: &mut HashMap<BlobId, Arc<PlainBlob>>) -> Vec<Arc<PlainBlob>> {
-    known.extract_if(|_, plain| Arc::strong_count(plain) == 1).map(|(_, plain)| plain).collect()
+/// Drops what nobody uses.
+fn forget_idle(known: &mut HashMap<BlobId, Arc<PlainBlob>>) {
+    known.retain(|_, plain| Arc::strong_count(plain) > 1);
 }
 
 fn list_key(blob: BlobId) -> BlobKey {

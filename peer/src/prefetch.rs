@@ -45,6 +45,8 @@ pub(crate) async fn run(
     NamedImage { image, needs, .. }: &NamedImage,
     progress: &mpsc::Sender<Result<PrefetchProgress, Status>>,
 ) -> Result<(), PrefetchError> {
+    // Or each node would ask nobody but homes, and where there is none the registry.
+    node.joins(image);
     // Or what came first would go for what comes last.
     let _hold = node.store.hold(needs.clone());
     let mut now = PrefetchProgress::default();

@@ -6,6 +6,9 @@
 //!                         '--------------- gossip <---- Stands -----'   at most every second, and at the end
 //! ```
 //!
+//! Words are lost: where many speak at once, and where a writer speaks too often. So while somebody waits for the end, those that are
+//! not known to be done are asked once more, by their names, and say again how far they are.
+//!
 //! Only the node that was asked keeps books of who has come how far. All that the nodes of a cluster say of their progress
 //! together is bounded, whatever their number: the more there are, the less often each speaks. A node takes part only with
 //! images of registries that it reads for others, a few at a time, and for a bounded time.
@@ -16,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rand::seq::IteratorRandom;
 use sha2::{Digest as _, Sha256};
 use shoal_proto::{
     ObjectId, PeerId, Role,
@@ -110,9 +114,18 @@ pub(crate) struct Preheats {
 
 #[derive(Default)]
 struct Books {
-    /// The oldest first.
-    heard: VecDeque<PreheatId>,
+    /// Those that this node takes part in, the oldest first.
+    heard: VecDeque<(PreheatId, Part)>,
     asked: VecDeque<(PreheatId, Asked)>,
+}
+
+/// What this node does for a preheat.
+#[derive(Default)]
+struct Part {
+    /// What it said last.
+    said: Standing,
+    /// It is about to say it again.
+    repeats: bool,
 }
 
 /// A preheat that this node was asked for.
@@ -178,7 +191,7 @@ impl Preheats {
             tokio::time::sleep(TELL).await;
             if said.elapsed() >= SAY_AGAIN {
                 said = Instant::now();
-                self.say_again(id).await;
+                self.ask_again(id).await;
             }
         }
     }
@@ -202,21 +215,36 @@ impl Preheats {
         Ok((chosen, meant))
     }
 
-    /// Takes part in a preheat if it is new and this node is meant.
+    /// Takes part in a preheat if this node is meant, and it is new. If it is not, and this node is asked by its name, it says again
+    /// how far it is.
     fn hear(&self, preheat: Preheat) {
-        {
-            let mut books = self.lock();
-            if books.heard.contains(&preheat.id) {
-                return;
+        if !preheat.chosen.means(&self.parts.me, self.parts.role, &self.parts.zone) {
+            return;
+        }
+        let (preheats, mut books) = (self.clone(), self.lock());
+        if let Some((id, part)) = books.heard.iter_mut().find(|(id, _)| *id == preheat.id) {
+            if matches!(preheat.chosen, Chosen::Nodes(_)) && !std::mem::replace(&mut part.repeats, true) {
+                let id = *id;
+                tokio::spawn(async move { preheats.repeat(id).await });
             }
-            books.heard.push_back(preheat.id);
-            let spare = books.heard.len().saturating_sub(MAX_HEARD);
-            books.heard.drain(..spare);
+            return;
         }
-        if preheat.chosen.means(&self.parts.me, self.parts.role, &self.parts.zone) {
-            let preheats = self.clone();
-            tokio::spawn(async move { preheats.take_part(preheat).await });
-        }
+        books.heard.push_back((preheat.id, Part::default()));
+        let spare = books.heard.len().saturating_sub(MAX_HEARD);
+        books.heard.drain(..spare);
+        tokio::spawn(async move { preheats.take_part(preheat).await });
+    }
+
+    /// Says again what this node said last, not at the same time as the others that were asked.
+    async fn repeat(&self, id: PreheatId) {
+        tokio::time::sleep(STEP.mul_f64(rand::random())).await;
+        let said = {
+            let mut books = self.lock();
+            let Some((_, part)) = books.heard.iter_mut().find(|(heard, _)| *heard == id) else { return };
+            part.repeats = false;
+            part.said.clone()
+        };
+        self.say(id, said).await;
     }
 
     async fn take_part(&self, preheat: Preheat) {
@@ -237,8 +265,8 @@ impl Preheats {
         self.say(*id, standing.clone()).await;
         // The semaphore is never closed.
         let _turn = self.turns.acquire().await;
-        let named = self.parts.pins.pin(reference, Some(preheat.lifetime.min(MAX_LIFETIME))).await;
-        let named = named.map_err(|error| crate::chain(&error))?;
+        let pinned = self.parts.pins.pin_for(reference, preheat.lifetime.min(MAX_LIFETIME)).await;
+        let (named, extended) = pinned.map_err(|error| crate::chain(&error))?;
         let (progress, mut heard) = mpsc::channel(4);
         let mut run = std::pin::pin!(prefetch::run(&self.parts.node, &named, &progress));
         let mut said = Instant::now();
@@ -258,9 +286,10 @@ impl Preheats {
             *standing = stands(&now);
         }
         if let Err(error) = outcome {
-            // What is not whole is not worth its room.
-            let unpinned = self.parts.pins.unpin(&reference.to_string()).await;
-            unpinned.map_err(|error| crate::chain(&error))?;
+            // What is not whole is not worth its room, unless somebody else has pinned it.
+            if let Some(extended) = extended {
+                self.parts.pins.give_back(extended).await.map_err(|error| crate::chain(&error))?;
+            }
             return Err(crate::chain(&error));
         }
         Ok(())
@@ -269,17 +298,29 @@ impl Preheats {
     async fn say(&self, id: PreheatId, standing: Standing) {
         // Gossip does not come back to its writer.
         self.note(self.parts.me, id, standing.clone());
+        if let Some((_, part)) = self.lock().heard.iter_mut().find(|(heard, _)| *heard == id) {
+            part.said = standing.clone();
+        }
         if let Err(error) = self.parts.control.say(Word::Stands(id, standing)).await {
             tracing::debug!("progress of a preheat is not told: {error}");
         }
     }
 
-    async fn say_again(&self, id: PreheatId) {
-        let asked = self.lock().asked.iter().find(|(asked, _)| *asked == id).map(|(_, asked)| asked.preheat.clone());
-        if let Some(preheat) = asked
-            && let Err(error) = self.parts.control.say(Word::Asked(preheat)).await
-        {
-            tracing::debug!("a preheat is not said again: {error}");
+    /// Asks once more: everybody, for who joined meanwhile, and by their names some of those that are not known to be done, since
+    /// what they said may be lost.
+    async fn ask_again(&self, id: PreheatId) {
+        let again = {
+            let books = self.lock();
+            let Some((_, asked)) = books.asked.iter().find(|(asked, _)| *asked == id) else { return };
+            let missing = asked.nodes.iter().filter(|(_, standing)| !standing.over).map(|(peer, _)| *peer);
+            let named = missing.sample(&mut rand::rng(), MAX_NAMED);
+            let by_name = Preheat { chosen: Chosen::Nodes(named), ..asked.preheat.clone() };
+            [asked.preheat.clone(), by_name]
+        };
+        for preheat in again {
+            if let Err(error) = self.parts.control.say(Word::Asked(preheat)).await {
+                tracing::debug!("a preheat is not said again: {error}");
+            }
         }
     }
 
@@ -292,7 +333,9 @@ impl Preheats {
     fn note(&self, peer: PeerId, id: PreheatId, standing: Standing) {
         let mut books = self.lock();
         let Some((_, asked)) = books.asked.iter_mut().find(|(asked, _)| *asked == id) else { return };
-        if asked.nodes.len() < MAX_NODES || asked.nodes.contains_key(&peer) {
+        let known = asked.nodes.get(&peer);
+        // What is only said again is no news.
+        if known != Some(&standing) && (asked.nodes.len() < MAX_NODES || known.is_some()) {
             asked.nodes.insert(peer, standing);
             asked.news = Instant::now();
         }

@@ -80,6 +80,7 @@ pub use holdings::{Footprint, Hold};
 pub use limits::StoreLimits;
 pub use records::{LayerRecord, MountRecord, PinRecord};
 pub use spool::Spool;
+pub(crate) use whole_files::ObjectFile;
 
 /// How a store behaves.
 #[derive(Debug, Clone)]
@@ -258,6 +259,17 @@ impl Store {
     /// As [`object`](Self::object), but does not count as use when it comes to what was used longest ago.
     pub fn inspect_object(&self, id: ObjectId) -> Result<Option<Bytes>, StoreError> {
         self.blobs.files.read_object(id)
+    }
+
+    /// An object, verified again, to be read part by part. One that was damaged on disk is removed and is `None`.
+    pub(crate) fn object_file(&self, id: ObjectId) -> Result<Option<ObjectFile>, StoreError> {
+        self.blobs.holdings.used(Holding::Object(id));
+        self.blobs.files.open_object(id)
+    }
+
+    /// Bytes of an object that is kept, without reading it.
+    pub(crate) fn object_len(&self, id: ObjectId) -> Option<u64> {
+        std::fs::metadata(self.object_path(id)).ok().map(|metadata| metadata.len())
     }
 
     /// The file of an object, to be read in place and not verified again. It counts as used.

@@ -341,6 +341,7 @@ fn print_peer(peer: &PeerStatus) {
         (peer.wrong_bytes, "wrong answers"),
         (peer.stalls, "stalls"),
         (peer.broken_promises, "broken promises"),
+        (peer.floods, "floods of notices"),
     ];
     let faults = faults.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
     let faults = match &faults.collect::<Vec<_>>()[..] {

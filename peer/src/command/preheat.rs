@@ -44,7 +44,7 @@ struct Choice {
     /// The nodes of a zone.
     #[arg(long)]
     zone: Option<String>,
-    /// So many nodes, the same each time for the same image.
+    /// So many nodes, the same each time for the same image: 64 at most, as many as a message names. For more there are zones.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     count: Option<u32>,
 }

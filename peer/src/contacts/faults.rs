@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     Stall,
     /// It does not have a piece that it, or another for it, said it has.
     BrokenPromise,
+    /// It said so much that it had to be slowed down.
+    Flood,
 }
 
 impl Fault {
@@ -32,6 +34,7 @@ impl Fault {
             Self::WrongBytes => "wrong_bytes",
             Self::Stall => "stall",
             Self::BrokenPromise => "broken_promise",
+            Self::Flood => "flood",
         }
     }
 }
@@ -43,6 +46,7 @@ pub(crate) struct Faults {
     pub(crate) wrong_bytes: u64,
     pub(crate) stalls: u64,
     pub(crate) broken_promises: u64,
+    pub(crate) floods: u64,
     /// In words.
     pub(crate) last: String,
 }
@@ -54,6 +58,7 @@ impl Faults {
             Fault::WrongBytes => &mut self.wrong_bytes,
             Fault::Stall => &mut self.stalls,
             Fault::BrokenPromise => &mut self.broken_promises,
+            Fault::Flood => &mut self.floods,
         } += 1;
         detail.clone_into(&mut self.last);
     }

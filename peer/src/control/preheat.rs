@@ -4,7 +4,7 @@
 //! A request names the image with its digest, so that all fetch the same one, and says who is meant: by role, by zone, or
 //! one by one. Each node finds out for itself whether it is meant. As with a lease, gossip proves who wrote a message, and
 //! the certificate in it that the writer is a member. A request may come again under its id: whoever joined meanwhile
-//! hears it then, and the others take no notice.
+//! hears it then, and the others take no notice, unless they are asked by name: those say again how far they are.
 
 use std::time::Duration;
 

@@ -186,6 +186,7 @@ impl Parts {
                 wrong_bytes: known.faults.wrong_bytes,
                 stalls: known.faults.stalls,
                 broken_promises: known.faults.broken_promises,
+                floods: known.faults.floods,
                 last_fault: known.faults.last,
             }
         });

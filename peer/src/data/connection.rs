@@ -10,19 +10,24 @@
 //!
 //! Until its hello is accepted a peer has one stream, a small window and a few seconds.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use shoal_proto::{Hello, Message};
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
     Closing, Gone, PeerEvent, Shared,
     frames::{FrameError, FrameReader, FrameWriter, Urgency, WriteFailed},
     link::Link,
+    pace::{self, Pace},
     server,
     table::SIMULTANEOUS,
     wire::Wire,
@@ -179,6 +184,7 @@ fn violation(detail: impl ToString) -> End {
 }
 
 async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader) -> End {
+    let mut pace = Pace::new(Instant::now());
     loop {
         let message = match frames.next().await {
             Ok(Some(message)) => message,
@@ -188,6 +194,13 @@ async fn read_notices(shared: &Shared, link: &Arc<Link>, mut frames: FrameReader
         };
         link.touch();
         let peer = link.peer();
+        let heard = pace.hear(Instant::now(), pace::length(&message));
+        if heard.is_flood {
+            shared.tell(link, PeerEvent::Flood { peer }).await;
+        }
+        if !heard.wait.is_zero() {
+            sleep(heard.wait).await;
+        }
         let event = match message {
             Message::Have(have) => PeerEvent::Have { peer, have },
             Message::Interest { bootstrap, blob } => PeerEvent::Interest { peer, bootstrap, blob },

@@ -167,6 +167,16 @@ impl AnswerSender {
     /// # Errors
     /// [`SendError`]; then nothing more can be sent.
     pub async fn send_data(&mut self, piece: u32, bytes: Bytes) -> Result<(), SendError> {
+        let total = bytes.len() as u64;
+        self.send_part(piece, total, 0, bytes).await
+    }
+
+    /// Sends a part of a piece, or of an object as piece 0, that has `total` bytes: the parts of one come one behind the other, and
+    /// nothing between them. Whatever is too large to be in memory whole is sent so.
+    ///
+    /// # Errors
+    /// [`SendError`]; then nothing more can be sent.
+    pub async fn send_part(&mut self, piece: u32, total: u64, start: u64, bytes: Bytes) -> Result<(), SendError> {
         if self.room.is_none() {
             self.reserve(bytes.len()).await?;
         }
@@ -174,16 +184,15 @@ impl AnswerSender {
             Some((own, all)) => own.keep(all.keep(bytes)),
             None => bytes,
         };
-        let total = bytes.len() as u64;
         let most = self.open.as_ref().ok_or(SendError::Cancelled)?.frames.part();
         let mut offset = 0;
         loop {
             if offset % PASSES == 0 {
-                self.pass(PASSES.min(bytes.len() - offset), offset == 0).await?;
+                self.pass(PASSES.min(bytes.len() - offset), start == 0 && offset == 0).await?;
             }
             let part = bytes.slice(offset..bytes.len().min(offset + most));
             let length = part.len();
-            let (request, offset_here) = (self.request, offset as u64);
+            let (request, offset_here) = (self.request, start + offset as u64);
             let data = Data { request, piece, total, offset: offset_here, length: length as u32 };
             self.send(&Message::Data(data), part).await?;
             self.link.count_sent(length as u64);

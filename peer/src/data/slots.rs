@@ -56,16 +56,16 @@ impl Drop for Slot {
     }
 }
 
-/// The bytes of answers that may be in memory: read, and not yet acknowledged by who asked.
+/// Bytes that may be in memory at a time: of answers, read and not yet acknowledged by who asked; of objects that come.
 #[derive(Debug, Clone)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     all: Arc<Semaphore>,
     prefetch: Arc<Semaphore>,
     capacity: u32,
 }
 
 impl Budget {
-    pub(super) fn new(capacity: u32) -> Self {
+    pub(crate) fn new(capacity: u32) -> Self {
         let capacity = capacity.max(4);
         Self {
             all: Arc::new(Semaphore::new(capacity as usize)),
@@ -75,7 +75,7 @@ impl Budget {
     }
 
     /// Waits for room for `length` bytes; something larger than all the room takes all that its priority may have.
-    pub(super) async fn room(&self, length: usize, priority: Priority) -> Room {
+    pub(crate) async fn room(&self, length: usize, priority: Priority) -> Room {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         let open = "the semaphores are never closed";
         let prefetch = match priority {
@@ -93,7 +93,7 @@ impl Budget {
 
 /// Room for some bytes; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     _all: OwnedSemaphorePermit,
     _prefetch: Option<OwnedSemaphorePermit>,
 }

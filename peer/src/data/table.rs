@@ -88,7 +88,6 @@ impl<L: Clone + PartialEq> Table<L> {
     }
 
     /// Dials under way.
-    #[cfg(test)]
     pub(super) fn dials(&self) -> usize {
         self.dialling.len()
     }

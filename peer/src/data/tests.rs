@@ -11,7 +11,7 @@ mod transports;
 use std::{future::Future, net::Ipv4Addr};
 
 use futures::StreamExt;
-use shoal_proto::{Asked, Fingerprint, ImageSource, ObjectKind, Priority, Role};
+use shoal_proto::{Asked, BlobId, Contact, Fingerprint, Have, ImageSource, ObjectId, ObjectKind, Priority, Role};
 
 use super::*;
 

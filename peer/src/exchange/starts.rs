@@ -59,7 +59,9 @@ impl Exchange {
                 return self.parts.starts.take_in(peer, image.layer, trace);
             }
             if self.parts.data.has_feature(peer, FEATURE_START_TRACES) {
-                return self.notify(peer, Message::Trace { bootstrap: image.layer, trace });
+                // Of many starts a few are told: where there is no room, the next one is.
+                let _ = self.notify(peer, Message::Trace { bootstrap: image.layer, trace });
+                return;
             }
         }
     }

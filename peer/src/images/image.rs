@@ -8,6 +8,7 @@ use shoal_scheduler::BlobKey;
 
 use super::{ImageError, Unpacked, unpacked::Metas};
 use crate::{
+    driver::{DriverHandle, Stake},
     native::NativeNames,
     starts::StartRecord,
     store::{self, BlobHandle, Store},
@@ -49,6 +50,8 @@ pub struct ImageBlob {
     pub handle: BlobHandle,
     /// Where they came from.
     pub origins: Arc<PieceOrigins>,
+    /// What keeps them known to the scheduler.
+    pub(crate) stake: Stake,
 }
 
 impl Image {
@@ -106,14 +109,20 @@ impl ImageBlob {
 }
 
 /// Opens the blobs of an image in the store. Blocks.
-pub(super) fn open(store: &Store, unpacked: Unpacked, metas: &Metas, source: Source) -> Result<Image, ImageError> {
+pub(super) fn open(
+    store: &Store,
+    driver: &DriverHandle,
+    unpacked: Unpacked,
+    metas: &Metas,
+    source: Source,
+) -> Result<Image, ImageError> {
     let tables = unpacked.tables(metas)?;
     let Unpacked { layer, diff_id, metadata, bootstrap, kept, .. } = unpacked;
     let blobs = tables.into_iter().map(|table| {
         let handle = store.open_blob(&table).map_err(|e| ImageError::Store(Arc::new(e)))?;
         let key = scheduled(handle.key());
         let origins = Arc::new(PieceOrigins::new(table.len()));
-        Ok(ImageBlob { key, table, handle, origins })
+        Ok(ImageBlob { key, table, handle, origins, stake: driver.stake(key) })
     });
     let blobs = blobs.collect::<Result<_, _>>()?;
     let metas = metas.keys().copied().collect();

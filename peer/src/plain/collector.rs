@@ -12,7 +12,7 @@ use shoal_rafs::oci::Source;
 use shoal_scheduler::Origin;
 use tokio::sync::{Semaphore, watch};
 
-use super::{PlainBlob, PlainBlobs, as_bootstrap, footprint, want_piece};
+use super::{PlainBlob, PlainBlobs, footprint, want_piece};
 use crate::{driver::DriverHandle, exchange::Exchange, mounts::blocking, node::Node, store::Store};
 
 /// Blobs that come at a time; the others wait.
@@ -112,7 +112,7 @@ impl Collector {
             // What came first must not go for what comes last.
             let hold = self.store.hold(footprint(&plain));
             stage.send_replace(Stage::Coming(plain.clone()));
-            self.exchange.interested_in_plain(as_bootstrap(blob), blob);
+            self.exchange.interested_in_plain(&plain);
             let missing = plain.missing();
             let complete = missing.is_empty();
             self.fetch(&plain, missing).await?;

@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     fs::{self, File, Metadata},
-    io::{self, Write},
+    io::{self, Read, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -27,6 +28,9 @@ const UNFINISHED: &str = ".unfinished-";
 /// Decoded forms that are being filled under a mount start like this. Nothing is trusted of what the next owner of the
 /// directory finds in one; but a mount may have it open, and ask for what it has not read yet.
 const FILLING: &str = ".filling-";
+
+/// Bytes that are in memory while a file is hashed.
+const HASHED_AT_A_TIME: usize = 256 << 10;
 
 /// The folders of such files.
 pub(super) struct WholeFiles {
@@ -178,6 +182,31 @@ impl WholeFiles {
         Ok(None)
     }
 
+    /// An object, to be read part by part: all of it is verified before. One that was damaged is removed and is `None`.
+    pub(super) fn open_object(&self, id: ObjectId) -> Result<Option<ObjectFile>, StoreError> {
+        let failed = |source| StoreError::io(format!("reading object {id}"), source);
+        let file = match File::open(self.object_path(id)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed(source)),
+        };
+        let (mut hasher, mut buffer, mut len) = (Sha256::new(), vec![0; HASHED_AT_A_TIME], 0);
+        loop {
+            let read = (&file).read(&mut buffer).map_err(failed)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+            len += read as u64;
+        }
+        if ObjectId::new(hasher.finalize().into()) == id {
+            return Ok(Some(ObjectFile { file, len }));
+        }
+        tracing::warn!(object = %id, "damaged on disk: removed");
+        self.remove(Holding::Object(id))?;
+        Ok(None)
+    }
+
     /// Removes one, if it is there, or being filled; gives the bytes that it took up.
     pub(super) fn remove(&self, holding: Holding) -> Result<u64, StoreError> {
         let Some(path) = self.path(holding) else { return Ok(0) };
@@ -218,6 +247,27 @@ impl WholeFiles {
 
     fn measure(&self, holding: Holding, path: &Path) {
         self.holdings.sized(holding, fs::metadata(path).as_ref().map_or(0, allocated));
+    }
+}
+
+/// An object that is open, and was whole when it was opened.
+#[derive(Debug)]
+pub(crate) struct ObjectFile {
+    file: File,
+    len: u64,
+}
+
+impl ObjectFile {
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// So many bytes of it from a place on. Blocks.
+    pub(crate) fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes.into())
     }
 }
 

@@ -23,7 +23,7 @@ use shoal_proto::{
 };
 use tokio::runtime::Runtime;
 
-use crate::support::{Daemon, Registry, assert_same, can_mount, metric, total_bytes, tree, wait};
+use crate::support::{Daemon, Registry, assert_same, can_mount, metric, peak, total_bytes, tree, wait};
 
 /// Pieces of the image.
 const FILES: usize = 30;
@@ -187,13 +187,6 @@ impl Bed {
     }
 }
 
-/// Peak of the memory of a process, in bytes.
-fn peak(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a figure");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-}
-
 #[test]
 fn endless_bytes_end_the_connection_and_cost_no_memory() {
     let Some(bed) = Bed::new("hostile_endless") else { return };
@@ -308,11 +301,25 @@ async fn chatter(data: &DataPlane, to: PeerId, messages: u64) {
             2 => Message::Have(Have { bootstrap, blob, full: true, first: 0, pieces: Bitfield::full(1 << 16) }),
             _ => Message::Trace { bootstrap, trace: StartTrace::of((0..4000).map(|piece| (0, piece * 2))) },
         };
-        loop {
-            match data.notify(to, message.clone()) {
-                Err(NotifyError::Full) => tokio::time::sleep(Duration::from_millis(1)).await,
-                said => break said.expect("the daemon listens"),
-            }
+        say(data, to, message).await;
+    }
+}
+
+/// Says what is a lot of work, as fast as it is heard.
+async fn flood(data: &DataPlane, to: PeerId, messages: u64) {
+    let (bootstrap, blob) = (ObjectId::new([8; 32]), BlobId::new([9; 32]));
+    let pieces = Bitfield::full(shoal_proto::MAX_WIRE_PIECES);
+    let message = Message::Have(Have { bootstrap, blob, full: true, first: 0, pieces });
+    for _ in 0..messages {
+        say(data, to, message.clone()).await;
+    }
+}
+
+async fn say(data: &DataPlane, to: PeerId, message: Message) {
+    loop {
+        match data.notify(to, message.clone()) {
+            Err(NotifyError::Full) => tokio::time::sleep(Duration::from_millis(1)).await,
+            said => break said.expect("the daemon listens"),
         }
     }
 }
@@ -331,9 +338,15 @@ fn a_flood_of_notices_fills_no_memory_and_keeps_nobody_from_reading() {
         }
     });
     let (data, runtime) = (double.data.clone(), bed.runtime.handle().clone());
-    let flood = thread::spawn(move || runtime.block_on(chatter(&data, to, 6000)));
+    let flood = thread::spawn(move || {
+        runtime.block_on(async {
+            chatter(&data, to, 4000).await;
+            flood(&data, to, 600).await;
+        });
+    });
     bed.assert_reads(&daemon);
     flood.join().expect("all of it is said");
+    double.wait_for_fault(&daemon, "floods", "flood", &["says more than anybody needs to"]);
     assert_eq!(daemon.status()["start_traces"]["images"], 0, "of images that it has not heard of");
     assert!(metric(&daemon, "shoal_start_traces_heard_total{taken=\"no\"}") > 500.0);
     let grown = peak(&daemon) - before;

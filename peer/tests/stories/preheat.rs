@@ -62,6 +62,23 @@ fn what_was_preheated_is_read_without_the_registry() {
     let read = registry.sent_bytes() - sent;
     assert!(read < encoded * 3 / 2, "four nodes read {read} of {encoded} bytes at the registry");
 
+    // What somebody has pinned for good stays so, whoever preheats it, for how short a time, and whether it succeeds or not.
+    let pinned = progress["reference"].as_str().expect("a reference");
+    daemons[2].ctl(&["pin", pinned]);
+    let output = preheat(&daemons[0], &[pinned, "--seeds", "--for", "1h"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let seeds: Vec<_> = nodes(&json(&output)).iter().map(|node| node["peer"].clone()).collect();
+    assert_eq!(seeds, [Value::from(id(&daemons[0]))], "seed peers alone");
+    let output = preheat(&daemons[0], &[pinned, "--all", "--for", "1s"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let until = |daemon: &Daemon| daemon.store_usage()["pins"][0]["until"].as_u64().expect("a time");
+    assert_eq!(until(&daemons[2]), 0, "for good");
+    let now = std::time::UNIX_EPOCH.elapsed().expect("it is later than 1970").as_secs();
+    assert!(until(&daemons[1]) > now + 1000, "what was said to be pinned for an hour");
+    assert!(daemons[2].ctl(&["unpin", pinned]).status.success());
+    let output = preheat(&daemons[0], &[pinned, "--all", "--for", "1h"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
     // A number of nodes, by the image: the same ones each time.
     let chosen = || -> Vec<String> {
         let output = preheat(&daemons[0], &[&registry.reference("2"), "--count", "2"]);
@@ -85,6 +102,31 @@ fn what_was_preheated_is_read_without_the_registry() {
         assert_same(source.path(), &daemon.mountpoint());
         daemon.umount(&daemon.mountpoint());
     }
+}
+
+/// Without seed peers, and with a registry that each reads slowly: what one of them has read the others have from it.
+#[test]
+fn without_seed_peers_the_registry_is_not_read_by_each() {
+    let source = tree(44, 60, 100_000);
+    let mut registry = Registry::start();
+    let encoded = registry.publish(source.path(), "1");
+    registry.switch_on();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut daemons = vec![Daemon::start("first", folder.path(), &["limits.registry=500KiB".into()])];
+    let settings = [daemons[0].join(), "limits.registry=500KiB".into()];
+    for name in ["second", "third", "fourth"] {
+        daemons.push(Daemon::start(name, folder.path(), &settings));
+    }
+    wait("they are connected", || {
+        let connected = |daemon: &Daemon| daemon.peers().iter().filter(|peer| peer["connected"] == true).count();
+        daemons.iter().all(|daemon| connected(daemon) == 3)
+    });
+    let sent = registry.sent_bytes();
+    let output = preheat(&daemons[1], &[&registry.reference("1"), "--all"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(nodes(&json(&output)).len(), daemons.len());
+    let read = registry.sent_bytes() - sent;
+    assert!(read < encoded * 2, "four nodes read {read} of {encoded} bytes at the registry");
 }
 
 #[test]

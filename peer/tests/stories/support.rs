@@ -293,6 +293,12 @@ impl Daemon {
         });
     }
 
+    /// Waits until a seed peer has heard of its own lease, and is a home.
+    pub(crate) fn wait_for_own_lease(&self) {
+        let me = self.status()["peer"].clone();
+        wait("it has a lease", || self.peers().iter().any(|peer| peer["peer"] == me && peer["lease"] == true));
+    }
+
     pub(crate) fn mountpoint(&self) -> PathBuf {
         self.folder.join("mnt")
     }
@@ -434,4 +440,11 @@ pub(crate) fn metric(daemon: &Daemon, name: &str) -> f64 {
 /// Bytes of a status' `total` of pieces from `origin`.
 pub(crate) fn total_bytes(status: &Value, origin: &str) -> u64 {
     status["total"]["bytes"][origin].as_u64().expect("a figure")
+}
+
+/// Peak of the memory of a daemon, in bytes.
+pub(crate) fn peak(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a figure");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

@@ -254,9 +254,12 @@ pub struct PeerStatus {
     pub stalls: u64,
     #[prost(uint64, tag = "15")]
     pub broken_promises: u64,
-    /// The last of these, in words; empty when there was none.
+    /// The last of these, or of those below, in words; empty when there was none.
     #[prost(string, tag = "16")]
     pub last_fault: ::prost::alloc::string::String,
+    /// How often it said so much that it had to be slowed down.
+    #[prost(uint64, tag = "17")]
+    pub floods: u64,
 }
 #[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -156,6 +156,29 @@ async fn answers_that_wait_for_room_are_whole() {
     }
 }
 
+/// What is too large to be in memory whole, as an object, is sent in parts; whoever asks sees one piece.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_that_is_sent_in_parts_is_one() {
+    const LENGTH: usize = (5 << 20) + 7;
+    for transport in TRANSPORTS {
+        let bytes = piece(0, LENGTH);
+        let service = Answering(move |_, _, mut answers: AnswerSender| {
+            let bytes = bytes.clone();
+            tokio::spawn(async move {
+                for start in (0..LENGTH).step_by(1 << 20) {
+                    let part = bytes.slice(start..LENGTH.min(start + (1 << 20)));
+                    answers.reserve(part.len()).await?;
+                    answers.send_part(0, LENGTH as u64, start as u64, part).await?;
+                }
+                answers.end().await
+            });
+        });
+        let (a, b) = pair(transport, serving(1), Arc::new(service)).await;
+        let answers = all(a.ask(b.peer, 0, &[LENGTH as u64]).await).await;
+        assert_eq!(answers, [Ok(Answer::Data { piece: 0, bytes: piece(0, LENGTH) })]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_answer_cancels_at_the_server() {
     for transport in TRANSPORTS {

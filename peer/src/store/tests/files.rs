@@ -216,13 +216,21 @@ fn objects_are_kept_whole_or_not_at_all() {
         store.put_object(id(bytes), bytes).unwrap();
         assert!(store.has_object(id(bytes)));
         assert_eq!(store.object(id(bytes)).unwrap().unwrap(), bytes);
+        let file = store.object_file(id(bytes)).unwrap().unwrap();
+        assert_eq!((file.len(), store.object_len(id(bytes))), (bytes.len() as u64, Some(bytes.len() as u64)));
+        let half = bytes.len() / 2;
+        assert_eq!(file.read(half as u64, bytes.len() - half).unwrap(), &bytes[half..]);
+        assert!(file.read(half as u64, bytes.len() - half + 1).is_err());
     }
+    assert!(store.object_file(id(b"other")).unwrap().is_none() && store.object_len(id(b"other")).is_none());
     let wrong = store.put_object(id(b"other"), b"manifest");
     assert!(matches!(wrong, Err(StoreError::WrongObject { found, .. }) if found == id(b"manifest")));
     assert!(!store.has_object(id(b"other")));
 
     let path = dir.path().join("objects").join(id(b"manifest").to_string());
     for damage in [&b"manifesT"[..], b"manifes", b""] {
+        fs::write(&path, damage).unwrap();
+        assert!(store.object_file(id(b"manifest")).unwrap().is_none() && !path.exists());
         fs::write(&path, damage).unwrap();
         assert_eq!(store.object(id(b"manifest")).unwrap(), None);
         assert!(!path.exists());
