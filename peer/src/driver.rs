@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream::FuturesUnordered};
-use shoal_proto::{BlobId, PeerId, Priority};
+use shoal_proto::{Bitfield, BlobId, PeerId, Priority};
 use shoal_rafs::DecodedPiece;
 use shoal_scheduler::{
     Action, BanReason, BlobKey, Config, Event, Item, LimitWaits, Origin as WantOrigin, RequestId, Scheduler, Time,
@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     fetch::{Fetch, Fetcher, PeerQuestion, Target},
-    rare_news::RareNews,
+    pressing_news::PressingNews,
     traffic::Provenance,
 };
 
@@ -128,14 +128,14 @@ pub struct DriverHandle {
     commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
     clock: Clock,
-    rare: Arc<RareNews>,
+    pressing_news: Arc<PressingNews>,
     farewells: Arc<Farewells>,
 }
 
 impl DriverHandle {
     /// The blobs whose news should not wait.
-    pub(crate) fn rare_news(&self) -> &RareNews {
-        &self.rare
+    pub(crate) fn pressing_news(&self) -> &PressingNews {
+        &self.pressing_news
     }
 
     /// For those that the loop itself starts: they must not keep it running.
@@ -287,16 +287,16 @@ pub(crate) struct Driver {
 /// The loop's end of what it shares with its handles.
 pub(crate) struct Inbox {
     commands: mpsc::Receiver<Command>,
-    rare: Arc<RareNews>,
+    pressing_news: Arc<PressingNews>,
     farewells: Arc<Farewells>,
 }
 
 /// The two ends of the loop's channel, made before the loop because the planes need one of them to start.
 pub(crate) fn channel(clock: Clock) -> (DriverHandle, Inbox) {
     let (commands, received) = mpsc::channel(QUEUE);
-    let (rare, farewells) = (Arc::<RareNews>::default(), Arc::<Farewells>::default());
-    let inbox = Inbox { commands: received, rare: rare.clone(), farewells: farewells.clone() };
-    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock, rare, farewells }, inbox)
+    let (pressing_news, farewells) = (Arc::<PressingNews>::default(), Arc::<Farewells>::default());
+    let inbox = Inbox { commands: received, pressing_news: pressing_news.clone(), farewells: farewells.clone() };
+    (DriverHandle { commands, next: Arc::new(AtomicU64::new(1)), clock, pressing_news, farewells }, inbox)
 }
 
 impl Driver {
@@ -440,7 +440,7 @@ impl Driver {
     /// Forgets the stakes in `key` that are dropped, and one that is retracted; with the last of them the key.
     fn forget_stake(&mut self, key: BlobKey, retracted: Option<&StakeWatch>) {
         if self.targets.tidy(key, retracted) {
-            self.inbox.rare.remove(key);
+            self.inbox.pressing_news.remove(key);
             self.scheduler.handle_event(self.clock.now(), Event::BlobRemoved { blob: key });
         }
     }
@@ -448,8 +448,9 @@ impl Driver {
     /// Completes the wants of an item. Without room to keep it, it is for them only: whoever wants it next has it fetched.
     fn arrived(&mut self, item: Item, fetched: Fetched, event: Event) {
         let (now, kept) = (self.clock.now(), fetched.is_kept());
-        if kept && self.scheduler.holders(item) == 0 {
-            self.inbox.rare.insert(item.blob);
+        if kept {
+            let here = self.scheduler.present(item.blob).map_or(0, Bitfield::count);
+            self.inbox.pressing_news.arrived(item.blob, self.scheduler.holders(item) == 0, here + 1);
         }
         self.delivered.insert(item, fetched);
         self.scheduler.handle_event(now, event);

@@ -129,7 +129,7 @@ impl Exchange {
                     let wait = self.tell_news().await.map_or(TICK, |wait| wait.min(TICK));
                     next = Instant::now() + wait;
                 }
-                () = self.parts.driver.rare_news().come() => next = next.min(Instant::now() + PROMPT),
+                () = self.parts.driver.pressing_news().come() => next = next.min(Instant::now() + PROMPT),
                 else => return,
             }
         }

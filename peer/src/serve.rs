@@ -132,7 +132,8 @@ fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
 impl Server {
     async fn admit(&self, peer: PeerId, request: Request, mut answers: AnswerSender) -> Result<(), Gone> {
         let (first, bytes) = self.measure(&request.what);
-        let ask = Ask { peer, first, bytes: bytes.unwrap_or(0), priority: request.priority, lacks: request.lacks };
+        let Request { priority, lacks, source: home, .. } = request;
+        let ask = Ask { peer, first, bytes: bytes.unwrap_or(0), priority, lacks, home };
         let answered = match Upload::admit(self, ask, bytes.is_some()) {
             Ok(mut upload) => self.answer(request, &mut answers, &mut upload).await,
             Err(busy) => Err(busy.into()),

@@ -52,7 +52,7 @@ mod tracker;
 mod wants;
 
 pub use allowance::{Allowance, Rates, Waits};
-pub use announce::{PROMPT, announce_interval};
+pub use announce::{PROMPT, announce_interval, is_pressing};
 pub use config::Config;
 pub use event::{
     Action, BanReason, BlobKey, Event, Failure, Item, Origin, RequestId, Source, WantError, WantFailure, WantId, Why,

@@ -25,6 +25,10 @@ pub struct TrackerConfig {
     pub relaxed: u64,
     /// The same before anything is known of the rate, when it is too early to send somebody away. Default 4 MiB.
     pub unmeasured: u64,
+    /// The same for the first request of a peer to its home. Nobody else has what is asked for, and it is sent to all that asked once
+    /// it has come from the registry; if most were refused, they would come again later, and the home would have little to do.
+    /// Default 64 MiB.
+    pub unmeasured_home: u64,
     /// Everyone is served as long as what is being sent takes no longer than this, at the best rate of late: who is asked for
     /// much because it is fast need not send half of it away. Default 250 ms.
     pub backlog: Duration,
@@ -49,6 +53,7 @@ impl Default for TrackerConfig {
         Self {
             relaxed: 1 << 20,
             unmeasured: 4 << 20,
+            unmeasured_home: 64 << 20,
             backlog: Duration::from_millis(250),
             copies: 8,
             ceiling: 4,
@@ -73,6 +78,8 @@ pub struct Ask {
     pub priority: Priority,
     /// Thousandths of the blob that the asker lacks, as it says itself; 0 if it does not.
     pub lacks: u16,
+    /// Whether it is asked as the home.
+    pub home: bool,
 }
 
 /// What to do with a request.
@@ -177,13 +184,15 @@ impl Tracker {
     ///
     /// Prefetch is served by need: who lacks more of the blob than others that ask may have more on its way.
     pub fn admit(&mut self, now: Time, ask: Ask) -> Admission {
-        let Ask { peer, first, bytes, priority, lacks } = ask;
+        let Ask { peer, first, bytes, priority, lacks, home } = ask;
         // Copies of long ago may be gone, as their receivers are forgotten.
         let recent = |given: &Given| now.since(given.since) < self.config.memory;
         let spread = |given: &Given| recent(given) && given.copies >= self.config.copies;
         let known = self.find(first);
         let spread = known.is_some_and(|at| spread(&self.given[at]));
-        let even = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog });
+        let first_of_home = home && self.share(peer) == 0;
+        let unmeasured = if first_of_home { self.config.unmeasured_home } else { self.config.unmeasured };
+        let even = self.relaxed(if spread { self.config.backlog / SPREAD } else { self.config.backlog }, unmeasured);
         let (relaxed, times) = match priority {
             Priority::Prefetch => (self.need.part(even, lacks), self.config.ceiling),
             Priority::OnDemand => (even, self.config.ceiling.saturating_mul(2)),
@@ -240,9 +249,9 @@ impl Tracker {
     }
 
     /// Bytes being sent up to which everyone is served: what takes no longer than this at the best rate of late.
-    fn relaxed(&self, backlog: Duration) -> u64 {
+    fn relaxed(&self, backlog: Duration, unmeasured: u64) -> u64 {
         let millis = u64::try_from(backlog.as_millis()).unwrap_or(u64::MAX);
-        let least = if self.best_bytes_per_s == 0 { self.config.unmeasured } else { self.config.relaxed };
+        let least = if self.best_bytes_per_s == 0 { unmeasured } else { self.config.relaxed };
         least.max(self.best_bytes_per_s.saturating_mul(millis) / 1000)
     }
 
@@ -368,7 +377,7 @@ mod tests {
 
     /// For a piece of 10 bytes.
     fn ask(n: u8, piece: u32, priority: Priority) -> Ask {
-        Ask { peer: peer(n), first: item(piece), bytes: 10, priority, lacks: 0 }
+        Ask { peer: peer(n), first: item(piece), bytes: 10, priority, lacks: 0, home: false }
     }
 
     /// Serves one piece of 10 bytes to everyone.
@@ -425,6 +434,17 @@ mod tests {
         let mut serves = |priority| tracker.admit(Time::ZERO, ask(1, 1, priority)) == Admission::Serve;
         assert_eq!([(); 4].map(|()| serves(Priority::Prefetch)), [true, true, true, false]);
         assert_eq!([(); 4].map(|()| serves(Priority::OnDemand)), [true, true, true, false]);
+    }
+
+    #[test]
+    fn a_home_that_knows_nothing_yet_takes_one_request_of_each() {
+        let config = TrackerConfig { unmeasured: 10, unmeasured_home: 40, ceiling: 1, ..TrackerConfig::default() };
+        let mut tracker = Tracker::new(config);
+        let mut serves = |n, home| {
+            tracker.admit(Time::ZERO, Ask { home, ..ask(n, n.into(), Priority::Prefetch) }) == Admission::Serve
+        };
+        assert!(serves(1, true) && !serves(1, true) && !serves(2, false));
+        assert_eq!([2, 3, 4, 5].map(|n| serves(n, true)), [true, true, true, false]);
     }
 
     #[test]

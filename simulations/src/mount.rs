@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use shoal_proto::{Bitfield, Priority};
-use shoal_scheduler::Time;
+use shoal_scheduler::{Time, is_pressing};
 
 use crate::{
     images::Image,
@@ -26,8 +26,8 @@ pub(crate) struct Mount {
     pub(crate) failed_reads: u64,
     /// Pieces that neighbours have not heard of.
     pub(crate) news: Bitfield,
-    /// Whether some of them were at none of the neighbours when they came.
-    pub(crate) has_rare_news: bool,
+    /// Whether they should hear soon.
+    pub(crate) has_pressing_news: bool,
     pub(crate) audience: Audience,
     reading: Arc<Reading>,
     left: Left,
@@ -59,7 +59,7 @@ impl Mount {
             last: None,
             failed_reads: 0,
             news: Bitfield::new(present.len()),
-            has_rare_news: false,
+            has_pressing_news: false,
             audience: Audience::default(),
             left: reading.left(present),
             reading,
@@ -101,10 +101,11 @@ impl Mount {
         self.failed_reads += u64::from(!ok);
     }
 
-    /// A piece is here that was not before; whether it is `rare` among the neighbours.
-    pub(crate) fn got(&mut self, now: Time, piece: u32, rare: bool) {
+    /// A piece came and makes so many that are `here`; `unheld` if no neighbour had it.
+    pub(crate) fn got(&mut self, now: Time, piece: u32, unheld: bool, here: u32) {
         self.news.insert(piece);
-        self.has_rare_news |= rare;
+        let news = self.news.count();
+        self.has_pressing_news |= is_pressing(unheld, news, here.saturating_sub(news));
         self.first.get_or_insert(now);
         self.reading.got(piece, &mut self.left);
         self.note_progress(now);

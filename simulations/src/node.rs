@@ -214,10 +214,11 @@ impl Node {
         self.requests.answered(request, piece);
         let is_new = !self.has(image, piece);
         let (item, bytes) = (Item { blob: key(image), piece }, self.serving.bytes(piece));
-        let rare = is_new && self.scheduler.holders(item) == 0;
+        let unheld = self.scheduler.holders(item) == 0;
         self.scheduler.handle_event(now, Event::Delivered { request, item, bytes });
+        let here = self.have(image).map_or(0, Bitfield::count);
         if is_new && let Some(mount) = self.mount_mut(image) {
-            mount.got(now, piece, rare);
+            mount.got(now, piece, unheld, here);
             self.fresh.push(image);
         }
         self.drain(now);
@@ -319,7 +320,7 @@ impl Node {
             Message::Request { request, image, pieces, priority, source, deadline, lacks } => {
                 let first = Item { blob: key(image), piece: pieces.first().copied().unwrap_or_default() };
                 let bytes = pieces.iter().map(|&piece| self.serving.bytes(piece)).sum();
-                let ask = Ask { peer, first, bytes, priority, lacks };
+                let ask = Ask { peer, first, bytes, priority, lacks, home: source };
                 self.admit(now, (from, request), ask, pieces, source.then_some(deadline));
             }
             Message::Cancel { request } => {

@@ -131,7 +131,7 @@ impl Exchange {
                 let state = self.lock();
                 let Some(peers) = state.interests.of(&topic) else { continue };
                 if state.news.is_told(topic, &blob.handle.present()) {
-                    self.parts.driver.rare_news().remove(blob.key);
+                    self.parts.driver.pressing_news().remove(blob.key);
                     continue;
                 }
                 peers.clone()
@@ -143,13 +143,13 @@ impl Exchange {
             };
             let told = self.tell(topic, &blob, Audience::OwnZone, &own, listeners);
             let told_others = self.tell(topic, &blob, Audience::OtherZones, &others, listeners);
-            // What was rare waits for its own zone to hear of it, if somebody listens there.
+            // What presses waits for its own zone to hear of it, if somebody listens there.
             match if own.is_empty() { told_others } else { told } {
-                Telling::Waits(wait) if self.parts.driver.rare_news().contains(blob.key) => {
+                Telling::Waits(wait) if self.parts.driver.pressing_news().contains(blob.key) => {
                     next = Some(next.map_or(wait, |next| next.min(wait)));
                 }
                 Telling::Waits(_) => {}
-                Telling::Nothing | Telling::Told => self.parts.driver.rare_news().remove(blob.key),
+                Telling::Nothing | Telling::Told => self.parts.driver.pressing_news().remove(blob.key),
             }
             if [told, told_others].contains(&Telling::Told) {
                 self.announce(&blob).await;
@@ -169,9 +169,9 @@ impl Exchange {
             let zones = self.zones();
             to == Audience::OtherZones && peers.iter().all(|&peer| zones.is_provided_for(peer))
         };
-        let rare = self.parts.driver.rare_news().contains(blob.key);
+        let pressing = self.parts.driver.pressing_news().contains(blob.key);
         let pause = |changed, pieces| {
-            if helps_itself { ELSEWHERE } else { announce_interval(changed, pieces, rare, listeners) }
+            if helps_itself { ELSEWHERE } else { announce_interval(changed, pieces, pressing, listeners) }
         };
         let due = self.lock().news.due((topic, to), &present, now, pause);
         let (news, full) = match due {

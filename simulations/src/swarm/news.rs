@@ -18,13 +18,13 @@ const TAKE_IN: Duration = Duration::from_millis(10);
 
 impl Swarm<'_> {
     /// Something of an image is new at a node: it takes the next of the turns to tell that come every interval, or tells soon what
-    /// nobody had.
+    /// presses.
     pub(super) fn expect_tick(&mut self, at: Index, image: Image) {
         let (interval, phase) = (self.scenario.costs.have_ms / 1e3, self.standing[at as usize].phase);
         let turns = (self.now.as_secs_f64() - phase.as_secs_f64()) / interval;
         let turn = Time::ZERO + phase + Duration::from_secs_f64((turns.floor() + 1.0).max(0.0) * interval);
         let Some(mount) = self.nodes[at as usize].mount_mut(image) else { return };
-        let next = if mount.has_rare_news { turn.min(self.now + PROMPT) } else { turn };
+        let next = if mount.has_pressing_news { turn.min(self.now + PROMPT) } else { turn };
         self.tick_at(next.max(self.now), at, image);
     }
 
@@ -45,15 +45,15 @@ impl Swarm<'_> {
         if !alive {
             return;
         }
-        let (listeners, rare) = (mount.audience.listeners.len(), mount.has_rare_news);
-        let pause = announce_interval(mount.news.count(), mount.news.len(), rare, listeners);
+        let (listeners, pressing) = (mount.audience.listeners.len(), mount.has_pressing_news);
+        let pause = announce_interval(mount.news.count(), mount.news.len(), pressing, listeners);
         let due = mount.audience.told + pause;
         if self.now < due {
-            let next = if rare { due } else { self.now + millis(self.scenario.costs.have_ms) };
+            let next = if pressing { due } else { self.now + millis(self.scenario.costs.have_ms) };
             return self.tick_at(next, at, image);
         }
         mount.audience.told = self.now;
-        mount.has_rare_news = false;
+        mount.has_pressing_news = false;
         let empty = Bitfield::new(mount.news.len());
         let news = Arc::new(std::mem::replace(&mut mount.news, empty));
         let zones: BTreeSet<u16> = mount.audience.listeners.iter().map(|&to| self.topology.place(to).zone).collect();
