@@ -371,8 +371,7 @@ fn events_are_answered_while_a_holder_is_stuck() {
         waits.join().unwrap().unwrap();
         let mut sockets = [PollFd::new(&asking, PollFlags::RDHUP)];
         poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
-        let still_asks = sockets[0].revents().is_empty();
-        still_asks
+        sockets[0].revents().is_empty()
     });
     assert!(answered_meanwhile, "the keeper answers nobody while it waits for its holder");
     group.unmark(file.as_file().as_fd()).unwrap();

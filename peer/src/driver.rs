@@ -5,7 +5,7 @@
 //! itself only ever waits for the channel, for a fetch to end, for something to be dropped, or for the scheduler's next
 //! deadline.
 //!
-//! What a key stands for is known as long as somebody has a [`Stake`] in it, and forgotten with the last one.
+//! What a key stands for is known as long as somebody has a `Stake` in it, and forgotten with the last one.
 
 mod clock;
 mod farewells;
